@@ -1,0 +1,18 @@
+//! What one training step is a function of: rows of token ids with their lengths ([`TokenRows`],
+//! [`Seq2SeqBatch`]), and the random numbers drawn inside it ([`Key`]).
+//!
+//! Neither type knows Burn, a tokenizer or a model: data loaders make batches, models consume them, and both agree
+//! on this crate alone. Two rules of the project live here:
+//!
+//! * **Padding comes from lengths, never from token values.** A [`TokenRows`] holds real tokens only, end to end;
+//!   whoever needs a rectangle asks for one and says what to fill it with.
+//! * **Every random draw is a pure function of a key.** Nothing depends on how many draws came before, so training
+//!   resumes at any step without saved generator state.
+
+#![forbid(unsafe_code)]
+
+mod key;
+mod rows;
+
+pub use key::Key;
+pub use rows::{BatchError, Seq2SeqBatch, TokenRows};
