@@ -1,0 +1,333 @@
+//! Everything that can go wrong with weights on disk.
+//!
+//! Names that come from a file are shown quoted and escaped, so that a hostile name cannot write control characters to
+//! a terminal. Lists are complete: a person who fixes one name should not meet the next one only on the next run.
+
+use std::io;
+use std::path::PathBuf;
+
+use safetensors::Dtype;
+
+/// Why weights could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WeightsError {
+    /// The path does not exist.
+    #[error("{path:?} does not exist; check the spelling, or download the model first")]
+    NotFound {
+        /// The path as it was given.
+        path: PathBuf,
+    },
+
+    /// The path exists and is a directory, a pipe or a device where a file is needed.
+    #[error("{path:?} is not a regular file; give the path of a safetensors file")]
+    NotAFile {
+        /// The path as it was given.
+        path: PathBuf,
+    },
+
+    /// The operating system refused to read.
+    #[error("{action} {path:?} failed: {source}")]
+    Io {
+        /// What was being done, as a gerund: "opening", "reading the header of".
+        action: &'static str,
+        /// The file or directory concerned.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+
+    /// The operating system refused to write. Whatever had the final name before still has it.
+    #[error(
+        "cannot write {path:?}: {source}; check that there is room on the disk and that this user may create files \
+         there, or choose another output path"
+    )]
+    Unwritable {
+        /// The file or directory that was to be written.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+
+    /// A name in the staged directory is a file where the target has a directory, or the other way round.
+    #[error(
+        "{path:?} is in the way: it is a {found} and a {expected} of that name is to be written; nothing was replaced, \
+         move it aside or choose another output path"
+    )]
+    InTheWay {
+        /// What stands at the final place.
+        path: PathBuf,
+        /// What it is: "file", "directory" or "broken symbolic link".
+        found: &'static str,
+        /// What was to be written there: "file" or "directory".
+        expected: &'static str,
+    },
+
+    /// The file ends before what it declares.
+    #[error("{path:?} is cut short: {part} needs {expected} bytes, the file has {found}; copy or download it again")]
+    Truncated {
+        /// The file.
+        path: PathBuf,
+        /// The part that does not fit: the header's length, the header, or the tensors.
+        part: &'static str,
+        /// The size that the file must have, or (for the first two parts) have at least, in bytes.
+        expected: u64,
+        /// The size that it has, in bytes.
+        found: u64,
+    },
+
+    /// The file goes on after its last tensor.
+    #[error(
+        "{path:?} is too long: header and tensors take {expected} bytes, the file has {found}; it is damaged or has \
+         something appended, copy or download it again"
+    )]
+    TrailingBytes {
+        /// The file.
+        path: PathBuf,
+        /// The size that header and tensors take, in bytes.
+        expected: u64,
+        /// The size that the file has, in bytes.
+        found: u64,
+    },
+
+    /// The declared length of the header is above the cap, which the reference implementation has too.
+    #[error(
+        "{path:?} declares a header of {found} bytes, more than the limit of {limit}; it is not a safetensors file, or \
+         a damaged one"
+    )]
+    HeaderTooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The declared length, in bytes.
+        found: u64,
+        /// The cap, in bytes.
+        limit: u64,
+    },
+
+    /// The file is the text stub that git leaves in place of a large file.
+    #[error("{path:?} is a Git LFS pointer and not the weights; run `git lfs pull` in its directory")]
+    GitLfsPointer {
+        /// The file.
+        path: PathBuf,
+    },
+
+    /// The header is not the JSON object that the format asks for.
+    #[error("the header of {path:?} is not valid: {detail}; copy, download or convert the file again")]
+    BadHeader {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and where in the header.
+        detail: String,
+    },
+
+    /// A JSON object has a key twice. Most parsers keep the last one without a word.
+    #[error("{path:?} has the same JSON key twice: {}; write the file again, each name once", quoted(keys))]
+    DuplicateKeys {
+        /// The safetensors file or the index.
+        path: PathBuf,
+        /// All keys that appear more than once.
+        keys: Vec<String>,
+    },
+
+    /// A tensor's dtype, shape and byte range contradict each other or those of its neighbours.
+    #[error("tensor {tensor:?} of {path:?}: {detail}; the file is damaged or forged, do not use it")]
+    TensorLayout {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Expected and found.
+        detail: String,
+    },
+
+    /// No tensor has that name.
+    #[error("{path:?} has no tensor {tensor:?}; it has {count} tensors{}", hint(nearest))]
+    TensorNotFound {
+        /// The file or directory.
+        path: PathBuf,
+        /// The name asked for.
+        tensor: String,
+        /// How many tensors there are.
+        count: usize,
+        /// The name most like the one asked for, if one is alike.
+        nearest: Option<String>,
+    },
+
+    /// The tensor does not hold floating-point numbers that can be converted.
+    #[error(
+        "{what} has dtype {found:?}, expected F32, F16, BF16 or F64; if these are quantised weights, load the \
+         unquantised model"
+    )]
+    NotFloat {
+        /// The tensor: by file and name if it was read from a file, else by its shape.
+        what: String,
+        /// Its dtype, or the dtype that a conversion asked for.
+        found: Dtype,
+    },
+
+    /// Shape and data of a tensor do not fit each other.
+    #[error("a {dtype:?} tensor of shape {shape:?} takes {expected}, found {found}; give the shape that the data has")]
+    ShapeMismatch {
+        /// The dtype.
+        dtype: Dtype,
+        /// The shape.
+        shape: Vec<usize>,
+        /// What the shape asks for, with its unit.
+        expected: String,
+        /// What was given, with its unit.
+        found: String,
+    },
+
+    /// Tensors that cannot be written under the names they were given.
+    #[error(
+        "cannot write {path:?}: tensor names must differ from each other and from \"__metadata__\"; these do not: {}",
+        quoted(names)
+    )]
+    BadNames {
+        /// The file that was to be written.
+        path: PathBuf,
+        /// All names at fault.
+        names: Vec<String>,
+    },
+
+    /// A directory has no weights in a format that is read.
+    #[error("{dir:?} has neither model.safetensors nor model.safetensors.index.json{}", others(found))]
+    NoWeights {
+        /// The directory.
+        dir: PathBuf,
+        /// Other safetensors files in it, sorted.
+        found: Vec<String>,
+    },
+
+    /// A directory has weights as pickles only.
+    #[error(
+        "{dir:?} holds its weights only as pickles ({}). A pickle is a program, and this one is not run. Convert it in \
+         Python, where you trust the source: `AutoModelForSeq2SeqLM.from_pretrained(dir).save_pretrained(out, \
+         safe_serialization=True)` (or the class of your model), or take the repository's safetensors revision",
+        quoted(found)
+    )]
+    PickleOnly {
+        /// The directory.
+        dir: PathBuf,
+        /// The pickle files seen, sorted.
+        found: Vec<String>,
+    },
+
+    /// The shard index is above the cap.
+    #[error("{path:?} has {found} bytes, more than the limit of {limit} for a shard index; it is not one")]
+    IndexTooLarge {
+        /// The index.
+        path: PathBuf,
+        /// Its size, in bytes.
+        found: u64,
+        /// The cap, in bytes.
+        limit: u64,
+    },
+
+    /// The shard index is not the JSON object that it must be.
+    #[error("the shard index {path:?} is not valid: {detail}; download it again")]
+    BadIndex {
+        /// The index.
+        path: PathBuf,
+        /// What is wrong and where.
+        detail: String,
+    },
+
+    /// The shard index names files in a way that could leave its directory.
+    #[error(
+        "the shard index {path:?} names files it must not: {}; a shard is a .safetensors file inside the index's \
+         directory, do not use this model unless you know where it comes from",
+        pairs(names)
+    )]
+    UnsafeShardNames {
+        /// The index.
+        path: PathBuf,
+        /// All names at fault, each with the reason.
+        names: Vec<(String, String)>,
+    },
+
+    /// A shard is a symbolic link that leads out of the directory.
+    #[error(
+        "the shard index {path:?} names symbolic links that lead outside its directory: {}; put the files themselves \
+         there (links into the blobs of the same Hugging Face cache entry are accepted)",
+        targets(shards)
+    )]
+    ShardOutside {
+        /// The index.
+        path: PathBuf,
+        /// All shards at fault, each with the place it leads to.
+        shards: Vec<(String, PathBuf)>,
+    },
+
+    /// Shards that the index names are not there.
+    #[error("shards named by {path:?} are missing: {}; download them into the same directory", quoted(missing))]
+    MissingShards {
+        /// The index.
+        path: PathBuf,
+        /// All missing files, sorted.
+        missing: Vec<String>,
+    },
+
+    /// Tensors that more than one shard holds.
+    #[error(
+        "tensors of {path:?} are in more than one shard: {}; shards of two models are mixed, download all of them again",
+        held(tensors)
+    )]
+    TensorTwice {
+        /// The index.
+        path: PathBuf,
+        /// All such tensors, each with the shards that hold it.
+        tensors: Vec<(String, Vec<String>)>,
+    },
+
+    /// Index and shards disagree about where tensors are.
+    #[error(
+        "the shard index {path:?} and its shards disagree. In the index, not in the shard it names: {}. In a shard, not \
+         in the index: {}. Index and shards are of different models, download all of them again",
+        pairs(misplaced),
+        pairs(unlisted)
+    )]
+    IndexMismatch {
+        /// The index.
+        path: PathBuf,
+        /// All tensors that their shard lacks, each with the shard and where the tensor was found instead.
+        misplaced: Vec<(String, String)>,
+        /// All tensors that the index lacks, each with the shard that holds it.
+        unlisted: Vec<(String, String)>,
+    },
+}
+
+fn list<T>(items: &[T], one: impl Fn(&T) -> String) -> String {
+    if items.is_empty() { "none".to_owned() } else { items.iter().map(one).collect::<Vec<_>>().join(", ") }
+}
+
+fn quoted(names: &[String]) -> String {
+    list(names, |name| format!("{name:?}"))
+}
+
+fn pairs(items: &[(String, String)]) -> String {
+    list(items, |(name, note)| format!("{name:?} ({note})"))
+}
+
+fn targets(items: &[(String, PathBuf)]) -> String {
+    list(items, |(name, target)| format!("{name:?} -> {target:?}"))
+}
+
+fn held(items: &[(String, Vec<String>)]) -> String {
+    list(items, |(name, shards)| format!("{name:?} (in {})", quoted(shards)))
+}
+
+fn hint(nearest: &Option<String>) -> String {
+    match nearest {
+        Some(name) => format!(", the nearest name is {name:?}"),
+        None => ", and none with a similar name".to_owned(),
+    }
+}
+
+fn others(found: &[String]) -> String {
+    if found.is_empty() {
+        "; is this the directory of a model?".to_owned()
+    } else {
+        format!("; it has {}, give the path of the file you mean", quoted(found))
+    }
+}

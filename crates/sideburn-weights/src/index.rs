@@ -1,0 +1,195 @@
+//! The index of a sharded model, `model.safetensors.index.json`: which tensor is in which file.
+//!
+//! The index comes from outside, and the files it names are opened. So a name must be a plain relative path, and the
+//! file it resolves to must lie inside the directory of the index. One exception: the cache of `huggingface_hub`
+//! keeps `models--ORG--NAME/snapshots/REVISION/` full of links into `models--ORG--NAME/blobs/`, and such links, into
+//! the blobs of the same entry and nowhere else, are followed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+
+use crate::error::WeightsError;
+use crate::file::io_error;
+use crate::unique_map::UniqueMap;
+
+/// The cap on the size of an index, in bytes. The largest published models stay below a tenth of it.
+pub(crate) const MAX_INDEX: u64 = 64 << 20;
+
+/// A parsed index: tensor name to shard name, every shard name checked.
+#[derive(Debug)]
+pub(crate) struct ShardIndex {
+    pub(crate) weight_map: BTreeMap<String, String>,
+}
+
+impl ShardIndex {
+    /// Reads and checks the index at `path`.
+    pub(crate) fn read(path: &Path) -> Result<Self, WeightsError> {
+        let io = |source| io_error("reading the shard index", path, source);
+        let metadata = std::fs::metadata(path).map_err(io)?;
+        if !metadata.is_file() {
+            return Err(WeightsError::NotAFile { path: path.to_owned() });
+        }
+        let mut json = Vec::new();
+        File::open(path).map_err(io)?.take(MAX_INDEX + 1).read_to_end(&mut json).map_err(io)?;
+        if json.len() as u64 > MAX_INDEX {
+            let found = metadata.len().max(json.len() as u64);
+            return Err(WeightsError::IndexTooLarge { path: path.to_owned(), found, limit: MAX_INDEX });
+        }
+        Self::parse(&json, path)
+    }
+
+    fn parse(json: &[u8], path: &Path) -> Result<Self, WeightsError> {
+        let bad = |detail: String| WeightsError::BadIndex { path: path.to_owned(), detail };
+        let raw: RawIndex = serde_json::from_slice(json).map_err(|e| bad(e.to_string()))?;
+        let mut maps = raw.weight_maps.into_iter();
+        let map = maps.next().ok_or_else(|| bad("it has no \"weight_map\"".to_owned()))?;
+        let mut keys = map.duplicates;
+        if maps.next().is_some() {
+            keys.push("weight_map".to_owned());
+        }
+        if !keys.is_empty() {
+            keys.sort_unstable();
+            keys.dedup();
+            return Err(WeightsError::DuplicateKeys { path: path.to_owned(), keys });
+        }
+        if map.entries.is_empty() {
+            return Err(bad("its \"weight_map\" is empty".to_owned()));
+        }
+
+        let index = Self { weight_map: map.entries };
+        let names: Vec<_> = index
+            .shards()
+            .into_iter()
+            .filter_map(|name| Some((name.to_owned(), unsafe_name(name)?.to_owned())))
+            .collect();
+        if names.is_empty() { Ok(index) } else { Err(WeightsError::UnsafeShardNames { path: path.to_owned(), names }) }
+    }
+
+    /// The shards that the index names, each once, sorted.
+    pub(crate) fn shards(&self) -> BTreeSet<&str> {
+        self.weight_map.values().map(String::as_str).collect()
+    }
+
+    /// Resolves each shard to the real file that it is, in the order of [`shards`](Self::shards). `path` is that of
+    /// the index and `dir` the directory that it lies in.
+    pub(crate) fn resolve(&self, path: &Path, dir: &Path) -> Result<Vec<PathBuf>, WeightsError> {
+        let root = dir.canonicalize().map_err(|e| io_error("resolving", dir, e))?;
+        let blobs = cache_blobs(&root);
+        let (mut resolved, mut missing, mut outside) = (Vec::new(), Vec::new(), Vec::new());
+        for name in self.shards() {
+            let shard = dir.join(name);
+            match shard.canonicalize() {
+                Ok(real) if real.starts_with(&root) || blobs.as_ref().is_some_and(|blobs| real.starts_with(blobs)) => {
+                    resolved.push(real);
+                }
+                Ok(real) => outside.push((name.to_owned(), real)),
+                Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                    missing.push(name.to_owned());
+                }
+                Err(e) => return Err(io_error("resolving", &shard, e)),
+            }
+        }
+        if !outside.is_empty() {
+            return Err(WeightsError::ShardOutside { path: path.to_owned(), shards: outside });
+        }
+        if !missing.is_empty() {
+            return Err(WeightsError::MissingShards { path: path.to_owned(), missing });
+        }
+        Ok(resolved)
+    }
+}
+
+/// Why a shard name is refused, or `None` if it is a plain relative path. The rules are those of all systems at once,
+/// so that a model which loads on one loads on every other.
+fn unsafe_name(name: &str) -> Option<&'static str> {
+    if name.starts_with(['/', '\\']) {
+        Some("an absolute path")
+    } else if name.split(['/', '\\']).any(|part| part == "..") {
+        Some("leaves the directory with `..`")
+    } else if name.contains(['\\', ':']) {
+        Some("has a backslash or a colon, which are separators on some systems")
+    } else if name.chars().any(char::is_control) {
+        Some("has a control character")
+    } else if name.split('/').any(|part| part.is_empty() || part == ".") {
+        Some("has an empty or `.` part")
+    } else if !name.ends_with(".safetensors") {
+        Some("does not end in .safetensors")
+    } else {
+        None
+    }
+}
+
+/// The blobs directory of the Hugging Face cache entry that `root` is a snapshot of (or a folder inside one).
+fn cache_blobs(root: &Path) -> Option<PathBuf> {
+    let entry =
+        root.ancestors().skip(1).find(|dir| dir.file_name().is_some_and(|name| name == "snapshots"))?.parent()?;
+    let is_model = entry.file_name()?.to_str()?.starts_with("models--");
+    if is_model { entry.join("blobs").canonicalize().ok() } else { None }
+}
+
+/// The index as the JSON has it. Other keys (`metadata.total_size`, and what tools add) say nothing that the shards do
+/// not, and are skipped.
+struct RawIndex {
+    weight_maps: Vec<UniqueMap<String>>,
+}
+
+impl<'de> Deserialize<'de> for RawIndex {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+
+        impl<'de> Visitor<'de> for Entries {
+            type Value = RawIndex;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object with a \"weight_map\"")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Self::Value, A::Error> {
+                let mut weight_maps = Vec::new();
+                while let Some(key) = access.next_key::<String>()? {
+                    if key == "weight_map" {
+                        weight_maps.push(access.next_value()?);
+                    } else {
+                        access.next_value::<IgnoredAny>()?;
+                    }
+                }
+                Ok(RawIndex { weight_maps })
+            }
+        }
+
+        deserializer.deserialize_map(Entries)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_could_leave_the_directory_are_refused() {
+        for name in ["model-00001-of-00002.safetensors", "sub/m.safetensors", "..m.safetensors"] {
+            assert_eq!(unsafe_name(name), None, "{name}");
+        }
+        for (name, reason) in [
+            ("/etc/m.safetensors", "absolute"),
+            ("\\\\host\\m.safetensors", "absolute"),
+            ("C:\\m.safetensors", "backslash or a colon"),
+            ("C:m.safetensors", "colon"),
+            ("../m.safetensors", ".."),
+            ("sub/../../m.safetensors", ".."),
+            ("sub\\..\\m.safetensors", ".."),
+            ("./m.safetensors", "`.` part"),
+            ("sub//m.safetensors", "empty"),
+            ("", "empty"),
+            ("m\0.safetensors", "control"),
+            ("pytorch_model.bin", ".safetensors"),
+        ] {
+            assert!(unsafe_name(name).is_some_and(|why| why.contains(reason)), "{name}: {:?}", unsafe_name(name));
+        }
+    }
+}

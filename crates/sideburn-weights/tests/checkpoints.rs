@@ -1,0 +1,264 @@
+//! Model directories: whole, sharded, incomplete, contradictory and hostile.
+
+use std::fs;
+use std::path::Path;
+
+use proptest::prelude::*;
+use sideburn_weights::{Checkpoint, Tensor, WeightsError, write_safetensors};
+use tempfile::{TempDir, tempdir};
+
+const INDEX: &str = "model.safetensors.index.json";
+
+fn tensor(value: f32) -> Tensor {
+    Tensor::from_f32(vec![1], &[value]).unwrap()
+}
+
+fn write_shard(path: &Path, tensors: &[(&str, f32)]) {
+    write_safetensors(path, tensors.iter().map(|(name, value)| (*name, tensor(*value))), None).unwrap();
+}
+
+fn write_index(dir: &Path, entries: &[(&str, &str)]) {
+    let entries: Vec<_> = entries.iter().map(|(name, file)| format!("{name:?}: {file:?}")).collect();
+    let json = format!("{{\"metadata\": {{\"total_size\": 12}}, \"weight_map\": {{{}}}}}", entries.join(", "));
+    fs::write(dir.join(INDEX), json).unwrap();
+}
+
+/// Tensors `a` and `b` in one shard, `c` in another.
+fn sharded() -> TempDir {
+    let dir = tempdir().unwrap();
+    write_shard(&dir.path().join("m-1.safetensors"), &[("a", 1.0), ("b", 2.0)]);
+    write_shard(&dir.path().join("m-2.safetensors"), &[("c", 3.0)]);
+    write_index(dir.path(), &[("a", "m-1.safetensors"), ("b", "m-1.safetensors"), ("c", "m-2.safetensors")]);
+    dir
+}
+
+#[track_caller]
+fn assert_refused(path: &Path, fragments: &[&str]) -> WeightsError {
+    let error = Checkpoint::open(path).unwrap_err();
+    let message = error.to_string();
+    for fragment in fragments {
+        assert!(message.contains(fragment), "{fragment:?} is not in: {message}");
+    }
+    error
+}
+
+#[test]
+fn shards_are_one_namespace() {
+    let dir = sharded();
+    for path in [dir.path().to_owned(), dir.path().join(INDEX)] {
+        let model = Checkpoint::open(path).unwrap();
+        assert_eq!(model.names().collect::<Vec<_>>(), ["a", "b", "c"]);
+        assert!(model.contains("c") && !model.contains("d"));
+        assert_eq!(model.info("b").unwrap().shape, [1]);
+        assert_eq!(model.path_of("c").unwrap(), dir.path().join("m-2.safetensors"));
+        assert_eq!(model.files().len(), 2);
+        assert_eq!(model.read("b").unwrap(), tensor(2.0));
+        assert_eq!(model.read_f32("c").unwrap(), [3.0]);
+        assert!(model.info("d").is_none() && model.path_of("d").is_none());
+        let message = model.read("d").unwrap_err().to_string();
+        assert!(message.contains("has no tensor \"d\"; it has 3 tensors"), "{message}");
+    }
+}
+
+#[test]
+fn a_whole_file_comes_before_an_index() {
+    let dir = sharded();
+    write_shard(&dir.path().join("model.safetensors"), &[("whole", 9.0)]);
+    assert_eq!(Checkpoint::open(dir.path()).unwrap().names().collect::<Vec<_>>(), ["whole"]);
+    let model = Checkpoint::open(dir.path().join("m-2.safetensors")).unwrap();
+    assert_eq!(model.names().collect::<Vec<_>>(), ["c"]);
+}
+
+#[test]
+fn directories_without_weights() {
+    let dir = tempdir().unwrap();
+    assert_refused(&dir.path().join("absent"), &["absent", "does not exist"]);
+    assert_refused(
+        dir.path(),
+        &["neither model.safetensors nor model.safetensors.index.json", "directory of a model?"],
+    );
+
+    fs::write(dir.path().join("training_args.bin"), b"").unwrap();
+    assert!(matches!(Checkpoint::open(dir.path()), Err(WeightsError::NoWeights { .. })));
+    fs::write(dir.path().join("pytorch_model.bin"), b"not opened").unwrap();
+    let shown = ["\"pytorch_model.bin\"", "A pickle is a program", "safe_serialization=True"];
+    let error = assert_refused(dir.path(), &shown);
+    assert!(matches!(error, WeightsError::PickleOnly { .. }));
+
+    write_shard(&dir.path().join("adapter_model.safetensors"), &[("a", 1.0)]);
+    assert_refused(dir.path(), &["it has \"adapter_model.safetensors\"", "path of the file you mean"]);
+}
+
+#[test]
+fn an_index_that_is_not_valid() {
+    let dir = tempdir().unwrap();
+    for (json, fragments) in [
+        ("", ["is not valid", "EOF"]),
+        ("[]", ["is not valid", "expected a JSON object"]),
+        ("{\"metadata\": {}}", ["is not valid", "no \"weight_map\""]),
+        ("{\"weight_map\": {}}", ["is not valid", "is empty"]),
+        ("{\"weight_map\": {\"a\": 1}}", ["key \"a\"", "expected a string"]),
+        ("{\"weight_map\": {\"a\": \"m.safetensors\", \"a\": \"n.safetensors\"}}", ["JSON key twice: \"a\"", INDEX]),
+        ("{\"weight_map\": {\"a\": \"m\"}, \"weight_map\": {\"a\": \"m\"}}", ["twice: \"weight_map\"", INDEX]),
+    ] {
+        fs::write(dir.path().join(INDEX), json).unwrap();
+        assert_refused(dir.path(), &fragments);
+    }
+    let deep = format!("{{\"x\": {}", "[".repeat(1 << 20));
+    fs::write(dir.path().join(INDEX), deep).unwrap();
+    assert_refused(dir.path(), &["is not valid", "EOF"]);
+    fs::File::create(dir.path().join(INDEX)).unwrap().set_len((64 << 20) + 1).unwrap();
+    assert_refused(dir.path(), &["has 67108865 bytes, more than the limit of 67108864"]);
+}
+
+#[test]
+fn shard_names_that_leave_the_directory() {
+    let outer = sharded();
+    let dir = outer.path().join("model");
+    fs::create_dir(&dir).unwrap();
+    let absolute = outer.path().join("m-2.safetensors");
+    let absolute = absolute.to_str().unwrap();
+    write_index(&dir, &[("a", "../m-1.safetensors"), ("b", "ok.safetensors"), ("c", absolute), ("d", "x/../../y")]);
+    let quoted = format!("{absolute:?} (an absolute path)");
+    let fragments = ["\"../m-1.safetensors\" (leaves", &quoted, "\"x/../../y\" (leaves", "must not"];
+    let error = assert_refused(&dir, &fragments);
+    assert!(matches!(error, WeightsError::UnsafeShardNames { names, .. } if names.len() == 3));
+}
+
+#[test]
+fn missing_shards_are_all_listed() {
+    let dir = sharded();
+    write_index(dir.path(), &[("a", "m-1.safetensors"), ("c", "gone-2.safetensors"), ("b", "gone-1.safetensors")]);
+    assert_refused(dir.path(), &["missing: \"gone-1.safetensors\", \"gone-2.safetensors\";", INDEX]);
+    fs::create_dir(dir.path().join("gone-1.safetensors")).unwrap();
+    fs::create_dir(dir.path().join("gone-2.safetensors")).unwrap();
+    assert_refused(dir.path(), &["gone-1.safetensors\" is not a regular file"]);
+}
+
+#[test]
+fn a_damaged_shard_is_named() {
+    let dir = sharded();
+    fs::write(dir.path().join("m-2.safetensors"), b"short").unwrap();
+    assert_refused(dir.path(), &["m-2.safetensors\" is cut short"]);
+}
+
+#[test]
+fn a_tensor_in_two_shards() {
+    let dir = sharded();
+    write_shard(&dir.path().join("m-2.safetensors"), &[("a", 4.0), ("b", 5.0), ("c", 3.0)]);
+    let both = "(in \"m-1.safetensors\", \"m-2.safetensors\")";
+    assert_refused(dir.path(), &["more than one shard", &format!("\"a\" {both}, \"b\" {both}")]);
+}
+
+#[test]
+fn an_index_that_its_shards_contradict() {
+    let dir = sharded();
+    write_index(dir.path(), &[("a", "m-2.safetensors"), ("b", "m-1.safetensors"), ("nowhere", "m-1.safetensors")]);
+    assert_refused(
+        dir.path(),
+        &[
+            r#""a" (named "m-2.safetensors", found in "m-1.safetensors")"#,
+            r#""nowhere" (named "m-1.safetensors", found nowhere)"#,
+            r#"not in the index: "c" (in "m-2.safetensors")"#,
+        ],
+    );
+}
+
+#[cfg(unix)]
+mod links {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn that_lead_outside_are_refused() {
+        let dir = sharded();
+        let elsewhere = tempdir().unwrap();
+        let secret = elsewhere.path().join("secret.safetensors");
+        fs::rename(dir.path().join("m-2.safetensors"), &secret).unwrap();
+        symlink(&secret, dir.path().join("m-2.safetensors")).unwrap();
+        let target = format!("\"m-2.safetensors\" -> {:?}", secret.canonicalize().unwrap());
+        assert_refused(dir.path(), &["symbolic links that lead outside", &target]);
+
+        // By way of a linked folder as well.
+        write_index(dir.path(), &[("a", "m-1.safetensors"), ("c", "sub/secret.safetensors")]);
+        symlink(elsewhere.path(), dir.path().join("sub")).unwrap();
+        assert_refused(dir.path(), &["lead outside", "\"sub/secret.safetensors\" -> "]);
+
+        // A link to nowhere is a missing shard.
+        fs::remove_file(&secret).unwrap();
+        assert_refused(dir.path(), &["missing: \"sub/secret.safetensors\""]);
+    }
+
+    #[test]
+    fn that_stay_inside_are_followed() {
+        let dir = sharded();
+        fs::rename(dir.path().join("m-2.safetensors"), dir.path().join("real")).unwrap();
+        symlink("real", dir.path().join("m-2.safetensors")).unwrap();
+        assert_eq!(Checkpoint::open(dir.path()).unwrap().read_f32("c").unwrap(), [3.0]);
+        // The directory itself may be a link, and a whole model.safetensors may be one.
+        let outer = tempdir().unwrap();
+        symlink(dir.path(), outer.path().join("model")).unwrap();
+        assert!(Checkpoint::open(outer.path().join("model")).unwrap().contains("a"));
+        symlink(dir.path().join("real"), outer.path().join("model.safetensors")).unwrap();
+        assert!(Checkpoint::open(outer.path()).unwrap().contains("c"));
+    }
+
+    #[test]
+    fn a_dangling_whole_file_is_not_passed_over() {
+        let dir = sharded();
+        symlink("gone", dir.path().join("model.safetensors")).unwrap();
+        assert_refused(dir.path(), &["model.safetensors\" does not exist"]);
+    }
+
+    /// A cache entry `org/name` whose snapshot is all links into its blobs, as huggingface_hub lays it out.
+    fn cache_entry(cache: &Path, name: &str) -> std::path::PathBuf {
+        let entry = cache.join(name);
+        let snapshot = entry.join("snapshots/0123abcd");
+        fs::create_dir_all(&snapshot).unwrap();
+        fs::rename(sharded().keep(), entry.join("blobs")).unwrap();
+        for file in ["m-1.safetensors", "m-2.safetensors", INDEX] {
+            symlink(Path::new("../../blobs").join(file), snapshot.join(file)).unwrap();
+        }
+        snapshot
+    }
+
+    #[test]
+    fn of_a_hub_cache_lead_into_its_own_blobs() {
+        let cache = tempdir().unwrap();
+        let snapshot = cache_entry(cache.path(), "models--org--name");
+        assert_eq!(Checkpoint::open(&snapshot).unwrap().names().len(), 3);
+
+        // Not into those of another entry, not beside the blobs, and not in a directory that only looks like a cache.
+        let other = cache_entry(cache.path(), "models--org--other");
+        fs::remove_file(snapshot.join("m-2.safetensors")).unwrap();
+        symlink(other.join("m-2.safetensors"), snapshot.join("m-2.safetensors")).unwrap();
+        assert_refused(&snapshot, &["lead outside", "models--org--other/blobs/m-2.safetensors"]);
+        fs::remove_file(snapshot.join("m-2.safetensors")).unwrap();
+        write_shard(&cache.path().join("models--org--name/beside.safetensors"), &[("c", 3.0)]);
+        symlink("../../beside.safetensors", snapshot.join("m-2.safetensors")).unwrap();
+        assert_refused(&snapshot, &["lead outside"]);
+        let plain = cache_entry(cache.path(), "plain--org--name");
+        assert_refused(&plain, &["lead outside"]);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn arbitrary_indices_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let dir = tempdir().unwrap();
+        fs::write(dir.path().join(INDEX), bytes).unwrap();
+        prop_assert!(Checkpoint::open(dir.path()).is_err());
+    }
+
+    #[test]
+    fn arbitrary_shard_names_open_nothing_outside(name in "(\\.|/|\\.\\./|[a-z:\\\\]){0,12}(m-1.safetensors)?") {
+        // One set of shards for all names: writing them syncs the disk.
+        static OUTER: std::sync::LazyLock<TempDir> = std::sync::LazyLock::new(sharded);
+        let dir = tempfile::tempdir_in(OUTER.path()).unwrap();
+        let dir = dir.path();
+        write_index(dir, &[("a", &name), ("b", &name)]);
+        prop_assert!(Checkpoint::open(dir).is_err());
+    }
+}
