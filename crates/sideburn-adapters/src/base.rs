@@ -1,0 +1,117 @@
+//! Loading, saving and freezing the base weights of a model.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use sideburn_weights::{Checkpoint, write_safetensors};
+
+use crate::model::{AdaptedModel, Weight, WeightMut};
+use crate::tensors::{from_param, frozen_param};
+use crate::{AdapterError, Misshapen};
+
+/// Freezes every parameter that `model` has now; what is attached afterwards trains.
+pub fn freeze<M: Module>(model: &mut M) {
+    *model = model.clone().no_grad();
+}
+
+/// Fills `model` from `checkpoint`, frozen, in `f32`.
+///
+/// `ignored` says which tensors of the checkpoint have no place in the model on purpose, such as a second copy of a
+/// tied embedding.
+///
+/// # Errors
+/// If a tensor is missing, unexpected or misshapen, all of which are listed, or cannot be read. The model may then be
+/// half filled and is not to be used.
+pub fn load_base<M: AdaptedModel>(
+    model: &mut M,
+    checkpoint: &Checkpoint,
+    ignored: impl Fn(&str) -> bool,
+) -> Result<(), AdapterError> {
+    let mut loader = Loader {
+        checkpoint,
+        unexpected: checkpoint.names().filter(|name| !ignored(name)).map(str::to_owned).collect(),
+        missing: Vec::new(),
+        misshapen: Vec::new(),
+    };
+    for (name, weight) in model.weights_mut() {
+        match weight {
+            WeightMut::Linear(linear) => loader.fill(&format!("{name}.weight"), linear.weight_mut())?,
+            WeightMut::Vector(vector) => loader.fill(&name, vector)?,
+            WeightMut::Table(table) => loader.fill(&name, table)?,
+        }
+    }
+    loader.finish()
+}
+
+struct Loader<'a> {
+    checkpoint: &'a Checkpoint,
+    unexpected: BTreeSet<String>,
+    missing: Vec<String>,
+    misshapen: Vec<Misshapen>,
+}
+
+impl Loader<'_> {
+    fn fill<const D: usize>(&mut self, name: &str, param: &mut Param<Tensor<D>>) -> Result<(), AdapterError> {
+        self.unexpected.remove(name);
+        let Some(info) = self.checkpoint.info(name) else {
+            self.missing.push(name.to_owned());
+            return Ok(());
+        };
+        let expected = param.lazy_shape().as_slice().to_vec();
+        if info.shape != expected {
+            self.misshapen.push(Misshapen { tensor: name.to_owned(), found: info.shape.to_vec(), expected });
+            return Ok(());
+        }
+        *param = frozen_param(self.checkpoint.read_f32(name)?, &expected, &param.lazy_device());
+        Ok(())
+    }
+
+    fn finish(self) -> Result<(), AdapterError> {
+        let Self { checkpoint, unexpected, missing, misshapen } = self;
+        if missing.is_empty() && misshapen.is_empty() && unexpected.is_empty() {
+            return Ok(());
+        }
+        let path = checkpoint.files().first().map(|file| file.path().to_owned()).unwrap_or_default();
+        let unexpected = unexpected.into_iter().collect();
+        Err(AdapterError::TensorsDoNotFit { path, missing, unexpected, misshapen })
+    }
+}
+
+/// How weights are stored in a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// 4 bytes a value, as in memory.
+    #[default]
+    F32,
+    /// 2 bytes a value, rounded to the nearest.
+    Bf16,
+}
+
+/// Writes the base weights of `model`, without adapters, to a safetensors file under their Hugging Face names.
+///
+/// # Errors
+/// If the file cannot be written; what was there before is then untouched.
+pub fn save_base<M: AdaptedModel>(
+    model: &M,
+    file: impl AsRef<Path>,
+    precision: Precision,
+) -> Result<(), AdapterError> {
+    let mut tensors = BTreeMap::new();
+    for (name, weight) in model.weights() {
+        let (name, tensor) = match weight {
+            Weight::Linear(linear) => (format!("{name}.weight"), from_param(linear.weight())),
+            Weight::Vector(vector) => (name, from_param(vector)),
+            Weight::Table(table) => (name, from_param(table)),
+        };
+        let tensor = match precision {
+            Precision::F32 => tensor,
+            Precision::Bf16 => tensor.to_bf16()?,
+        };
+        tensors.insert(name, tensor);
+    }
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    write_safetensors(file, tensors, Some(metadata))?;
+    Ok(())
+}

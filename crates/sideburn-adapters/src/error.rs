@@ -1,0 +1,121 @@
+//! What can go wrong with adapters and base weights.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use sideburn_weights::WeightsError;
+
+/// A tensor whose shape is not that of its place in the model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Misshapen {
+    /// Its name in the file.
+    pub tensor: String,
+    /// Its shape in the file.
+    pub found: Vec<usize>,
+    /// The shape that the model has.
+    pub expected: Vec<usize>,
+}
+
+impl fmt::Display for Misshapen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is {:?}, the model has {:?}", self.tensor, self.found, self.expected)
+    }
+}
+
+/// Why an adapter or base weights could not be made, loaded or saved.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AdapterError {
+    /// Targets that select no site.
+    #[error(
+        "target_modules {targets:?} match{} no linear layer of the model; choose among: {}",
+        if targets.len() == 1 { "es" } else { "" },
+        sites.join(", ")
+    )]
+    UnmatchedTargets {
+        /// The targets without a site.
+        targets: Vec<String>,
+        /// All sites of the model.
+        sites: Vec<String>,
+    },
+    /// A target pattern that is not a regular expression.
+    #[error("target_modules {pattern:?} is not a regular expression: {message}")]
+    TargetPattern {
+        /// The pattern.
+        pattern: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A field with a value that means nothing.
+    #[error("`{field}` is {found}, expected {expected}; correct the configuration")]
+    InvalidField {
+        /// The field, as `peft` calls it.
+        field: &'static str,
+        /// Its value.
+        found: String,
+        /// What would be right.
+        expected: &'static str,
+    },
+    /// A field that would change the result and is not supported.
+    #[error(
+        "`{field}` is {value}, which this version does not support; without it the adapter would compute something else"
+    )]
+    UnsupportedField {
+        /// The field, as `peft` calls it.
+        field: String,
+        /// Its value.
+        value: String,
+    },
+    /// A configuration that cannot be read.
+    #[error("{}: the adapter configuration cannot be read: {message}", path.display())]
+    UnreadableConfig {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        message: String,
+    },
+    /// An error in the content of a file.
+    #[error("{}: {source}", path.display())]
+    InFile {
+        /// The file.
+        path: PathBuf,
+        /// The error.
+        source: Box<AdapterError>,
+    },
+    /// An adapter name that is in use.
+    #[error("the model already has an adapter called {name:?}; choose another name")]
+    NameTaken {
+        /// The name.
+        name: String,
+    },
+    /// An adapter name that is not in use.
+    #[error("the model has no adapter called {name:?}")]
+    NoSuchAdapter {
+        /// The name.
+        name: String,
+    },
+    /// Tensors of a file that do not fit the model.
+    #[error("{}: the tensors do not fit the model{}{}{}", path.display(),
+        listed("missing", missing), listed("unexpected", unexpected), listed("misshapen", misshapen))]
+    TensorsDoNotFit {
+        /// The file or directory.
+        path: PathBuf,
+        /// Tensors that the model needs and the file lacks.
+        missing: Vec<String>,
+        /// Tensors of the file that the model has no place for.
+        unexpected: Vec<String>,
+        /// Tensors of another shape.
+        misshapen: Vec<Misshapen>,
+    },
+    /// An error in reading or writing weights.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+}
+
+fn listed<T: fmt::Display>(what: &str, items: &[T]) -> String {
+    if items.is_empty() {
+        return String::new();
+    }
+    let items: Vec<String> = items.iter().map(T::to_string).collect();
+    format!("\n  {what} ({}): {}", items.len(), items.join("; "))
+}
