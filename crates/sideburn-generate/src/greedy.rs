@@ -1,0 +1,97 @@
+//! Greedy decoding: always the most likely token.
+
+use crate::Decoder;
+
+/// When a row ends; the fields are named as in `transformers.GenerationConfig`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GreedyConfig {
+    /// The longest row, its end-of-sequence token included.
+    pub max_new_tokens: usize,
+    /// What every row starts from; not part of what is returned.
+    pub decoder_start_token_id: u32,
+    /// What ends a row.
+    pub eos_token_id: u32,
+}
+
+/// Continues every row of `decoder` with its most likely token (the first of equals) until it writes the
+/// end-of-sequence token, which is kept, or is as long as allowed.
+///
+/// A row that has ended is dropped from the decoder, so that the others do not wait for it.
+///
+/// # Errors
+/// Those of the decoder.
+pub fn greedy<D: Decoder>(mut decoder: D, config: &GreedyConfig) -> Result<Vec<Vec<u32>>, D::Error> {
+    let mut written = vec![Vec::new(); decoder.rows()];
+    // Which row of the result each row of the decoder is.
+    let mut open: Vec<usize> = (0..decoder.rows()).collect();
+    let mut last = vec![config.decoder_start_token_id; decoder.rows()];
+    for _ in 0..config.max_new_tokens {
+        if open.is_empty() {
+            break;
+        }
+        let logits = decoder.next_logits(&last)?;
+        let best: Vec<u32> = logits.argmax(1).into_data().iter::<i64>().map(|token| token as u32).collect();
+        for (row, token) in open.iter().zip(&best) {
+            written[*row].push(*token);
+        }
+        let going_on: Vec<usize> = (0..open.len()).filter(|row| best[*row] != config.eos_token_id).collect();
+        if going_on.len() < open.len() && !going_on.is_empty() {
+            decoder.select_rows(&going_on);
+        }
+        open = going_on.iter().map(|row| open[*row]).collect();
+        last = going_on.iter().map(|row| best[*row]).collect();
+    }
+    Ok(written)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use burn::tensor::{Device, Tensor};
+
+    use super::*;
+
+    /// Writes each row's script, and checks that it is fed what it wrote.
+    struct Script {
+        rows: Vec<Vec<u32>>,
+        position: usize,
+        fed: Vec<Vec<u32>>,
+    }
+
+    impl Decoder for Script {
+        type Error = Infallible;
+
+        fn rows(&self) -> usize {
+            self.rows.len()
+        }
+
+        fn next_logits(&mut self, tokens: &[u32]) -> Result<Tensor<2>, Infallible> {
+            for ((fed, token), row) in self.fed.iter_mut().zip(tokens).zip(&self.rows) {
+                fed.push(*token);
+                assert_eq!(fed[1..], row[..self.position], "a row must be fed what it wrote");
+            }
+            let logits: Vec<f32> = self
+                .rows
+                .iter()
+                .flat_map(|row| (0..10).map(|token| f32::from(u8::from(row[self.position] == token))))
+                .collect();
+            self.position += 1;
+            Ok(Tensor::<1>::from_floats(logits.as_slice(), &Device::flex()).reshape([self.rows.len(), 10]))
+        }
+
+        fn select_rows(&mut self, rows: &[usize]) {
+            self.rows = rows.iter().map(|row| self.rows[*row].clone()).collect();
+            self.fed = rows.iter().map(|row| self.fed[*row].clone()).collect();
+        }
+    }
+
+    #[test]
+    fn every_row_stops_at_its_own_end() {
+        let rows = vec![vec![4, 5, 1, 9, 9, 9], vec![1, 9, 9, 9, 9, 9], vec![6, 7, 8, 6, 7, 8]];
+        let script = Script { fed: vec![Vec::new(); rows.len()], rows, position: 0 };
+        let config = GreedyConfig { max_new_tokens: 5, decoder_start_token_id: 0, eos_token_id: 1 };
+        let written = greedy(script, &config).unwrap();
+        assert_eq!(written, [vec![4, 5, 1], vec![1], vec![6, 7, 8, 6, 7]]);
+    }
+}
