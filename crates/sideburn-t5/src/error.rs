@@ -1,0 +1,45 @@
+//! What can go wrong with a T5 model.
+
+use std::path::PathBuf;
+
+use sideburn_adapters::AdapterError;
+use sideburn_weights::WeightsError;
+
+/// Why a T5 model could not be loaded or run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum T5Error {
+    /// A `config.json` that cannot be read or is not of a T5 model.
+    #[error("{}: {message}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A token id that the embedding has no row for.
+    #[error("token id {id} is outside the vocabulary of {vocab_size}; the tokenizer is not this model's")]
+    TokenOutsideVocabulary {
+        /// The id.
+        id: u32,
+        /// Rows of the embedding.
+        vocab_size: usize,
+    },
+    /// Two tensors of a checkpoint that ought to be copies of each other.
+    #[error(
+        "{}: {tensor} differs from shared.weight, but the model has one embedding; \
+         the checkpoint is not of this architecture", path.display()
+    )]
+    NotACopy {
+        /// The model directory.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
+    /// A file or directory that cannot be written or read.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// Weights that do not fit the model.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+}

@@ -1,0 +1,138 @@
+//! The encoder and the decoder: blocks with a shared relative position bias.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use sideburn_adapters::{Key, Pass, random_weight};
+use sideburn_kernels::RowLayout;
+
+use crate::config::T5Config;
+use crate::layers::{Attention, FeedForwardLayer, KeysValues, RmsNorm, Scores};
+use crate::position::relative_position_bucket;
+
+/// One block. Norms come before each layer, and each layer's output is added to what went in.
+#[derive(Module, Debug)]
+pub(crate) struct Block {
+    pub(crate) self_attention: Attention,
+    pub(crate) self_norm: RmsNorm,
+    /// Of the decoder's blocks only.
+    pub(crate) cross_attention: Option<Attention>,
+    pub(crate) cross_norm: Option<RmsNorm>,
+    pub(crate) feed_forward: FeedForwardLayer,
+    pub(crate) feed_forward_norm: RmsNorm,
+}
+
+/// `T5Stack`: the encoder, or the decoder.
+#[derive(Module, Debug)]
+pub(crate) struct Stack {
+    pub(crate) blocks: Vec<Block>,
+    /// `[buckets, heads]`; `transformers` keeps it in the first block.
+    pub(crate) relative_attention_bias: Param<Tensor<2>>,
+    pub(crate) final_norm: RmsNorm,
+    bidirectional: bool,
+    max_distance: usize,
+    dropout: f64,
+}
+
+/// What the decoder's blocks see of the encoder: for each block its keys and values, and one mask for all.
+#[derive(Clone, Debug)]
+pub(crate) struct Cross {
+    pub(crate) blocks: Vec<KeysValues>,
+    pub(crate) scores: Scores,
+}
+
+impl Stack {
+    pub(crate) fn new(config: &T5Config, decoder: bool, key: Key, device: &Device) -> Self {
+        let layers = if decoder { config.decoder_layers() } else { config.num_layers };
+        let block = |index: usize| {
+            let key = key.fold_in(index as u64);
+            let attention = |name: &str| Attention::new(config, key.fold_in_name(name), device);
+            Block {
+                self_attention: attention("SelfAttention"),
+                self_norm: RmsNorm::new(config, device),
+                cross_attention: decoder.then(|| attention("EncDecAttention")),
+                cross_norm: decoder.then(|| RmsNorm::new(config, device)),
+                feed_forward: FeedForwardLayer::new(config, key.fold_in_name("DenseReluDense"), device),
+                feed_forward_norm: RmsNorm::new(config, device),
+            }
+        };
+        let deviation = config.initializer_factor / (config.d_model as f64).sqrt();
+        Self {
+            blocks: (0..layers).map(block).collect(),
+            relative_attention_bias: random_weight(
+                [config.relative_attention_num_buckets, config.num_heads],
+                deviation,
+                key.fold_in_name("relative_attention_bias"),
+                device,
+            ),
+            final_norm: RmsNorm::new(config, device),
+            bidirectional: !decoder,
+            max_distance: config.relative_attention_max_distance,
+            dropout: config.dropout_rate,
+        }
+    }
+
+    /// Runs the blocks over the embedded tokens `x [tokens, d_model]`, whose scores among themselves are `own`.
+    pub(crate) fn forward(
+        &self,
+        x: Tensor<2>,
+        layout: &RowLayout,
+        own: &Scores,
+        cross: Option<&Cross>,
+        pass: &mut Pass,
+    ) -> Tensor<2> {
+        self.run(x, layout, own, cross, pass, |_, fresh| fresh)
+    }
+
+    /// The same, where `cache` turns each block's fresh keys and values into what the tokens look at.
+    pub(crate) fn run(
+        &self,
+        x: Tensor<2>,
+        layout: &RowLayout,
+        own: &Scores,
+        cross: Option<&Cross>,
+        pass: &mut Pass,
+        mut cache: impl FnMut(usize, KeysValues) -> KeysValues,
+    ) -> Tensor<2> {
+        let mut hidden = pass.dropout(x, self.dropout);
+        for (index, block) in self.blocks.iter().enumerate() {
+            let normed = block.self_norm.forward(hidden.clone());
+            let seen = cache(index, block.self_attention.keys_values(&normed, layout, pass));
+            let output = block.self_attention.forward(normed, layout, seen, own, pass);
+            hidden = hidden + pass.dropout(output, self.dropout);
+
+            if let (Some(attention), Some(norm), Some(cross)) = (&block.cross_attention, &block.cross_norm, cross) {
+                let seen = cross.blocks[index].clone();
+                let output = attention.forward(norm.forward(hidden.clone()), layout, seen, &cross.scores, pass);
+                hidden = hidden + pass.dropout(output, self.dropout);
+            }
+
+            let output = block.feed_forward.forward(block.feed_forward_norm.forward(hidden.clone()), pass);
+            hidden = hidden + pass.dropout(output, self.dropout);
+        }
+        pass.dropout(self.final_norm.forward(hidden), self.dropout)
+    }
+
+    /// The bias of `queries` positions from `first` on, each looking at `keys` positions from 0 on:
+    /// `[1, heads, queries, keys]`.
+    pub(crate) fn position_bias(&self, first: usize, queries: usize, keys: usize) -> Tensor<4> {
+        let table = self.relative_attention_bias.val();
+        let [buckets, heads] = table.dims();
+        let index: Vec<i32> = (first..first + queries)
+            .flat_map(|query| (0..keys).map(move |key| (key, query)))
+            .map(|(key, query)| {
+                relative_position_bucket(key, query, self.bidirectional, buckets, self.max_distance) as i32
+            })
+            .collect();
+        let index = Tensor::<1, Int>::from_data(TensorData::new(index, [queries * keys]), &table.device());
+        table.select(0, index).reshape([queries, keys, heads]).permute([2, 0, 1]).unsqueeze()
+    }
+
+    /// What the decoder's blocks see of the encoder's output.
+    pub(crate) fn cross(&self, encoded: &Tensor<2>, layout: &RowLayout, pass: &mut Pass) -> Cross {
+        let attentions = self.blocks.iter().filter_map(|block| block.cross_attention.as_ref());
+        Cross {
+            blocks: attentions.map(|attention| attention.keys_values(encoded, layout, pass)).collect(),
+            scores: Scores { bias: Tensor::zeros([1; 4], &encoded.device()), mask: layout.key_mask() },
+        }
+    }
+}
