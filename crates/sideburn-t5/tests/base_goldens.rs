@@ -149,7 +149,7 @@ fn fill_by_formula(model: &mut T5) {
             WeightMut::Linear(linear) => {
                 let name = format!("{name}.weight");
                 let deviation = match name.trim_end_matches(".weight").rsplit('.').next().unwrap() {
-                    "q" => 4.0 * (d_model * config.d_kv as f64).powf(-0.5),
+                    "q" => (d_model * config.d_kv as f64).powf(-0.5),
                     "o" => inner.powf(-0.5),
                     "wo" => (config.d_ff as f64).powf(-0.5),
                     "lm_head" => 8.0 * d_model.powf(-0.5),

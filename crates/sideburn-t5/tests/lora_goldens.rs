@@ -1,0 +1,261 @@
+//! LoRA on T5 against `peft`: logits, gradients, target selection, parameter counts, and directories both ways.
+
+use burn::module::Param;
+use burn::tensor::{Device, Gradients, Tensor};
+use sideburn_adapters::{
+    AdaptedModel, AdapterError, Key, LoraConfig, ParameterReport, Pass, attach_lora, load_lora, save_lora,
+};
+use sideburn_batch::{Seq2SeqBatch, TokenRows};
+use sideburn_t5::{T5, T5Config};
+use sideburn_weights::SafetensorsFile;
+
+#[allow(dead_code)]
+#[path = "../../../testdata/golden.rs"]
+mod golden;
+use golden::{Golden, max_difference, relative_difference, values};
+
+const FAMILIES: [&str; 2] = ["t5_gated_untied", "t5_relu_tied"];
+
+fn adapted(family: &str, adapter: &str, device: &Device) -> T5 {
+    let mut model = T5::from_dir(golden::path(family), device).unwrap();
+    load_lora(&mut model, "default", golden::path(adapter)).unwrap();
+    model
+}
+
+/// The logits of the goldens' common inputs.
+fn logits(model: &T5, io: &Golden) -> Vec<f32> {
+    let [rows, columns] = io.shape("decoder_input_ids")[..] else { panic!("a rectangle") };
+    let source = io.rows("input_ids", &io.mask_lengths("attention_mask"));
+    let decoder_input = io.rows("decoder_input_ids", &vec![columns; rows]);
+    let mut pass = Pass::evaluate();
+    let encoded = model.encode(&source, &mut pass).unwrap();
+    let hidden = model.decode(&encoded, &decoder_input, &mut pass).unwrap();
+    values(model.head(hidden, &mut pass))
+}
+
+#[test]
+fn logits_loss_and_gradients() {
+    for family in FAMILIES {
+        let directory = format!("lora/{family}");
+        let io = Golden::open(&format!("{directory}/io.safetensors"));
+        let model = adapted(family, &directory, &Device::flex().autodiff());
+        let difference = max_difference(&logits(&model, &io), &io.floats("logits"));
+        println!("{family}: logits differ by at most {difference:e}");
+        assert!(difference <= 1e-4, "{family}: logits differ by {difference:e}");
+
+        let source = io.rows("input_ids", &io.mask_lengths("attention_mask"));
+        let target = io.rows("labels", &io.label_lengths("labels"));
+        let batch = Seq2SeqBatch::new(source, target).unwrap();
+        let loss = model.token_losses(&batch, &mut Pass::evaluate()).unwrap().mean();
+        let difference = relative_difference(&values(loss.clone().inner()), &io.floats("loss"));
+        assert!(difference <= 1e-5, "{family}: loss differs by {difference:e}");
+
+        let gradients = loss.backward();
+        let (mut squared_error, mut squared_norm, mut compared) = (0.0, 0.0, 0);
+        for (site, linear) in model.sites() {
+            assert!(linear.weight().val().grad(&gradients).is_none(), "{site}: the base must not be differentiated");
+            let Some(layer) = linear.adapter("default") else { continue };
+            for (factor, param) in [("A", layer.lora_a()), ("B", layer.lora_b())] {
+                let expected = io.floats(&format!("grad.base_model.model.{site}.lora_{factor}.weight"));
+                let found = gradient(param, &gradients);
+                let difference = relative_difference(&found, &expected);
+                assert!(difference <= 5e-5, "{site} {factor}: the gradient differs by {difference:e}");
+                squared_error += found.iter().zip(&expected).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
+                squared_norm += expected.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
+                compared += 1;
+            }
+        }
+        assert_eq!(compared, 24);
+        let difference = (squared_error / squared_norm).sqrt();
+        println!("{family}: gradients differ by {difference:e} relative");
+        assert!(difference <= 1e-5, "{family}: gradients differ by {difference:e}");
+    }
+}
+
+fn gradient(param: &Param<Tensor<2>>, gradients: &Gradients) -> Vec<f32> {
+    values(param.val().grad(gradients).expect("a gradient"))
+}
+
+#[test]
+fn every_way_to_choose_sites() {
+    let io = Golden::open("lora/t5_gated_untied/io.safetensors");
+    for variant in ["lora_targets_list7", "lora_targets_regex", "lora_all_linear", "lora_targets_fullpath"] {
+        let directory = format!("lora/variants/{variant}");
+        let model = adapted("t5_gated_untied", &directory, &Device::flex());
+        let expected = Golden::open(&format!("{directory}/io.safetensors")).floats("logits");
+        let difference = max_difference(&logits(&model, &io), &expected);
+        println!("{variant}: logits differ by at most {difference:e}");
+        assert!(difference <= 1e-4, "{variant}: logits differ by {difference:e}");
+    }
+}
+
+#[test]
+fn what_is_saved_is_what_was_loaded() {
+    let saved = tempfile::tempdir().unwrap();
+    for family in FAMILIES {
+        let (original, copy) = (golden::path(&format!("lora/{family}")), saved.path().join(family));
+        let mut model = T5::from_dir(golden::path(family), &Device::flex()).unwrap();
+        let config = load_lora(&mut model, "default", &original).unwrap();
+        save_lora(&model, "default", &config, &copy).unwrap();
+
+        let file = |directory: &std::path::Path| {
+            SafetensorsFile::open(directory.join("adapter_model.safetensors")).unwrap()
+        };
+        let (before, after) = (file(&original), file(&copy));
+        assert!(before.names().eq(after.names()));
+        for name in before.names() {
+            assert_eq!(before.read(name).unwrap(), after.read(name).unwrap(), "{name}");
+        }
+        let mut again = T5::from_dir(golden::path(family), &Device::flex()).unwrap();
+        assert_eq!(load_lora(&mut again, "default", &copy).unwrap(), config);
+    }
+}
+
+#[test]
+fn a_fresh_adapter_changes_nothing() {
+    let io = Golden::open("lora/t5_gated_untied/io.safetensors");
+    let base = T5::from_dir(golden::path("t5_gated_untied"), &Device::flex()).unwrap();
+    let mut model = base.clone();
+    let config = LoraConfig { r: 4, lora_alpha: 16.0, lora_dropout: 0.1, ..LoraConfig::new(["q", "v"]) };
+    let sites = attach_lora(&mut model, "default", &config, Key::from_seed(1)).unwrap();
+    assert_eq!(sites.len(), 12);
+    assert_eq!(logits(&model, &io), logits(&base, &io), "B is zero");
+    assert!(base.sites().iter().all(|(_, linear)| linear.adapters().is_empty()), "the original is not touched");
+
+    // A is uniform in ±1 / sqrt(in), as `kaiming_uniform_(a=sqrt(5))` draws it.
+    let a: Vec<f32> = model
+        .sites()
+        .iter()
+        .filter_map(|(_, linear)| linear.adapter("default"))
+        .flat_map(|layer| values(layer.lora_a().val()))
+        .collect();
+    let bound = 1.0 / 64f32.sqrt();
+    assert!(a.iter().all(|value| value.abs() <= bound));
+    let variance = a.iter().map(|value| value * value).sum::<f32>() / a.len() as f32;
+    assert!((variance / (bound * bound / 3.0) - 1.0).abs() < 0.1, "variance {variance}");
+}
+
+#[test]
+fn parameter_counts_from_configurations_alone() {
+    let text = std::fs::read_to_string(golden::path("parameter_counts.json")).unwrap();
+    let expected: serde_json::Value = serde_json::from_str(&text).unwrap();
+    for name in ["flan_t5_small", "flan_t5_base", "flan_t5_xxl"] {
+        let config = T5Config::from_file(golden::path(&format!("{name}/config.json"))).unwrap();
+        // 11 billion parameters are counted, and none of them is made.
+        let mut model = T5::random(&config, Key::from_seed(0), &Device::flex());
+        let r = expected[name]["r"].as_u64().unwrap() as usize;
+        attach_lora(&mut model, "default", &LoraConfig { r, ..LoraConfig::new(["q", "v"]) }, Key::from_seed(0)).unwrap();
+        let report = ParameterReport::of(&model);
+        assert_eq!(report.trainable, expected[name]["trainable"].as_u64().unwrap(), "{name}");
+        assert_eq!(report.all, expected[name]["all"].as_u64().unwrap(), "{name}");
+        println!("{name} r {r}: {report}");
+    }
+}
+
+#[test]
+fn dropout_is_on_in_training_only_and_follows_its_key() {
+    let io = Golden::open("lora/t5_gated_untied/io.safetensors");
+    let mut model = T5::from_dir(golden::path("t5_gated_untied"), &Device::flex()).unwrap();
+    let config = LoraConfig { lora_dropout: 0.3, ..LoraConfig::new(["q", "v"]) };
+    attach_lora(&mut model, "default", &config, Key::from_seed(1)).unwrap();
+    // A trained adapter in place of the fresh one, whose branch is zero.
+    let mut trained = T5::from_dir(golden::path("t5_gated_untied"), &Device::flex()).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let weights = golden::path("lora/t5_gated_untied/adapter_model.safetensors");
+    std::fs::copy(weights, directory.path().join("adapter_model.safetensors")).unwrap();
+    let config = LoraConfig { r: 8, lora_alpha: 16.0, ..config };
+    std::fs::write(directory.path().join("adapter_config.json"), config.to_json().to_string()).unwrap();
+    load_lora(&mut trained, "default", directory.path()).unwrap();
+
+    let source = io.rows("input_ids", &io.mask_lengths("attention_mask"));
+    let target = io.rows("labels", &io.label_lengths("labels"));
+    let batch = Seq2SeqBatch::new(source, target).unwrap();
+    let losses = |pass: &mut Pass| values(trained.token_losses(&batch, pass).unwrap());
+    let key = Key::from_seed(5);
+    assert_eq!(losses(&mut Pass::evaluate()), losses(&mut Pass::evaluate()));
+    assert_eq!(losses(&mut Pass::train(key)), losses(&mut Pass::train(key)));
+    assert_ne!(losses(&mut Pass::train(key)), losses(&mut Pass::train(key.fold_in(1))));
+    assert_ne!(losses(&mut Pass::train(key)), losses(&mut Pass::evaluate()));
+}
+
+/// Loads an adapter directory made of a configuration and the golden's weights, and gives the error's text.
+fn refusal(change: impl FnOnce(&mut LoraConfig)) -> String {
+    let mut model = T5::from_dir(golden::path("t5_gated_untied"), &Device::flex()).unwrap();
+    let before = ParameterReport::of(&model);
+    let directory = tempfile::tempdir().unwrap();
+    let weights = golden::path("lora/t5_gated_untied/adapter_model.safetensors");
+    std::fs::copy(weights, directory.path().join("adapter_model.safetensors")).unwrap();
+    let mut config = LoraConfig { r: 8, lora_alpha: 16.0, ..LoraConfig::new(["q", "v"]) };
+    change(&mut config);
+    std::fs::write(directory.path().join("adapter_config.json"), config.to_json().to_string()).unwrap();
+    let error = load_lora(&mut model, "default", directory.path()).unwrap_err().to_string();
+    assert_eq!(ParameterReport::of(&model), before, "a refused adapter leaves nothing behind");
+    error
+}
+
+#[test]
+fn adapters_that_do_not_fit_are_refused_with_the_full_list() {
+    let rank = refusal(|config| config.r = 4);
+    assert!(rank.contains("misshapen (24)") && rank.contains("lora_A.weight is [8, 64], the model has [4, 64]"), "{rank}");
+    let missing = refusal(|config| config.target_modules = ["q", "v", "k"].into());
+    assert!(missing.contains("missing (12)") && missing.contains("SelfAttention.k.lora_A.weight"), "{missing}");
+    let unexpected = refusal(|config| config.target_modules = ["q"].into());
+    assert!(unexpected.contains("unexpected (12)") && unexpected.contains("SelfAttention.v.lora_B"), "{unexpected}");
+    let unmatched = refusal(|config| config.target_modules = ["query"].into());
+    assert!(unmatched.contains("[\"query\"]") && unmatched.contains("EncDecAttention.o"), "{unmatched}");
+    let zero = refusal(|config| config.r = 0);
+    assert!(zero.contains("adapter_config.json: `r` is 0"), "{zero}");
+}
+
+#[test]
+fn an_adapter_of_another_base_is_refused() {
+    let config = T5Config { num_layers: 2, d_model: 32, vocab_size: 256, ..T5Config::default() };
+    let mut model = T5::random(&config, Key::from_seed(0), &Device::flex());
+    let error = load_lora(&mut model, "default", golden::path("lora/t5_gated_untied")).unwrap_err();
+    assert!(matches!(error, AdapterError::TensorsDoNotFit { .. }));
+    let text = error.to_string();
+    assert!(text.contains("[8, 64], the model has [8, 32]"), "{text}");
+}
+
+#[test]
+fn broken_adapter_files_are_refused() {
+    let mut model = T5::from_dir(golden::path("t5_gated_untied"), &Device::flex()).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let mut load = || load_lora(&mut model, "default", directory.path()).unwrap_err().to_string();
+    assert!(load().contains("adapter_config.json: the adapter configuration cannot be read"));
+    let config = directory.path().join("adapter_config.json");
+    std::fs::write(&config, "{").unwrap();
+    assert!(load().contains("EOF"));
+    std::fs::copy(golden::path("lora/t5_gated_untied/adapter_config.json"), &config).unwrap();
+    assert!(load().contains("adapter_model.safetensors"));
+    let bytes = std::fs::read(golden::path("lora/t5_gated_untied/adapter_model.safetensors")).unwrap();
+    std::fs::write(directory.path().join("adapter_model.safetensors"), &bytes[..bytes.len() - 1]).unwrap();
+    let error = load();
+    assert!(error.contains(&bytes.len().to_string()) && error.contains(&(bytes.len() - 1).to_string()), "{error}");
+}
+
+#[test]
+fn an_adapter_that_cannot_be_written_or_does_not_exist() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("file"), "").unwrap();
+    let model = adapted("t5_gated_untied", "lora/t5_gated_untied", &Device::flex());
+    let config = LoraConfig::new(["q", "v"]);
+    let error = save_lora(&model, "default", &config, directory.path().join("file/adapter")).unwrap_err().to_string();
+    assert!(error.contains("file"), "{error}");
+    let error = save_lora(&model, "other", &config, directory.path().join("adapter")).unwrap_err().to_string();
+    assert_eq!(error, "the model has no adapter called \"other\"");
+    let mut model = model;
+    let error = attach_lora(&mut model, "default", &config, Key::from_seed(0)).unwrap_err().to_string();
+    assert!(error.starts_with("the model already has an adapter called \"default\""), "{error}");
+}
+
+#[test]
+fn token_ids_outside_the_vocabulary_are_refused() {
+    let model = T5::from_dir(golden::path("t5_gated_untied"), &Device::flex()).unwrap();
+    let rows = TokenRows::from_rows([[5, 256, 1]]).unwrap();
+    let error = model.encode(&rows, &mut Pass::evaluate()).unwrap_err().to_string();
+    assert!(error.starts_with("token id 256 is outside the vocabulary of 256"), "{error}");
+    let good = TokenRows::from_rows([[5, 1]]).unwrap();
+    let batch = Seq2SeqBatch::new(good, rows).unwrap();
+    assert!(model.token_losses(&batch, &mut Pass::evaluate()).is_err(), "labels are checked too");
+}

@@ -1,0 +1,62 @@
+//! What can go wrong in training.
+
+use std::path::PathBuf;
+
+type Source = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why training stopped, or could not begin.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// A setting that means nothing.
+    #[error("`{field}` is {found}, expected {expected}; correct the training settings")]
+    InvalidSetting {
+        /// The field of [`TrainConfig`](crate::TrainConfig).
+        field: &'static str,
+        /// Its value.
+        found: f64,
+        /// What would be right.
+        expected: &'static str,
+    },
+    /// A model of which nothing trains.
+    #[error("no parameter is trainable; attach an adapter, or unfreeze the base, before training")]
+    NothingToTrain,
+    /// A model on a device that does not differentiate.
+    #[error("the model is on a device without autodiff; load it on `device.autodiff()`, or call `train()` on it")]
+    NoAutodiff,
+    /// A loss or gradient that is infinite or not a number.
+    #[error(
+        "step {step}: the {what} is {value}; the model keeps the weights it had before this step. \
+         Lower the learning rate, or look for broken samples in the batch"
+    )]
+    NotFinite {
+        /// The step, from 0.
+        step: u64,
+        /// `loss` or `gradient norm`.
+        what: &'static str,
+        /// The value.
+        value: f64,
+    },
+    /// A batch without target tokens.
+    #[error("step {step}: the batch holds no target token")]
+    NoTargets {
+        /// The step, from 0.
+        step: u64,
+    },
+    /// An error of the data or the model.
+    #[error("step {step}: {source}")]
+    Step {
+        /// The step, from 0.
+        step: u64,
+        /// The error.
+        source: Source,
+    },
+    /// A log that cannot be written.
+    #[error("{}: the log cannot be written: {source}", path.display())]
+    Log {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        source: std::io::Error,
+    },
+}

@@ -1,0 +1,104 @@
+//! Watching a run: what a step has to tell, on the terminal and in a log.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::{Deserialize, Serialize};
+
+use crate::TrainError;
+
+/// What a finished step has to tell.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepRecord {
+    /// The step, from 0.
+    pub step: u64,
+    /// The mean negative log-likelihood of the step's target tokens, before the update, in nats.
+    pub loss: f64,
+    /// The learning rate that was used.
+    pub learning_rate: f64,
+    /// The norm of the whole gradient before clipping.
+    pub grad_norm: f64,
+    /// Source and target tokens of the step, without padding.
+    pub tokens: usize,
+    /// How long the step took.
+    pub seconds: f64,
+}
+
+/// Someone who is told of each step when it is finished.
+pub trait Observer {
+    /// Takes note of a step.
+    ///
+    /// # Errors
+    /// If the note cannot be kept; training stops.
+    fn step(&mut self, record: &StepRecord) -> Result<(), TrainError>;
+}
+
+/// A progress bar on standard error with loss, learning rate, tokens per second and the time left.
+#[derive(Debug)]
+pub struct ProgressLine {
+    bar: ProgressBar,
+    /// The loss, and the tokens per second, averaged over about the last ten steps.
+    smoothed: Option<(f64, f64)>,
+}
+
+impl ProgressLine {
+    /// A bar for `steps` steps. It draws nothing where standard error is not a terminal.
+    pub fn new(steps: u64) -> Self {
+        let style = ProgressStyle::with_template("{bar:32} {pos}/{len} {msg}, {eta} left")
+            .expect("a template without errors");
+        Self { bar: ProgressBar::new(steps).with_style(style), smoothed: None }
+    }
+}
+
+impl Observer for ProgressLine {
+    fn step(&mut self, record: &StepRecord) -> Result<(), TrainError> {
+        let speed = record.tokens as f64 / record.seconds;
+        let (loss, speed) = match self.smoothed {
+            Some((old_loss, old_speed)) => (0.9 * old_loss + 0.1 * record.loss, 0.9 * old_speed + 0.1 * speed),
+            None => (record.loss, speed),
+        };
+        self.smoothed = Some((loss, speed));
+        self.bar.set_message(format!("loss {loss:.3}, lr {:.2e}, {speed:.0} tokens/s", record.learning_rate));
+        self.bar.set_position(record.step + 1);
+        Ok(())
+    }
+}
+
+impl Drop for ProgressLine {
+    fn drop(&mut self) {
+        self.bar.abandon();
+    }
+}
+
+/// A log with a JSON object a line, one for each step.
+#[derive(Debug)]
+pub struct JsonLinesLog {
+    path: PathBuf,
+    writer: BufWriter<File>,
+}
+
+impl JsonLinesLog {
+    /// Begins a new log, in place of one that may be there.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn create(path: impl AsRef<Path>) -> Result<Self, TrainError> {
+        let path = path.as_ref().to_owned();
+        match File::create(&path) {
+            Ok(file) => Ok(Self { path, writer: BufWriter::new(file) }),
+            Err(source) => Err(TrainError::Log { path, source }),
+        }
+    }
+}
+
+impl Observer for JsonLinesLog {
+    fn step(&mut self, record: &StepRecord) -> Result<(), TrainError> {
+        let mut line = serde_json::to_string(record).expect("a record of plain numbers");
+        line.push('\n');
+        // Flushed at once, so that the log of a run that dies ends with its last whole step.
+        let written = self.writer.write_all(line.as_bytes()).and_then(|()| self.writer.flush());
+        written.map_err(|source| TrainError::Log { path: self.path.clone(), source })
+    }
+}

@@ -1,0 +1,176 @@
+//! The training loop.
+
+use std::time::Instant;
+
+use burn::module::{Module, ParamGroup};
+use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams, ModuleOptimizer};
+use burn::tensor::Tensor;
+use sideburn_adapters::{Key, ParameterReport, Pass};
+use sideburn_batch::Seq2SeqBatch;
+
+use crate::gradients::{global_norm, scale, undecayed};
+use crate::{Observer, StepRecord, TrainConfig, TrainError};
+
+type Source = Box<dyn std::error::Error + Send + Sync>;
+
+/// What a run has to tell.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TrainReport {
+    /// Every step, in order.
+    pub steps: Vec<StepRecord>,
+}
+
+impl TrainReport {
+    /// The loss of each step.
+    pub fn losses(&self) -> Vec<f64> {
+        self.steps.iter().map(|record| record.loss).collect()
+    }
+}
+
+/// A training run that has not begun.
+pub struct Trainer<'a> {
+    config: TrainConfig,
+    observers: Vec<Box<dyn Observer + 'a>>,
+}
+
+impl<'a> Trainer<'a> {
+    /// A run with these settings.
+    ///
+    /// # Errors
+    /// If a setting means nothing.
+    pub fn new(config: TrainConfig) -> Result<Self, TrainError> {
+        config.validate()?;
+        Ok(Self { config, observers: Vec::new() })
+    }
+
+    /// Tells `observer` of every step.
+    pub fn observe(mut self, observer: impl Observer + 'a) -> Self {
+        self.observers.push(Box::new(observer));
+        self
+    }
+
+    /// Trains `model`.
+    ///
+    /// `batches(i)` is micro-batch `i` of the run, counted over all steps; it must be a pure function of `i`.
+    /// `token_losses` is the negative log-likelihood of each target token of a batch, in the given pass.
+    ///
+    /// # Errors
+    /// If nothing can be trained, the data or the model fails, or a loss or gradient is not finite. `model` then has
+    /// the weights of the last good step.
+    pub fn train<M, B, L, D, E>(
+        mut self,
+        model: &mut M,
+        batches: B,
+        token_losses: L,
+    ) -> Result<TrainReport, TrainError>
+    where
+        M: Module,
+        B: Fn(u64) -> Result<Seq2SeqBatch, D>,
+        L: Fn(&M, &Seq2SeqBatch, &mut Pass) -> Result<Tensor<1>, E>,
+        D: Into<Source>,
+        E: Into<Source>,
+    {
+        if !model.devices().iter().all(burn::tensor::Device::is_autodiff) {
+            return Err(TrainError::NoAutodiff);
+        }
+        if ParameterReport::of(model).trainable == 0 {
+            return Err(TrainError::NothingToTrain);
+        }
+        let mut optimizer = self.optimizer(model);
+        let mut report = TrainReport::default();
+        for step in 0..self.config.max_steps {
+            let started = Instant::now();
+            let micro_batches = self.micro_batches(step, &batches)?;
+            let (loss, gradients) = self.backward(model, step, &micro_batches, &token_losses)?;
+            let (gradients, grad_norm) = self.clip(model, step, gradients)?;
+            let learning_rate = self.learning_rate(step);
+            *model = optimizer.step(learning_rate, model.clone(), gradients);
+
+            let tokens = micro_batches.iter().map(|batch| batch.source().tokens() + batch.target().tokens()).sum();
+            let seconds = started.elapsed().as_secs_f64();
+            let record = StepRecord { step, loss, learning_rate, grad_norm, tokens, seconds };
+            for observer in &mut self.observers {
+                observer.step(&record)?;
+            }
+            report.steps.push(record);
+        }
+        Ok(report)
+    }
+
+    fn optimizer<M: Module>(&self, model: &M) -> ModuleOptimizer {
+        let config = |weight_decay: f64| {
+            AdamWConfig::new()
+                .with_beta_1(self.config.adam_beta1 as f32)
+                .with_beta_2(self.config.adam_beta2 as f32)
+                .with_epsilon(self.config.adam_epsilon as f32)
+                .with_weight_decay(weight_decay as f32)
+        };
+        let undecayed = ParamGroup::from_ids(undecayed(model));
+        config(self.config.weight_decay).init().with_group(undecayed, config(0.0).build(), None)
+    }
+
+    fn micro_batches<D: Into<Source>>(
+        &self,
+        step: u64,
+        batches: impl Fn(u64) -> Result<Seq2SeqBatch, D>,
+    ) -> Result<Vec<Seq2SeqBatch>, TrainError> {
+        let first = step * self.config.gradient_accumulation_steps;
+        (first..first + self.config.gradient_accumulation_steps)
+            .map(|index| batches(index).map_err(|source| TrainError::Step { step, source: source.into() }))
+            .collect()
+    }
+
+    /// The mean loss over the target tokens of all micro-batches, and its gradient.
+    fn backward<M: Module, E: Into<Source>>(
+        &self,
+        model: &M,
+        step: u64,
+        micro_batches: &[Seq2SeqBatch],
+        token_losses: impl Fn(&M, &Seq2SeqBatch, &mut Pass) -> Result<Tensor<1>, E>,
+    ) -> Result<(f64, GradientsParams), TrainError> {
+        let targets: usize = micro_batches.iter().map(|batch| batch.target().tokens()).sum();
+        if targets == 0 {
+            return Err(TrainError::NoTargets { step });
+        }
+        let key = Key::from_seed(self.config.seed).fold_in_name("step").fold_in(step);
+        let mut accumulator = GradientsAccumulator::new();
+        let mut total = 0.0;
+        for (index, batch) in micro_batches.iter().enumerate() {
+            let mut pass = Pass::train(key.fold_in(index as u64));
+            let losses = token_losses(model, batch, &mut pass)
+                .map_err(|source| TrainError::Step { step, source: source.into() })?;
+            let sum = losses.sum();
+            total += f64::from(sum.clone().inner().into_scalar::<f32>());
+            if !total.is_finite() {
+                return Err(TrainError::NotFinite { step, what: "loss", value: total / targets as f64 });
+            }
+            let gradients = sum.div_scalar(targets as f64).backward();
+            accumulator.accumulate(model, GradientsParams::from_grads(gradients, model));
+        }
+        Ok((total / targets as f64, accumulator.grads()))
+    }
+
+    fn clip<M: Module>(
+        &self,
+        model: &M,
+        step: u64,
+        mut gradients: GradientsParams,
+    ) -> Result<(GradientsParams, f64), TrainError> {
+        let norm = global_norm(model, &gradients).ok_or(TrainError::NothingToTrain)?;
+        let norm = f64::from(norm.into_scalar::<f32>());
+        if !norm.is_finite() {
+            return Err(TrainError::NotFinite { step, what: "gradient norm", value: norm });
+        }
+        // As `torch.nn.utils.clip_grad_norm_`, with its epsilon.
+        let factor = self.config.max_grad_norm / (norm + 1e-6);
+        if self.config.max_grad_norm > 0.0 && factor < 1.0 {
+            scale(model, &mut gradients, factor);
+        }
+        Ok((gradients, norm))
+    }
+
+    fn learning_rate(&self, step: u64) -> f64 {
+        let TrainConfig { learning_rate, lr_scheduler_type, warmup_steps, max_steps, .. } = self.config;
+        learning_rate * lr_scheduler_type.factor(step, warmup_steps, max_steps)
+    }
+}

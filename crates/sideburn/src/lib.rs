@@ -1,0 +1,49 @@
+//! Parameter-efficient fine-tuning for [Burn](burn).
+//!
+//! This crate gathers the others under one name. Each can be used without it:
+//!
+//! | module | crate | what it is |
+//! |---|---|---|
+//! | [`adapters`] | `sideburn-adapters` | the linear layer with adapter slots, LoRA, PEFT directories |
+//! | [`batch`] | `sideburn-batch` | token rows with lengths, keyed random draws |
+//! | [`data`] | `sideburn-data` | DialogSum, prompt templates, tokenisation, sampling |
+//! | [`generate`] | `sideburn-generate` | greedy decoding over any decoder |
+//! | [`kernels`] | `sideburn-kernels` | fused differentiable operations |
+//! | [`rouge`] | `sideburn-rouge` | ROUGE, as `rouge_score` computes it |
+//! | [`t5`] | `sideburn-t5` | T5, T5 1.1, FLAN-T5 |
+//! | [`train`] | `sideburn-train` | the training loop |
+//! | [`weights`] | `sideburn-weights` | safetensors, strictly read and atomically written |
+//!
+//! [`device`] turns a name such as `flex` or `cuda:1` into a Burn device, and [`prelude`] holds what most programs
+//! import.
+
+#![forbid(unsafe_code)]
+
+pub mod device;
+
+pub use sideburn_adapters as adapters;
+pub use sideburn_batch as batch;
+pub use sideburn_data as data;
+pub use sideburn_generate as generate;
+pub use sideburn_kernels as kernels;
+pub use sideburn_rouge as rouge;
+pub use sideburn_t5 as t5;
+pub use sideburn_train as train;
+pub use sideburn_weights as weights;
+
+/// What most programs import.
+pub mod prelude {
+    pub use burn::module::Module;
+    pub use burn::tensor::{Device, Tensor};
+    pub use sideburn_adapters::{
+        AdaptedModel, Key, LoraConfig, ParameterReport, Pass, TargetModules, attach_lora, load_lora, save_lora,
+    };
+    pub use sideburn_batch::{Seq2SeqBatch, TokenRows};
+    pub use sideburn_data::{BatchSampler, DialogSum, Limits, PromptTemplate, Sample, Tokenizer, tokenize};
+    pub use sideburn_generate::{GreedyConfig, greedy};
+    pub use sideburn_rouge::{BootstrapConfig, Metric, RougeScorer, aggregate};
+    pub use sideburn_t5::{T5, T5Config};
+    pub use sideburn_train::{JsonLinesLog, ProgressLine, Schedule, TrainConfig, Trainer};
+
+    pub use crate::device::parse_device;
+}
