@@ -178,9 +178,11 @@ def lora_io(out, base):
     # Read back from the files, so that the numbers are those that a reader of the files must find.
     model = PeftModel.from_pretrained(load_base(out / base), directory, is_trainable=True).eval()
     batch = inputs()
-    result = model(**batch)
-    result.loss.backward()
-    gradients = {f"grad.{file_key(n)}": p.grad for n, p in model.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        result = model(**batch)
+    # In f64: the f32 gradients of PyTorch are 1e-5 away from these, as far as a good implementation may be.
+    model.double()(**batch).loss.backward()
+    gradients = {f"grad.{file_key(n)}": p.grad.float() for n, p in model.named_parameters() if p.requires_grad}
     assert gradients.keys() == {f"grad.{key}" for key in load_file(directory / "adapter_model.safetensors")}
     write_tensors(
         directory / "io.safetensors",

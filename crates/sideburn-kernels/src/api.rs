@@ -48,6 +48,9 @@ pub fn low_rank(x: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f64, dropout: O
 ///
 /// # Shapes
 /// `x [n, d]`, `weight [d]` give `[n, d]`.
+///
+/// # Panics
+/// If the shapes do not fit.
 pub fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> Tensor<2> {
     assert_eq!(x.dims()[1], weight.dims()[0], "x [n, d] and weight [d] must fit");
     Tensor::from_dispatch(Dispatch::rms_norm(x.into_dispatch(), weight.into_dispatch(), epsilon))
@@ -58,6 +61,9 @@ pub fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> Tensor<2> {
 ///
 /// # Shapes
 /// `gate` and `up` of equal shape `[n, d]`.
+///
+/// # Panics
+/// If the shapes differ.
 pub fn gelu_gate(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
     assert_eq!(gate.dims(), up.dims(), "gate and up must have one shape");
     Tensor::from_dispatch(Dispatch::gelu_gate(gate.into_dispatch(), up.into_dispatch()))
@@ -85,10 +91,14 @@ pub fn attention(
 ) -> Tensor<4> {
     let (probability, key) = dropout.unwrap_or((0.0, Key::from_seed(0)));
     assert!((0.0..1.0).contains(&probability), "a dropout probability lies in [0, 1), not at {probability}");
-    let ([rows, heads, queries, _], keys) = (q.dims(), k.dims()[2]);
-    let fits = |dims: [usize; 4], full: [usize; 4]| dims.iter().zip(full).all(|(dim, full)| *dim == 1 || *dim == full);
-    assert!(fits(bias.dims(), [1, heads, queries, keys]), "bias {:?} does not broadcast to the scores", bias.dims());
-    assert!(fits(mask.dims(), [rows, 1, queries, keys]), "mask {:?} does not broadcast to the scores", mask.dims());
+    let ([rows, heads, queries, width], [_, _, keys, _]) = (q.dims(), k.dims());
+    assert_eq!(k.dims(), v.dims(), "k and v must have one shape");
+    assert_eq!(k.dims(), [rows, heads, keys, width], "q [rows, heads, queries, width] and k must fit");
+    let or_one = |dim: usize, full: usize| dim == 1 || dim == full;
+    let bias_fits = matches!(bias.dims(), [1, h, q, k] if or_one(h, heads) && or_one(q, queries) && or_one(k, keys));
+    assert!(bias_fits, "bias {:?} does not broadcast to [1, {heads}, {queries}, {keys}]", bias.dims());
+    let mask_fits = matches!(mask.dims(), [r, 1, q, k] if r == rows && or_one(q, queries) && k == keys);
+    assert!(mask_fits, "mask {:?} does not broadcast to [{rows}, 1, {queries}, {keys}]", mask.dims());
     Tensor::from_dispatch(Dispatch::biased_attention(
         q.into_dispatch(),
         k.into_dispatch(),
@@ -106,6 +116,10 @@ pub fn attention(
 ///
 /// # Shapes
 /// `logits [n, classes]`, `labels [n]` with values in `0..classes`, give `[n]`.
+///
+/// # Panics
+/// If there is not one label for each row, or, on the CPU, a label is no class. A GPU is not asked: it would have to be
+/// waited for.
 pub fn cross_entropy(logits: Tensor<2>, labels: Tensor<1, Int>) -> Tensor<1> {
     assert_eq!(logits.dims()[0], labels.dims()[0], "every row of logits needs one label");
     Tensor::from_dispatch(Dispatch::cross_entropy(logits.into_dispatch(), labels.into_dispatch()))

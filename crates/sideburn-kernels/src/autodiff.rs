@@ -222,9 +222,7 @@ impl<B: FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
 
         let (logits, node) = logits.into_parts();
         match Backward::<B, 1>::prepare::<C>(CrossEntropy, [node]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => {
-                prep.finish((logits.clone(), labels.clone()), B::cross_entropy(logits, labels))
-            }
+            OpsKind::Tracked(prep) => prep.finish((logits.clone(), labels.clone()), B::cross_entropy(logits, labels)),
             OpsKind::UnTracked(prep) => prep.finish(B::cross_entropy(logits, labels)),
         }
     }

@@ -49,11 +49,7 @@ pub(crate) trait FusedOps: Backend {
 
     /// The gradient of `rms_norm` with respect to `weight`.
     #[fusion(default)]
-    fn rms_norm_backward_weight(
-        x: FloatTensor<Self>,
-        gradient: FloatTensor<Self>,
-        epsilon: f64,
-    ) -> FloatTensor<Self> {
+    fn rms_norm_backward_weight(x: FloatTensor<Self>, gradient: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
         reference::rms_norm_backward_weight::<Self>(x, gradient, epsilon)
     }
 
@@ -78,11 +74,7 @@ pub(crate) trait FusedOps: Backend {
     /// `scores [rows, heads, queries, keys]`, `bias [1, heads or 1, queries or 1, keys or 1]`,
     /// `mask [rows, 1, queries or 1, keys]`.
     #[fusion(default)]
-    fn masked_softmax(
-        scores: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
-        mask: BoolTensor<Self>,
-    ) -> FloatTensor<Self> {
+    fn masked_softmax(scores: FloatTensor<Self>, bias: FloatTensor<Self>, mask: BoolTensor<Self>) -> FloatTensor<Self> {
         reference::masked_softmax::<Self>(scores, bias, mask)
     }
 

@@ -132,7 +132,8 @@ impl Stack {
         let attentions = self.blocks.iter().filter_map(|block| block.cross_attention.as_ref());
         Cross {
             blocks: attentions.map(|attention| attention.keys_values(encoded, layout, pass)).collect(),
-            scores: Scores { bias: Tensor::zeros([1; 4], &encoded.device()), mask: layout.key_mask() },
+            // Positions in the source and in the target do not relate.
+            scores: Scores { bias: Tensor::zeros([1; 4], (&encoded.device(), encoded.dtype())), mask: layout.key_mask() },
         }
     }
 }

@@ -1,7 +1,7 @@
 //! LoRA on T5 against `peft`: logits, gradients, target selection, parameter counts, and directories both ways.
 
-use burn::module::Param;
-use burn::tensor::{Device, Gradients, Tensor};
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{DType, Device, Gradients, Tensor};
 use sideburn_adapters::{
     AdaptedModel, AdapterError, Key, LoraConfig, ParameterReport, Pass, attach_lora, load_lora, save_lora,
 };
@@ -34,46 +34,74 @@ fn logits(model: &T5, io: &Golden) -> Vec<f32> {
 }
 
 #[test]
-fn logits_loss_and_gradients() {
+fn logits_and_loss() {
     for family in FAMILIES {
         let directory = format!("lora/{family}");
         let io = Golden::open(&format!("{directory}/io.safetensors"));
-        let model = adapted(family, &directory, &Device::flex().autodiff());
+        let model = adapted(family, &directory, &Device::flex());
         let difference = max_difference(&logits(&model, &io), &io.floats("logits"));
         println!("{family}: logits differ by at most {difference:e}");
         assert!(difference <= 1e-4, "{family}: logits differ by {difference:e}");
-
-        let source = io.rows("input_ids", &io.mask_lengths("attention_mask"));
-        let target = io.rows("labels", &io.label_lengths("labels"));
-        let batch = Seq2SeqBatch::new(source, target).unwrap();
-        let loss = model.token_losses(&batch, &mut Pass::evaluate()).unwrap().mean();
-        let difference = relative_difference(&values(loss.clone().inner()), &io.floats("loss"));
+        let difference = relative_difference(&values(loss(&model, &io)), &io.floats("loss"));
         assert!(difference <= 1e-5, "{family}: loss differs by {difference:e}");
+    }
+}
 
-        let gradients = loss.backward();
-        let (mut squared_error, mut squared_norm, mut compared) = (0.0, 0.0, 0);
-        for (site, linear) in model.sites() {
-            assert!(linear.weight().val().grad(&gradients).is_none(), "{site}: the base must not be differentiated");
-            let Some(layer) = linear.adapter("default") else { continue };
-            for (factor, param) in [("A", layer.lora_a()), ("B", layer.lora_b())] {
-                let expected = io.floats(&format!("grad.base_model.model.{site}.lora_{factor}.weight"));
-                let found = gradient(param, &gradients);
-                let difference = relative_difference(&found, &expected);
-                assert!(difference <= 5e-5, "{site} {factor}: the gradient differs by {difference:e}");
-                squared_error += found.iter().zip(&expected).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
-                squared_norm += expected.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
-                compared += 1;
-            }
+fn loss(model: &T5, io: &Golden) -> Tensor<1> {
+    let source = io.rows("input_ids", &io.mask_lengths("attention_mask"));
+    let target = io.rows("labels", &io.label_lengths("labels"));
+    let batch = Seq2SeqBatch::new(source, target).unwrap();
+    model.token_losses(&batch, &mut Pass::evaluate()).unwrap().mean()
+}
+
+/// The goldens' gradients are exact to f32. Computed in f64, ours must be too: that shows the formulas. Computed in
+/// f32 on these models, whose weights are enlarged so that every path counts, PyTorch itself is up to 1.1e-5 away
+/// from them in the norm of the whole; the fused kernels may be as far as twice that.
+#[test]
+fn gradients_in_f64_and_f32() {
+    for family in FAMILIES {
+        for (dtype, tolerance) in [(DType::F64, 1e-6), (DType::F32, 2.5e-5)] {
+            let directory = format!("lora/{family}");
+            let io = Golden::open(&format!("{directory}/io.safetensors"));
+            let model = adapted(family, &directory, &Device::flex().autodiff()).map(&mut Cast(dtype));
+            let difference = gradient_difference(&model, &io);
+            println!("{family}, {dtype:?}: gradients differ by {difference:e} relative");
+            assert!(difference <= tolerance, "{family}, {dtype:?}: gradients differ by {difference:e}");
         }
-        assert_eq!(compared, 24);
-        let difference = (squared_error / squared_norm).sqrt();
-        println!("{family}: gradients differ by {difference:e} relative");
-        assert!(difference <= 1e-5, "{family}: gradients differ by {difference:e}");
+    }
+}
+
+/// The norm of the error of all gradients together, over the norm of the gradient.
+fn gradient_difference(model: &T5, io: &Golden) -> f64 {
+    let gradients = loss(model, io).backward();
+    let (mut squared_error, mut squared_norm, mut compared) = (0.0, 0.0, 0);
+    for (site, linear) in model.sites() {
+        assert!(linear.weight().val().grad(&gradients).is_none(), "{site}: the base must not be differentiated");
+        let Some(layer) = linear.adapter("default") else { continue };
+        for (factor, param) in [("A", layer.lora_a()), ("B", layer.lora_b())] {
+            let expected = io.floats(&format!("grad.base_model.model.{site}.lora_{factor}.weight"));
+            let found = gradient(param, &gradients);
+            squared_error += found.iter().zip(&expected).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
+            squared_norm += expected.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
+            compared += 1;
+        }
+    }
+    assert_eq!(compared, 24);
+    (squared_error / squared_norm).sqrt()
+}
+
+/// Computes in another dtype.
+struct Cast(DType);
+
+impl ModuleMapper for Cast {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let require_grad = param.is_require_grad();
+        param.map(|tensor| Tensor::from_inner(tensor.inner().cast(self.0)).set_require_grad(require_grad))
     }
 }
 
 fn gradient(param: &Param<Tensor<2>>, gradients: &Gradients) -> Vec<f32> {
-    values(param.val().grad(gradients).expect("a gradient"))
+    values(param.val().grad(gradients).expect("a gradient").cast(DType::F32))
 }
 
 #[test]

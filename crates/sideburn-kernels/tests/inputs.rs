@@ -1,0 +1,325 @@
+//! Which inputs get a gradient, how they may lie in memory, and what is refused.
+#![cfg(feature = "flex")]
+
+mod loops;
+
+use burn::tensor::{Device, Int, Tensor, s};
+use loops::{Sizes, assert_near, bits, f32s, mask, numbers, values};
+use sideburn_kernels::{Key, attention, cross_entropy, dropout, gelu_gate, low_rank, rms_norm};
+
+const KEY: Key = Key::from_seed(2);
+const SIZES: Sizes = Sizes { rows: 2, heads: 3, queries: 4, keys: 5, width: 8, bias: [1, 3, 4, 5], mask: [2, 1, 4, 5] };
+
+fn labels(labels: &[i32], device: &Device) -> Tensor<1, Int> {
+    Tensor::from_ints(labels, device)
+}
+
+fn attend(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Tensor<4>) -> Tensor<4> {
+    let mask = mask(&SIZES.masked(1), SIZES.mask, &q.device());
+    attention(q, k, v, bias, mask, Some((0.1, KEY)))
+}
+
+/// The gradient of each leaf, of which those named by the bits of `tracked` require one.
+fn gradients<const D: usize, const N: usize>(
+    tracked: usize,
+    leaves: [Tensor<D>; N],
+    op: impl Fn([Tensor<D>; N]) -> Tensor<D>,
+) -> [Option<Vec<u8>>; N] {
+    let mut index = 0;
+    let leaves = leaves.map(|leaf| {
+        index += 1;
+        leaf.set_require_grad(tracked >> (index - 1) & 1 == 1)
+    });
+    let output = op(leaves.clone());
+    if tracked == 0 {
+        assert!(!output.is_tracked());
+        return [const { None }; N];
+    }
+    let gradients = output.powi_scalar(2).sum().backward();
+    leaves.map(|leaf| leaf.grad(&gradients).map(bits))
+}
+
+#[test]
+fn only_tracked_inputs_get_a_gradient() {
+    let device = Device::flex().autodiff();
+    let low = |tracked| {
+        let leaves = [f32s(1, [7, 16], &device), f32s(2, [2, 16], &device), f32s(3, [9, 2], &device)];
+        gradients(tracked, leaves, |[x, a, b]| low_rank(x, a, b, 0.5, Some((0.2, KEY))))
+    };
+    let all = low(0b111);
+    for tracked in 0..8 {
+        let expected = [0, 1, 2].map(|leaf| all[leaf].clone().filter(|_| tracked >> leaf & 1 == 1));
+        assert!(low(tracked) == expected, "low_rank, tracked {tracked:03b}");
+    }
+    let attention = |tracked| {
+        let leaves = [SIZES.q(), SIZES.k(), SIZES.k(), SIZES.bias].map(|shape| f32s(shape[2] as u64, shape, &device));
+        gradients(tracked, leaves, |[q, k, v, bias]| attend(q, k, v, bias))
+    };
+    let all = attention(0b1111);
+    for tracked in 0..16 {
+        let expected = [0, 1, 2, 3].map(|leaf| all[leaf].clone().filter(|_| tracked >> leaf & 1 == 1));
+        assert!(attention(tracked) == expected, "attention, tracked {tracked:04b}");
+    }
+    let gate = |tracked| {
+        gradients(tracked, [f32s(1, [3, 5], &device), f32s(2, [3, 5], &device)], |[gate, up]| gelu_gate(gate, up))
+    };
+    let all = gate(0b11);
+    assert!(gate(0b01) == [all[0].clone(), None] && gate(0b10) == [None, all[1].clone()], "gelu_gate");
+    let norm = |tracked| {
+        gradients(tracked, [f32s(1, [3, 5], &device), f32s(2, [1, 5], &device)], |[x, w]| {
+            rms_norm(x, w.reshape([5]), 1e-6)
+        })
+    };
+    let all = norm(0b11);
+    assert!(norm(0b01) == [all[0].clone(), None] && norm(0b10) == [None, all[1].clone()], "rms_norm");
+}
+
+/// A leaf whose transpose is `leaf.transpose()`, as a view of it and as a tensor of its own.
+fn view_and_copy(seed: u64, shape: [usize; 2], device: &Device) -> [Tensor<2>; 2] {
+    let base = f32s(seed, [shape[1] + 1, shape[0]], device);
+    let view = base.slice(s![1..]).transpose();
+    [Tensor::from_data(view.to_data(), device), view]
+}
+
+#[test]
+fn views_give_what_their_copies_give() {
+    let device = Device::flex().autodiff();
+    let run = |which: usize| {
+        let leaf = |seed, shape| view_and_copy(seed, shape, &device)[which].clone().require_grad();
+        let (x, a, b, up) = (leaf(1, [6, 9]), leaf(2, [2, 9]), leaf(3, [4, 2]), leaf(4, [6, 9]));
+        let weight = leaf(5, [9, 3]);
+        let column = weight.clone().slice([0..9, 1..2]).reshape([9]);
+        // Transposed outputs make the incoming gradients views, too.
+        let outputs = [
+            dropout(x.clone(), 0.5, KEY).transpose(),
+            low_rank(x.clone(), a.clone(), b.clone(), 1.0, None).transpose(),
+            rms_norm(x.clone(), column, 1e-6).transpose(),
+            gelu_gate(x.clone(), up.clone()).transpose(),
+            cross_entropy(x.clone(), labels(&[0, 8, 3, 1, 2, 2], &device)).reshape([1, 6]),
+        ];
+        let loss = |y: &Tensor<2>| (y.clone() * f32s(6, y.dims(), &device)).sum();
+        let loss = outputs.iter().map(loss).reduce(|x, y| x + y).unwrap();
+        let gradients = loss.backward();
+        let gradients = [x, a, b, up, weight].map(|leaf| values(leaf.grad(&gradients).unwrap()));
+        outputs.map(values).into_iter().chain(gradients).collect::<Vec<_>>()
+    };
+    for (index, (view, copy)) in run(1).iter().zip(run(0)).enumerate() {
+        assert_near(&format!("result {index}"), view, &copy, 1e-6);
+    }
+}
+
+#[test]
+fn attention_takes_views() {
+    // Heads as models make them: [rows, tokens, heads * width] split and transposed; a mask broadcast from [1, keys].
+    let device = Device::flex().autodiff();
+    let heads = |seed, [rows, heads, tokens, width]: [usize; 4]| {
+        f32s(seed, [rows, tokens, heads, width], &device).swap_dims(1, 2)
+    };
+    let copy = |x: &Tensor<4>| Tensor::<4>::from_data(x.to_data(), &device);
+    let bias = f32s(7, [4, 5, 3], &device).permute([2, 0, 1]).unsqueeze::<4>();
+    let open = mask(&[false, true, false, false, true], [1, 1, 1, 5], &device);
+    let run = |views: bool| {
+        let leaf = |x: Tensor<4>| if views { x } else { copy(&x) }.require_grad();
+        let [q, k, v, bias] = [heads(1, SIZES.q()), heads(2, SIZES.k()), heads(3, SIZES.k()), bias.clone()].map(leaf);
+        let mask = open.clone().expand([2, 1, 4, 5]);
+        let mask = if views { mask } else { Tensor::from_data(mask.to_data(), &device) };
+        let y = attention(q.clone(), k.clone(), v.clone(), bias.clone(), mask, Some((0.3, KEY)));
+        let gradients = y.clone().swap_dims(1, 2).powi_scalar(3).sum().backward();
+        [q, k, v, bias].map(|x| values(x.grad(&gradients).unwrap())).into_iter().chain([values(y)]).collect::<Vec<_>>()
+    };
+    for (index, (view, copy)) in run(true).iter().zip(run(false)).enumerate() {
+        assert_near(&format!("result {index}"), view, &copy, 1e-6);
+    }
+}
+
+#[test]
+fn what_is_not_finite_is_not_hidden() {
+    let device = Device::flex();
+    let with = |bad: f32| Tensor::<2>::from_floats([[bad, 1.0, 2.0], [0.5, 1.0, 2.0]], &device);
+    let ones = || Tensor::<2>::ones([2, 3], &device);
+    for bad in [f32::NAN, f32::INFINITY] {
+        let not_finite = |row: usize, what: &str, y: Vec<f64>| {
+            let width = y.len() / 2;
+            let finite = |row: usize| y[row * width..][..width].iter().all(|y| y.is_finite());
+            assert!(!finite(row) && finite(1 - row), "{what} of {bad}: {y:?}");
+        };
+        not_finite(0, "cross_entropy", values(cross_entropy(with(bad), labels(&[1, 1], &device))));
+        not_finite(0, "gelu_gate", values(gelu_gate(with(bad), ones())));
+        not_finite(0, "gelu_gate", values(gelu_gate(ones(), with(bad))));
+        not_finite(0, "rms_norm", values(rms_norm(with(bad), Tensor::ones([3], &device), 1e-6)));
+        let low = low_rank(with(bad), Tensor::ones([1, 3], &device), Tensor::ones([4, 1], &device), 1.0, None);
+        not_finite(0, "low_rank", values(low));
+        let (kept, dropped) = (values(dropout(with(bad), 0.01, KEY)), values(dropout(ones(), 0.01, KEY)));
+        assert!(dropped[0] != 0.0, "the key must keep element 0 for this test to say anything");
+        not_finite(0, "dropout", kept);
+        let q = with(bad).reshape([2, 1, 1, 3]);
+        let (k, bias) = (Tensor::ones([2, 1, 2, 3], &device), Tensor::zeros([1, 1, 1, 1], &device));
+        let y = attention(q, k.clone(), k, bias, mask(&[false; 4], [2, 1, 1, 2], &device), None);
+        not_finite(0, "attention", values(y));
+    }
+    // A logit of minus infinity is a probability of zero, which is fine unless it is the label's.
+    let logits = with(f32::NEG_INFINITY);
+    let loss = values(cross_entropy(logits, labels(&[0, 0], &device)));
+    assert!(loss[0] == f64::INFINITY && loss[1].is_finite(), "{loss:?}");
+    let loss = values(cross_entropy(with(f32::NEG_INFINITY), labels(&[2, 0], &device)));
+    assert_near("loss", &loss[..1], &[(1.0 + (-1.0f64).exp()).ln()], 1e-6);
+}
+
+#[test]
+fn large_numbers_do_not_overflow() {
+    let device = Device::flex().autodiff();
+    let logits = Tensor::<2>::from_floats([[1e4, -1e4, 0.0], [-1e4, 9_999.0, 1e4]], &device).require_grad();
+    let loss = cross_entropy(logits.clone(), labels(&[1, 2], &device));
+    assert_near("loss", &values(loss.clone()), &[2e4, (1.0 + (-1.0f64).exp()).ln()], 1e-6);
+    let gradient = values(logits.grad(&loss.sum().backward()).unwrap());
+    let share = 1.0 / (1.0 + 1f64.exp());
+    assert_near("gradient", &gradient, &[1.0, -1.0, 0.0, 0.0, share, -share], 1e-6);
+
+    // gelu of large numbers is the identity or zero.
+    let gate = Tensor::<2>::from_floats([[-1e4, -30.0, 30.0, 1e4]], &device).require_grad();
+    let y = gelu_gate(gate.clone(), Tensor::ones([1, 4], &device));
+    assert_near("gelu", &values(y.clone())[..3], &[0.0, 0.0, 30.0], 1e-7);
+    assert_eq!(values(y.clone())[3], 1e4);
+    assert_near("slope", &values(gate.grad(&y.sum().backward()).unwrap()), &[0.0, 0.0, 1.0, 1.0], 1e-6);
+}
+
+#[test]
+fn gelu_is_exact_far_below_zero() {
+    // Relative to the value itself: 1 + tanh cancels there.
+    for x in [-0.5_f64, -2.0, -3.5, -5.0] {
+        let gate = Tensor::<2>::from_floats([[x]], &Device::flex());
+        let y = values(gelu_gate(gate, Tensor::ones([1, 1], &Device::flex())))[0];
+        // x / (1 + exp(-2 u)), the same function.
+        let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+        let expected = x / (1.0 + (-2.0 * u).exp());
+        assert!((y / expected - 1.0).abs() < 1e-5, "gelu({x}): {y} instead of {expected}");
+    }
+}
+
+#[test]
+fn masked_keys_have_no_weight_whatever_they_hold() {
+    let device = Device::flex();
+    let (q, v) = (f32s(1, [1, 1, 1, 2], &device), f32s(2, [1, 1, 3, 2], &device));
+    let bias = Tensor::<4>::from_floats([[[[-1e9, 0.0, 3e38]]]], &device);
+    let open = mask(&[false, true, true], [1, 1, 1, 3], &device);
+    let y = attention(q, v.clone().mul_scalar(1e3), v.clone(), bias, open, None);
+    assert_eq!(values(y), values(v)[..2]);
+}
+
+#[test]
+#[should_panic(expected = "a dropout probability lies in [0, 1), not at 1")]
+fn dropout_of_everything_is_refused() {
+    dropout(f32s(1, [2], &Device::flex()), 1.0, KEY);
+}
+
+#[test]
+#[should_panic(expected = "a dropout probability lies in [0, 1), not at NaN")]
+fn a_probability_that_is_no_number_is_refused() {
+    dropout(f32s(1, [2], &Device::flex()), f64::NAN, KEY);
+}
+
+#[test]
+#[should_panic(expected = "a dropout probability lies in [0, 1), not at -0.5")]
+fn low_rank_refuses_a_negative_probability() {
+    let x = f32s(1, [1, 1], &Device::flex());
+    low_rank(x.clone(), x.clone(), x, 1.0, Some((-0.5, KEY)));
+}
+
+#[test]
+#[should_panic(expected = "x [n, in], a [r, in] and b [out, r] must fit")]
+fn low_rank_refuses_misfitting_factors() {
+    let [x, a, b] = [[4, 8], [2, 8], [8, 3]].map(|shape| f32s(1, shape, &Device::flex()));
+    low_rank(x, a, b, 1.0, None);
+}
+
+#[test]
+#[should_panic(expected = "x [n, d] and weight [d] must fit")]
+fn rms_norm_refuses_a_misfitting_weight() {
+    rms_norm(f32s(1, [4, 8], &Device::flex()), f32s(1, [4], &Device::flex()), 1e-6);
+}
+
+#[test]
+#[should_panic(expected = "gate and up must have one shape")]
+fn gelu_gate_refuses_different_shapes() {
+    gelu_gate(f32s(1, [4, 8], &Device::flex()), f32s(1, [8, 4], &Device::flex()));
+}
+
+#[test]
+#[should_panic(expected = "every row of logits needs one label")]
+fn cross_entropy_refuses_missing_labels() {
+    cross_entropy(f32s(1, [4, 8], &Device::flex()), labels(&[1], &Device::flex()));
+}
+
+#[test]
+#[should_panic(expected = "label 8 is none of 8 classes")]
+fn cross_entropy_refuses_a_label_that_is_no_class() {
+    cross_entropy(f32s(1, [2, 8], &Device::flex()), labels(&[1, 8], &Device::flex()));
+}
+
+#[test]
+#[should_panic(expected = "label -100 is none of 8 classes")]
+fn cross_entropy_refuses_the_label_to_be_ignored_of_other_libraries() {
+    cross_entropy(f32s(1, [2, 8], &Device::flex()), labels(&[-100, 0], &Device::flex()));
+}
+
+/// An attention of zeros with these shapes.
+fn attention_of(q: [usize; 4], k: [usize; 4], v: [usize; 4], bias: [usize; 4], masked: [usize; 4]) {
+    let zeros = |shape| Tensor::<4>::zeros(shape, &Device::flex());
+    let masked = mask(&vec![false; masked.iter().product()], masked, &Device::flex());
+    attention(zeros(q), zeros(k), zeros(v), zeros(bias), masked, None);
+}
+
+#[test]
+#[should_panic(expected = "k and v must have one shape")]
+fn attention_refuses_values_without_keys() {
+    attention_of([2, 3, 4, 8], [2, 3, 5, 8], [2, 3, 6, 8], [1; 4], [2, 1, 1, 5]);
+}
+
+#[test]
+#[should_panic(expected = "q [rows, heads, queries, width] and k must fit")]
+fn attention_refuses_other_rows() {
+    attention_of([2, 3, 4, 8], [1, 3, 5, 8], [1, 3, 5, 8], [1; 4], [2, 1, 1, 5]);
+}
+
+#[test]
+#[should_panic(expected = "bias [2, 3, 4, 5] does not broadcast to [1, 3, 4, 5]")]
+fn attention_refuses_a_bias_for_each_row() {
+    attention_of([2, 3, 4, 8], [2, 3, 5, 8], [2, 3, 5, 8], [2, 3, 4, 5], [2, 1, 1, 5]);
+}
+
+#[test]
+#[should_panic(expected = "mask [1, 1, 1, 5] does not broadcast to [2, 1, 4, 5]")]
+fn attention_refuses_one_mask_for_all_rows() {
+    attention_of([2, 3, 4, 8], [2, 3, 5, 8], [2, 3, 5, 8], [1; 4], [1, 1, 1, 5]);
+}
+
+#[test]
+fn without_dropout_no_key_matters() {
+    let x = f32s(1, [4, 8], &Device::flex());
+    assert_eq!(values(dropout(x, 0.0, KEY)), numbers(1, 32));
+}
+
+#[test]
+fn what_is_shared_is_not_overwritten() {
+    // The kernels work in place where nothing else holds a tensor: here everything is held twice.
+    let device = Device::flex().autodiff();
+    let leaves = || [1, 2, 3, 4].map(|seed| f32s(seed, [4, 5], &device).require_grad());
+    let norm = |x: &Tensor<2>| rms_norm(x.clone(), Tensor::ones([5], &device), 1e-6);
+    let loss = |x: &Tensor<2>| cross_entropy(x.clone(), labels(&[0, 1, 2, 3], &device)).reshape([4, 1]);
+    let gradients = |run: &dyn Fn(&[Tensor<2>; 4]) -> Tensor<2>| {
+        let leaves = leaves();
+        let output = run(&leaves) * f32s(9, [4, 5], &device);
+        let (before, gradients) = (output.to_data(), output.clone().sum().backward());
+        before.assert_eq(&output.to_data(), true);
+        for (leaf, seed) in leaves.iter().zip(1..) {
+            assert_eq!(values(leaf.clone()), numbers(seed, 20));
+        }
+        leaves.map(|leaf| leaf.grad(&gradients).map(values))
+    };
+    // One incoming gradient for three operations.
+    let together = gradients(&|[a, b, c, d]| gelu_gate(a.clone(), b.clone()) + norm(c) + loss(d).expand([4, 5]));
+    let [a, b, ..] = gradients(&|[a, b, ..]| gelu_gate(a.clone(), b.clone()));
+    let [_, _, c, _] = gradients(&|[_, _, c, _]| norm(c));
+    let [.., d] = gradients(&|[.., d]| loss(d).expand([4, 5]));
+    assert_eq!(together, [a, b, c, d]);
+}

@@ -1,0 +1,219 @@
+//! The operations in `f64` as plain loops over row-major values: what the tests hold to be right. They share nothing
+//! with the crate.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
+use sideburn_kernels::Key;
+
+/// Numbers with a magnitude in `[0.2, 1.5)`, so that no derivative is extreme; exact in `f32`.
+pub(crate) fn numbers(seed: u64, count: usize) -> Vec<f64> {
+    let (sign, magnitude) = (Key::from_seed(seed).fold_in(0), Key::from_seed(seed).fold_in(1));
+    let number = |i| (0.2 + 1.3 * magnitude.uniform(i)) * if sign.uniform(i) < 0.5 { -1.0 } else { 1.0 };
+    (0..count as u64).map(|i| f64::from(number(i) as f32)).collect()
+}
+
+pub(crate) fn tensor<const D: usize>(values: &[f64], shape: [usize; D], device: &Device, dtype: DType) -> Tensor<D> {
+    Tensor::from_data(TensorData::new(values.to_vec(), shape), (device, dtype))
+}
+
+pub(crate) fn f32s<const D: usize>(seed: u64, shape: [usize; D], device: &Device) -> Tensor<D> {
+    tensor(&numbers(seed, shape.iter().product()), shape, device, DType::F32)
+}
+
+pub(crate) fn mask<const D: usize>(masked: &[bool], shape: [usize; D], device: &Device) -> Tensor<D, Bool> {
+    Tensor::from_data(TensorData::new(masked.to_vec(), shape), device)
+}
+
+pub(crate) fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
+    tensor.into_data().iter::<f64>().collect()
+}
+
+pub(crate) fn bits<const D: usize>(tensor: Tensor<D>) -> Vec<u8> {
+    tensor.into_data().as_bytes().to_vec()
+}
+
+/// Panics unless `actual` is within `tolerance` of `expected`, relative to the largest expected value.
+pub(crate) fn assert_near(what: &str, actual: &[f64], expected: &[f64], tolerance: f64) {
+    assert_near_at_scale(what, actual, expected, tolerance, 0.1);
+}
+
+/// The same with the largest expected value taken to be at least `scale`, for sums that cancel.
+fn assert_near_at_scale(what: &str, actual: &[f64], expected: &[f64], tolerance: f64, scale: f64) {
+    assert_eq!(actual.len(), expected.len(), "{what}: length");
+    let largest = expected.iter().fold(scale, |largest, x| largest.max(x.abs()));
+    for (index, (actual, expected)) in actual.iter().zip(expected).enumerate() {
+        let error = (actual - expected).abs() / largest;
+        assert!(error <= tolerance, "{what}[{index}]: {actual} instead of {expected}, off by {error:e}");
+    }
+}
+
+/// Compares a fused operation, its value and the gradient of every input, with the loops, in `f32` (the kernels) and in
+/// `f64` (the composed form). The gradients expected are five-point differences of the loops, at places spread
+/// over each input.
+pub(crate) fn check(
+    inputs: &[Vec<f64>],
+    reference: impl Fn(&[Vec<f64>]) -> Vec<f64>,
+    op: impl Fn(&[Tensor<1>]) -> Tensor<1>,
+) {
+    check_at_scale(0.1, inputs, reference, op);
+}
+
+/// The same where gradients below `scale` are what is left of larger terms that cancel.
+pub(crate) fn check_at_scale(
+    scale: f64,
+    inputs: &[Vec<f64>],
+    reference: impl Fn(&[Vec<f64>]) -> Vec<f64>,
+    op: impl Fn(&[Tensor<1>]) -> Tensor<1>,
+) {
+    const PLACES: usize = 48;
+    let device = Device::flex().autodiff();
+    let expected = reference(inputs);
+    let weights = numbers(99, expected.len());
+    let loss = |inputs: &[Vec<f64>]| reference(inputs).iter().zip(&weights).map(|(y, w)| y * w).sum::<f64>();
+    let difference = |input: usize, place: usize| {
+        const STEP: f64 = 1e-3;
+        let mut moved = inputs.to_vec();
+        let mut at = |steps: f64| {
+            moved[input][place] = inputs[input][place] + steps * STEP;
+            loss(&moved)
+        };
+        (8.0 * (at(1.0) - at(-1.0)) - (at(2.0) - at(-2.0))) / (12.0 * STEP)
+    };
+    let places: Vec<Vec<usize>> = inputs
+        .iter()
+        .enumerate()
+        .map(|(input, values)| {
+            let spread = |i| Key::from_seed(input as u64).below(i as u64, values.len() as u64) as usize;
+            if values.len() <= PLACES { (0..values.len()).collect() } else { (0..PLACES).map(spread).collect() }
+        })
+        .collect();
+    let slopes: Vec<Vec<f64>> = places
+        .iter()
+        .enumerate()
+        .map(|(input, places)| places.iter().map(|place| difference(input, *place)).collect())
+        .collect();
+
+    for (dtype, value_tolerance, gradient_tolerance) in [(DType::F32, 1e-5, 1e-5), (DType::F64, 1e-9, 1e-8)] {
+        let leaves: Vec<Tensor<1>> =
+            inputs.iter().map(|x| tensor(x, [x.len()], &device, dtype).require_grad()).collect();
+        let output = op(&leaves);
+        assert_eq!(output.dtype(), dtype);
+        assert_near(&format!("{dtype:?} value"), &values(output.clone()), &expected, value_tolerance);
+        let gradients = (output * tensor(&weights, [weights.len()], &device, dtype)).sum().backward();
+        for (input, leaf) in leaves.iter().enumerate() {
+            let gradient = values(leaf.grad(&gradients).expect("a gradient for every input"));
+            assert_eq!(gradient.len(), inputs[input].len());
+            let actual: Vec<f64> = places[input].iter().map(|place| gradient[*place]).collect();
+            let what = format!("{dtype:?} gradient of input {input}");
+            assert_near_at_scale(&what, &actual, &slopes[input], gradient_tolerance, scale);
+        }
+    }
+}
+
+/// `x [n, m] * y^T` with `y [p, m]`.
+fn product_transposed(x: &[f64], y: &[f64], m: usize) -> Vec<f64> {
+    let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum();
+    x.chunks(m).flat_map(|x| y.chunks(m).map(move |y| dot(x, y))).collect()
+}
+
+pub(crate) fn low_rank(
+    x: &[f64],
+    a: &[f64],
+    b: &[f64],
+    kept: &[f64],
+    [width, rank]: [usize; 2],
+    scale: f64,
+) -> Vec<f64> {
+    let dropped: Vec<f64> = x.iter().zip(kept).map(|(x, kept)| x * kept).collect();
+    let product = product_transposed(&product_transposed(&dropped, a, width), b, rank);
+    product.iter().map(|x| scale * x).collect()
+}
+
+pub(crate) fn rms_norm(x: &[f64], weight: &[f64], epsilon: f64) -> Vec<f64> {
+    let mut out = Vec::new();
+    for row in x.chunks(weight.len()) {
+        let mean_square = row.iter().map(|x| x * x).sum::<f64>() / row.len() as f64;
+        out.extend(row.iter().zip(weight).map(|(x, w)| x / (mean_square + epsilon).sqrt() * w));
+    }
+    out
+}
+
+pub(crate) fn gelu_gate(gate: &[f64], up: &[f64]) -> Vec<f64> {
+    let gelu = |x: f64| 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh());
+    gate.iter().zip(up).map(|(gate, up)| gelu(*gate) * up).collect()
+}
+
+pub(crate) fn cross_entropy(logits: &[f64], labels: &[usize]) -> Vec<f64> {
+    let rows = logits.chunks(logits.len() / labels.len()).zip(labels);
+    rows.map(|(row, label)| {
+        let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        max + row.iter().map(|x| (x - max).exp()).sum::<f64>().ln() - row[*label]
+    })
+    .collect()
+}
+
+/// The sizes of one attention, and which of its bias and mask dimensions are broadcast.
+#[derive(Clone, Debug)]
+pub(crate) struct Sizes {
+    pub(crate) rows: usize,
+    pub(crate) heads: usize,
+    pub(crate) queries: usize,
+    pub(crate) keys: usize,
+    pub(crate) width: usize,
+    pub(crate) bias: [usize; 4],
+    pub(crate) mask: [usize; 4],
+}
+
+impl Sizes {
+    pub(crate) fn q(&self) -> [usize; 4] {
+        [self.rows, self.heads, self.queries, self.width]
+    }
+
+    pub(crate) fn k(&self) -> [usize; 4] {
+        [self.rows, self.heads, self.keys, self.width]
+    }
+
+    pub(crate) fn scores(&self) -> [usize; 4] {
+        [self.rows, self.heads, self.queries, self.keys]
+    }
+
+    /// About a third of the keys masked, never a query's last: that one is always open.
+    pub(crate) fn masked(&self, seed: u64) -> Vec<bool> {
+        let draw = |i: usize| !(i + 1).is_multiple_of(self.keys) && Key::from_seed(seed).uniform(i as u64) < 0.35;
+        (0..self.mask.iter().product()).map(draw).collect()
+    }
+}
+
+/// Where an index of the scores lies in a tensor that is broadcast to them.
+fn broadcast_at(shape: [usize; 4], index: [usize; 4]) -> usize {
+    (0..4).fold(0, |at, dim| at * shape[dim] + if shape[dim] == 1 { 0 } else { index[dim] })
+}
+
+pub(crate) fn attention(sizes: &Sizes, inputs: &[Vec<f64>], masked: &[bool], kept: &[f64]) -> Vec<f64> {
+    let [q, k, v, bias] = inputs else { panic!("four inputs") };
+    let at = |shape: [usize; 4], index: [usize; 4]| broadcast_at(shape, index);
+    let mut out = vec![0.0; q.len()];
+    for row in 0..sizes.rows {
+        for head in 0..sizes.heads {
+            for query in 0..sizes.queries {
+                let mut weights = vec![0.0; sizes.keys];
+                for (key, weight) in weights.iter_mut().enumerate() {
+                    let score = |x| q[at(sizes.q(), [row, head, query, x])] * k[at(sizes.k(), [row, head, key, x])];
+                    let index = [row, head, query, key];
+                    if !masked[at(sizes.mask, index)] {
+                        let score: f64 = (0..sizes.width).map(score).sum();
+                        *weight = (score + bias[at(sizes.bias, index)]).exp();
+                    }
+                }
+                let sum: f64 = weights.iter().sum();
+                for (key, weight) in weights.iter().enumerate() {
+                    let weight = weight / sum * kept[at(sizes.scores(), [row, head, query, key])];
+                    for x in 0..sizes.width {
+                        out[at(sizes.q(), [row, head, query, x])] += weight * v[at(sizes.k(), [row, head, key, x])];
+                    }
+                }
+            }
+        }
+    }
+    out
+}
