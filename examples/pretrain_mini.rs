@@ -5,17 +5,20 @@
 //! ```
 //!
 //! The text is JSON Lines with a field `dialogue`; `assets/dialogsum-sample/make_sample.py --pretraining-text` writes
-//! it from DialogSum, without any summary and without the dialogues of the sample. Half of the examples are span
-//! corruption (Raffel et al., 2020, section 3.1.4): write what stands behind the sentinels. The other half are
-//! gap sentences (Zhang et al., 2020): behind the prompt of the summarisation task, write the turn that says most about
-//! the others, which in one half of these cases has been taken out.
+//! it from DialogSum, without any summary and without the dialogues of the sample. There are three kinds of examples, in
+//! equal parts:
+//!
+//! * span corruption (Raffel et al., 2020, section 3.1.4): write what the sentinels stand for;
+//! * gap sentences (Zhang et al., 2020): behind the prompt of the summarisation task, write the turn that says most about
+//!   the others, which in one half of these cases has been taken out;
+//! * continuation: write what comes next.
 
 use std::error::Error;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
-use sideburn::adapters::Precision;
+use sideburn::adapters::{Precision, WeightMut};
 use sideburn::prelude::*;
 use sideburn::t5::FeedForward;
 use tokenizers::models::unigram::{Unigram, UnigramTrainer};
@@ -33,13 +36,13 @@ struct Args {
     #[arg(long, default_value = "out/t5-mini")]
     output: PathBuf,
     /// Steps of the optimiser.
-    #[arg(long, default_value_t = 3000)]
+    #[arg(long, default_value_t = 2400)]
     max_steps: u64,
     /// Examples of a step.
     #[arg(long, default_value_t = 16)]
     batch_size: usize,
     /// The learning rate after the warm-up.
-    #[arg(long, default_value_t = 2e-3)]
+    #[arg(long, default_value_t = 1.5e-3)]
     learning_rate: f64,
     /// Entries of the vocabulary, sentinels included.
     #[arg(long, default_value_t = 4096)]
@@ -61,7 +64,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let device = parse_device(&args.device)?.autodiff();
     let dialogues = read_dialogues(&args.text)?;
     std::fs::create_dir_all(&args.output)?;
-    train_vocabulary(&dialogues, args.vocab_size, &args.output.join("tokenizer.json")).map_err(|error| error.to_string())?;
+    train_vocabulary(&dialogues, args.vocab_size, &args.output.join("tokenizer.json"))
+        .map_err(|error| error.to_string())?;
     let corpus = Corpus::new(&dialogues, &Tokenizer::from_dir(&args.output)?)?;
     println!("{} dialogues, {} tokens", corpus.dialogues.len(), corpus.tokens());
 
@@ -75,10 +79,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         num_decoder_layers: Some(2),
         feed_forward_proj: FeedForward::GatedGelu,
         tie_word_embeddings: true,
+        scale_decoder_outputs: Some(false),
         dropout_rate: 0.0,
         ..T5Config::default()
     };
     let mut model = T5::random(&config, Key::from_seed(args.seed).fold_in_name("weights"), &device);
+    rescale(&mut model);
     println!("{}", ParameterReport::of(&model));
 
     let sampler = BatchSampler::new(corpus.dialogues.len(), args.batch_size, args.seed)?.drop_last()?;
@@ -98,6 +104,26 @@ fn main() -> Result<(), Box<dyn Error>> {
     model.save_dir(&args.output, Precision::Bf16)?;
     println!("written to {}", args.output.display());
     Ok(())
+}
+
+/// Rescales fresh weights for AdamW, whose steps have one size for all of them; T5's own are made for Adafactor, whose
+/// steps grow with the weights. The embedding, which is the output head as well, is made small, and so is what each layer
+/// adds to it.
+fn rescale(model: &mut T5) {
+    for (name, weight) in model.weights_mut() {
+        let factor = match name.rsplit('.').next() {
+            _ if name == "shared.weight" => 1.0 / 16.0,
+            Some("o" | "wo") => 0.2,
+            Some("q") => 4.0,
+            _ => continue,
+        };
+        let weight = match weight {
+            WeightMut::Table(table) => table,
+            WeightMut::Linear(linear) => linear.weight_mut(),
+            WeightMut::Vector(_) => continue,
+        };
+        *weight = weight.clone().map(|tensor| Tensor::from_inner(tensor.inner() * factor).require_grad());
+    }
 }
 
 fn read_dialogues(path: &Path) -> Result<Vec<String>, Box<dyn Error>> {
@@ -193,10 +219,11 @@ impl Corpus {
 
     fn example(&self, index: usize, key: Key) -> (Vec<u32>, Vec<u32>) {
         let dialogue = &self.dialogues[index];
-        let (mut source, mut target) = if key.uniform(0) < 0.5 || dialogue.turns.len() < 4 {
-            self.corrupt_spans(&dialogue.turns.concat(), key.fold_in_name("spans"))
-        } else {
-            self.take_out_turn(dialogue, key.fold_in_name("turn"))
+        let part = key.fold_in_name("part");
+        let (mut source, mut target) = match key.below(0, 3) {
+            0 if dialogue.turns.len() >= 4 => self.take_out_turn(dialogue, part),
+            1 if dialogue.turns.len() >= 2 => continuation(dialogue, part),
+            _ => self.corrupt_spans(&dialogue.turns.concat(), part),
         };
         source.truncate(MAX_SOURCE_LENGTH - 1);
         source.push(self.eos);
@@ -239,6 +266,12 @@ impl Corpus {
         source.extend_from_slice(behind);
         (source, dialogue.turns[chosen].clone())
     }
+}
+
+/// Splits a dialogue before one of its turns.
+fn continuation(dialogue: &Dialogue, key: Key) -> (Vec<u32>, Vec<u32>) {
+    let turn = 1 + key.below(0, dialogue.turns.len() as u64 - 1) as usize;
+    (dialogue.turns[..turn].concat(), dialogue.turns[turn..].concat())
 }
 
 /// The turns in the order of their ROUGE-1 against all other turns together.

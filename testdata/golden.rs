@@ -63,7 +63,11 @@ pub(crate) fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 /// The largest absolute difference; not a number if any is.
 pub(crate) fn max_difference(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len(), "as many values");
-    found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, |max, x| if x > max || x.is_nan() { x } else { max })
+    found
+        .iter()
+        .zip(expected)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, |max, x| if x > max || x.is_nan() { x } else { max })
 }
 
 /// The largest absolute difference over the largest absolute expected value.

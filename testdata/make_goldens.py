@@ -395,6 +395,9 @@ def std_and_mean(name, config):
         "relative_attention_bias": 0.5,
         "shared": 1.0,
         "lm_head": 8 / math.sqrt(d_model),
+        "lora_A": 1 / math.sqrt(d_model),
+        # Small in the queries: with 0.05 there too, attention is so sharp that PyTorch's f32 gradient is 7e-6 off.
+        "lora_B": 0.01 if parts[-2:-1] == ["q"] else 0.05,
     }[parts[-1]]
     return std, 0.0
 
@@ -478,6 +481,48 @@ def flan_t5_small(out):
     print(
         f"flan_t5_small: logits std {result.logits.std():.4f}, largest |logit| {result.logits.abs().max():.4f}, "
         f"loss {result.loss:.6f}, encoder output std {result.encoder_last_hidden_state.std():.4f}"
+    )
+    batch = dict(input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_input_ids, labels=labels)
+    flan_t5_small_lora(directory, model, config, batch, result.logits)
+
+
+def flan_t5_small_lora(directory, base, config, batch, base_logits):
+    """The same model and batch with LoRA, whose factors come from the formula too. Adapts `base` in place."""
+    model = get_peft_model(base, lora_config(r=4, lora_alpha=10)).eval()
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for name, parameter in trainable.items():
+            formula_name = file_key(name).removeprefix("base_model.model.")
+            parameter.copy_(torch.from_numpy(formula_weight(formula_name, parameter.shape, config)))
+
+    def run():
+        model.zero_grad()
+        result = model(**batch)
+        result.loss.backward()
+        return result, {f"grad.{file_key(name)}": p.grad.double() for name, p in trainable.items()}
+
+    def norm(gradients):
+        return math.sqrt(sum(float(g.square().sum()) for g in gradients.values()))
+
+    result, in_f32 = run()
+    model.double()
+    exact, gradients = run()
+    write_tensors(
+        directory / "lora_io.safetensors",
+        dict(
+            logits_every_16=result.logits[..., ::16],
+            loss=result.loss.reshape(1),
+            grad_norm=torch.tensor([norm(gradients)]),
+        )
+        | {name: gradient.float() for name, gradient in gradients.items()},
+    )
+    print(
+        f"flan_t5_small with LoRA: {len(gradients)} gradients of norm {norm(gradients):.6f}, loss {result.loss:.6f}, "
+        f"logits move by {(result.logits - base_logits).square().mean().sqrt():.3f} (rms), "
+        f"at most {(result.logits - base_logits).abs().max():.3f}; PyTorch in f32 from f64: "
+        f"logits {(result.logits - exact.logits).abs().max():.1e}, "
+        f"loss {abs(result.loss / exact.loss - 1):.1e} relative, "
+        f"gradients {norm({n: in_f32[n] - g for n, g in gradients.items()}) / norm(gradients):.1e} relative"
     )
 
 

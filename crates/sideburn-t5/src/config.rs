@@ -160,7 +160,10 @@ impl T5Config {
             return Err(format!("`dropout_rate` is {}, expected a probability in [0, 1)", self.dropout_rate));
         }
         if !(self.layer_norm_epsilon > 0.0 && self.layer_norm_epsilon < 1.0) {
-            return Err(format!("`layer_norm_epsilon` is {}, expected a small positive number", self.layer_norm_epsilon));
+            return Err(format!(
+                "`layer_norm_epsilon` is {}, expected a small positive number",
+                self.layer_norm_epsilon
+            ));
         }
         for (field, id) in [
             ("pad_token_id", self.pad_token_id),

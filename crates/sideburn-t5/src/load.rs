@@ -6,9 +6,9 @@ use burn::tensor::Device;
 use sideburn_adapters::{Key, Precision, load_base, save_base};
 use sideburn_weights::{AtomicDir, Checkpoint, write_atomic};
 
+use crate::T5Error;
 use crate::config::T5Config;
 use crate::model::T5;
-use crate::T5Error;
 
 const CONFIG_FILE: &str = "config.json";
 const WEIGHTS_FILE: &str = "model.safetensors";

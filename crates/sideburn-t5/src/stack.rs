@@ -133,7 +133,10 @@ impl Stack {
         Cross {
             blocks: attentions.map(|attention| attention.keys_values(encoded, layout, pass)).collect(),
             // Positions in the source and in the target do not relate.
-            scores: Scores { bias: Tensor::zeros([1; 4], (&encoded.device(), encoded.dtype())), mask: layout.key_mask() },
+            scores: Scores {
+                bias: Tensor::zeros([1; 4], (&encoded.device(), encoded.dtype())),
+                mask: layout.key_mask(),
+            },
         }
     }
 }

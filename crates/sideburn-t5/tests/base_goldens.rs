@@ -1,11 +1,14 @@
 //! The base model against `transformers`: logits, loss, hidden states, position buckets, greedy tokens.
 
-use burn::tensor::{Device, Tensor, TensorData};
-use sideburn_adapters::{AdaptedModel, Key, Pass, WeightMut};
+// Each test says how far it is from the reference.
+use burn::tensor::{Device, Tensor};
+use sideburn_adapters::Pass;
 use sideburn_batch::{Seq2SeqBatch, TokenRows};
 use sideburn_generate::{GreedyConfig, greedy};
 use sideburn_t5::{T5, T5Config};
 
+#[allow(dead_code)]
+mod formula;
 #[allow(dead_code)]
 #[path = "../../../testdata/golden.rs"]
 mod golden;
@@ -131,47 +134,10 @@ fn more_padding_changes_nothing() {
     }
 }
 
-/// The weights that `testdata/README.md` describes, made from the formula that the script uses too.
-fn fill_by_formula(model: &mut T5) {
-    let config = model.config().clone();
-    let (d_model, inner) = (config.d_model as f64, config.inner_dim() as f64);
-    let key = Key::from_seed(1);
-    let element = |name: &str, deviation: f64, mean: f64| {
-        let key = key.fold_in_name(name);
-        move |index: u64| ((2.0 * key.uniform(index) - 1.0) * 3f64.sqrt() * deviation + mean) as f32
-    };
-    fn tensor<const D: usize>(shape: burn::tensor::Shape, element: impl Fn(u64) -> f32) -> burn::module::Param<Tensor<D>> {
-        let values: Vec<f32> = (0..shape.num_elements() as u64).map(element).collect();
-        burn::module::Param::from_tensor(Tensor::from_data(TensorData::new(values, shape), &Device::flex()))
-    }
-    for (name, weight) in model.weights_mut() {
-        match weight {
-            WeightMut::Linear(linear) => {
-                let name = format!("{name}.weight");
-                let deviation = match name.trim_end_matches(".weight").rsplit('.').next().unwrap() {
-                    "q" => (d_model * config.d_kv as f64).powf(-0.5),
-                    "o" => inner.powf(-0.5),
-                    "wo" => (config.d_ff as f64).powf(-0.5),
-                    "lm_head" => 8.0 * d_model.powf(-0.5),
-                    _ => d_model.powf(-0.5),
-                };
-                let shape = linear.shape().into();
-                *linear.weight_mut() = tensor(shape, element(&name, deviation, 0.0));
-            }
-            WeightMut::Vector(vector) => *vector = tensor(vector.lazy_shape(), element(&name, 0.1, 1.0)),
-            WeightMut::Table(table) => {
-                let deviation = if name == "shared.weight" { 1.0 } else { 0.5 };
-                *table = tensor(table.lazy_shape(), element(&name, deviation, 0.0));
-            }
-        }
-    }
-}
-
 #[test]
 fn the_flan_t5_small_architecture() {
     let config = T5Config::from_file(golden::path("flan_t5_small/config.json")).unwrap();
-    let mut model = T5::random(&config, Key::from_seed(0), &Device::flex());
-    fill_by_formula(&mut model);
+    let model = formula::model(&config, &Device::flex());
     let io = Golden::open("flan_t5_small/io.safetensors");
     let source = io.rows("input_ids", &io.mask_lengths("attention_mask"));
     let logits = logits(&model, &source, &full_decoder_input(&io));

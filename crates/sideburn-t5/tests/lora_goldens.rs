@@ -1,5 +1,6 @@
 //! LoRA on T5 against `peft`: logits, gradients, target selection, parameter counts, and directories both ways.
 
+// Each test says how far it is from the reference.
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, Gradients, Tensor};
 use sideburn_adapters::{
@@ -9,6 +10,7 @@ use sideburn_batch::{Seq2SeqBatch, TokenRows};
 use sideburn_t5::{T5, T5Config};
 use sideburn_weights::SafetensorsFile;
 
+mod formula;
 #[allow(dead_code)]
 #[path = "../../../testdata/golden.rs"]
 mod golden;
@@ -54,26 +56,55 @@ fn loss(model: &T5, io: &Golden) -> Tensor<1> {
     model.token_losses(&batch, &mut Pass::evaluate()).unwrap().mean()
 }
 
-/// The goldens' gradients are exact to f32. Computed in f64, ours must be too: that shows the formulas. Computed in
-/// f32 on these models, whose weights are enlarged so that every path counts, PyTorch itself is up to 1.1e-5 away
-/// from them in the norm of the whole; the fused kernels may be as far as twice that.
+/// The goldens' gradients were computed in f64, but for a few steps that `transformers` takes in f32. Ours, computed in
+/// f64, must agree: that shows the formulas. Computed in f32 on these models, whose weights are enlarged so that every
+/// path counts, PyTorch itself is up to 1.1e-5 away from them in the norm of the whole; ours may be twice that.
 #[test]
 fn gradients_in_f64_and_f32() {
     for family in FAMILIES {
-        for (dtype, tolerance) in [(DType::F64, 1e-6), (DType::F32, 2.5e-5)] {
+        for (dtype, tolerance) in [(DType::F64, 1e-5), (DType::F32, 2.5e-5)] {
             let directory = format!("lora/{family}");
             let io = Golden::open(&format!("{directory}/io.safetensors"));
             let model = adapted(family, &directory, &Device::flex().autodiff()).map(&mut Cast(dtype));
-            let difference = gradient_difference(&model, &io);
+            let (difference, _) = gradient_difference(&model, loss(&model, &io), &io);
             println!("{family}, {dtype:?}: gradients differ by {difference:e} relative");
             assert!(difference <= tolerance, "{family}, {dtype:?}: gradients differ by {difference:e}");
         }
     }
 }
 
-/// The norm of the error of all gradients together, over the norm of the gradient.
-fn gradient_difference(model: &T5, io: &Golden) -> f64 {
-    let gradients = loss(model, io).backward();
+/// A model of the real size, on which f32 is good enough: PyTorch's gradient in f32 is 3.2e-6 away from the golden.
+#[test]
+fn lora_on_the_flan_t5_small_architecture() {
+    let config = T5Config::from_file(golden::path("flan_t5_small/config.json")).unwrap();
+    let mut model = formula::model(&config, &Device::flex().autodiff());
+    let base_io = Golden::open("flan_t5_small/io.safetensors");
+    let io = Golden::open("flan_t5_small/lora_io.safetensors");
+    // More than one rank, and a scaling that is not 1.
+    let lora = LoraConfig { r: 4, lora_alpha: 10.0, ..LoraConfig::new(["q", "v"]) };
+    let directory = tempfile::tempdir().unwrap();
+    formula::write_adapter(&model, &lora, directory.path());
+    load_lora(&mut model, "default", directory.path()).unwrap();
+
+    let every_16: Vec<f32> = logits(&model, &base_io).into_iter().step_by(16).collect();
+    let difference = max_difference(&every_16, &io.floats("logits_every_16"));
+    println!("flan-t5-small: logits differ by at most {difference:e}");
+    assert!(difference <= 1e-4, "logits differ by {difference:e}");
+
+    let loss = loss(&model, &base_io);
+    let difference = relative_difference(&values(loss.clone()), &io.floats("loss"));
+    println!("flan-t5-small: loss differs by {difference:e} relative");
+    assert!(difference <= 1e-5, "loss differs by {difference:e}");
+
+    let (difference, norm) = gradient_difference(&model, loss, &io);
+    println!("flan-t5-small: gradients differ by {difference:e} relative");
+    assert!(difference <= 1e-5, "gradients differ by {difference:e}");
+    assert!((norm / f64::from(io.floats("grad_norm")[0]) - 1.0).abs() <= 1e-6, "all gradients are there: norm {norm}");
+}
+
+/// The norm of the error of all gradients together, over the norm of the golden gradient; and the latter.
+fn gradient_difference(model: &T5, loss: Tensor<1>, io: &Golden) -> (f64, f64) {
+    let gradients = loss.backward();
     let (mut squared_error, mut squared_norm, mut compared) = (0.0, 0.0, 0);
     for (site, linear) in model.sites() {
         assert!(linear.weight().val().grad(&gradients).is_none(), "{site}: the base must not be differentiated");
@@ -86,8 +117,8 @@ fn gradient_difference(model: &T5, io: &Golden) -> f64 {
             compared += 1;
         }
     }
-    assert_eq!(compared, 24);
-    (squared_error / squared_norm).sqrt()
+    assert_eq!(compared, io.names().iter().filter(|name| name.starts_with("grad.")).count());
+    ((squared_error / squared_norm).sqrt(), squared_norm.sqrt())
 }
 
 /// Computes in another dtype.
@@ -126,9 +157,8 @@ fn what_is_saved_is_what_was_loaded() {
         let config = load_lora(&mut model, "default", &original).unwrap();
         save_lora(&model, "default", &config, &copy).unwrap();
 
-        let file = |directory: &std::path::Path| {
-            SafetensorsFile::open(directory.join("adapter_model.safetensors")).unwrap()
-        };
+        let file =
+            |directory: &std::path::Path| SafetensorsFile::open(directory.join("adapter_model.safetensors")).unwrap();
         let (before, after) = (file(&original), file(&copy));
         assert!(before.names().eq(after.names()));
         for name in before.names() {
@@ -172,7 +202,8 @@ fn parameter_counts_from_configurations_alone() {
         // 11 billion parameters are counted, and none of them is made.
         let mut model = T5::random(&config, Key::from_seed(0), &Device::flex());
         let r = expected[name]["r"].as_u64().unwrap() as usize;
-        attach_lora(&mut model, "default", &LoraConfig { r, ..LoraConfig::new(["q", "v"]) }, Key::from_seed(0)).unwrap();
+        attach_lora(&mut model, "default", &LoraConfig { r, ..LoraConfig::new(["q", "v"]) }, Key::from_seed(0))
+            .unwrap();
         let report = ParameterReport::of(&model);
         assert_eq!(report.trainable, expected[name]["trainable"].as_u64().unwrap(), "{name}");
         assert_eq!(report.all, expected[name]["all"].as_u64().unwrap(), "{name}");
@@ -224,7 +255,10 @@ fn refusal(change: impl FnOnce(&mut LoraConfig)) -> String {
 #[test]
 fn adapters_that_do_not_fit_are_refused_with_the_full_list() {
     let rank = refusal(|config| config.r = 4);
-    assert!(rank.contains("misshapen (24)") && rank.contains("lora_A.weight is [8, 64], the model has [4, 64]"), "{rank}");
+    assert!(
+        rank.contains("misshapen (24)") && rank.contains("lora_A.weight is [8, 64], the model has [4, 64]"),
+        "{rank}"
+    );
     let missing = refusal(|config| config.target_modules = ["q", "v", "k"].into());
     assert!(missing.contains("missing (12)") && missing.contains("SelfAttention.k.lora_A.weight"), "{missing}");
     let unexpected = refusal(|config| config.target_modules = ["q"].into());

@@ -1,0 +1,80 @@
+//! One linear layer of FLAN-T5-small with LoRA of rank 32, forward and backward: factored as `sideburn-adapters` does,
+//! with Burn's built-in adapter, which forms the dense update, and merged, which is the frozen product alone.
+
+use std::hint::black_box;
+
+use burn::module::{Lora, Module, Param};
+use burn::nn::{Linear, LinearConfig};
+use burn::tensor::{Device, Distribution, Tensor};
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use sideburn::adapters::AdaptedLinear;
+use sideburn::adapters::{AdaptedModel, Weight, WeightMut};
+use sideburn::prelude::{Key, LoraConfig, Pass, attach_lora};
+
+const TOKENS: usize = 2048;
+const INPUT: usize = 512;
+const OUTPUT: usize = 384;
+const RANK: usize = 32;
+
+/// A model of one layer.
+#[derive(Module, Debug)]
+struct OneLayer {
+    linear: AdaptedLinear,
+}
+
+impl AdaptedModel for OneLayer {
+    fn weights(&self) -> Vec<(String, Weight<'_>)> {
+        vec![("linear".to_owned(), Weight::Linear(&self.linear))]
+    }
+
+    fn weights_mut(&mut self) -> Vec<(String, WeightMut<'_>)> {
+        vec![("linear".to_owned(), WeightMut::Linear(&mut self.linear))]
+    }
+
+    fn output_head(&self) -> Option<&str> {
+        None
+    }
+}
+
+fn bench(criterion: &mut Criterion) {
+    let device = Device::flex().autodiff();
+    let x = || Tensor::<2>::random([TOKENS, INPUT], Distribution::Default, &device).require_grad();
+    // Multiply-adds of the frozen product forward and of the gradient of its input.
+    let flops = (2 * 2 * TOKENS * INPUT * OUTPUT) as u64;
+    let mut group = criterion.benchmark_group(format!("linear {TOKENS} x {INPUT} -> {OUTPUT}, r {RANK}"));
+    group.throughput(Throughput::Elements(flops)).sample_size(20);
+
+    for dropout in [0.0, 0.05] {
+        let mut factored = OneLayer { linear: AdaptedLinear::random(OUTPUT, INPUT, 0.05, Key::from_seed(0), &device) };
+        let config = LoraConfig { r: RANK, lora_alpha: 64.0, lora_dropout: dropout, ..LoraConfig::new(["linear"]) };
+        attach_lora(&mut factored, "default", &config, Key::from_seed(1)).expect("one site");
+        group.bench_function(format!("factored, dropout {dropout}"), |bencher| {
+            bencher.iter_batched(
+                x,
+                |x| black_box(factored.linear.forward(x, &mut Pass::train(Key::from_seed(2))).sum().backward()),
+                BatchSize::LargeInput,
+            );
+        });
+    }
+
+    let dense: Linear = LinearConfig::new(INPUT, OUTPUT).with_bias(false).init(&device);
+    let dense = dense.apply_lora(Lora::new(RANK, 64.0));
+    group.bench_function("Burn's apply_lora (no dropout)", |bencher| {
+        bencher.iter_batched(x, |x| black_box(dense.forward(x).sum().backward()), BatchSize::LargeInput);
+    });
+
+    let weight = Tensor::<2>::random([OUTPUT, INPUT], Distribution::Default, &device);
+    let mut merged = AdaptedLinear::from_weights(weight.clone(), None);
+    *merged.weight_mut() = Param::from_tensor(weight).set_require_grad(false);
+    group.bench_function("merged (no adapter)", |bencher| {
+        bencher.iter_batched(
+            x,
+            |x| black_box(merged.forward(x, &mut Pass::evaluate()).sum().backward()),
+            BatchSize::LargeInput,
+        );
+    });
+    group.finish();
+}
+
+criterion_group!(benches, bench);
+criterion_main!(benches);

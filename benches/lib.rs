@@ -1,0 +1,65 @@
+//! Benchmarks of Sideburn; run them with `cargo bench`, or one with `cargo bench --bench NAME`.
+//!
+//! * `adapted_linear`: a linear layer with LoRA, factored as here, as Burn's own dense update, and merged.
+//! * `lora_step`: a LoRA training step of FLAN-T5-small's architecture, in tokens per second.
+//! * `step_memory`: peak memory and time of a LoRA step, here and with Burn's `apply_lora`.
+//! * `rouge`: ROUGE over a corpus.
+//!
+//! This library holds what `lora_step` and `step_memory` measure.
+
+use std::convert::Infallible;
+
+use burn::module::{Lora, Module, ParamGroup};
+use sideburn::prelude::*;
+use sideburn::t5::FeedForward;
+
+/// Rows of a batch.
+pub const ROWS: usize = 4;
+/// Source tokens of a row.
+pub const SOURCE: usize = 256;
+/// Target tokens of a row.
+pub const TARGET: usize = 64;
+
+/// FLAN-T5-small's architecture with random weights.
+pub fn flan_t5_small(device: &Device) -> T5 {
+    let config = T5Config {
+        d_ff: 1024,
+        num_layers: 8,
+        num_heads: 6,
+        feed_forward_proj: FeedForward::GatedGelu,
+        tie_word_embeddings: false,
+        ..T5Config::default()
+    };
+    T5::random(&config, Key::from_seed(0), device)
+}
+
+/// `base` with LoRA of rank 32 on q and v, factored as Sideburn does.
+pub fn factored(base: &T5, lora_dropout: f64) -> T5 {
+    let mut model = base.clone();
+    let config = LoraConfig { r: 32, lora_alpha: 64.0, lora_dropout, ..LoraConfig::new(["q", "v"]) };
+    attach_lora(&mut model, "default", &config, Key::from_seed(0)).expect("every T5 has q and v");
+    model
+}
+
+/// The same with Burn's built-in adapter, which forms the dense update and has no dropout.
+pub fn dense(base: &T5) -> T5 {
+    let sites = ParamGroup::from_regex(r"\.(q|v)\.weight$").expect("a pattern without errors");
+    base.clone().apply_lora(Lora::new(32, 64.0).set_param_group(sites))
+}
+
+/// One training step: forward, backward, clipping, AdamW.
+pub fn step(model: &mut T5) {
+    let batches = |_| Ok::<_, Infallible>(batch());
+    let trainer = Trainer::new(TrainConfig::new(1)).expect("the defaults are valid");
+    trainer.train(model, batches, T5::token_losses).expect("the loss is finite");
+}
+
+fn batch() -> Seq2SeqBatch {
+    let key = Key::from_seed(1);
+    let rows = |length: usize, key: Key| {
+        let id = |row: usize, column: usize| 2 + key.below((row * length + column) as u64, 30_000) as u32;
+        TokenRows::from_rows((0..ROWS).map(|row| (0..length).map(|column| id(row, column)).collect::<Vec<_>>()))
+            .expect("full rows")
+    };
+    Seq2SeqBatch::new(rows(SOURCE, key.fold_in(0)), rows(TARGET, key.fold_in(1))).expect("as many targets as sources")
+}
