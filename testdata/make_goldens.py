@@ -268,7 +268,12 @@ def trajectory(out, base, method, config, batches, steps=20, accumulation=1, cli
         {f"{name}.{i}": tensor for i, batch in enumerate(batches) for name, tensor in batch.items()},
     )
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(trainable.values(), lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay)
+    # As transformers.Trainer groups them: norms (and biases, which T5 has none of) do not decay.
+    groups = [
+        dict(params=[p for p in trainable.values() if p.ndim > 1], weight_decay=weight_decay),
+        dict(params=[p for p in trainable.values() if p.ndim == 1], weight_decay=0.0),
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), eps=1e-8)
     schedule = None
     if warmup is not None:
         schedule = transformers.get_linear_schedule_with_warmup(optimizer, warmup, steps)

@@ -93,11 +93,7 @@ pub enum Precision {
 ///
 /// # Errors
 /// If the file cannot be written; what was there before is then untouched.
-pub fn save_base<M: AdaptedModel>(
-    model: &M,
-    file: impl AsRef<Path>,
-    precision: Precision,
-) -> Result<(), AdapterError> {
+pub fn save_base<M: AdaptedModel>(model: &M, file: impl AsRef<Path>, precision: Precision) -> Result<(), AdapterError> {
     let mut tensors = BTreeMap::new();
     for (name, weight) in model.weights() {
         let (name, tensor) = match weight {

@@ -93,12 +93,7 @@ impl AdaptedLinear {
 
 /// A weight drawn from `N(0, deviation^2)` when it is first needed: counting the parameters of a model, or loading it
 /// from a file, draws nothing.
-pub fn random_weight<const D: usize>(
-    shape: [usize; D],
-    deviation: f64,
-    key: Key,
-    device: &Device,
-) -> Param<Tensor<D>> {
+pub fn random_weight<const D: usize>(shape: [usize; D], deviation: f64, key: Key, device: &Device) -> Param<Tensor<D>> {
     lazy_weight(shape, device, move |index| (deviation * key.normal(index)) as f32)
 }
 

@@ -52,11 +52,7 @@ impl Pass {
     }
 
     /// Applies dropout to `x` in training, and nothing in evaluation.
-    pub fn dropout<const D: usize>(
-        &mut self,
-        x: burn::tensor::Tensor<D>,
-        probability: f64,
-    ) -> burn::tensor::Tensor<D> {
+    pub fn dropout<const D: usize>(&mut self, x: burn::tensor::Tensor<D>, probability: f64) -> burn::tensor::Tensor<D> {
         match self.next_dropout(probability) {
             Some((probability, key)) => sideburn_kernels::dropout(x, probability, key),
             None => x,

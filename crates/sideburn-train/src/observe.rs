@@ -46,8 +46,8 @@ pub struct ProgressLine {
 impl ProgressLine {
     /// A bar for `steps` steps. It draws nothing where standard error is not a terminal.
     pub fn new(steps: u64) -> Self {
-        let style = ProgressStyle::with_template("{bar:32} {pos}/{len} {msg}, {eta} left")
-            .expect("a template without errors");
+        let style =
+            ProgressStyle::with_template("{bar:32} {pos}/{len} {msg}, {eta} left").expect("a template without errors");
         Self { bar: ProgressBar::new(steps).with_style(style), smoothed: None }
     }
 }

@@ -57,12 +57,7 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// If nothing can be trained, the data or the model fails, or a loss or gradient is not finite. `model` then has
     /// the weights of the last good step.
-    pub fn train<M, B, L, D, E>(
-        mut self,
-        model: &mut M,
-        batches: B,
-        token_losses: L,
-    ) -> Result<TrainReport, TrainError>
+    pub fn train<M, B, L, D, E>(mut self, model: &mut M, batches: B, token_losses: L) -> Result<TrainReport, TrainError>
     where
         M: Module,
         B: Fn(u64) -> Result<Seq2SeqBatch, D>,

@@ -68,7 +68,11 @@ fn check(family: &str, method: &str, config: TrainConfig, tolerance: f64) -> T5 
         assert!(difference <= 10.0 * tolerance, "{directory}: norm {} is not {expected}", record.grad_norm);
     }
     for (record, expected) in report.steps.iter().zip(numbers("lrs")) {
-        assert!((record.learning_rate - expected).abs() <= 1e-12, "{directory}: {} is not {expected}", record.learning_rate);
+        assert!(
+            (record.learning_rate - expected).abs() <= 1e-12,
+            "{directory}: {} is not {expected}",
+            record.learning_rate
+        );
     }
     assert_eq!(report.steps.len(), 20);
     model
@@ -96,12 +100,7 @@ fn lora_on_both_families() {
 
 #[test]
 fn clipping_and_a_linear_schedule_with_warm_up() {
-    let config = TrainConfig {
-        max_grad_norm: 1.0,
-        warmup_steps: 5,
-        lr_scheduler_type: Schedule::Linear,
-        ..settings()
-    };
+    let config = TrainConfig { max_grad_norm: 1.0, warmup_steps: 5, lr_scheduler_type: Schedule::Linear, ..settings() };
     let model = check("t5_gated_untied", "lora_clip1_warmup5_linear", config, 1e-4);
     check_final_adapter(&model, "t5_gated_untied__lora_clip1_warmup5_linear");
 }
@@ -115,8 +114,7 @@ fn accumulation_is_weighted_by_target_tokens() {
 
 #[test]
 fn full_fine_tuning() {
-    // The golden decays norms as well, which this trainer does not: a part in a hundred thousand of them a step.
-    check("t5_gated_untied", "full", settings(), 1e-3);
+    check("t5_gated_untied", "full", settings(), 1e-4);
 }
 
 fn small_model(device: &Device) -> T5 {

@@ -65,9 +65,7 @@ impl LoraConfig {
     /// # Errors
     /// If `r` is 0, `lora_alpha` is not finite, or `lora_dropout` is not in `[0, 1)`.
     pub fn validate(&self) -> Result<(), AdapterError> {
-        let invalid = |field, found: String, expected| {
-            Err(AdapterError::InvalidField { field, found, expected })
-        };
+        let invalid = |field, found: String, expected| Err(AdapterError::InvalidField { field, found, expected });
         if self.r == 0 {
             return invalid("r", "0".into(), "a rank of at least 1");
         }
@@ -201,7 +199,11 @@ fn field<T: serde::de::DeserializeOwned>(
     name: &'static str,
     expected: &'static str,
 ) -> Result<T, AdapterError> {
-    optional(fields, name, expected)?.ok_or(AdapterError::InvalidField { field: name, found: "nothing".into(), expected })
+    optional(fields, name, expected)?.ok_or(AdapterError::InvalidField {
+        field: name,
+        found: "nothing".into(),
+        expected,
+    })
 }
 
 fn optional<T: serde::de::DeserializeOwned>(
@@ -211,9 +213,11 @@ fn optional<T: serde::de::DeserializeOwned>(
 ) -> Result<Option<T>, AdapterError> {
     match fields.get(name) {
         None | Some(Value::Null) => Ok(None),
-        Some(value) => T::deserialize(value)
-            .map(Some)
-            .map_err(|_| AdapterError::InvalidField { field: name, found: value.to_string(), expected }),
+        Some(value) => T::deserialize(value).map(Some).map_err(|_| AdapterError::InvalidField {
+            field: name,
+            found: value.to_string(),
+            expected,
+        }),
     }
 }
 
@@ -282,7 +286,9 @@ mod tests {
             assert!(with(field, value).is_ok(), "{field} holds its neutral value");
         }
         assert!(with("r", json!(-1)).unwrap_err().to_string().starts_with("`r` is -1,"));
-        assert!(with("target_modules", Value::Null).unwrap_err().to_string().starts_with("`target_modules` is nothing"));
+        assert!(
+            with("target_modules", Value::Null).unwrap_err().to_string().starts_with("`target_modules` is nothing")
+        );
         assert!(LoraConfig::from_json(&json!([])).unwrap_err().to_string().contains("a list"));
     }
 }

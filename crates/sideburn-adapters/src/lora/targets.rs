@@ -33,8 +33,7 @@ impl TargetModules {
     /// # Errors
     /// If a name or the pattern matches no site, or the pattern is not a regular expression.
     pub(crate) fn select(&self, sites: &[String], head: Option<&str>) -> Result<Vec<bool>, AdapterError> {
-        let unmatched =
-            |targets: Vec<String>| Err(AdapterError::UnmatchedTargets { targets, sites: sites.to_vec() });
+        let unmatched = |targets: Vec<String>| Err(AdapterError::UnmatchedTargets { targets, sites: sites.to_vec() });
         let chosen: Vec<bool> = match self {
             Self::Names(names) => {
                 let idle: Vec<String> =
@@ -49,8 +48,10 @@ impl TargetModules {
             }
             Self::Pattern(pattern) => {
                 // As Python's `re.fullmatch`.
-                let regex = Regex::new(&format!("^(?:{pattern})$"))
-                    .map_err(|error| AdapterError::TargetPattern { pattern: pattern.clone(), message: error.to_string() })?;
+                let regex = Regex::new(&format!("^(?:{pattern})$")).map_err(|error| AdapterError::TargetPattern {
+                    pattern: pattern.clone(),
+                    message: error.to_string(),
+                })?;
                 sites.iter().map(|site| regex.is_match(site)).collect()
             }
         };

@@ -1,0 +1,137 @@
+//! Runs that must stop, and what they leave behind.
+
+use std::convert::Infallible;
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use sideburn_adapters::{AdaptedModel, Key, LoraConfig, Pass, attach_lora, load_lora, save_lora};
+use sideburn_batch::{Seq2SeqBatch, TokenRows};
+use sideburn_t5::{T5, T5Config, T5Error};
+use sideburn_train::{JsonLinesLog, StepRecord, TrainConfig, TrainError, Trainer};
+
+fn small_model(device: &Device) -> T5 {
+    let config =
+        T5Config { vocab_size: 64, d_model: 16, d_kv: 4, d_ff: 32, num_layers: 1, num_heads: 4, ..T5Config::default() };
+    let mut model = T5::random(&config, Key::from_seed(7), device);
+    attach_lora(&mut model, "default", &LoraConfig::new(["q", "v"]), Key::from_seed(8)).unwrap();
+    model
+}
+
+fn batch() -> Seq2SeqBatch {
+    let rows = || TokenRows::from_rows([[5, 6, 1]]).unwrap();
+    Seq2SeqBatch::new(rows(), rows()).unwrap()
+}
+
+fn batches(_: u64) -> Result<Seq2SeqBatch, Infallible> {
+    Ok(batch())
+}
+
+/// Every factor of the adapter.
+fn factors(model: &T5) -> Vec<f32> {
+    let layers = model.sites().into_iter().filter_map(|(_, linear)| linear.adapter("default").cloned());
+    layers
+        .flat_map(|layer| [layer.lora_a().val(), layer.lora_b().val()])
+        .flat_map(|x| x.into_data().iter::<f32>().collect::<Vec<_>>())
+        .collect()
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_adapter() {
+    let device = Device::flex().autodiff();
+    let config = TrainConfig { learning_rate: 1e-2, ..TrainConfig::new(10) };
+    // The schedule looks at the length of the run, which is the same in both.
+    let steps = std::cell::Cell::new(0);
+    let losses = |limit: u64| {
+        let steps = &steps;
+        steps.set(0);
+        move |model: &T5, batch: &Seq2SeqBatch, pass: &mut Pass| -> Result<Tensor<1>, T5Error> {
+            let step = steps.replace(steps.get() + 1);
+            let losses = model.token_losses(batch, pass)?;
+            Ok(if step == limit { losses * f32::NAN } else { losses })
+        }
+    };
+    let mut model = small_model(&device);
+    let error = Trainer::new(config.clone()).unwrap().train(&mut model, batches, losses(3)).unwrap_err();
+    assert!(matches!(error, TrainError::NotFinite { step: 3, what: "loss", .. }));
+    assert!(error.to_string().starts_with("step 3: the loss is NaN; the model keeps the weights"), "{error}");
+
+    // The weights are those after three steps: they differ from the start, and can be saved.
+    let kept = factors(&model);
+    assert_ne!(kept, factors(&small_model(&device)));
+    assert!(kept.iter().all(|value| value.is_finite()));
+    let directory = tempfile::tempdir().unwrap();
+    save_lora(&model, "default", &LoraConfig::new(["q", "v"]), directory.path().join("adapter")).unwrap();
+    let mut again = T5::random(model.config(), Key::from_seed(7), &device);
+    load_lora(&mut again, "default", directory.path().join("adapter")).unwrap();
+    assert_eq!(factors(&again), kept);
+
+    // A later step of the same run goes on from there.
+    let mut longer = small_model(&device);
+    Trainer::new(config).unwrap().train(&mut longer, batches, losses(4)).unwrap_err();
+    assert_ne!(factors(&longer), kept);
+}
+
+#[test]
+fn an_infinite_gradient_stops_the_run_before_the_update() {
+    let device = Device::flex().autodiff();
+    let mut model = small_model(&device);
+    let before = factors(&model);
+    // The loss is zero, and the slope of the root there is infinite.
+    let steep = |model: &T5, batch: &Seq2SeqBatch, pass: &mut Pass| -> Result<Tensor<1>, T5Error> {
+        let losses = model.token_losses(batch, pass)?;
+        Ok((losses.clone() - losses.detach()).sqrt())
+    };
+    let error = Trainer::new(TrainConfig::new(2)).unwrap().train(&mut model, batches, steep).unwrap_err();
+    assert!(matches!(error, TrainError::NotFinite { step: 0, what: "gradient norm", .. }), "{error}");
+    assert_eq!(factors(&model), before);
+}
+
+#[test]
+fn models_that_cannot_be_trained_are_refused() {
+    let train = |mut model: T5| Trainer::new(TrainConfig::new(1)).unwrap().train(&mut model, batches, T5::token_losses);
+    let error = train(small_model(&Device::flex())).unwrap_err();
+    assert!(matches!(error, TrainError::NoAutodiff), "{error}");
+    let error = train(small_model(&Device::flex().autodiff()).no_grad()).unwrap_err();
+    assert!(error.to_string().starts_with("no parameter is trainable; attach an adapter"), "{error}");
+}
+
+#[test]
+fn errors_of_data_and_model_name_the_step() {
+    let device = Device::flex().autodiff();
+    let mut model = small_model(&device);
+    let failing = |index: u64| if index == 2 { Err("the disk is gone") } else { Ok(batch()) };
+    let error = Trainer::new(TrainConfig::new(5)).unwrap().train(&mut model, failing, T5::token_losses).unwrap_err();
+    assert_eq!(error.to_string(), "step 2: the disk is gone");
+    let rows = TokenRows::from_rows([[64, 1]]).unwrap();
+    let unknown = Seq2SeqBatch::new(rows.clone(), rows).unwrap();
+    let batches = |_| Ok::<_, Infallible>(unknown.clone());
+    let error = Trainer::new(TrainConfig::new(5)).unwrap().train(&mut model, batches, T5::token_losses).unwrap_err();
+    assert!(error.to_string().starts_with("step 0: token id 64 is outside the vocabulary of 64"), "{error}");
+}
+
+#[test]
+fn settings_that_mean_nothing_are_refused_by_name() {
+    let error = |config: TrainConfig| Trainer::new(config).err().expect("a bad setting").to_string();
+    let settings = TrainConfig::new(1);
+    assert!(error(TrainConfig { learning_rate: -1.0, ..settings.clone() }).starts_with("`learning_rate` is -1,"));
+    assert!(error(TrainConfig { adam_beta2: 1.0, ..settings.clone() }).starts_with("`adam_beta2` is 1,"));
+    assert!(error(TrainConfig { weight_decay: f64::NAN, ..settings.clone() }).starts_with("`weight_decay` is NaN,"));
+    let accumulation = TrainConfig { gradient_accumulation_steps: 0, ..settings };
+    assert!(error(accumulation).starts_with("`gradient_accumulation_steps` is 0, expected at least 1"));
+}
+
+#[test]
+fn the_log_has_a_line_for_each_step() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("training.jsonl");
+    let mut model = small_model(&Device::flex().autodiff());
+    let trainer = Trainer::new(TrainConfig::new(3)).unwrap().observe(JsonLinesLog::create(&path).unwrap());
+    let report = trainer.train(&mut model, batches, T5::token_losses).unwrap();
+    let text = std::fs::read_to_string(&path).unwrap();
+    let records: Vec<StepRecord> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(records, report.steps);
+    assert_eq!(records.iter().map(|record| (record.step, record.tokens)).collect::<Vec<_>>(), [(0, 6), (1, 6), (2, 6)]);
+
+    let error = JsonLinesLog::create(directory.path().join("no/training.jsonl")).unwrap_err().to_string();
+    assert!(error.contains("no/training.jsonl: the log cannot be written"), "{error}");
+}
