@@ -13,10 +13,10 @@
 //!   the others, which in one half of these cases has been taken out;
 //! * continuation: write what comes next.
 
-use std::error::Error;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use clap::Parser;
 use sideburn::adapters::{Precision, WeightMut};
 use sideburn::prelude::*;
@@ -59,13 +59,13 @@ const SENTINELS: usize = 32;
 const MAX_SOURCE_LENGTH: usize = 320;
 const MAX_TARGET_LENGTH: usize = 96;
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let device = parse_device(&args.device)?.autodiff();
     let dialogues = read_dialogues(&args.text)?;
     std::fs::create_dir_all(&args.output)?;
     train_vocabulary(&dialogues, args.vocab_size, &args.output.join("tokenizer.json"))
-        .map_err(|error| error.to_string())?;
+        .map_err(anyhow::Error::from_boxed)?;
     let corpus = Corpus::new(&dialogues, &Tokenizer::from_dir(&args.output)?)?;
     println!("{} dialogues, {} tokens", corpus.dialogues.len(), corpus.tokens());
 
@@ -126,18 +126,18 @@ fn rescale(model: &mut T5) {
     }
 }
 
-fn read_dialogues(path: &Path) -> Result<Vec<String>, Box<dyn Error>> {
+fn read_dialogues(path: &Path) -> anyhow::Result<Vec<String>> {
     let lines = BufReader::new(std::fs::File::open(path)?).lines();
     lines
         .map(|line| {
             let record: serde_json::Value = serde_json::from_str(&line?)?;
-            Ok(record["dialogue"].as_str().ok_or("a line without a field `dialogue`")?.to_owned())
+            Ok(record["dialogue"].as_str().context("a line without a field `dialogue`")?.to_owned())
         })
         .collect()
 }
 
 /// A Unigram model over words (Kudo, 2018), with `</s>` behind every text, in the form that T5's tokenizer has.
-fn train_vocabulary(dialogues: &[String], size: usize, path: &Path) -> Result<(), Box<dyn Error + Send + Sync>> {
+fn train_vocabulary(dialogues: &[String], size: usize, path: &Path) -> tokenizers::Result<()> {
     let special = |text: &str| AddedToken::from(text, true);
     let metaspace = || Metaspace::new('▁', PrependScheme::Always, true);
     let processor = TemplateProcessing::builder()
@@ -182,11 +182,11 @@ struct Dialogue {
 }
 
 impl Corpus {
-    fn new(dialogues: &[String], tokenizer: &Tokenizer) -> Result<Self, Box<dyn Error>> {
+    fn new(dialogues: &[String], tokenizer: &Tokenizer) -> anyhow::Result<Self> {
         let template = PromptTemplate::default();
         let (before, behind) = template.as_str().split_once("{dialogue}").expect("every template has a place for it");
         // Words are tokenised one by one, so that the ids of a text are those of its parts, one after the other.
-        let ids = |text: &str| -> Result<Vec<u32>, Box<dyn Error>> {
+        let ids = |text: &str| -> anyhow::Result<Vec<u32>> {
             let mut ids = tokenizer.encode(text, None)?.ids;
             ids.pop();
             Ok(ids)
@@ -203,7 +203,7 @@ impl Corpus {
                     let turns = lines.iter().map(|line| ids(line)).collect::<Result<_, _>>()?;
                     Ok(Dialogue { turns, salient: by_salience(&lines) })
                 })
-                .collect::<Result<_, Box<dyn Error>>>()?,
+                .collect::<anyhow::Result<_>>()?,
         })
     }
 

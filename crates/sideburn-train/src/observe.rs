@@ -80,13 +80,14 @@ pub struct JsonLinesLog {
 }
 
 impl JsonLinesLog {
-    /// Begins a new log, in place of one that may be there.
+    /// Begins a new log, in place of one that may be there; missing directories are made.
     ///
     /// # Errors
     /// If the file cannot be written.
     pub fn create(path: impl AsRef<Path>) -> Result<Self, TrainError> {
         let path = path.as_ref().to_owned();
-        match File::create(&path) {
+        let made = path.parent().map_or(Ok(()), std::fs::create_dir_all);
+        match made.and_then(|()| File::create(&path)) {
             Ok(file) => Ok(Self { path, writer: BufWriter::new(file) }),
             Err(source) => Err(TrainError::Log { path, source }),
         }

@@ -39,7 +39,9 @@ pub mod prelude {
         AdaptedModel, Key, LoraConfig, ParameterReport, Pass, TargetModules, attach_lora, load_lora, save_lora,
     };
     pub use sideburn_batch::{Seq2SeqBatch, TokenRows};
-    pub use sideburn_data::{BatchSampler, DialogSum, Limits, PromptTemplate, Sample, Tokenizer, tokenize};
+    pub use sideburn_data::{
+        BatchSampler, DialogSum, Limits, PromptTemplate, Sample, TokenizedSample, Tokenizer, tokenize,
+    };
     pub use sideburn_generate::{GreedyConfig, greedy};
     pub use sideburn_rouge::{BootstrapConfig, Metric, RougeScorer, aggregate};
     pub use sideburn_t5::{T5, T5Config};
