@@ -10,17 +10,17 @@ use clap::Parser;
 use serde_json::{Map, Value, json};
 use sideburn::prelude::*;
 
-const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/t5-mini");
-const DATASET: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/dialogsum-sample");
+/// What comes with the repository.
+const ASSETS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets");
 
 #[derive(Parser, serde::Serialize)]
 struct Args {
-    /// Directory of the base model and its tokenizer [default: the small T5 that comes with the repository]
-    #[arg(long, default_value = MODEL, hide_default_value = true)]
-    model: PathBuf,
-    /// Directory of DialogSum [default: the sample that comes with the repository]
-    #[arg(long, default_value = DATASET, hide_default_value = true)]
-    dataset: PathBuf,
+    /// Directory of the base model and its tokenizer [default: a small T5 that comes with the repository]
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// Directory of DialogSum [default: a sample that comes with the repository]
+    #[arg(long)]
+    dataset: Option<PathBuf>,
     /// Where to run: flex (the CPU), wgpu, vulkan, metal or cuda, with :INDEX behind a GPU's
     #[arg(long, default_value = "flex")]
     device: String,
@@ -50,20 +50,22 @@ struct Args {
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let device = parse_device(&args.device)?.autodiff();
+    let directory = |given: &Option<PathBuf>, own| given.clone().unwrap_or(PathBuf::from(ASSETS).join(own));
+    let (model_dir, dataset) = (directory(&args.model, "t5-mini"), directory(&args.dataset, "dialogsum-sample"));
     sideburn::weights::check_writable(&args.output)?;
 
     // The base, its tokenizer, and the data.
     let clock = Instant::now();
-    let base = T5::from_dir(&args.model, &device)?;
-    let tokenizer = Tokenizer::from_dir(&args.model)?;
+    let base = T5::from_dir(&model_dir, &device)?;
+    let tokenizer = Tokenizer::from_dir(&model_dir)?;
     tokenizer.check_fits(base.config().vocab_size)?;
     let (template, limits) = (PromptTemplate::default(), Limits::default());
-    let data = DialogSum::open(&args.dataset)?;
+    let data = DialogSum::open(&dataset)?;
+    let test = &data.test[..data.test.len().min(args.max_eval_samples)];
+    anyhow::ensure!(!data.train.is_empty() && !test.is_empty(), "{}: a split is empty", dataset.display());
     let train_set = tokenize(&data.train, &tokenizer, &template, limits)?;
     let sampler = BatchSampler::new(train_set.len(), args.batch_size, args.seed)?;
-    let test = &data.test[..data.test.len().min(args.max_eval_samples)];
     let test_set = tokenize(test, &tokenizer, &template, limits)?;
-    anyhow::ensure!(!train_set.is_empty() && !test.is_empty(), "the data set needs a train and a test split");
     println!("train: {train_set}\ntest: {test_set}");
     let seconds_load = clock.elapsed().as_secs_f64();
     let T5Config { eos_token_id, decoder_start_token_id, .. } = *base.config();
@@ -82,9 +84,8 @@ fn main() -> anyhow::Result<()> {
 
     // The adapter: trainable factors beside every q and v. The base is shared, frozen, and never changed.
     let mut model = base.clone();
-    let (r, lora_alpha, base_model) = (args.r, args.lora_alpha, Some(args.model.display().to_string()));
-    let lora = LoraConfig { r, lora_alpha, lora_dropout: 0.05, ..LoraConfig::new(["q", "v"]) };
-    let lora = LoraConfig { base_model_name_or_path: base_model, ..lora };
+    let (r, lora_alpha, task_type) = (args.r, args.lora_alpha, Some("SEQ_2_SEQ_LM".to_owned()));
+    let lora = LoraConfig { r, lora_alpha, lora_dropout: 0.05, task_type, ..LoraConfig::new(["q", "v"]) };
     attach_lora(&mut model, "dialogsum", &lora, Key::from_seed(args.seed))?;
     let parameters = ParameterReport::of(&model);
     println!("{parameters}");
@@ -96,15 +97,16 @@ fn main() -> anyhow::Result<()> {
         .observe(ProgressLine::new(max_steps))
         .observe(JsonLinesLog::create(args.output.join("training.jsonl"))?)
         .train(&mut model, |step| train_set.batch(&sampler.batch(step)), T5::token_losses);
-    // Also after an error: the model then has the weights of the last good step.
-    save_lora(&model, "dialogsum", &lora, &args.output)?;
-    let (losses, seconds_train) = (report?.losses(), clock.elapsed().as_secs_f64());
-    println!("{} steps in {seconds_train:.0} s; adapter in {}\n", losses.len(), args.output.display());
+    // After an error the model has its last good weights, which do not replace an earlier adapter.
+    let adapter = args.output.join(if report.is_ok() { "adapter" } else { "last_good_adapter" });
+    let saved = save_lora(&model, "dialogsum", &lora, &adapter);
+    let (losses, seconds_train, ()) = (report?.losses(), clock.elapsed().as_secs_f64(), saved?);
+    println!("{} steps in {seconds_train:.0} s; adapter in {}\n", losses.len(), adapter.display());
 
     // The saved adapter on a base read anew, and the untouched base.
     let clock = Instant::now();
-    let mut reloaded = T5::from_dir(&args.model, &device)?;
-    load_lora(&mut reloaded, "dialogsum", &args.output)?;
+    let mut reloaded = T5::from_dir(&model_dir, &device)?;
+    load_lora(&mut reloaded, "dialogsum", &adapter)?;
     let (zero_shot, tuned) = (summarise(&base, &test_set.samples)?, summarise(&reloaded, &test_set.samples)?);
     let seconds_generate = clock.elapsed().as_secs_f64();
     for (index, sample) in test.iter().take(4).enumerate() {
@@ -118,19 +120,19 @@ fn main() -> anyhow::Result<()> {
     let references: Vec<&[String]> = test.iter().map(Sample::references).collect();
     let scorer = RougeScorer::all().with_stemmer(true);
     let mut rouge = Map::new();
-    println!("F, 95 % interval  {:22}{:22}{:22}rougeLsum", "rouge1", "rouge2", "rougeL");
+    println!("mean F [95 %]     {:22}{:22}{:22}rougeLsum", "rouge1", "rouge2", "rougeL");
     for (name, scores) in [
         ("zero_shot", scorer.score_corpus(&references, &zero_shot)?),
         ("first_line", scorer.score_corpus(&references, &first_line)?),
         ("lora", scorer.score_corpus(&references, &tuned)?),
     ] {
-        let intervals = aggregate(&scores, &BootstrapConfig::default())?;
+        let (means, intervals) = (mean(&scores)?, aggregate(&scores, &BootstrapConfig::default())?);
         print!("{name:18}");
         for (metric, interval) in intervals.iter() {
-            let [low, mid, high] = [interval.low, interval.mid, interval.high].map(|score| score.fmeasure);
-            print!("{:22}", format!("{:.2} [{:.2}, {:.2}]", 100.0 * mid, 100.0 * low, 100.0 * high));
+            let [low, mean, high] = [interval.low, means[metric], interval.high].map(|score| score.fmeasure);
+            print!("{:22}", format!("{:.2} [{:.2}, {:.2}]", 100.0 * mean, 100.0 * low, 100.0 * high));
             rouge.entry(name).or_insert(json!({}))[metric.name()] =
-                json!({ "fmeasure": mid, "low": low, "high": high });
+                json!({ "fmeasure": mean, "low": low, "high": high });
         }
         println!();
     }

@@ -27,12 +27,16 @@ impl Golden {
         self.0.info(name).unwrap_or_else(|| panic!("no tensor {name}")).shape.clone()
     }
 
+    pub(crate) fn tensor(&self, name: &str) -> sideburn_weights::Tensor {
+        self.0.read(name).unwrap()
+    }
+
     pub(crate) fn floats(&self, name: &str) -> Vec<f32> {
         self.0.read_f32(name).unwrap()
     }
 
     pub(crate) fn integers(&self, name: &str) -> Vec<i64> {
-        let tensor = self.0.read(name).unwrap();
+        let tensor = self.tensor(name);
         assert_eq!(tensor.dtype(), Dtype::I64, "{name}");
         tensor.bytes().chunks_exact(8).map(|bytes| i64::from_le_bytes(bytes.try_into().unwrap())).collect()
     }

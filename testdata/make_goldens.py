@@ -268,10 +268,11 @@ def trajectory(out, base, method, config, batches, steps=20, accumulation=1, cli
         {f"{name}.{i}": tensor for i, batch in enumerate(batches) for name, tensor in batch.items()},
     )
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    # As transformers.Trainer groups them: norms (and biases, which T5 has none of) do not decay.
+    # As transformers.Trainer groups them: norms and what is called a bias do not decay.
+    decays = {name: p.ndim > 1 and "bias" not in name for name, p in trainable.items()}
     groups = [
-        dict(params=[p for p in trainable.values() if p.ndim > 1], weight_decay=weight_decay),
-        dict(params=[p for p in trainable.values() if p.ndim == 1], weight_decay=0.0),
+        dict(params=[p for name, p in trainable.items() if decays[name]], weight_decay=weight_decay),
+        dict(params=[p for name, p in trainable.items() if not decays[name]], weight_decay=0.0),
     ]
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), eps=1e-8)
     schedule = None

@@ -16,8 +16,8 @@ always gives the same bytes:
   first, then validation, then train.
 
 With `--pretraining-text` it also writes the text of every training dialogue that the sample does not hold and whose
-text occurs in no part of the sample nor in the whole validation or test set, one {"id", "dialogue"} object a line.
-There are no summaries in it: it is text to pretrain a small base model on, as T5 was on unlabelled text.
+text occurs in no part of the sample nor in the whole validation or test set, one {"dialogue", "summary"} object a line.
+No summary of the sample, of the validation or of the test split is in it. It is text to pretrain a small base model on.
 """
 
 import argparse
@@ -96,9 +96,9 @@ def main():
         with options.pretraining_text.open("w", encoding="utf-8", newline="\n") as file:
             for name, rows in whole["train"].items():
                 if name not in sample["train"] and plain(dialogue_of(rows)) not in held_out:
-                    file.write(json.dumps({"id": name, "dialogue": dialogue_of(rows)}, ensure_ascii=False) + "\n")
+                    file.write(json.dumps({"dialogue": dialogue_of(rows), "summary": rows[0]["summary"]}, ensure_ascii=False) + "\n")
                     written += 1
-        print(f"{options.pretraining_text}: {written} of {len(whole['train'])} training dialogues, without summaries")
+        print(f"{options.pretraining_text}: {written} of {len(whole['train'])} training dialogues, with their summaries")
 
 
 if __name__ == "__main__":

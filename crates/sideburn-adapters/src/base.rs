@@ -37,7 +37,12 @@ pub fn load_base<M: AdaptedModel>(
     };
     for (name, weight) in model.weights_mut() {
         match weight {
-            WeightMut::Linear(linear) => loader.fill(&format!("{name}.weight"), linear.weight_mut())?,
+            WeightMut::Linear(linear) => {
+                loader.fill(&format!("{name}.weight"), linear.weight_mut())?;
+                if let Some(bias) = linear.bias_mut() {
+                    loader.fill(&format!("{name}.bias"), bias)?;
+                }
+            }
             WeightMut::Vector(vector) => loader.fill(&name, vector)?,
             WeightMut::Table(table) => loader.fill(&name, table)?,
         }
@@ -96,16 +101,19 @@ pub enum Precision {
 pub fn save_base<M: AdaptedModel>(model: &M, file: impl AsRef<Path>, precision: Precision) -> Result<(), AdapterError> {
     let mut tensors = BTreeMap::new();
     for (name, weight) in model.weights() {
-        let (name, tensor) = match weight {
-            Weight::Linear(linear) => (format!("{name}.weight"), from_param(linear.weight())),
-            Weight::Vector(vector) => (name, from_param(vector)),
-            Weight::Table(table) => (name, from_param(table)),
-        };
-        let tensor = match precision {
-            Precision::F32 => tensor,
-            Precision::Bf16 => tensor.to_bf16()?,
-        };
-        tensors.insert(name, tensor);
+        match weight {
+            Weight::Linear(linear) => {
+                tensors.insert(format!("{name}.weight"), from_param(linear.weight()));
+                if let Some(bias) = linear.bias() {
+                    tensors.insert(format!("{name}.bias"), from_param(bias));
+                }
+            }
+            Weight::Vector(vector) => drop(tensors.insert(name, from_param(vector))),
+            Weight::Table(table) => drop(tensors.insert(name, from_param(table))),
+        }
+    }
+    if precision == Precision::Bf16 {
+        tensors.values_mut().try_for_each(|tensor| tensor.to_bf16().map(|rounded| *tensor = rounded))?;
     }
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     write_safetensors(file, tensors, Some(metadata))?;

@@ -39,7 +39,9 @@ pub enum AdapterError {
         sites: Vec<String>,
     },
     /// A target pattern that is not a regular expression.
-    #[error("target_modules {pattern:?} is not a regular expression: {message}")]
+    #[error(
+        "target_modules {pattern:?} is not a regular expression that is supported here (no look-around): {message}"
+    )]
     TargetPattern {
         /// The pattern.
         pattern: String,

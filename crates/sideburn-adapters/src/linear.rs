@@ -10,7 +10,7 @@ use crate::{LoraLayer, Pass};
 ///
 /// `y = x W^T + b + sum_a s_a (dropout(x) A_a^T) B_a^T`
 ///
-/// over the active adapters `a`. The weight of an adapted layer is never formed. A frozen weight takes no part in the
+/// over the attached adapters `a`. The weight of an adapted layer is never formed. A frozen weight takes no part in the
 /// autodiff graph except to carry the gradient on to `x`.
 ///
 /// # Shapes
@@ -28,7 +28,7 @@ impl AdaptedLinear {
         Self { weight: random_weight([out, input], deviation, key, device), bias: None, adapters: Vec::new() }
     }
 
-    /// A layer around existing weights.
+    /// A layer around existing weights, which are trainable until they are frozen.
     ///
     /// # Panics
     /// If the bias is not as long as the weight has rows.
@@ -39,13 +39,13 @@ impl AdaptedLinear {
         Self { weight: Param::from_tensor(weight), bias: bias.map(Param::from_tensor), adapters: Vec::new() }
     }
 
-    /// Applies the layer and its active adapters to `x [n, in]`.
+    /// Applies the layer and its adapters to `x [n, in]`.
     pub fn forward(&self, x: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
         let mut y = x.clone().matmul(self.weight.val().transpose());
         if let Some(bias) = &self.bias {
             y = y + bias.val().unsqueeze();
         }
-        for adapter in self.adapters.iter().filter(|adapter| adapter.is_active()) {
+        for adapter in &self.adapters {
             y = y + adapter.forward(x.clone(), pass);
         }
         y
@@ -65,6 +65,16 @@ impl AdaptedLinear {
     /// The base weight, `[out, in]`.
     pub fn weight(&self) -> &Param<Tensor<2>> {
         &self.weight
+    }
+
+    /// The bias, `[out]`, if the layer has one.
+    pub fn bias(&self) -> Option<&Param<Tensor<1>>> {
+        self.bias.as_ref()
+    }
+
+    /// The bias, to be replaced.
+    pub(crate) fn bias_mut(&mut self) -> Option<&mut Param<Tensor<1>>> {
+        self.bias.as_mut()
     }
 
     /// The base weight, to be replaced.

@@ -51,6 +51,14 @@ impl Pass {
         (probability > 0.0).then_some((probability, key))
     }
 
+    /// How many places of dropout the pass has come by; 0 in evaluation.
+    pub const fn dropouts(&self) -> u64 {
+        match &self.draws {
+            Some(draws) => draws.next,
+            None => 0,
+        }
+    }
+
     /// Applies dropout to `x` in training, and nothing in evaluation.
     pub fn dropout<const D: usize>(&mut self, x: burn::tensor::Tensor<D>, probability: f64) -> burn::tensor::Tensor<D> {
         match self.next_dropout(probability) {

@@ -1,5 +1,5 @@
 //! The whole of DialogSum, and T5's own tokenizer. Neither can be part of the repository: these tests run when
-//! `SIDEBURN_SHARED` names a directory that holds `data/dialogsum/{hf-csv,official}` (the data set in both layouts)
+//! `SIDEBURN_TEST_DATA` names a directory that holds `data/dialogsum/{hf-csv,official}` (the data set in both layouts)
 //! and `data/tokenizer` (FLAN-T5's `tokenizer.json`, and ids that the `tokenizers` library for Python made with it).
 
 #![allow(clippy::print_stderr)]
@@ -9,9 +9,9 @@ use std::{collections::BTreeMap, path::PathBuf};
 use sideburn_data::{DialogSum, Limits, PromptTemplate, Tokenizer, tokenize};
 
 fn data() -> Option<PathBuf> {
-    let data = std::env::var_os("SIDEBURN_SHARED").map(|shared| PathBuf::from(shared).join("data"));
+    let data = std::env::var_os("SIDEBURN_TEST_DATA").map(|shared| PathBuf::from(shared).join("data"));
     if data.is_none() {
-        eprintln!("skipped: SIDEBURN_SHARED does not name the directory of the whole data");
+        eprintln!("skipped: SIDEBURN_TEST_DATA does not name the directory of the whole data");
     }
     data
 }

@@ -12,10 +12,12 @@
 //! | [`attention`] | `q`, `k`, `v`, the weights before dropout | five tensors of the size of the scores |
 //! | [`cross_entropy`] | `logits`, `labels` | also the log-softmax |
 //!
-//! On [`Device::flex`](burn::tensor::Device::flex) each is one pass over memory, parallel over rows; on the CubeCL
-//! backends (`wgpu`, `vulkan`, `metal`, `cuda`) it is composed of Burn's primitives, which Burn fuses.
+//! On [`Device::flex`](burn::tensor::Device::flex) the elementwise parts and reductions are one pass over memory, parallel
+//! over rows, and products are Burn's; on the CubeCL backends (`wgpu`, `vulkan`, `metal`, `cuda`) each operation is composed
+//! of Burn's primitives, which Burn fuses.
 //!
-//! A draw is a pure function of its key, not of a generator's state: see [`Key`].
+//! On the CPU a mask is a pure function of its [`Key`]. On the CubeCL backends it is drawn from Burn's generator, which is
+//! seeded with the key each time: train with one thread in a process there, or the masks of two threads may mix.
 //!
 //! ```
 //! use burn::tensor::{Device, Tensor};

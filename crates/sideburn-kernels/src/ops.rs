@@ -8,7 +8,7 @@ use crate::reference;
 
 /// The fused operations on backend primitives. A default body is composed of the backend's own primitives.
 ///
-/// Every tensor but `labels` is a float matrix unless said otherwise; see [`crate::api`] for what they compute.
+/// Float tensors are matrices unless said otherwise; see [`crate::api`] for what they compute.
 #[backend_extension(Flex: cfg(feature = "flex"), Cube: cfg(feature = "gpu"), Fusion: cfg(feature = "gpu"), Autodiff)]
 pub(crate) trait FusedOps: Backend {
     /// Zeroes each element with `probability` and scales the others by `1 / (1 - probability)`. Its own adjoint.

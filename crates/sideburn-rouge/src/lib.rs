@@ -50,10 +50,8 @@
 //! # How equality is checked
 //!
 //! `testdata/make_goldens.py` runs the Python package over 10,000 random pairs of texts (accents, CJK, emoji,
-//! combining marks, empty texts), over dialogue summaries and over a list of words for the stemmer; `tests/parity.rs`
-//! compares. One more set, 200 pairs of DialogSum, may not be redistributed here because of its licence: the test reads
-//! `data/rouge/golden_dialogsum_rouge_score_0.1.2.jsonl` below the directory named by the environment variable
-//! `SIDEBURN_SHARED`, and says that it was skipped where the variable is not set.
+//! combining marks, empty texts), over dialogue summaries and over a list of words for the stemmer; `tests/parity`
+//! compares.
 //!
 //! # Cost
 //!

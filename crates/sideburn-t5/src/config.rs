@@ -21,7 +21,7 @@ pub enum FeedForward {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct T5Config {
-    /// Always `t5`, or `mt5`, which is the same architecture.
+    /// Always `t5`.
     pub model_type: String,
     /// Rows of the embedding.
     pub vocab_size: usize,
@@ -117,12 +117,11 @@ impl T5Config {
             architectures: Option<Vec<String>>,
         }
         let kind: Kind = serde_json::from_str(text).map_err(|error| error.to_string())?;
-        let known = ["t5", "mt5"];
-        if !kind.model_type.as_deref().is_some_and(|model_type| known.contains(&model_type)) {
+        if kind.model_type.as_deref() != Some("t5") {
             let found = kind.model_type.as_deref().unwrap_or("(absent)");
             let architectures = kind.architectures.unwrap_or_default().join(", ");
             return Err(format!(
-                "`model_type` is {found} (architectures: {architectures}), expected t5 or mt5; \
+                "`model_type` is {found} (architectures: {architectures}), expected t5; \
                  this crate has no other architecture"
             ));
         }
@@ -210,7 +209,7 @@ mod tests {
     fn broken_configurations_are_refused_by_field() {
         let message = |text: &str| T5Config::from_json(text).unwrap_err();
         let bert = message(r#"{"model_type": "bert", "architectures": ["BertModel"]}"#);
-        assert!(bert.starts_with("`model_type` is bert (architectures: BertModel), expected t5 or mt5"), "{bert}");
+        assert!(bert.starts_with("`model_type` is bert (architectures: BertModel), expected t5;"), "{bert}");
         assert!(message("{}").contains("(absent)"));
         assert!(message("[").contains("line 1"));
         let with = |field: &str| message(&format!(r#"{{"model_type": "t5", {field}}}"#));

@@ -53,6 +53,8 @@ impl T5 {
 
     /// Writes a model directory that `transformers` reads, without adapters. It appears whole or not at all.
     ///
+    /// A tied head without scaling, which only `scale_decoder_outputs` can say, needs transformers 5.
+    ///
     /// # Errors
     /// If it cannot be written.
     pub fn save_dir(&self, directory: impl AsRef<Path>, precision: Precision) -> Result<(), T5Error> {

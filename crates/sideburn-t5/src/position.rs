@@ -28,3 +28,30 @@ pub(crate) fn relative_position_bucket(
     let grown = exact + (ratio * (buckets - exact) as f32) as usize;
     offset + grown.min(buckets - 1)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use sideburn_weights::SafetensorsFile;
+
+    use super::relative_position_bucket;
+
+    #[test]
+    fn buckets_are_those_of_transformers() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/t5_gated_untied/io.safetensors");
+        let golden = SafetensorsFile::open(path).unwrap();
+        let integers = |name: &str| -> Vec<i64> {
+            let tensor = golden.read(name).unwrap();
+            tensor.bytes().chunks_exact(8).map(|bytes| i64::from_le_bytes(bytes.try_into().unwrap())).collect()
+        };
+        let distances = integers("rel_pos");
+        assert_eq!((distances.first(), distances.last(), distances.len()), (Some(&-200), Some(&200), 401));
+        for (bidirectional, name) in [(true, "bucket_bidirectional"), (false, "bucket_causal")] {
+            for (distance, expected) in distances.iter().zip(integers(name)) {
+                let bucket = relative_position_bucket((1000 + distance) as usize, 1000, bidirectional, 32, 128);
+                assert_eq!(bucket as i64, expected, "{name} at {distance}");
+            }
+        }
+    }
+}

@@ -2,7 +2,7 @@
 
 // Each test says how far it is from the reference.
 use burn::tensor::{Device, Tensor};
-use sideburn_adapters::Pass;
+use sideburn_adapters::{Key, Pass};
 use sideburn_batch::{Seq2SeqBatch, TokenRows};
 use sideburn_generate::{GreedyConfig, greedy};
 use sideburn_t5::{T5, T5Config};
@@ -44,6 +44,18 @@ fn logits_and_loss_of_padded_batches() {
         println!("{family}: logits differ by at most {difference:e}");
         assert!(difference <= 1e-4, "{family}: logits differ by {difference:e}");
 
+        // The reference has rows of padding as well, which nobody looks at.
+        let encoded = model.encode(&source, &mut Pass::evaluate()).unwrap();
+        let width = io.shape("encoder_last_hidden_state")[1] * 64;
+        let hidden: Vec<f32> = io
+            .floats("encoder_last_hidden_state")
+            .chunks(width)
+            .zip(source.lengths())
+            .flat_map(|(row, length)| row[..length * 64].to_vec())
+            .collect();
+        let difference = max_difference(&values(encoded.hidden), &hidden);
+        assert!(difference <= 1e-4, "{family}: the encoder's output differs by {difference:e}");
+
         let target = io.rows("labels", &io.label_lengths("labels"));
         let batch = Seq2SeqBatch::new(source, target).unwrap();
         let loss = model.token_losses(&batch, &mut Pass::evaluate()).unwrap().mean();
@@ -81,6 +93,19 @@ fn greedy_tokens_of_a_padded_batch() {
             found.resize(expected.len(), 0);
             assert_eq!(found, expected, "{family}");
         }
+    }
+}
+
+#[test]
+fn dropout_stands_where_transformers_has_it() {
+    // Embedding, attention weights, what attention adds, inside the feed-forward layer, what it adds, final norm.
+    let (encoder, decoder) = (1 + 2 * 4 + 1, 1 + 2 * 6 + 1);
+    for family in FAMILIES {
+        let rows = TokenRows::from_rows([[5, 6, 1]]).unwrap();
+        let batch = Seq2SeqBatch::new(rows.clone(), rows).unwrap();
+        let mut pass = Pass::train(Key::from_seed(0));
+        model(family).token_losses(&batch, &mut pass).unwrap();
+        assert_eq!(pass.dropouts(), encoder + decoder, "{family}");
     }
 }
 

@@ -301,9 +301,18 @@ fn an_adapter_that_cannot_be_written_or_does_not_exist() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("file"), "").unwrap();
     let model = adapted("t5_gated_untied", "lora/t5_gated_untied", &Device::flex());
-    let config = LoraConfig::new(["q", "v"]);
+    let config = LoraConfig { lora_alpha: 16.0, ..LoraConfig::new(["q", "v"]) };
     let error = save_lora(&model, "default", &config, directory.path().join("file/adapter")).unwrap_err().to_string();
     assert!(error.contains("file"), "{error}");
+    for (wrong, field) in [
+        (LoraConfig { r: 4, ..config.clone() }, "`r` is 4"),
+        (LoraConfig { lora_alpha: 8.0, ..config.clone() }, "`lora_alpha` is 8"),
+        (LoraConfig { lora_dropout: 0.5, ..config.clone() }, "`lora_dropout` is 0.5"),
+        (LoraConfig { target_modules: ["q"].into(), ..config.clone() }, "`target_modules` is"),
+    ] {
+        let error = save_lora(&model, "default", &wrong, directory.path().join("adapter")).unwrap_err().to_string();
+        assert!(error.starts_with(field), "a configuration of another adapter: {error}");
+    }
     let error = save_lora(&model, "other", &config, directory.path().join("adapter")).unwrap_err().to_string();
     assert_eq!(error, "the model has no adapter called \"other\"");
     let mut model = model;

@@ -4,15 +4,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Schedule, TrainError};
 
-/// The settings of a run; names and defaults are those of `transformers.TrainingArguments`, but for `max_steps`, which
-/// has no default here.
+/// The settings of a run; names and defaults are those of `transformers.TrainingArguments` (PyTorch's AdamW alone would
+/// decay by 0.01), but for `max_steps`, which has no default here.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainConfig {
     /// Steps of the optimiser.
     pub max_steps: u64,
     /// The learning rate after the warm-up.
     pub learning_rate: f64,
-    /// Decoupled weight decay of tensors with two or more dimensions; biases and norms are not decayed.
+    /// Decoupled weight decay; biases, relative position biases among them, and norms are not decayed.
     pub weight_decay: f64,
     /// The decay of AdamW's first moment.
     pub adam_beta1: f64,
@@ -61,7 +61,12 @@ impl TrainConfig {
             ("weight_decay", self.weight_decay, not_negative(self.weight_decay), "a number of at least 0"),
             ("adam_beta1", self.adam_beta1, (0.0..1.0).contains(&self.adam_beta1), "a number in [0, 1)"),
             ("adam_beta2", self.adam_beta2, (0.0..1.0).contains(&self.adam_beta2), "a number in [0, 1)"),
-            ("adam_epsilon", self.adam_epsilon, not_negative(self.adam_epsilon), "a number of at least 0"),
+            (
+                "adam_epsilon",
+                self.adam_epsilon,
+                self.adam_epsilon > 0.0 && self.adam_epsilon.is_finite(),
+                "a number above 0",
+            ),
             ("max_grad_norm", self.max_grad_norm, not_negative(self.max_grad_norm), "a number of at least 0"),
             (
                 "gradient_accumulation_steps",

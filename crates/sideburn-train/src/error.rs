@@ -26,7 +26,7 @@ pub enum TrainError {
     NoAutodiff,
     /// A loss or gradient that is infinite or not a number.
     #[error(
-        "step {step}: the {what} is {value}; the model keeps the weights it had before this step. \
+        "step {step}: the {what} is {value}; the model has the last weights that gave a finite one. \
          Lower the learning rate, or look for broken samples in the batch"
     )]
     NotFinite {
@@ -36,12 +36,6 @@ pub enum TrainError {
         what: &'static str,
         /// The value.
         value: f64,
-    },
-    /// A batch without target tokens.
-    #[error("step {step}: the batch holds no target token")]
-    NoTargets {
-        /// The step, from 0.
-        step: u64,
     },
     /// An error of the data or the model.
     #[error("step {step}: {source}")]

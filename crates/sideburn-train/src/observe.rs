@@ -44,7 +44,7 @@ pub struct ProgressLine {
 }
 
 impl ProgressLine {
-    /// A bar for `steps` steps. It draws nothing where standard error is not a terminal.
+    /// A bar for `steps` steps; where standard error is not a terminal, about twenty plain lines instead.
     pub fn new(steps: u64) -> Self {
         let style =
             ProgressStyle::with_template("{bar:32} {pos}/{len} {msg}, {eta} left").expect("a template without errors");
@@ -60,8 +60,14 @@ impl Observer for ProgressLine {
             None => (record.loss, speed),
         };
         self.smoothed = Some((loss, speed));
-        self.bar.set_message(format!("loss {loss:.3}, lr {:.2e}, {speed:.0} tokens/s", record.learning_rate));
-        self.bar.set_position(record.step + 1);
+        let message = format!("loss {loss:.3}, lr {:.2e}, {speed:.0} tokens/s", record.learning_rate);
+        let (done, steps) = (record.step + 1, self.bar.length().unwrap_or(0));
+        if self.bar.is_hidden() && (done == steps || done.is_multiple_of(steps.div_ceil(20).max(1))) {
+            // A lost line is no reason to stop training.
+            let _ = writeln!(std::io::stderr(), "step {done}/{steps}: {message}");
+        }
+        self.bar.set_message(message);
+        self.bar.set_position(done);
         Ok(())
     }
 }

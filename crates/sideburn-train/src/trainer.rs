@@ -55,8 +55,10 @@ impl<'a> Trainer<'a> {
     /// `token_losses` is the negative log-likelihood of each target token of a batch, in the given pass.
     ///
     /// # Errors
-    /// If nothing can be trained, the data or the model fails, or a loss or gradient is not finite. `model` then has
-    /// the weights of the last good step.
+    /// If nothing can be trained, the data, the model or an observer fails, or a loss or gradient is not finite.
+    ///
+    /// After a loss or gradient that is not finite, `model` has the last weights that gave a finite one: the update
+    /// before the failing step is taken back. After any other error it has the weights of the last finished step.
     pub fn train<M, B, L, D, E>(mut self, model: &mut M, batches: B, token_losses: L) -> Result<TrainReport, TrainError>
     where
         M: Module,
@@ -73,11 +75,22 @@ impl<'a> Trainer<'a> {
         }
         let mut optimizer = self.optimizer(model);
         let mut report = TrainReport::default();
+        // The weights of the last step that gave a finite loss. An update shows to be bad in the loss of the next step.
+        let mut good = model.clone();
         for step in 0..self.config.max_steps {
             let started = Instant::now();
             let micro_batches = self.micro_batches(step, &batches)?;
-            let (loss, gradients) = self.backward(model, step, &micro_batches, &token_losses)?;
-            let (gradients, grad_norm) = self.clip(model, step, gradients)?;
+            let differentiated = self
+                .backward(model, step, &micro_batches, &token_losses)
+                .and_then(|(loss, gradients)| Ok((loss, self.clip(model, step, gradients)?)));
+            let (loss, (gradients, grad_norm)) = match differentiated {
+                Err(error @ TrainError::NotFinite { .. }) => {
+                    *model = good;
+                    return Err(error);
+                }
+                other => other?,
+            };
+            good = model.clone();
             let learning_rate = self.learning_rate(step);
             *model = optimizer.step(learning_rate, model.clone(), gradients);
 
@@ -124,9 +137,6 @@ impl<'a> Trainer<'a> {
         token_losses: impl Fn(&M, &Seq2SeqBatch, &mut Pass) -> Result<Tensor<1>, E>,
     ) -> Result<(f64, GradientsParams), TrainError> {
         let targets: usize = micro_batches.iter().map(|batch| batch.target().tokens()).sum();
-        if targets == 0 {
-            return Err(TrainError::NoTargets { step });
-        }
         let key = Key::from_seed(self.config.seed).fold_in_name("step").fold_in(step);
         let mut accumulator = GradientsAccumulator::new();
         let mut total = 0.0;

@@ -53,9 +53,9 @@ fn a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_adapter() {
     let mut model = small_model(&device);
     let error = Trainer::new(config.clone()).unwrap().train(&mut model, batches, losses(3)).unwrap_err();
     assert!(matches!(error, TrainError::NotFinite { step: 3, what: "loss", .. }));
-    assert!(error.to_string().starts_with("step 3: the loss is NaN; the model keeps the weights"), "{error}");
+    assert!(error.to_string().starts_with("step 3: the loss is NaN; the model has the last weights"), "{error}");
 
-    // The weights are those after three steps: they differ from the start, and can be saved.
+    // The weights are those of step 2, the last that gave a finite loss: they differ from the start, and can be saved.
     let kept = factors(&model);
     assert_ne!(kept, factors(&small_model(&device)));
     assert!(kept.iter().all(|value| value.is_finite()));
@@ -69,6 +69,17 @@ fn a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_adapter() {
     let mut longer = small_model(&device);
     Trainer::new(config).unwrap().train(&mut longer, batches, losses(4)).unwrap_err();
     assert_ne!(factors(&longer), kept);
+}
+
+#[test]
+fn an_update_that_ruins_the_model_is_taken_back() {
+    let device = Device::flex().autodiff();
+    let mut model = small_model(&device);
+    let config = TrainConfig { learning_rate: 3e38, ..TrainConfig::new(10) };
+    let error = Trainer::new(config).unwrap().train(&mut model, batches, T5::token_losses).unwrap_err();
+    assert!(matches!(error, TrainError::NotFinite { .. }), "{error}");
+    let losses = model.token_losses(&batch(), &mut Pass::evaluate()).unwrap();
+    assert!(losses.sum().inner().into_scalar::<f32>().is_finite(), "what is kept must be of use");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 
 use burn::module::Module;
 use burn::tensor::Device;
-use sideburn_adapters::{AdaptedModel, Key, LoraConfig, attach_lora, load_lora};
+use sideburn_adapters::{AdaptedModel, Key, LoraConfig, attach_lora, load_lora, save_lora};
 use sideburn_batch::{Seq2SeqBatch, TokenRows};
 use sideburn_t5::{T5, T5Config};
 use sideburn_train::{Schedule, TrainConfig, TrainReport, Trainer};
@@ -55,6 +55,7 @@ fn check(family: &str, method: &str, config: TrainConfig, tolerance: f64) -> T5 
     let golden: serde_json::Value = serde_json::from_str(&text).unwrap();
     let numbers = |name: &str| -> Vec<f64> { serde_json::from_value(golden[name].clone()).unwrap() };
     let report = train(&mut model, config, &batches(&directory));
+    assert!(["losses", "grad_norms", "lrs"].iter().all(|name| numbers(name).len() == 20));
 
     let mut worst = 0f64;
     for (step, (record, expected)) in report.steps.iter().zip(numbers("losses")).enumerate() {
@@ -129,9 +130,12 @@ fn small_model(device: &Device) -> T5 {
         ..T5Config::default()
     };
     let mut model = T5::random(&config, Key::from_seed(7), device);
-    let lora = LoraConfig { r: 4, lora_alpha: 8.0, lora_dropout: 0.1, ..LoraConfig::new(["q", "v"]) };
-    attach_lora(&mut model, "default", &lora, Key::from_seed(8)).unwrap();
+    attach_lora(&mut model, "default", &small_lora(), Key::from_seed(8)).unwrap();
     model
+}
+
+fn small_lora() -> LoraConfig {
+    LoraConfig { r: 4, lora_alpha: 8.0, lora_dropout: 0.1, ..LoraConfig::new(["q", "v"]) }
 }
 
 /// Two micro-batches of different lengths, and the same rows in one batch.
@@ -162,19 +166,19 @@ fn accumulating_is_the_same_as_a_larger_batch() {
 }
 
 #[test]
-fn the_same_seed_gives_the_same_bytes() {
+fn the_same_seed_gives_the_same_bytes_on_any_number_of_threads() {
     let (batches, _) = split_and_whole();
-    let run = |seed: u64| {
-        let mut model = small_model(&Device::flex().autodiff());
-        let losses = train(&mut model, TrainConfig { seed, ..settings() }, &batches).losses();
-        let factors: Vec<f32> = model
-            .sites()
-            .iter()
-            .filter_map(|(_, linear)| linear.adapter("default"))
-            .flat_map(|layer| [values(layer.lora_a().val()), values(layer.lora_b().val())].concat())
-            .collect();
-        (losses, factors)
+    let run = |seed: u64, threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let mut model = small_model(&Device::flex().autodiff());
+            let losses = train(&mut model, TrainConfig { seed, ..settings() }, &batches).losses();
+            let directory = tempfile::tempdir().unwrap();
+            save_lora(&model, "default", &small_lora(), directory.path()).unwrap();
+            (losses, std::fs::read(directory.path().join("adapter_model.safetensors")).unwrap())
+        })
     };
-    assert_eq!(run(1), run(1));
-    assert_ne!(run(1), run(2), "dropout must follow the seed");
+    assert_eq!(run(1, 1), run(1, 1));
+    assert_eq!(run(1, 1), run(1, 3));
+    assert_ne!(run(1, 1), run(2, 1), "dropout must follow the seed");
 }

@@ -19,6 +19,11 @@
 
 #![forbid(unsafe_code)]
 
+/// The programs of the README are compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
+
 pub mod device;
 
 pub use sideburn_adapters as adapters;
@@ -43,7 +48,7 @@ pub mod prelude {
         BatchSampler, DialogSum, Limits, PromptTemplate, Sample, TokenizedSample, Tokenizer, tokenize,
     };
     pub use sideburn_generate::{GreedyConfig, greedy};
-    pub use sideburn_rouge::{BootstrapConfig, Metric, RougeScorer, aggregate};
+    pub use sideburn_rouge::{BootstrapConfig, Metric, RougeScorer, aggregate, mean};
     pub use sideburn_t5::{T5, T5Config};
     pub use sideburn_train::{JsonLinesLog, ProgressLine, Schedule, TrainConfig, Trainer};
 

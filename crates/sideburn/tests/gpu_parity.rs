@@ -15,10 +15,10 @@ use golden::{Golden, max_difference, values};
 
 const FAMILIES: [&str; 2] = ["t5_gated_untied", "t5_relu_tied"];
 
-/// The device of the GPU backend that this test was built with.
-fn gpu() -> Device {
-    let backend = *sideburn::device::built_in().last().expect("a GPU backend");
-    parse_device(backend).unwrap()
+/// The devices of the GPU backends that this test was built with.
+fn gpus() -> impl Iterator<Item = Device> {
+    let backends = sideburn::device::built_in().into_iter().filter(|backend| *backend != "flex");
+    backends.map(|backend| parse_device(backend).unwrap())
 }
 
 fn batch(io: &Golden) -> Seq2SeqBatch {
@@ -35,9 +35,11 @@ fn forward_pass() {
             load_lora(&mut model, "default", golden::path(&format!("lora/{family}"))).unwrap();
             values(model.token_losses(&batch(&io), &mut Pass::evaluate()).unwrap())
         };
-        let difference = max_difference(&losses(&gpu()), &losses(&Device::flex()));
-        println!("{family}: token losses differ by at most {difference:e}");
-        assert!(difference <= 5e-4, "{family}: token losses differ by {difference:e}");
+        for gpu in gpus() {
+            let difference = max_difference(&losses(&gpu), &losses(&Device::flex()));
+            println!("{family}, {gpu:?}: token losses differ by at most {difference:e}");
+            assert!(difference <= 5e-4, "{family}: token losses differ by {difference:e}");
+        }
     }
 }
 
@@ -52,9 +54,11 @@ fn lora_steps() {
             let batches = |_| Ok::<_, Infallible>(batch(&io));
             Trainer::new(config).unwrap().train(&mut model, batches, T5::token_losses).unwrap().losses()
         };
-        for (found, expected) in run(gpu()).iter().zip(run(Device::flex())) {
-            println!("{family}: loss {found} on the GPU, {expected} on the CPU");
-            assert!((found - expected).abs() <= 1e-4 * expected, "{family}: {found} is not {expected}");
+        for gpu in gpus() {
+            for (found, expected) in run(gpu).iter().zip(run(Device::flex())) {
+                println!("{family}: loss {found} on the GPU, {expected} on the CPU");
+                assert!((found - expected).abs() <= 1e-4 * expected, "{family}: {found} is not {expected}");
+            }
         }
     }
 }
@@ -62,17 +66,19 @@ fn lora_steps() {
 #[test]
 fn dropout_follows_its_key() {
     let io = Golden::open("t5_gated_untied/io.safetensors");
-    let mut model = T5::from_dir(golden::path("t5_gated_untied"), &gpu().autodiff()).unwrap();
-    load_lora(&mut model, "default", golden::path("lora/t5_gated_untied")).unwrap();
-    let x = Tensor::<2>::ones([64, 64], &gpu().autodiff()).require_grad();
-    let y = sideburn::kernels::dropout(x.clone(), 0.5, Key::from_seed(1));
-    let gradient = x.grad(&y.clone().sum().backward()).unwrap();
-    assert_eq!(values(gradient), values(y.inner()), "one mask in both directions");
-    let again = |key: Key| values(sideburn::kernels::dropout(Tensor::<2>::ones([64, 64], &gpu()), 0.5, key));
-    assert_eq!(again(Key::from_seed(1)), again(Key::from_seed(1)));
-    assert_ne!(again(Key::from_seed(1)), again(Key::from_seed(2)));
-    let loss = model.token_losses(&batch(&io), &mut Pass::train(Key::from_seed(1))).unwrap().sum();
-    assert!(loss.inner().into_scalar::<f32>().is_finite());
+    for gpu in gpus() {
+        let mut model = T5::from_dir(golden::path("t5_gated_untied"), &gpu.clone().autodiff()).unwrap();
+        load_lora(&mut model, "default", golden::path("lora/t5_gated_untied")).unwrap();
+        let x = Tensor::<2>::ones([64, 64], &gpu.clone().autodiff()).require_grad();
+        let y = sideburn::kernels::dropout(x.clone(), 0.5, Key::from_seed(1));
+        let gradient = x.grad(&y.clone().sum().backward()).unwrap();
+        assert_eq!(values(gradient), values(y.inner()), "one mask in both directions");
+        let again = |key: Key| values(sideburn::kernels::dropout(Tensor::<2>::ones([64, 64], &gpu), 0.5, key));
+        assert_eq!(again(Key::from_seed(1)), again(Key::from_seed(1)));
+        assert_ne!(again(Key::from_seed(1)), again(Key::from_seed(2)));
+        let loss = model.token_losses(&batch(&io), &mut Pass::train(Key::from_seed(1))).unwrap().sum();
+        assert!(loss.inner().into_scalar::<f32>().is_finite());
+    }
 }
 
 #[test]
@@ -84,6 +90,8 @@ fn greedy_tokens() {
             let model = T5::from_dir(golden::path(family), device).unwrap();
             greedy(model.start_decoding(batch(&io).source()).unwrap(), &config).unwrap()
         };
-        assert_eq!(write(&gpu()), write(&Device::flex()), "{family}");
+        for gpu in gpus() {
+            assert_eq!(write(&gpu), write(&Device::flex()), "{family}");
+        }
     }
 }

@@ -42,7 +42,7 @@ pub struct LoraConfig {
 }
 
 impl LoraConfig {
-    /// `peft`'s defaults: r 8, alpha 8, no dropout.
+    /// `peft`'s defaults: r 8, alpha 8, no dropout, no task.
     pub fn new(target_modules: impl Into<TargetModules>) -> Self {
         Self {
             r: 8,
@@ -50,7 +50,7 @@ impl LoraConfig {
             lora_dropout: 0.0,
             target_modules: target_modules.into(),
             bias: LoraBias::None,
-            task_type: Some("SEQ_2_SEQ_LM".to_owned()),
+            task_type: None,
             base_model_name_or_path: None,
         }
     }

@@ -5,8 +5,8 @@ use burn::tensor::{Device, Tensor};
 use sideburn_kernels::{Key, low_rank};
 
 use super::LoraConfig;
-use crate::Pass;
 use crate::linear::lazy_weight;
+use crate::{AdapterError, Pass};
 
 /// One adapter at one site: `x -> s dropout(x) A^T B^T` with `s = lora_alpha / r`.
 ///
@@ -19,7 +19,6 @@ pub struct LoraLayer {
     lora_b: Param<Tensor<2>>,
     scaling: f64,
     dropout: f64,
-    active: bool,
 }
 
 impl LoraLayer {
@@ -35,7 +34,6 @@ impl LoraLayer {
             lora_b: lazy_weight([out, config.r], device, |_| 0.0),
             scaling: config.scaling(),
             dropout: config.lora_dropout,
-            active: true,
         }
     }
 
@@ -73,8 +71,18 @@ impl LoraLayer {
         self.scaling
     }
 
-    /// Whether the branch takes part in the forward pass.
-    pub fn is_active(&self) -> bool {
-        self.active
+    /// Refuses a configuration that these factors were not made with.
+    pub(crate) fn check(&self, config: &LoraConfig) -> Result<(), AdapterError> {
+        let invalid = |field, found: String, expected| Err(AdapterError::InvalidField { field, found, expected });
+        if self.lora_a.lazy_shape()[0] != config.r {
+            return invalid("r", config.r.to_string(), "the rank of the adapter's factors");
+        }
+        if self.scaling != config.scaling() {
+            return invalid("lora_alpha", config.lora_alpha.to_string(), "what the adapter was made with");
+        }
+        if self.dropout != config.lora_dropout {
+            return invalid("lora_dropout", config.lora_dropout.to_string(), "what the adapter was made with");
+        }
+        Ok(())
     }
 }

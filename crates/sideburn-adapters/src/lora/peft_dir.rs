@@ -25,23 +25,31 @@ fn tensor_names(site: &str) -> [String; 2] {
 /// The directory appears whole or not at all; of an existing one only the files of the same names are replaced.
 ///
 /// # Errors
-/// If the model has no such adapter, or the directory cannot be written.
+/// If the model has no such adapter, `config` is not the one that it was made with, or the directory cannot be written.
 pub fn save_lora<M: AdaptedModel>(
     model: &M,
     name: &str,
     config: &LoraConfig,
     directory: impl AsRef<Path>,
 ) -> Result<(), AdapterError> {
+    if model.sites().iter().all(|(_, linear)| linear.adapter(name).is_none()) {
+        return Err(AdapterError::NoSuchAdapter { name: name.to_owned() });
+    }
+    config.validate()?;
+    let sites: Vec<String> = model.sites().into_iter().map(|(site, _)| site).collect();
+    let chosen = config.target_modules.select(&sites, model.output_head())?;
     let mut tensors = BTreeMap::new();
-    for (site, linear) in model.sites() {
+    for ((site, linear), chosen) in model.sites().into_iter().zip(chosen) {
+        if chosen != linear.adapter(name).is_some() {
+            let (found, expected) = (format!("such that it selects {site}: {chosen}"), "the adapter's own sites");
+            return Err(AdapterError::InvalidField { field: "target_modules", found, expected });
+        }
         if let Some(layer) = linear.adapter(name) {
+            layer.check(config)?;
             let [a, b] = tensor_names(&site);
             tensors.insert(a, from_param(layer.lora_a()));
             tensors.insert(b, from_param(layer.lora_b()));
         }
-    }
-    if tensors.is_empty() {
-        return Err(AdapterError::NoSuchAdapter { name: name.to_owned() });
     }
     let directory = AtomicDir::create(directory)?;
     let json = serde_json::to_string_pretty(&config.to_json()).expect("a JSON value is always printable");

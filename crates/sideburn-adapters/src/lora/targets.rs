@@ -102,7 +102,7 @@ mod tests {
         assert!(error.contains("\"query\"") && !error.contains("\"q\""), "{error}");
         assert!(error.contains("decoder.0.q"), "the sites are listed: {error}");
         let error = TargetModules::Pattern("(".into()).select(&sites(), None).unwrap_err().to_string();
-        assert!(error.starts_with("target_modules \"(\" is not a regular expression"), "{error}");
+        assert!(error.starts_with("target_modules \"(\" is not a regular expression that is supported"), "{error}");
         assert!(TargetModules::Names(Vec::new()).select(&sites(), None).is_err(), "an adapter without sites");
     }
 }

@@ -153,8 +153,8 @@ fn stems_of_nltk() {
 /// DialogSum may not be redistributed under this project's licence; its goldens lie outside of the repository.
 #[test]
 fn dialogsum_if_at_hand() {
-    let Some(shared) = std::env::var_os("SIDEBURN_SHARED") else {
-        report("skipped: SIDEBURN_SHARED does not name a directory with data/rouge");
+    let Some(shared) = std::env::var_os("SIDEBURN_TEST_DATA") else {
+        report("skipped: SIDEBURN_TEST_DATA does not name a directory with data/rouge");
         return;
     };
     let file = Path::new(&shared).join("data/rouge/golden_dialogsum_rouge_score_0.1.2.jsonl");
