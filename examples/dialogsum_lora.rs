@@ -69,12 +69,13 @@ fn main() -> anyhow::Result<()> {
     println!("train: {train_set}\ntest: {test_set}");
     let seconds_load = clock.elapsed().as_secs_f64();
     let T5Config { eos_token_id, decoder_start_token_id, .. } = *base.config();
-    let greedy_config = GreedyConfig { max_new_tokens: 64, decoder_start_token_id, eos_token_id };
+    let no_repeat_ngram_size = 3; // as FLAN-T5's configuration has it for summaries
+    let config = GreedyConfig { max_new_tokens: 64, decoder_start_token_id, eos_token_id, no_repeat_ngram_size };
     let summarise = |model: &T5, samples: &[TokenizedSample]| -> anyhow::Result<Vec<String>> {
         let mut summaries = Vec::new();
         for chunk in samples.chunks(args.batch_size) {
             let source = TokenRows::from_rows(chunk.iter().map(|sample| &sample.source))?;
-            for ids in greedy(model.start_decoding(&source)?, &greedy_config)? {
+            for ids in greedy(model.start_decoding(&source)?, &config)? {
                 summaries.push(tokenizer.decode(&ids)?);
             }
         }

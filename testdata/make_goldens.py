@@ -131,20 +131,24 @@ def base_io(out, name):
 
 def base_generation(out, name):
     model, batch = load_base(out / name), inputs()
-    with torch.no_grad():
-        result = model.generate(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            max_new_tokens=24,
-            do_sample=False,
-            num_beams=1,
-            return_dict_in_generate=True,
-            output_scores=True,
-        )
-    # How far the best token is from the second best, at the closest: how safe the sequences are against rounding.
-    gaps = [float((best[:, 0] - best[:, 1]).min()) for best in (scores.topk(2, -1).values for scores in result.scores)]
-    greedy = dict(args=dict(num_beams=1, max_new_tokens=24), sequences=result.sequences.tolist())
-    write_json(out / name / "generation.json", dict(greedy=greedy | dict(min_top2_gap=round(min(gaps), 5))))
+    cases = dict(greedy={}, greedy_ngram2=dict(no_repeat_ngram_size=2))
+    record = {}
+    for case, changes in cases.items():
+        arguments = dict(num_beams=1, max_new_tokens=24) | changes
+        with torch.no_grad():
+            result = model.generate(
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                do_sample=False,
+                return_dict_in_generate=True,
+                output_scores=True,
+                **arguments,
+            )
+        # How far the best token is from the second best, at the closest: how safe the sequences are against rounding.
+        best = [scores.topk(2, -1).values for scores in result.scores]
+        gap = round(min(float((top[:, 0] - top[:, 1]).min()) for top in best), 5)
+        record[case] = dict(args=arguments, sequences=result.sequences.tolist(), min_top2_gap=gap)
+    write_json(out / name / "generation.json", record)
 
 
 def config_of_version_5(out):

@@ -1,8 +1,10 @@
 //! Greedy decoding: always the most likely token.
 
+use burn::tensor::{Bool, Tensor, TensorData};
+
 use crate::Decoder;
 
-/// When a row ends; the fields are named as in `transformers.GenerationConfig`.
+/// What may be written, and when a row ends; the fields are named as in `transformers.GenerationConfig`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GreedyConfig {
     /// The longest row, its end-of-sequence token included.
@@ -11,9 +13,11 @@ pub struct GreedyConfig {
     pub decoder_start_token_id: u32,
     /// What ends a row.
     pub eos_token_id: u32,
+    /// No row may hold the same sequence of this many tokens twice, the start token counted in; 0 allows it.
+    pub no_repeat_ngram_size: usize,
 }
 
-/// Continues every row of `decoder` with its most likely token (the first of equals) until it writes the
+/// Continues every row of `decoder` with its most likely token (the first of equals) that is allowed, until it writes the
 /// end-of-sequence token, which is kept, or is as long as allowed.
 ///
 /// A row that has ended is dropped from the decoder, so that the others do not wait for it.
@@ -21,7 +25,7 @@ pub struct GreedyConfig {
 /// # Errors
 /// Those of the decoder.
 pub fn greedy<D: Decoder>(mut decoder: D, config: &GreedyConfig) -> Result<Vec<Vec<u32>>, D::Error> {
-    let mut written = vec![Vec::new(); decoder.rows()];
+    let mut written = vec![vec![config.decoder_start_token_id]; decoder.rows()];
     // Which row of the result each row of the decoder is.
     let mut open: Vec<usize> = (0..decoder.rows()).collect();
     let mut last = vec![config.decoder_start_token_id; decoder.rows()];
@@ -29,7 +33,11 @@ pub fn greedy<D: Decoder>(mut decoder: D, config: &GreedyConfig) -> Result<Vec<V
         if open.is_empty() {
             break;
         }
-        let logits = decoder.next_logits(&last)?;
+        let mut logits = decoder.next_logits(&last)?;
+        if config.no_repeat_ngram_size > 0 {
+            let banned = open.iter().map(|row| repeating(&written[*row], config.no_repeat_ngram_size)).collect();
+            logits = ban(logits, banned);
+        }
         let best: Vec<u32> = logits.argmax(1).into_data().iter::<i64>().map(|token| token as u32).collect();
         for (row, token) in open.iter().zip(&best) {
             written[*row].push(*token);
@@ -41,7 +49,32 @@ pub fn greedy<D: Decoder>(mut decoder: D, config: &GreedyConfig) -> Result<Vec<V
         open = going_on.iter().map(|row| open[*row]).collect();
         last = going_on.iter().map(|row| best[*row]).collect();
     }
-    Ok(written)
+    // Every row begins with the start token.
+    Ok(written.into_iter().map(|mut row| row.split_off(1)).collect())
+}
+
+/// The tokens that would complete a sequence of `size` tokens that `row` holds already:
+/// `NoRepeatNGramLogitsProcessor` of `transformers`.
+fn repeating(row: &[u32], size: usize) -> Vec<u32> {
+    if row.len() + 1 < size {
+        return Vec::new();
+    }
+    let end = &row[row.len() - (size - 1)..];
+    row.windows(size).filter(|window| window[..size - 1] == *end).map(|window| window[size - 1]).collect()
+}
+
+/// Makes the `banned` tokens of each row impossible.
+fn ban(logits: Tensor<2>, banned: Vec<Vec<u32>>) -> Tensor<2> {
+    if banned.iter().all(Vec::is_empty) {
+        return logits;
+    }
+    let [rows, vocabulary] = logits.dims();
+    let mut mask = vec![false; rows * vocabulary];
+    for (row, tokens) in mask.chunks_mut(vocabulary).zip(banned) {
+        tokens.into_iter().for_each(|token| row[token as usize] = true);
+    }
+    let mask = Tensor::<2, Bool>::from_data(TensorData::new(mask, [rows, vocabulary]), &logits.device());
+    logits.mask_fill(mask, f32::NEG_INFINITY)
 }
 
 #[cfg(test)]
@@ -90,8 +123,18 @@ mod tests {
     fn every_row_stops_at_its_own_end() {
         let rows = vec![vec![4, 5, 1, 9, 9, 9], vec![1, 9, 9, 9, 9, 9], vec![6, 7, 8, 6, 7, 8]];
         let script = Script { fed: vec![Vec::new(); rows.len()], rows, position: 0 };
-        let config = GreedyConfig { max_new_tokens: 5, decoder_start_token_id: 0, eos_token_id: 1 };
+        let config =
+            GreedyConfig { max_new_tokens: 5, decoder_start_token_id: 0, eos_token_id: 1, no_repeat_ngram_size: 0 };
         let written = greedy(script, &config).unwrap();
         assert_eq!(written, [vec![4, 5, 1], vec![1], vec![6, 7, 8, 6, 7]]);
+    }
+
+    #[test]
+    fn tokens_that_would_repeat_a_sequence() {
+        assert_eq!(repeating(&[0, 5, 6, 7, 5, 6], 3), [7]);
+        assert_eq!(repeating(&[0, 5, 6, 5, 7, 5], 2), [6, 7]);
+        assert_eq!(repeating(&[0, 5, 6, 7], 3), [0; 0]);
+        assert_eq!(repeating(&[0], 4), [0; 0]);
+        assert_eq!(repeating(&[0, 5], 1), [0, 5]);
     }
 }

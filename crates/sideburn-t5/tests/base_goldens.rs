@@ -83,15 +83,19 @@ fn greedy_tokens_of_a_padded_batch() {
         let (model, io) = (model(family), Golden::open(&format!("{family}/io.safetensors")));
         let text = std::fs::read_to_string(golden::path(&format!("{family}/generation.json"))).unwrap();
         let reference: serde_json::Value = serde_json::from_str(&text).unwrap();
-        let sequences: Vec<Vec<u32>> = serde_json::from_value(reference["greedy"]["sequences"].clone()).unwrap();
         let source = io.rows("input_ids", &io.mask_lengths("attention_mask"));
-        let config = GreedyConfig { max_new_tokens: 24, decoder_start_token_id: 0, eos_token_id: 1 };
-        let written = greedy(model.start_decoding(&source).unwrap(), &config).unwrap();
-        for (mut found, expected) in written.into_iter().zip(sequences) {
-            // `generate` returns the start token first, and pads behind the end.
-            found.insert(0, 0);
-            found.resize(expected.len(), 0);
-            assert_eq!(found, expected, "{family}");
+        for (case, no_repeat_ngram_size) in [("greedy", 0), ("greedy_ngram2", 2)] {
+            let sequences: Vec<Vec<u32>> = serde_json::from_value(reference[case]["sequences"].clone()).unwrap();
+            let config =
+                GreedyConfig { max_new_tokens: 24, decoder_start_token_id: 0, eos_token_id: 1, no_repeat_ngram_size };
+            let written = greedy(model.start_decoding(&source).unwrap(), &config).unwrap();
+            assert_eq!(written.len(), sequences.len());
+            for (mut found, expected) in written.into_iter().zip(sequences) {
+                // `generate` returns the start token first, and pads behind the end.
+                found.insert(0, 0);
+                found.resize(expected.len(), 0);
+                assert_eq!(found, expected, "{family}, {case}");
+            }
         }
     }
 }
@@ -142,7 +146,8 @@ fn more_padding_changes_nothing() {
     // On the CPU a batch is packed: what a longer neighbour pads a row with is never computed.
     let (model, io) = (model("t5_gated_untied"), Golden::open("t5_gated_untied/io.safetensors"));
     let source = io.rows("input_ids", &io.mask_lengths("attention_mask"));
-    let config = GreedyConfig { max_new_tokens: 24, decoder_start_token_id: 0, eos_token_id: 1 };
+    let config =
+        GreedyConfig { max_new_tokens: 24, decoder_start_token_id: 0, eos_token_id: 1, no_repeat_ngram_size: 0 };
     let together = greedy(model.start_decoding(&source).unwrap(), &config).unwrap();
     for (index, row) in source.iter().enumerate() {
         let decoder_input = TokenRows::from_rows([[0, 7, 9]]).unwrap();
