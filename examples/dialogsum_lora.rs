@@ -10,7 +10,6 @@ use clap::Parser;
 use serde_json::{Map, Value, json};
 use sideburn::prelude::*;
 
-/// What comes with the repository.
 const ASSETS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets");
 
 #[derive(Parser, serde::Serialize)]
@@ -59,17 +58,16 @@ fn main() -> anyhow::Result<()> {
     let base = T5::from_dir(&model_dir, &device)?;
     let tokenizer = Tokenizer::from_dir(&model_dir)?;
     tokenizer.check_fits(base.config().vocab_size)?;
-    let (template, limits) = (PromptTemplate::default(), Limits::default());
     let data = DialogSum::open(&dataset)?;
     let test = &data.test[..data.test.len().min(args.max_eval_samples)];
     anyhow::ensure!(!data.train.is_empty() && !test.is_empty(), "{}: a split is empty", dataset.display());
-    let train_set = tokenize(&data.train, &tokenizer, &template, limits)?;
+    let tokens = |samples| tokenize(samples, &tokenizer, &PromptTemplate::default(), Limits::default());
+    let (train_set, test_set) = (tokens(&data.train)?, tokens(test)?);
     let sampler = BatchSampler::new(train_set.len(), args.batch_size, args.seed)?;
-    let test_set = tokenize(test, &tokenizer, &template, limits)?;
     println!("train: {train_set}\ntest: {test_set}");
     let seconds_load = clock.elapsed().as_secs_f64();
     let T5Config { eos_token_id, decoder_start_token_id, .. } = *base.config();
-    let no_repeat_ngram_size = 3; // as FLAN-T5's configuration has it for summaries
+    let no_repeat_ngram_size = 3; // as FLAN-T5's own configuration has it
     let config = GreedyConfig { max_new_tokens: 64, decoder_start_token_id, eos_token_id, no_repeat_ngram_size };
     let summarise = |model: &T5, samples: &[TokenizedSample]| -> anyhow::Result<Vec<String>> {
         let mut summaries = Vec::new();

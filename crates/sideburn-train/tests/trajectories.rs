@@ -1,5 +1,8 @@
 //! Twenty steps of training against `peft` and PyTorch, and the promises of determinism.
 
+// How far the numbers are apart is worth seeing.
+#![allow(clippy::print_stdout)]
+
 use std::convert::Infallible;
 
 use burn::module::Module;
