@@ -1,7 +1,7 @@
 //! The same model on a GPU backend and on the CPU: a T5 forward pass, one step of LoRA, greedy decoding.
 //!
-//! Needs a GPU backend, or software that stands in for one (Mesa's lavapipe):
-//! `cargo test --release -p sideburn --features vulkan --test gpu_parity`.
+//! Needs a GPU, or software that stands in for one (Mesa's lavapipe, which takes `wgpu` but not `vulkan`):
+//! `cargo test --release -p sideburn --features wgpu --test gpu_parity`.
 #![cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal", feature = "cuda"))]
 
 use std::convert::Infallible;
