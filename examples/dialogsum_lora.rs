@@ -23,11 +23,11 @@ struct Args {
     /// Where to run: flex (the CPU), wgpu, vulkan, metal or cuda, with :INDEX behind a GPU's
     #[arg(long, default_value = "flex")]
     device: String,
-    #[arg(long, default_value_t = 450)]
+    #[arg(long, default_value_t = 600)]
     max_steps: u64,
     #[arg(long, default_value_t = 8)]
     batch_size: usize,
-    #[arg(long, default_value_t = 2e-3)]
+    #[arg(long, default_value_t = 4e-3)]
     learning_rate: f64,
     #[arg(long, default_value_t = 32)]
     r: usize,
