@@ -7,9 +7,8 @@ use burn::module::{Lora, Module, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Distribution, Tensor};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use sideburn::adapters::AdaptedLinear;
-use sideburn::adapters::{AdaptedModel, Weight, WeightMut};
-use sideburn::prelude::{Key, LoraConfig, Pass, attach_lora};
+use sideburn::adapters::{AdaptedLinear, AdaptedModel, AdapterSet, ModelShape, Weight, WeightMut};
+use sideburn::prelude::{Key, LoraConfig, Pass, attach};
 
 const TOKENS: usize = 2048;
 const INPUT: usize = 512;
@@ -20,6 +19,7 @@ const RANK: usize = 32;
 #[derive(Module, Debug)]
 struct OneLayer {
     linear: AdaptedLinear,
+    adapters: AdapterSet,
 }
 
 impl AdaptedModel for OneLayer {
@@ -31,8 +31,20 @@ impl AdaptedModel for OneLayer {
         vec![("linear".to_owned(), WeightMut::Linear(&mut self.linear))]
     }
 
-    fn output_head(&self) -> Option<&str> {
-        None
+    fn shape(&self) -> ModelShape {
+        ModelShape::of_layers()
+    }
+
+    fn device(&self) -> Device {
+        self.linear.device()
+    }
+
+    fn adapters(&self) -> &AdapterSet {
+        &self.adapters
+    }
+
+    fn adapters_mut(&mut self) -> &mut AdapterSet {
+        &mut self.adapters
     }
 }
 
@@ -45,9 +57,10 @@ fn bench(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(flops)).sample_size(20);
 
     for dropout in [0.0, 0.05] {
-        let mut factored = OneLayer { linear: AdaptedLinear::random(OUTPUT, INPUT, 0.05, Key::from_seed(0), &device) };
+        let linear = AdaptedLinear::random(OUTPUT, INPUT, 0.05, Key::from_seed(0), &device);
+        let mut factored = OneLayer { linear, adapters: AdapterSet::default() };
         let config = LoraConfig { r: RANK, lora_alpha: 64.0, lora_dropout: dropout, ..LoraConfig::new(["linear"]) };
-        attach_lora(&mut factored, "default", &config, Key::from_seed(1)).expect("one site");
+        attach(&mut factored, "default", config, Key::from_seed(1)).expect("one site");
         group.bench_function(format!("factored, dropout {dropout}"), |bencher| {
             bencher.iter_batched(
                 x,

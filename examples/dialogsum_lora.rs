@@ -83,9 +83,9 @@ fn main() -> anyhow::Result<()> {
 
     // The adapter: trainable factors beside every q and v. The base is shared, frozen, and never changed.
     let mut model = base.clone();
-    let (r, lora_alpha, task_type) = (args.r, args.lora_alpha, Some("SEQ_2_SEQ_LM".to_owned()));
-    let lora = LoraConfig { r, lora_alpha, lora_dropout: 0.05, task_type, ..LoraConfig::new(["q", "v"]) };
-    attach_lora(&mut model, "dialogsum", &lora, Key::from_seed(args.seed))?;
+    let (r, lora_alpha, common) = (args.r, args.lora_alpha, Common::seq_2_seq());
+    let lora = LoraConfig { r, lora_alpha, lora_dropout: 0.05, common, ..LoraConfig::new(["q", "v"]) };
+    attach(&mut model, "dialogsum", lora, Key::from_seed(args.seed))?;
     let parameters = ParameterReport::of(&model);
     println!("{parameters}");
 
@@ -98,14 +98,14 @@ fn main() -> anyhow::Result<()> {
         .train(&mut model, |step| train_set.batch(&sampler.batch(step)), T5::token_losses);
     // After an error the model has its last good weights, which do not replace an earlier adapter.
     let adapter = args.output.join(if report.is_ok() { "adapter" } else { "last_good_adapter" });
-    let saved = save_lora(&model, "dialogsum", &lora, &adapter);
+    let saved = save_adapter(&model, "dialogsum", &adapter);
     let (losses, seconds_train, ()) = (report?.losses(), clock.elapsed().as_secs_f64(), saved?);
     println!("{} steps in {seconds_train:.0} s; adapter in {}\n", losses.len(), adapter.display());
 
     // The saved adapter on a base read anew, and the untouched base.
     let clock = Instant::now();
     let mut reloaded = T5::from_dir(&model_dir, &device)?;
-    load_lora(&mut reloaded, "dialogsum", &adapter)?;
+    load_adapter(&mut reloaded, "dialogsum", &adapter)?;
     let (zero_shot, tuned) = (summarise(&base, &test_set.samples)?, summarise(&reloaded, &test_set.samples)?);
     let seconds_generate = clock.elapsed().as_secs_f64();
     for (index, sample) in test.iter().take(4).enumerate() {

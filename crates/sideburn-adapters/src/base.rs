@@ -43,8 +43,8 @@ pub fn load_base<M: AdaptedModel>(
                     loader.fill(&format!("{name}.bias"), bias)?;
                 }
             }
-            WeightMut::Vector(vector) => loader.fill(&name, vector)?,
-            WeightMut::Table(table) => loader.fill(&name, table)?,
+            WeightMut::Vector(vector) => loader.fill(&name, vector.weight_mut())?,
+            WeightMut::Table(table) => loader.fill(&name, table.weight_mut())?,
         }
     }
     loader.finish()
@@ -108,8 +108,8 @@ pub fn save_base<M: AdaptedModel>(model: &M, file: impl AsRef<Path>, precision: 
                     tensors.insert(format!("{name}.bias"), from_param(bias));
                 }
             }
-            Weight::Vector(vector) => drop(tensors.insert(name, from_param(vector))),
-            Weight::Table(table) => drop(tensors.insert(name, from_param(table))),
+            Weight::Vector(vector) => drop(tensors.insert(name, from_param(vector.weight()))),
+            Weight::Table(table) => drop(tensors.insert(name, from_param(table.weight()))),
         }
     }
     if precision == Precision::Bf16 {

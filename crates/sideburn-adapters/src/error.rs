@@ -38,6 +38,18 @@ pub enum AdapterError {
         /// All sites of the model.
         sites: Vec<String>,
     },
+    /// Names in `modules_to_save` that name nothing.
+    #[error(
+        "modules_to_save {names:?} name{} nothing in the model; choose among: {}",
+        if names.len() == 1 { "s" } else { "" },
+        places.join(", ")
+    )]
+    UnmatchedModulesToSave {
+        /// The names.
+        names: Vec<String>,
+        /// All places of the model.
+        places: Vec<String>,
+    },
     /// A target pattern that is not a regular expression.
     #[error(
         "target_modules {pattern:?} is not a regular expression that is supported here (no look-around): {message}"
@@ -91,10 +103,75 @@ pub enum AdapterError {
         name: String,
     },
     /// An adapter name that is not in use.
-    #[error("the model has no adapter called {name:?}")]
+    #[error("the model has no adapter called {name:?}; it has {known:?}")]
     NoSuchAdapter {
         /// The name.
         name: String,
+        /// The names that are in use.
+        known: Vec<String>,
+    },
+    /// A name that cannot be an adapter's.
+    #[error("an adapter cannot be called {name:?}: {reason}")]
+    InvalidName {
+        /// The name.
+        name: String,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// Adapters that cannot be active at once.
+    #[error(
+        "the adapters {} cannot be active at once: {reason}; activate one of them",
+        adapters.iter().map(|(name, kind)| format!("{name:?} ({kind})")).collect::<Vec<_>>().join(" and ")
+    )]
+    CannotCombine {
+        /// Their names and kinds.
+        adapters: Vec<(String, &'static str)>,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// A pass that names adapters for another number of rows than the batch has.
+    #[error("the pass names adapters for {named} rows, the batch has {rows}; name one, or none, for each row")]
+    RowsWithoutAdapters {
+        /// For how many rows adapters are named.
+        named: usize,
+        /// How many rows there are.
+        rows: usize,
+    },
+    /// An adapter that cannot be chosen row by row.
+    #[error(
+        "the adapter {name:?} ({kind}) cannot be chosen for single rows of a batch: {reason}; make it active instead"
+    )]
+    NotByRow {
+        /// The adapter.
+        name: String,
+        /// Its kind.
+        kind: &'static str,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// An adapter that is merged into the base.
+    #[error("the adapter {name:?} is merged into the base; unmerge it first")]
+    IsMerged {
+        /// Its name.
+        name: String,
+    },
+    /// An adapter that cannot be merged.
+    #[error("the adapter {name:?} cannot be merged into {place}: {reason}; use it unmerged")]
+    CannotMerge {
+        /// Its name.
+        name: String,
+        /// The place.
+        place: String,
+        /// Why not, as the end of a sentence.
+        reason: &'static str,
+    },
+    /// A merge that would give weights that are not finite.
+    #[error("merging {name:?} would make {place} not finite; check the adapter's weights for NaN and infinity")]
+    MergeNotFinite {
+        /// The adapter.
+        name: String,
+        /// The place.
+        place: String,
     },
     /// Tensors of a file that do not fit the model.
     #[error("{}: the tensors do not fit the model{}{}{}", path.display(),

@@ -1,13 +1,19 @@
 //! Parameter-efficient fine-tuning for [Burn](burn): a linear layer with adapter slots, LoRA, and adapters in the
 //! directory format of Hugging Face `peft`.
 //!
-//! A model is built from [`AdaptedLinear`] layers and lists its weights by implementing [`AdaptedModel`]; all else
-//! works on any such model:
+//! A model is built from [`AdaptedLinear`] layers, [`AdaptedTable`]s and [`AdaptedVector`]s and lists them by implementing
+//! [`AdaptedModel`]; all else works on any such model:
 //!
-//! * [`attach_lora`] freezes the base and adds trainable factors at the sites that a [`LoraConfig`] selects;
-//! * [`save_lora`] and [`load_lora`] exchange adapters with `peft`;
+//! * [`attach`] freezes the base and adds the trainable tensors of a [`Method`], such as [`LoraConfig`];
+//! * [`set_active`], [`set_trainable`], [`without_adapters`] and [`delete`] choose among named adapters over one base, and
+//!   [`Pass::with_adapters`] one for each row of a batch;
+//! * [`save_adapter`], [`load_adapter`] and [`swap_adapter`] exchange adapters with `peft`;
+//! * [`merge`], [`unmerge`] and [`merge_and_unload`] work adapters into the base weights;
 //! * [`load_base`] and [`save_base`] exchange base weights with `transformers`;
 //! * [`ParameterReport`] counts.
+//!
+//! A method is one file: a configuration, which is a [`Method`], and what it does at a place of a model, which is a
+//! [`Rule`].
 //!
 //! A forward pass is given a [`Pass`]: evaluation, or training with the key of its random draws.
 //!
@@ -24,19 +30,38 @@
 #![forbid(unsafe_code)]
 
 mod base;
+mod embedding;
 mod error;
+mod fields;
 mod linear;
-mod lora;
+mod merge;
+mod method;
+mod methods;
 mod model;
 mod pass;
+mod peft_dir;
+mod registry;
 mod report;
+mod rule;
+mod slot;
+mod targets;
 mod tensors;
 
 pub use base::{Precision, freeze, load_base, save_base};
+pub use embedding::{AdaptedTable, AdaptedVector};
 pub use error::{AdapterError, Misshapen};
-pub use linear::{AdaptedLinear, random_weight};
-pub use lora::{LoraBias, LoraConfig, LoraLayer, TargetModules, attach_lora, load_lora, save_lora};
-pub use model::{AdaptedModel, Weight, WeightMut};
+pub use fields::Fields;
+pub use linear::AdaptedLinear;
+pub use merge::{merge, merge_and_unload, unmerge};
+pub use method::{Common, Company, Method, Outline, Place, PlaceKind, Plan, read_config};
+pub use methods::{FullConfig, LnTuningConfig, LoraBias, LoraConfig, LoraInit, TrainableTokensConfig};
+pub use model::{AdaptedModel, ModelShape, Weight, WeightMut};
 pub use pass::Pass;
+pub use peft_dir::{load_adapter, read_config_file, save_adapter, swap_adapter};
+pub use registry::{AdapterSet, Entry, adapter_tensors, attach, delete, set_active, set_trainable, without_adapters};
 pub use report::ParameterReport;
+pub use rule::{Call, Init, Prefix, Rule, TensorName, TensorSpec, Weights};
 pub use sideburn_kernels::Key;
+pub use slot::Slot;
+pub use targets::{TargetModules, Targets};
+pub use tensors::random_weight;

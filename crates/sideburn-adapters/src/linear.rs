@@ -1,17 +1,18 @@
 //! The linear layer with adapter slots.
 
-use burn::module::{Module, Param, ParamId};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor};
 use sideburn_kernels::Key;
 
-use crate::{LoraLayer, Pass};
+use crate::Pass;
+use crate::rule::{Call, Rule, Weights};
+use crate::slot::{Slot, replaced, values};
+use crate::tensors::random_weight;
 
 /// A linear layer that adapters can attach to: a *site*.
 ///
-/// `y = x W^T + b + sum_a s_a (dropout(x) A_a^T) B_a^T`
-///
-/// over the attached adapters `a`. The weight of an adapted layer is never formed. A frozen weight takes no part in the
-/// autodiff graph except to carry the gradient on to `x`.
+/// `y = x W^T + b`, and what the adapters do to it; for LoRA, `+ s (dropout(x) A^T) B^T`. The weight of an adapted layer
+/// is never formed. A frozen weight takes no part in the autodiff graph except to carry the gradient on to `x`.
 ///
 /// # Shapes
 /// `weight [out, in]` and `bias [out]` as PyTorch stores them; `x [n, in]` gives `[n, out]`.
@@ -19,13 +20,13 @@ use crate::{LoraLayer, Pass};
 pub struct AdaptedLinear {
     weight: Param<Tensor<2>>,
     bias: Option<Param<Tensor<1>>>,
-    adapters: Vec<LoraLayer>,
+    slots: Vec<Slot>,
 }
 
 impl AdaptedLinear {
     /// A layer whose weight `[out, in]` is drawn from `N(0, deviation^2)` with `key`, when it is first needed.
     pub fn random(out: usize, input: usize, deviation: f64, key: Key, device: &Device) -> Self {
-        Self { weight: random_weight([out, input], deviation, key, device), bias: None, adapters: Vec::new() }
+        Self { weight: random_weight([out, input], deviation, key, device), bias: None, slots: Vec::new() }
     }
 
     /// A layer around existing weights, which are trainable until they are frozen.
@@ -36,19 +37,50 @@ impl AdaptedLinear {
         if let Some(bias) = &bias {
             assert_eq!(bias.dims()[0], weight.dims()[0], "a bias needs one entry for each row of the weight");
         }
-        Self { weight: Param::from_tensor(weight), bias: bias.map(Param::from_tensor), adapters: Vec::new() }
+        Self { weight: Param::from_tensor(weight), bias: bias.map(Param::from_tensor), slots: Vec::new() }
     }
 
-    /// Applies the layer and its adapters to `x [n, in]`.
+    /// Applies the layer to `x [n, in]`, with its active adapters, or with those that the pass names for each row.
     pub fn forward(&self, x: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
-        let mut y = x.clone().matmul(self.weight.val().transpose());
-        if let Some(bias) = &self.bias {
-            y = y + bias.val().unsqueeze();
+        let Some(routes) = pass.routes().cloned() else {
+            let slots = values(self.slots.iter().filter(|slot| slot.is_active()));
+            let y = self.product(input(&x, &slots), &slots);
+            return self.output(y, &x, &slots, pass);
+        };
+        let slots: Vec<_> = routes.adapters().iter().map(|name| values(self.slots_of(name.as_deref()))).collect();
+        if slots.iter().all(Vec::is_empty) {
+            return self.product(x, &[]);
         }
-        for adapter in &self.adapters {
-            y = y + adapter.forward(x.clone(), pass);
+        // The base layer runs once over all rows; each adapter sees its own rows only.
+        let parts = routes.split(x);
+        let inputs = parts.iter().zip(&slots).map(|(x, slots)| input(x, slots)).collect();
+        let products = routes.split_sorted(self.product(Tensor::cat(inputs, 0), &[]));
+        let outputs = parts.iter().zip(&slots).zip(products).map(|((x, slots), y)| {
+            let replaced = slots.iter().any(|(rule, _)| rule.replaces());
+            let y = if replaced { self.product(input(x, slots), slots) } else { y };
+            self.output(y, x, slots, pass)
+        });
+        routes.join(outputs.collect())
+    }
+
+    /// The base layer's output, with whatever stands in for its weights.
+    fn product(&self, x: Tensor<2>, slots: &[(&dyn Rule, Vec<Tensor<2>>)]) -> Tensor<2> {
+        let Weights { weight, bias } = replaced(self.base(), slots);
+        let y = x.matmul(weight.transpose());
+        match bias {
+            Some(bias) => y + bias,
+            None => y,
         }
-        y
+    }
+
+    fn output(&self, y: Tensor<2>, x: &Tensor<2>, slots: &[(&dyn Rule, Vec<Tensor<2>>)], pass: &mut Pass) -> Tensor<2> {
+        let call = Call { x, layer: self };
+        slots.iter().fold(y, |y, (rule, own)| rule.output(y, &call, own, pass))
+    }
+
+    /// The weights of the base layer.
+    pub fn base(&self) -> Weights {
+        Weights { weight: self.weight.val(), bias: self.bias.as_ref().map(|bias| bias.val().unsqueeze()) }
     }
 
     /// `[out, in]`, without initialising the weight.
@@ -82,40 +114,21 @@ impl AdaptedLinear {
         &mut self.weight
     }
 
-    /// The attached adapters, in the order in which they were attached.
-    pub fn adapters(&self) -> &[LoraLayer] {
-        &self.adapters
+    /// What adapters have here, in the order in which they were attached.
+    pub fn slots(&self) -> &[Slot] {
+        &self.slots
     }
 
-    /// The adapter of that name.
-    pub fn adapter(&self, name: &str) -> Option<&LoraLayer> {
-        self.adapters.iter().find(|adapter| adapter.name() == name)
+    /// What the adapter of that name has here; nothing for the bare base.
+    pub fn slots_of<'a>(&'a self, adapter: Option<&'a str>) -> impl Iterator<Item = &'a Slot> {
+        self.slots.iter().filter(move |slot| Some(slot.name()) == adapter)
     }
 
-    pub(crate) fn attach(&mut self, adapter: LoraLayer) {
-        self.adapters.push(adapter);
-    }
-
-    pub(crate) fn adapter_mut(&mut self, name: &str) -> Option<&mut LoraLayer> {
-        self.adapters.iter_mut().find(|adapter| adapter.name() == name)
+    pub(crate) fn slots_mut(&mut self) -> &mut Vec<Slot> {
+        &mut self.slots
     }
 }
 
-/// A weight drawn from `N(0, deviation^2)` when it is first needed: counting the parameters of a model, or loading it
-/// from a file, draws nothing.
-pub fn random_weight<const D: usize>(shape: [usize; D], deviation: f64, key: Key, device: &Device) -> Param<Tensor<D>> {
-    lazy_weight(shape, device, move |index| (deviation * key.normal(index)) as f32)
-}
-
-/// A weight whose element `i`, in row-major order, is `element(i)`, worked out when it is first needed.
-pub(crate) fn lazy_weight<const D: usize>(
-    shape: [usize; D],
-    device: &Device,
-    element: impl Fn(u64) -> f32 + Send + Sync + 'static,
-) -> Param<Tensor<D>> {
-    let init = move |device: &Device, require_grad: bool| {
-        let values: Vec<f32> = (0..shape.iter().product::<usize>() as u64).map(&element).collect();
-        Tensor::from_data(TensorData::new(values, shape), device).set_require_grad(require_grad)
-    };
-    Param::uninitialized(ParamId::new(), init, device.clone(), true, shape.into())
+fn input(x: &Tensor<2>, slots: &[(&dyn Rule, Vec<Tensor<2>>)]) -> Tensor<2> {
+    slots.iter().fold(x.clone(), |x, (rule, own)| rule.input(x, own))
 }

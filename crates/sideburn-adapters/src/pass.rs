@@ -1,11 +1,16 @@
-//! How a forward pass is run: for evaluation, or for training with the draws of one step.
+//! How a forward pass is run: for evaluation, or for training with the draws of one step; and with which adapters.
 
-use sideburn_kernels::Key;
+use std::sync::Arc;
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use sideburn_kernels::{Key, RowLayout};
 
 /// The mode of one forward pass.
 ///
 /// Dropout is on exactly when there is a key to draw it from, so a model cannot be evaluated with dropout on by
 /// forgetting a switch, and a training step is a pure function of its inputs and its key.
+///
+/// A pass runs with the active adapters of the model, or with the one that it [names for each row](Self::with_adapters).
 ///
 /// ```
 /// use sideburn_adapters::{Key, Pass};
@@ -16,6 +21,10 @@ use sideburn_kernels::Key;
 #[derive(Clone, Debug)]
 pub struct Pass {
     draws: Option<Draws>,
+    /// The adapter of each row of the batch.
+    rows: Option<Arc<[Option<String>]>>,
+    /// The same, for the token matrix that layers see at present.
+    routes: Option<Routes>,
 }
 
 #[derive(Clone, Debug)]
@@ -27,12 +36,49 @@ struct Draws {
 impl Pass {
     /// A pass without dropout.
     pub const fn evaluate() -> Self {
-        Self { draws: None }
+        Self { draws: None, rows: None, routes: None }
     }
 
     /// A pass with dropout, every mask of which is a function of `key` and of its place in the pass.
     pub const fn train(key: Key) -> Self {
-        Self { draws: Some(Draws { key, next: 0 }) }
+        Self { draws: Some(Draws { key, next: 0 }), rows: None, routes: None }
+    }
+
+    /// The same pass with another choice of adapters: row `i` of the batch runs with the adapter called `rows[i]`, whether
+    /// it is active or not, or with the bare base. `adapter_names` of `peft`.
+    pub fn with_adapters<S: Into<String>>(self, rows: impl IntoIterator<Item = Option<S>>) -> Self {
+        Self { rows: Some(rows.into_iter().map(|name| name.map(Into::into)).collect()), ..self }
+    }
+
+    /// The adapter that is named for each row, if any are.
+    pub fn adapters(&self) -> Option<&[Option<String>]> {
+        self.rows.as_deref()
+    }
+
+    /// Tells that layers from now on see the token matrix of `layout`.
+    pub fn enter(&mut self, layout: &RowLayout) {
+        if let Some(rows) = &self.rows {
+            self.routes = Some(Routes::new(rows, &layout.token_rows(), layout.device()));
+        }
+    }
+
+    /// Tells that layers from now on see only the real tokens of `layout`.
+    pub fn enter_real_tokens(&mut self, layout: &RowLayout) {
+        if let Some(rows) = &self.rows {
+            self.routes = Some(Routes::new(rows, &layout.real_token_rows(), layout.device()));
+        }
+    }
+
+    /// Keeps only these rows of the batch, in this order.
+    pub fn select_rows(&mut self, rows: &[usize]) {
+        if let Some(named) = &self.rows {
+            self.rows = Some(rows.iter().map(|row| named[*row].clone()).collect());
+        }
+    }
+
+    /// Which tokens run with which adapter, if the pass names them.
+    pub(crate) fn routes(&self) -> Option<&Routes> {
+        self.routes.as_ref()
     }
 
     /// Whether dropout is on.
@@ -65,5 +111,79 @@ impl Pass {
             Some((probability, key)) => sideburn_kernels::dropout(x, probability, key),
             None => x,
         }
+    }
+}
+
+/// Which rows of a token matrix run with which adapter.
+#[derive(Clone, Debug)]
+pub(crate) struct Routes {
+    /// The adapters, each once; `None` is the bare base.
+    adapters: Vec<Option<String>>,
+    /// How many tokens each has.
+    sizes: Vec<usize>,
+    /// The tokens, sorted by adapter.
+    order: Tensor<1, Int>,
+    /// Where each token stands among the sorted ones.
+    inverse: Tensor<1, Int>,
+}
+
+impl Routes {
+    fn new(rows: &[Option<String>], token_rows: &[usize], device: &Device) -> Self {
+        let mut adapters: Vec<&Option<String>> = rows.iter().collect();
+        adapters.sort();
+        adapters.dedup();
+        let (mut order, mut sizes) = (Vec::with_capacity(token_rows.len()), Vec::new());
+        for adapter in &adapters {
+            let before = order.len();
+            order.extend((0..token_rows.len()).filter(|token| &&rows[token_rows[*token]] == adapter));
+            sizes.push(order.len() - before);
+        }
+        let mut inverse = vec![0; order.len()];
+        for (place, token) in order.iter().enumerate() {
+            inverse[*token] = place;
+        }
+        let tensor = |indices: Vec<usize>| {
+            let indices: Vec<i32> = indices.into_iter().map(|index| index as i32).collect();
+            let length = indices.len();
+            Tensor::from_data(TensorData::new(indices, [length]), device)
+        };
+        Self {
+            adapters: adapters.into_iter().cloned().collect(),
+            sizes,
+            order: tensor(order),
+            inverse: tensor(inverse),
+        }
+    }
+
+    pub(crate) fn adapters(&self) -> &[Option<String>] {
+        &self.adapters
+    }
+
+    /// The tokens of each adapter.
+    pub(crate) fn split(&self, x: Tensor<2>) -> Vec<Tensor<2>> {
+        self.split_sorted(x.select(0, self.order.clone()))
+    }
+
+    /// The same, where tokens are already sorted by adapter.
+    pub(crate) fn split_sorted(&self, x: Tensor<2>) -> Vec<Tensor<2>> {
+        self.ranges().map(|(start, size)| x.clone().narrow(0, start, size)).collect()
+    }
+
+    /// The same for token ids.
+    pub(crate) fn split_ids(&self, ids: &Tensor<1, Int>) -> Vec<Tensor<1, Int>> {
+        let sorted = ids.clone().select(0, self.order.clone());
+        self.ranges().map(|(start, size)| sorted.clone().narrow(0, start, size)).collect()
+    }
+
+    /// The token matrix of which `parts` are the parts.
+    pub(crate) fn join(&self, parts: Vec<Tensor<2>>) -> Tensor<2> {
+        Tensor::cat(parts, 0).select(0, self.inverse.clone())
+    }
+
+    fn ranges(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.sizes.iter().scan(0, |start, size| {
+            *start += size;
+            Some((*start - size, *size))
+        })
     }
 }

@@ -2,12 +2,18 @@
 
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use sideburn_kernels::Key;
 use sideburn_weights as weights;
 
 /// The values of a parameter in `f32`, in row-major order.
 pub(crate) fn from_param<const D: usize>(param: &Param<Tensor<D>>) -> weights::Tensor {
+    let shape = param.lazy_shape().as_slice().to_vec();
+    from_param_as(param, shape)
+}
+
+/// The same, as a tensor of another shape with as many elements.
+pub(crate) fn from_param_as<const D: usize>(param: &Param<Tensor<D>>, shape: Vec<usize>) -> weights::Tensor {
     let tensor = param.val();
-    let shape = tensor.dims().to_vec();
     let values: Vec<f32> = tensor.cast(DType::F32).into_data().try_into_vec().expect("a tensor that was cast to f32");
     weights::Tensor::from_f32(shape, &values).expect("as many values as the shape of the tensor says")
 }
@@ -16,4 +22,23 @@ pub(crate) fn from_param<const D: usize>(param: &Param<Tensor<D>>) -> weights::T
 pub(crate) fn frozen_param<const D: usize>(values: Vec<f32>, shape: &[usize], device: &Device) -> Param<Tensor<D>> {
     let tensor = Tensor::from_data(TensorData::new(values, shape.to_vec()), device);
     Param::initialized(ParamId::new(), tensor).no_grad()
+}
+
+/// A weight drawn from `N(0, deviation^2)` when it is first needed: counting the parameters of a model, or loading it
+/// from a file, draws nothing.
+pub fn random_weight<const D: usize>(shape: [usize; D], deviation: f64, key: Key, device: &Device) -> Param<Tensor<D>> {
+    lazy_weight(shape, device, move |index| (deviation * key.normal(index)) as f32)
+}
+
+/// A weight whose element `i`, in row-major order, is `element(i)`, worked out when it is first needed.
+pub(crate) fn lazy_weight<const D: usize>(
+    shape: [usize; D],
+    device: &Device,
+    element: impl Fn(u64) -> f32 + Send + Sync + 'static,
+) -> Param<Tensor<D>> {
+    let init = move |device: &Device, require_grad: bool| {
+        let values: Vec<f32> = (0..shape.iter().product::<usize>() as u64).map(&element).collect();
+        Tensor::from_data(TensorData::new(values, shape), device).set_require_grad(require_grad)
+    };
+    Param::uninitialized(ParamId::new(), init, device.clone(), true, shape.into())
 }

@@ -88,6 +88,19 @@ impl RowLayout {
         &self.lengths
     }
 
+    /// For each row of the token matrix, the row of the batch that it belongs to.
+    pub fn token_rows(&self) -> Vec<usize> {
+        match self.packed {
+            Some(_) => self.real_token_rows(),
+            None => (0..self.rows()).flat_map(|row| std::iter::repeat_n(row, self.columns)).collect(),
+        }
+    }
+
+    /// The same for [`real_tokens`](Self::real_tokens).
+    pub fn real_token_rows(&self) -> Vec<usize> {
+        self.lengths.iter().enumerate().flat_map(|(row, length)| std::iter::repeat_n(row, *length)).collect()
+    }
+
     /// The device of its tensors.
     pub fn device(&self) -> &Device {
         &self.device
@@ -149,15 +162,24 @@ impl RowLayout {
     /// True where a query may not look at a key: padding, and what comes after the query.
     /// `[rows, 1, columns, columns]`.
     pub fn causal_mask(&self) -> Tensor<4, Bool> {
+        self.causal_mask_behind(0)
+    }
+
+    /// The same, with `before` keys in front of each row that every query may look at:
+    /// `[rows, 1, columns, before + columns]`.
+    pub fn causal_mask_behind(&self, before: usize) -> Tensor<4, Bool> {
         let columns = self.columns;
         let mask: Vec<bool> = self
             .lengths
             .iter()
             .flat_map(|length| {
-                (0..columns).flat_map(move |query| (0..columns).map(move |key| key > query || key >= *length))
+                (0..columns).flat_map(move |query| {
+                    let own = (0..columns).map(move |key| key > query || key >= *length);
+                    std::iter::repeat_n(false, before).chain(own)
+                })
             })
             .collect();
-        bool_tensor(mask, [self.rows(), 1, columns, columns], &self.device)
+        bool_tensor(mask, [self.rows(), 1, columns, before + columns], &self.device)
     }
 }
 

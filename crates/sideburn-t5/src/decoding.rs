@@ -18,10 +18,12 @@ use crate::stack::Cross;
 pub struct Decoding {
     /// In evaluation mode.
     model: T5,
+    pass: Pass,
     cross: Cross,
-    /// For each block, once there is a token.
+    /// For each block, once there is a token; before that a prefix, if an adapter has one.
     own: Vec<KeysValues>,
     rows: usize,
+    /// The tokens in `own`.
     position: usize,
 }
 
@@ -31,12 +33,26 @@ impl T5 {
     /// # Errors
     /// If a token id is outside the vocabulary.
     pub fn start_decoding(&self, source: &TokenRows) -> Result<Decoding, T5Error> {
+        self.start_decoding_in(source, Pass::evaluate())
+    }
+
+    /// The same with the adapters that `pass` [names](Pass::with_adapters) for the rows.
+    ///
+    /// # Errors
+    /// If a token id is outside the vocabulary, or an adapter cannot be had for a single row.
+    ///
+    /// # Panics
+    /// If `pass` trains.
+    pub fn start_decoding_in(&self, source: &TokenRows, mut pass: Pass) -> Result<Decoding, T5Error> {
         use burn::module::Module;
+        assert!(!pass.is_train(), "decoding has no dropout; give it a pass that evaluates");
         let model = self.valid();
-        let mut pass = Pass::evaluate();
         let encoded = model.encode(source, &mut pass)?;
         let cross = model.decoder.cross(&encoded.hidden, &encoded.layout, &mut pass);
-        Ok(Decoding { model, cross, own: Vec::new(), rows: source.len(), position: 0 })
+        let rows = source.len();
+        let prefix = model.adapters.prefix(&mut pass).map(|layers| KeysValues::of_prefix(layers, rows));
+        let position = prefix.as_ref().map_or(0, |layers| layers[0].tokens());
+        Ok(Decoding { model, pass, cross, own: prefix.unwrap_or_default(), rows, position })
     }
 }
 
@@ -59,21 +75,18 @@ impl Decoder for Decoding {
                 layout.device(),
             ),
         };
-        let x = self.model.embed(&input, &layout)?;
-        let mut pass = Pass::evaluate();
+        self.pass.enter(&layout);
+        let x = self.model.embed(&input, &layout, &self.pass)?;
         let caches = &mut self.own;
-        let hidden = self.model.decoder.run(x, &layout, &own, Some(&self.cross), &mut pass, |block, fresh| {
+        let hidden = self.model.decoder.run(x, &layout, &own, Some(&self.cross), &mut self.pass, |block, fresh| {
             match caches.get_mut(block) {
-                Some(cache) => {
-                    cache.keys = Tensor::cat(vec![cache.keys.clone(), fresh.keys], 2);
-                    cache.values = Tensor::cat(vec![cache.values.clone(), fresh.values], 2);
-                }
+                Some(cache) => *cache = cache.clone().then(fresh),
                 None => caches.push(fresh),
             }
             caches[block].clone()
         });
         self.position += 1;
-        Ok(self.model.head(hidden, &mut pass))
+        Ok(self.model.head(hidden, &mut self.pass))
     }
 
     fn select_rows(&mut self, rows: &[usize]) {
@@ -85,6 +98,7 @@ impl Decoder for Decoding {
             cache.values = cache.values.clone().select(0, index.clone());
         }
         self.cross.scores.mask = self.cross.scores.mask.clone().select(0, index);
+        self.pass.select_rows(rows);
         self.rows = rows.len();
     }
 }

@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Bool, Device, Tensor, activation};
-use sideburn_adapters::{AdaptedLinear, Key, Pass};
+use sideburn_adapters::{AdaptedLinear, AdaptedVector, Key, Pass, Prefix};
 use sideburn_kernels::{RowLayout, attention, gelu_gate, rms_norm};
 
 use crate::config::{FeedForward, T5Config};
@@ -10,20 +10,24 @@ use crate::config::{FeedForward, T5Config};
 /// `T5LayerNorm`: scaling by the root mean square, without mean and bias.
 #[derive(Module, Debug)]
 pub(crate) struct RmsNorm {
-    pub(crate) weight: Param<Tensor<1>>,
+    pub(crate) weight: AdaptedVector,
     epsilon: f64,
 }
 
 impl RmsNorm {
     pub(crate) fn new(config: &T5Config, device: &Device) -> Self {
         Self {
-            weight: Param::from_tensor(Tensor::full([config.d_model], config.initializer_factor, device)),
+            weight: AdaptedVector::new(Param::from_tensor(Tensor::full(
+                [config.d_model],
+                config.initializer_factor,
+                device,
+            ))),
             epsilon: config.layer_norm_epsilon,
         }
     }
 
     pub(crate) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        rms_norm(x, self.weight.val(), self.epsilon)
+        rms_norm(x, self.weight.value(), self.epsilon)
     }
 }
 
@@ -43,6 +47,28 @@ pub(crate) struct Attention {
 pub(crate) struct KeysValues {
     pub(crate) keys: Tensor<4>,
     pub(crate) values: Tensor<4>,
+}
+
+impl KeysValues {
+    /// What a prefix gives each layer to look at, for each of `rows` rows.
+    pub(crate) fn of_prefix(layers: Vec<Prefix>, rows: usize) -> Vec<Self> {
+        let repeated = |part: Tensor<3>| part.unsqueeze_dim::<4>(0).repeat_dim(0, rows);
+        let of = |Prefix { keys, values }| Self { keys: repeated(keys), values: repeated(values) };
+        layers.into_iter().map(of).collect()
+    }
+
+    /// The number of tokens in each row.
+    pub(crate) fn tokens(&self) -> usize {
+        self.keys.dims()[2]
+    }
+
+    /// These, and `later` ones.
+    pub(crate) fn then(self, later: Self) -> Self {
+        Self {
+            keys: Tensor::cat(vec![self.keys, later.keys], 2),
+            values: Tensor::cat(vec![self.values, later.values], 2),
+        }
+    }
 }
 
 /// What is added to the scores, and where they are masked; see [`attention`].

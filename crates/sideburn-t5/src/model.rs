@@ -1,14 +1,14 @@
 //! The encoder-decoder with its output head.
 
-use burn::module::{Module, Param};
+use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
-use sideburn_adapters::{AdaptedLinear, Key, Pass, random_weight};
+use sideburn_adapters::{AdaptedLinear, AdaptedTable, AdapterSet, Key, Pass, random_weight};
 use sideburn_batch::{Seq2SeqBatch, TokenRows};
 use sideburn_kernels::{RowLayout, cross_entropy};
 
 use crate::T5Error;
 use crate::config::T5Config;
-use crate::layers::Scores;
+use crate::layers::{KeysValues, Scores};
 use crate::stack::Stack;
 
 /// `T5ForConditionalGeneration`: T5 1.0, T5 1.1, FLAN-T5.
@@ -17,10 +17,11 @@ use crate::stack::Stack;
 /// one parameter.
 #[derive(Module, Debug)]
 pub struct T5 {
-    pub(crate) shared: Param<Tensor<2>>,
+    pub(crate) shared: AdaptedTable,
     pub(crate) encoder: Stack,
     pub(crate) decoder: Stack,
     pub(crate) lm_head: Option<AdaptedLinear>,
+    pub(crate) adapters: AdapterSet,
     #[module(skip)]
     pub(crate) config: T5Config,
 }
@@ -39,11 +40,12 @@ impl T5 {
     pub fn random(config: &T5Config, key: Key, device: &Device) -> Self {
         let (vocabulary, d_model, factor) = (config.vocab_size, config.d_model, config.initializer_factor);
         Self {
-            shared: random_weight([vocabulary, d_model], factor, key.fold_in_name("shared"), device),
+            shared: AdaptedTable::new(random_weight([vocabulary, d_model], factor, key.fold_in_name("shared"), device)),
             encoder: Stack::new(config, false, key.fold_in_name("encoder"), device),
             decoder: Stack::new(config, true, key.fold_in_name("decoder"), device),
             lm_head: (!config.tie_word_embeddings)
                 .then(|| AdaptedLinear::random(vocabulary, d_model, factor, key.fold_in_name("lm_head"), device)),
+            adapters: AdapterSet::default(),
             config: config.clone(),
         }
     }
@@ -55,7 +57,7 @@ impl T5 {
 
     /// Where the weights are.
     pub fn device(&self) -> Device {
-        self.shared.lazy_device()
+        self.shared.device()
     }
 
     /// Runs the encoder over the source rows.
@@ -63,11 +65,19 @@ impl T5 {
     /// # Errors
     /// If a token id is outside the vocabulary.
     pub fn encode(&self, source: &TokenRows, pass: &mut Pass) -> Result<Encoded, T5Error> {
-        let layout = RowLayout::new(source.lengths(), &self.device());
+        self.adapters.check(pass, source.len())?;
+        let virtual_tokens = self.adapters.virtual_tokens(pass);
+        let added = virtual_tokens.as_ref().map_or(0, |tokens| tokens.dims()[0]);
+        let lengths: Vec<usize> = source.lengths().iter().map(|length| length + added).collect();
+        let layout = RowLayout::new(&lengths, &self.device());
+        pass.enter(&layout);
         let columns = layout.columns();
         let scores = Scores { bias: self.encoder.position_bias(0, columns, columns), mask: layout.key_mask() };
-        let x = self.embed(source, &layout)?;
-        let hidden = self.encoder.forward(x, &layout, &scores, None, pass);
+        let x = match virtual_tokens {
+            Some(tokens) => self.embed_behind(tokens, source, &layout, pass)?,
+            None => self.embed(source, &layout, pass)?,
+        };
+        let hidden = self.encoder.run(x, &layout, &scores, None, pass, |_, fresh| fresh);
         Ok(Encoded { hidden, layout })
     }
 
@@ -81,12 +91,24 @@ impl T5 {
     /// If `input` has another number of rows than were encoded.
     pub fn decode(&self, encoded: &Encoded, input: &TokenRows, pass: &mut Pass) -> Result<Tensor<2>, T5Error> {
         assert_eq!(input.len(), encoded.layout.rows(), "every encoded row needs one row of decoder input");
+        self.adapters.check(pass, input.len())?;
         let layout = RowLayout::new(input.lengths(), &self.device());
         let columns = layout.columns();
-        let scores = Scores { bias: self.decoder.position_bias(0, columns, columns), mask: layout.causal_mask() };
+        pass.enter(&encoded.layout);
         let cross = self.decoder.cross(&encoded.hidden, &encoded.layout, pass);
-        let x = self.embed(input, &layout)?;
-        let hidden = self.decoder.forward(x, &layout, &scores, Some(&cross), pass);
+        pass.enter(&layout);
+        let x = self.embed(input, &layout, pass)?;
+        let prefix = self.adapters.prefix(pass).map(|layers| KeysValues::of_prefix(layers, layout.rows()));
+        let before = prefix.as_ref().map_or(0, |layers| layers[0].tokens());
+        let scores = Scores {
+            bias: self.decoder.position_bias(before, columns, before + columns),
+            mask: layout.causal_mask_behind(before),
+        };
+        let hidden = self.decoder.run(x, &layout, &scores, Some(&cross), pass, |block, fresh| match &prefix {
+            Some(layers) => layers[block].clone().then(fresh),
+            None => fresh,
+        });
+        pass.enter_real_tokens(&layout);
         Ok(layout.real_tokens(hidden))
     }
 
@@ -99,7 +121,7 @@ impl T5 {
         };
         match &self.lm_head {
             Some(head) => head.forward(hidden, pass),
-            None => hidden.matmul(self.shared.val().transpose()),
+            None => self.shared.scores(hidden, pass),
         }
     }
 
@@ -129,9 +151,29 @@ impl T5 {
         TokenRows::from_rows(shifted).expect("rows of the same lengths as the target's")
     }
 
-    pub(crate) fn embed(&self, rows: &TokenRows, layout: &RowLayout) -> Result<Tensor<2>, T5Error> {
+    pub(crate) fn embed(&self, rows: &TokenRows, layout: &RowLayout, pass: &Pass) -> Result<Tensor<2>, T5Error> {
         self.check_ids(rows)?;
-        Ok(self.shared.val().select(0, layout.ids(rows, self.config.pad_token_id)))
+        Ok(self.shared.rows(layout.ids(rows, self.config.pad_token_id), pass))
+    }
+
+    /// The embedded tokens of `rows`, each row behind the same `virtual_tokens [n, d_model]`.
+    fn embed_behind(
+        &self,
+        virtual_tokens: Tensor<2>,
+        rows: &TokenRows,
+        layout: &RowLayout,
+        pass: &Pass,
+    ) -> Result<Tensor<2>, T5Error> {
+        let embedded = self.embed(rows, &RowLayout::packed(rows.lengths(), &self.device()), pass)?;
+        let (added, mut start) = (virtual_tokens.dims()[0] as u32, 0);
+        // Where each token of the longer rows stands among the virtual tokens and, behind them, all embedded ones.
+        let places = TokenRows::from_rows(rows.lengths().iter().map(|length| {
+            let own = added + start..added + start + *length as u32;
+            start += *length as u32;
+            (0..added).chain(own).collect::<Vec<u32>>()
+        }));
+        let places = layout.ids(&places.expect("rows longer than those of a batch"), 0);
+        Ok(Tensor::cat(vec![virtual_tokens, embedded], 0).select(0, places))
     }
 
     fn check_ids(&self, rows: &TokenRows) -> Result<(), T5Error> {

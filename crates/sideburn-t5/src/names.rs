@@ -1,6 +1,7 @@
 //! The weights of a T5 model under the names that `transformers` gives them.
 
-use sideburn_adapters::{AdaptedModel, Weight, WeightMut};
+use burn::tensor::Device;
+use sideburn_adapters::{AdaptedModel, AdapterSet, ModelShape, Weight, WeightMut};
 
 use crate::model::T5;
 
@@ -70,14 +71,35 @@ impl AdaptedModel for T5 {
         named_weights!(self, WeightMut, iter_mut, as_mut, (&mut))
     }
 
-    fn output_head(&self) -> Option<&str> {
-        self.lm_head.as_ref().map(|_| HEAD)
+    fn shape(&self) -> ModelShape {
+        ModelShape {
+            model_type: "t5",
+            embedding: "shared",
+            head: HEAD,
+            tied_head: self.lm_head.is_none(),
+            encoder_decoder: true,
+            d_model: self.config.d_model,
+            num_layers: self.config.decoder_layers(),
+            num_heads: self.config.num_heads,
+            d_kv: self.config.d_kv,
+        }
+    }
+
+    fn device(&self) -> Device {
+        self.shared.device()
+    }
+
+    fn adapters(&self) -> &AdapterSet {
+        &self.adapters
+    }
+
+    fn adapters_mut(&mut self) -> &mut AdapterSet {
+        &mut self.adapters
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
     use sideburn_adapters::Key;
 
     use super::*;
@@ -110,6 +132,6 @@ mod tests {
         assert_eq!(names, mutable, "both lists have one order");
         let relu = T5::random(&T5Config { num_layers: 1, ..T5Config::default() }, Key::from_seed(0), &Device::flex());
         assert!(relu.sites().iter().any(|(name, _)| name == "encoder.block.0.layer.1.DenseReluDense.wi"));
-        assert_eq!(relu.output_head(), None, "a tied head is no site");
+        assert!(relu.shape().tied_head && !relu.sites().iter().any(|(name, _)| name == HEAD), "a tied head is no site");
     }
 }

@@ -1,8 +1,8 @@
 //! The encoder and the decoder: blocks with a shared relative position bias.
 
-use burn::module::{Module, Param};
+use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use sideburn_adapters::{Key, Pass, random_weight};
+use sideburn_adapters::{AdaptedTable, Key, Pass, random_weight};
 use sideburn_kernels::RowLayout;
 
 use crate::config::T5Config;
@@ -26,7 +26,7 @@ pub(crate) struct Block {
 pub(crate) struct Stack {
     pub(crate) blocks: Vec<Block>,
     /// `[buckets, heads]`; `transformers` keeps it in the first block.
-    pub(crate) relative_attention_bias: Param<Tensor<2>>,
+    pub(crate) relative_attention_bias: AdaptedTable,
     pub(crate) final_norm: RmsNorm,
     bidirectional: bool,
     max_distance: usize,
@@ -58,12 +58,12 @@ impl Stack {
         let deviation = config.initializer_factor / (config.d_model as f64).sqrt();
         Self {
             blocks: (0..layers).map(block).collect(),
-            relative_attention_bias: random_weight(
+            relative_attention_bias: AdaptedTable::new(random_weight(
                 [config.relative_attention_num_buckets, config.num_heads],
                 deviation,
                 key.fold_in_name("relative_attention_bias"),
                 device,
-            ),
+            )),
             final_norm: RmsNorm::new(config, device),
             bidirectional: !decoder,
             max_distance: config.relative_attention_max_distance,
@@ -71,19 +71,8 @@ impl Stack {
         }
     }
 
-    /// Runs the blocks over the embedded tokens `x [tokens, d_model]`, whose scores among themselves are `own`.
-    pub(crate) fn forward(
-        &self,
-        x: Tensor<2>,
-        layout: &RowLayout,
-        own: &Scores,
-        cross: Option<&Cross>,
-        pass: &mut Pass,
-    ) -> Tensor<2> {
-        self.run(x, layout, own, cross, pass, |_, fresh| fresh)
-    }
-
-    /// The same, where `cache` turns each block's fresh keys and values into what the tokens look at.
+    /// Runs the blocks over the embedded tokens `x [tokens, d_model]`, whose scores among themselves are `own`; `cache`
+    /// turns each block's fresh keys and values into what the tokens look at.
     pub(crate) fn run(
         &self,
         x: Tensor<2>,
@@ -115,7 +104,7 @@ impl Stack {
     /// The bias of `queries` positions from `first` on, each looking at `keys` positions from 0 on:
     /// `[1, heads, queries, keys]`.
     pub(crate) fn position_bias(&self, first: usize, queries: usize, keys: usize) -> Tensor<4> {
-        let table = self.relative_attention_bias.val();
+        let table = self.relative_attention_bias.value();
         let [buckets, heads] = table.dims();
         let index: Vec<i32> = (first..first + queries)
             .flat_map(|query| (0..keys).map(move |key| (key, query)))

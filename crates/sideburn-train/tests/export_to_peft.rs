@@ -11,7 +11,7 @@ use std::convert::Infallible;
 use std::path::PathBuf;
 
 use burn::tensor::Device;
-use sideburn_adapters::{Key, LoraConfig, Pass, attach_lora, load_lora, save_lora};
+use sideburn_adapters::{Key, LoraConfig, Pass, attach, load_adapter, save_adapter};
 use sideburn_batch::Seq2SeqBatch;
 use sideburn_t5::T5;
 use sideburn_train::{TrainConfig, Trainer};
@@ -40,7 +40,7 @@ fn a_trained_adapter_computes_the_same_after_saving() {
     let base = T5::from_dir(golden::path(BASE), &device).unwrap();
     let mut model = base.clone();
     let lora = LoraConfig { r: 4, lora_alpha: 12.0, lora_dropout: 0.1, ..LoraConfig::new(["q", "v", "wo"]) };
-    attach_lora(&mut model, "default", &lora, Key::from_seed(3)).unwrap();
+    attach(&mut model, "default", lora, Key::from_seed(3)).unwrap();
     let source = io.rows("input_ids", &io.mask_lengths("attention_mask"));
     let batch = Seq2SeqBatch::new(source, io.rows("labels", &io.label_lengths("labels"))).unwrap();
     let config = TrainConfig { learning_rate: 1e-2, ..TrainConfig::new(20) };
@@ -51,9 +51,9 @@ fn a_trained_adapter_computes_the_same_after_saving() {
 
     let temporary = tempfile::tempdir().unwrap();
     let directory = std::env::var_os("SIDEBURN_EXPORT").map_or(temporary.path().to_owned(), PathBuf::from);
-    save_lora(&model, "default", &lora, directory.join("adapter")).unwrap();
+    save_adapter(&model, "default", directory.join("adapter")).unwrap();
     let mut reloaded = T5::from_dir(golden::path(BASE), &Device::flex()).unwrap();
-    assert_eq!(load_lora(&mut reloaded, "default", directory.join("adapter")).unwrap(), lora);
+    load_adapter(&mut reloaded, "default", directory.join("adapter")).unwrap();
     assert_eq!(logits(&reloaded, &io), trained);
 
     let inputs = ["input_ids", "attention_mask", "decoder_input_ids"].map(|name| (name, io.tensor(name)));
@@ -66,11 +66,11 @@ fn a_trained_adapter_computes_the_same_after_saving() {
 fn the_files_that_peft_accepted_are_what_is_written() {
     let io = Golden::open("exported/io.safetensors");
     let mut model = T5::from_dir(golden::path(BASE), &Device::flex()).unwrap();
-    let config = load_lora(&mut model, "default", golden::path("exported")).unwrap();
+    load_adapter(&mut model, "default", golden::path("exported")).unwrap();
     let difference = max_difference(&logits(&model, &io), &io.floats("logits"));
     assert!(difference <= 1e-4, "logits differ by {difference:e}");
     let directory = tempfile::tempdir().unwrap();
-    save_lora(&model, "default", &config, directory.path()).unwrap();
+    save_adapter(&model, "default", directory.path()).unwrap();
     for file in ["adapter_config.json", "adapter_model.safetensors"] {
         let read = |directory: PathBuf| std::fs::read(directory.join(file)).unwrap();
         assert_eq!(read(directory.path().to_owned()), read(golden::path("exported")), "{file}");

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use sideburn_adapters::{AdaptedModel, Key, LoraConfig, Pass, attach_lora, load_lora, save_lora};
+use sideburn_adapters::{Key, LoraConfig, Pass, adapter_tensors, attach, load_adapter, save_adapter};
 use sideburn_batch::{Seq2SeqBatch, TokenRows};
 use sideburn_t5::{T5, T5Config, T5Error};
 use sideburn_train::{JsonLinesLog, StepRecord, TrainConfig, TrainError, Trainer};
@@ -13,7 +13,7 @@ fn small_model(device: &Device) -> T5 {
     let config =
         T5Config { vocab_size: 64, d_model: 16, d_kv: 4, d_ff: 32, num_layers: 1, num_heads: 4, ..T5Config::default() };
     let mut model = T5::random(&config, Key::from_seed(7), device);
-    attach_lora(&mut model, "default", &LoraConfig::new(["q", "v"]), Key::from_seed(8)).unwrap();
+    attach(&mut model, "default", LoraConfig::new(["q", "v"]), Key::from_seed(8)).unwrap();
     model
 }
 
@@ -28,11 +28,8 @@ fn batches(_: u64) -> Result<Seq2SeqBatch, Infallible> {
 
 /// Every factor of the adapter.
 fn factors(model: &T5) -> Vec<f32> {
-    let layers = model.sites().into_iter().filter_map(|(_, linear)| linear.adapter("default").cloned());
-    layers
-        .flat_map(|layer| [layer.lora_a().val(), layer.lora_b().val()])
-        .flat_map(|x| x.into_data().iter::<f32>().collect::<Vec<_>>())
-        .collect()
+    let tensors = adapter_tensors(model, "default").unwrap();
+    tensors.into_values().flat_map(|x| x.val().into_data().iter::<f32>().collect::<Vec<_>>()).collect()
 }
 
 #[test]
@@ -60,9 +57,9 @@ fn a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_adapter() {
     assert_ne!(kept, factors(&small_model(&device)));
     assert!(kept.iter().all(|value| value.is_finite()));
     let directory = tempfile::tempdir().unwrap();
-    save_lora(&model, "default", &LoraConfig::new(["q", "v"]), directory.path().join("adapter")).unwrap();
+    save_adapter(&model, "default", directory.path().join("adapter")).unwrap();
     let mut again = T5::random(model.config(), Key::from_seed(7), &device);
-    load_lora(&mut again, "default", directory.path().join("adapter")).unwrap();
+    load_adapter(&mut again, "default", directory.path().join("adapter")).unwrap();
     assert_eq!(factors(&again), kept);
 
     // A later step of the same run goes on from there.

@@ -41,7 +41,7 @@ pub mod prelude {
     pub use burn::module::Module;
     pub use burn::tensor::{Device, Tensor};
     pub use sideburn_adapters::{
-        AdaptedModel, Key, LoraConfig, ParameterReport, Pass, TargetModules, attach_lora, load_lora, save_lora,
+        AdaptedModel, Common, Key, LoraConfig, ParameterReport, Pass, TargetModules, attach, load_adapter, save_adapter,
     };
     pub use sideburn_batch::{Seq2SeqBatch, TokenRows};
     pub use sideburn_data::{

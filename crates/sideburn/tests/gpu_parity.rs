@@ -32,7 +32,7 @@ fn forward_pass() {
         let io = Golden::open(&format!("lora/{family}/io.safetensors"));
         let losses = |device: &Device| {
             let mut model = T5::from_dir(golden::path(family), device).unwrap();
-            load_lora(&mut model, "default", golden::path(&format!("lora/{family}"))).unwrap();
+            load_adapter(&mut model, "default", golden::path(&format!("lora/{family}"))).unwrap();
             values(model.token_losses(&batch(&io), &mut Pass::evaluate()).unwrap())
         };
         for gpu in gpus() {
@@ -49,7 +49,7 @@ fn lora_steps() {
         let io = Golden::open(&format!("{family}/io.safetensors"));
         let run = |device: Device| {
             let mut model = T5::from_dir(golden::path(family), &device.autodiff()).unwrap();
-            attach_lora(&mut model, "default", &LoraConfig::new(["q", "v"]), Key::from_seed(3)).unwrap();
+            attach(&mut model, "default", LoraConfig::new(["q", "v"]), Key::from_seed(3)).unwrap();
             let config = TrainConfig { learning_rate: 1e-3, ..TrainConfig::new(3) };
             let batches = |_| Ok::<_, Infallible>(batch(&io));
             Trainer::new(config).unwrap().train(&mut model, batches, T5::token_losses).unwrap().losses()
@@ -68,7 +68,7 @@ fn dropout_follows_its_key() {
     let io = Golden::open("t5_gated_untied/io.safetensors");
     for gpu in gpus() {
         let mut model = T5::from_dir(golden::path("t5_gated_untied"), &gpu.clone().autodiff()).unwrap();
-        load_lora(&mut model, "default", golden::path("lora/t5_gated_untied")).unwrap();
+        load_adapter(&mut model, "default", golden::path("lora/t5_gated_untied")).unwrap();
         let x = Tensor::<2>::ones([64, 64], &gpu.clone().autodiff()).require_grad();
         let y = sideburn::kernels::dropout(x.clone(), 0.5, Key::from_seed(1));
         let gradient = x.grad(&y.clone().sum().backward()).unwrap();

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burn::module::Param;
 use burn::tensor::{Device, Shape, Tensor, TensorData};
-use sideburn_adapters::{AdaptedModel, Key, LoraConfig, WeightMut};
+use sideburn_adapters::{AdaptedModel, Key, LoraConfig, Method, WeightMut};
 use sideburn_t5::{T5, T5Config};
 
 /// The values of the tensor called `name`, uniform with this mean and standard deviation.
@@ -41,10 +41,12 @@ pub(crate) fn model(config: &T5Config, device: &Device) -> T5 {
                 let shape = linear.shape().into();
                 *linear.weight_mut() = tensor(&format!("{name}.weight"), shape, deviation, 0.0, device);
             }
-            WeightMut::Vector(vector) => *vector = tensor(&name, vector.lazy_shape(), 0.1, 1.0, device),
+            WeightMut::Vector(vector) => {
+                *vector.weight_mut() = tensor(&name, vector.weight().lazy_shape(), 0.1, 1.0, device)
+            }
             WeightMut::Table(table) => {
                 let deviation = if name == "shared.weight" { 1.0 } else { 0.5 };
-                *table = tensor(&name, table.lazy_shape(), deviation, 0.0, device);
+                *table.weight_mut() = tensor(&name, table.weight().lazy_shape(), deviation, 0.0, device);
             }
         }
     }

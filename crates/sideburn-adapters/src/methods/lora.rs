@@ -1,0 +1,436 @@
+//! LoRA: low-rank adaptation (Hu et al., 2021), with rsLoRA (Kalajdzievski, 2023) and DoRA (Liu et al., 2024).
+
+use std::collections::BTreeMap;
+
+use burn::tensor::{DType, Int, Tensor};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use sideburn_kernels::low_rank;
+
+use super::{Replace, trainable_tokens::TokenRows};
+use crate::fields::Fields;
+use crate::method::{Common, Company, Method, Outline, Place, PlaceKind, Plan};
+use crate::rule::{Call, Init, Rule, TensorSpec, Weights};
+use crate::targets::{Targets, full_match};
+use crate::{AdapterError, Pass};
+
+/// Which biases of the base are trained beside the factors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum LoraBias {
+    /// None of them.
+    #[default]
+    None,
+    /// All that linear layers have.
+    All,
+    /// Those of the adapted layers.
+    LoraOnly,
+}
+
+/// How the factors begin.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LoraInit {
+    /// A uniform in `±1 / sqrt(in)`, which is PyTorch's `kaiming_uniform_(a=sqrt(5))`, and B zero.
+    #[default]
+    Default,
+    /// A normal with deviation `1 / r`, and B zero.
+    Gaussian,
+    /// Both as PyTorch makes new layers, so that the adapter changes the output from the first; for tests.
+    Random,
+}
+
+/// What to adapt and how; the fields are named as in `peft.LoraConfig`.
+///
+/// ```
+/// use sideburn_adapters::LoraConfig;
+///
+/// let config = LoraConfig { r: 32, lora_alpha: 64.0, lora_dropout: 0.05, ..LoraConfig::new(["q", "v"]) };
+/// assert_eq!(config.scaling(), 2.0);
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraConfig {
+    /// The rank of the update.
+    pub r: usize,
+    /// The numerator of the scaling `lora_alpha / r`.
+    pub lora_alpha: f64,
+    /// The probability with which an element of the branch's input is dropped in training.
+    pub lora_dropout: f64,
+    /// Which layers are adapted.
+    pub targets: Targets,
+    /// Which biases of the base are trained.
+    pub bias: LoraBias,
+    /// How the factors begin.
+    pub init_lora_weights: LoraInit,
+    /// Whether the scaling is `lora_alpha / sqrt(r)`.
+    pub use_rslora: bool,
+    /// Whether the norms of the adapted weight's rows are trained apart from their directions.
+    pub use_dora: bool,
+    /// Whether the second factor has a bias.
+    pub lora_bias: bool,
+    /// Ranks of layers whose names end with a pattern.
+    pub rank_pattern: BTreeMap<String, usize>,
+    /// The same for `lora_alpha`.
+    pub alpha_pattern: BTreeMap<String, f64>,
+    /// Tokens whose embeddings are trained as well.
+    pub trainable_token_indices: Vec<usize>,
+    /// The fields that every method has.
+    pub common: Common,
+}
+
+impl LoraConfig {
+    /// `peft`'s defaults: r 8, alpha 8, no dropout, no task.
+    pub fn new(targets: impl Into<Targets>) -> Self {
+        Self {
+            r: 8,
+            lora_alpha: 8.0,
+            lora_dropout: 0.0,
+            targets: targets.into(),
+            bias: LoraBias::None,
+            init_lora_weights: LoraInit::Default,
+            use_rslora: false,
+            use_dora: false,
+            lora_bias: false,
+            rank_pattern: BTreeMap::new(),
+            alpha_pattern: BTreeMap::new(),
+            trainable_token_indices: Vec::new(),
+            common: Common::default(),
+        }
+    }
+
+    /// What the product of the factors is multiplied by, where no pattern says otherwise: `lora_alpha / r`, or
+    /// `lora_alpha / sqrt(r)`.
+    pub fn scaling(&self) -> f64 {
+        self.scaling_of(self.r, self.lora_alpha)
+    }
+
+    fn scaling_of(&self, r: usize, lora_alpha: f64) -> f64 {
+        lora_alpha / if self.use_rslora { (r as f64).sqrt() } else { r as f64 }
+    }
+
+    pub(crate) fn read(fields: &Fields<'_>) -> Result<Self, AdapterError> {
+        let tokens = fields.optional::<TokenIndices>("trainable_token_indices", "a list of token ids")?;
+        fields.ignore("fan_in_fan_out"); // Says how other kinds of layers store their weights.
+        Ok(Self {
+            r: fields.required("r", "a rank of at least 1")?,
+            lora_alpha: fields.required("lora_alpha", "a number")?,
+            lora_dropout: fields.optional("lora_dropout", "a probability in [0, 1)")?.unwrap_or(0.0),
+            targets: Targets::read(fields)?,
+            bias: fields.optional("bias", "\"none\", \"all\" or \"lora_only\"")?.unwrap_or_default(),
+            init_lora_weights: read_init(fields)?,
+            use_rslora: fields.flag("use_rslora")?,
+            use_dora: fields.flag("use_dora")?,
+            lora_bias: fields.flag("lora_bias")?,
+            rank_pattern: fields.optional("rank_pattern", "ranks by pattern")?.unwrap_or_default(),
+            alpha_pattern: fields.optional("alpha_pattern", "numbers by pattern")?.unwrap_or_default(),
+            trainable_token_indices: tokens.map(TokenIndices::into_vec).unwrap_or_default(),
+            common: Common::read(fields)?,
+        })
+    }
+
+    fn rule(&self, place: &Place) -> Result<LoraRule, AdapterError> {
+        let r = pattern_value("rank_pattern", &self.rank_pattern, &place.name)?.unwrap_or(self.r);
+        let alpha = pattern_value("alpha_pattern", &self.alpha_pattern, &place.name)?.unwrap_or(self.lora_alpha);
+        Ok(LoraRule {
+            kind: place.kind,
+            r,
+            scaling: self.scaling_of(r, alpha),
+            dropout: self.lora_dropout,
+            init: self.init_lora_weights,
+            dora: self.use_dora,
+            bias: self.lora_bias,
+        })
+    }
+}
+
+/// The value of the pattern that a name matches, as `peft` reads patterns: `(.*\.)?(PATTERN)$`.
+fn pattern_value<T: Copy + PartialEq>(
+    field: &'static str,
+    patterns: &BTreeMap<String, T>,
+    name: &str,
+) -> Result<Option<T>, AdapterError> {
+    let mut found: Option<(&str, T)> = None;
+    for (pattern, value) in patterns {
+        if !full_match(&format!(r"(?:.*\.)?(?:{pattern})"))?.is_match(name) {
+            continue;
+        }
+        match found {
+            Some((other, known)) if known != *value => {
+                return Err(AdapterError::InvalidField {
+                    field,
+                    found: format!("such that both {other:?} and {pattern:?} match {name}"),
+                    expected: "one value for each layer",
+                });
+            }
+            _ => found = Some((pattern, *value)),
+        }
+    }
+    Ok(found.map(|(_, value)| value))
+}
+
+/// A list of ids, or one for each embedding.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum TokenIndices {
+    List(Vec<usize>),
+    ByEmbedding(BTreeMap<String, Vec<usize>>),
+}
+
+impl TokenIndices {
+    /// T5 and Falcon have one embedding.
+    fn into_vec(self) -> Vec<usize> {
+        match self {
+            Self::List(list) => list,
+            Self::ByEmbedding(lists) => lists.into_values().next().unwrap_or_default(),
+        }
+    }
+}
+
+fn read_init(fields: &Fields<'_>) -> Result<LoraInit, AdapterError> {
+    match fields.value("init_lora_weights") {
+        None | Some(Value::Null | Value::Bool(true)) => Ok(LoraInit::Default),
+        Some(Value::Bool(false)) => Ok(LoraInit::Random),
+        Some(Value::String(name)) if name == "gaussian" => Ok(LoraInit::Gaussian),
+        // How these begin is past, and they left the base as it was.
+        Some(Value::String(name)) if name == "orthogonal" || name == "loftq" => Ok(LoraInit::Default),
+        Some(other) => {
+            Err(AdapterError::UnsupportedField { field: "init_lora_weights".into(), value: other.to_string() })
+        }
+    }
+}
+
+/// A number as Python writes it: whole ones without a point.
+pub(super) fn number(value: f64) -> Value {
+    if value.fract() == 0.0 && value.abs() < 1e15 { json!(value as i64) } else { json!(value) }
+}
+
+impl Method for LoraConfig {
+    fn peft_type(&self) -> &'static str {
+        "LORA"
+    }
+
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    fn validate(&self) -> Result<(), AdapterError> {
+        let invalid = |field, found: String, expected| Err(AdapterError::InvalidField { field, found, expected });
+        if self.r == 0 {
+            return invalid("r", "0".into(), "a rank of at least 1");
+        }
+        if !self.lora_alpha.is_finite() {
+            return invalid("lora_alpha", self.lora_alpha.to_string(), "a finite number");
+        }
+        if !(0.0..1.0).contains(&self.lora_dropout) {
+            return invalid("lora_dropout", self.lora_dropout.to_string(), "a probability in [0, 1)");
+        }
+        if self.rank_pattern.values().any(|r| *r == 0) {
+            return invalid("rank_pattern", format!("{:?}", self.rank_pattern), "ranks of at least 1");
+        }
+        if self.alpha_pattern.values().any(|alpha| !alpha.is_finite()) {
+            return invalid("alpha_pattern", format!("{:?}", self.alpha_pattern), "finite numbers");
+        }
+        if self.use_dora && self.lora_bias {
+            return invalid("lora_bias", "true".into(), "false, as DoRA has no place for a bias");
+        }
+        Ok(())
+    }
+
+    fn fields(&self) -> Map<String, Value> {
+        let alphas: Map<String, Value> =
+            self.alpha_pattern.iter().map(|(pattern, alpha)| (pattern.clone(), number(*alpha))).collect();
+        let init = match self.init_lora_weights {
+            LoraInit::Default => json!(true),
+            LoraInit::Gaussian => json!("gaussian"),
+            LoraInit::Random => json!(false),
+        };
+        let Value::Object(mut fields) = json!({
+            "r": self.r,
+            "lora_alpha": number(self.lora_alpha),
+            "lora_dropout": self.lora_dropout,
+            "bias": self.bias,
+            "init_lora_weights": init,
+            "use_rslora": self.use_rslora,
+            "use_dora": self.use_dora,
+            "lora_bias": self.lora_bias,
+            "rank_pattern": self.rank_pattern,
+            "alpha_pattern": alphas,
+            "fan_in_fan_out": false,
+        }) else {
+            unreachable!("an object")
+        };
+        if !self.trainable_token_indices.is_empty() {
+            // Older versions of `peft` do not know the field, so that it is only written when it is in use.
+            fields.insert("trainable_token_indices".into(), json!(self.trainable_token_indices));
+        }
+        self.targets.write(&mut fields);
+        fields
+    }
+
+    fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
+        let usual: Option<&[&str]> = match model.shape.model_type {
+            "t5" => Some(&["q", "v"]),
+            "falcon" => Some(&["query_key_value"]),
+            _ => None,
+        };
+        let can_be_targeted = |place: &Place| place.is_linear() || place.is_embedding();
+        let places = self.targets.select(model, can_be_targeted, usual)?;
+        let mut plan = Plan::of(places.iter().copied(), |place| self.rule(place))?;
+        for place in &model.places {
+            let adapted = places.iter().any(|adapted| adapted.name == place.name);
+            match (self.bias, place.kind) {
+                (LoraBias::All | LoraBias::LoraOnly, PlaceKind::Linear { out, bias: true, .. }) if adapted => {
+                    plan.add(place, Replace::bias("base_layer.bias", out));
+                }
+                (LoraBias::All, PlaceKind::Linear { out, bias: true, .. }) => {
+                    plan.add(place, Replace::bias("bias", out));
+                }
+                _ => {}
+            }
+        }
+        if !self.trainable_token_indices.is_empty() {
+            let indices = &self.trainable_token_indices;
+            for place in model.places.iter().filter(|place| place.is_embedding()) {
+                plan.add(place, TokenRows::new(place, indices, "token_adapter.trainable_tokens_delta")?);
+            }
+        }
+        Ok(plan)
+    }
+
+    fn company(&self) -> Company {
+        let replaces = !self.common.modules_to_save.is_empty() || self.bias != LoraBias::None;
+        match self.use_dora || replaces || !self.trainable_token_indices.is_empty() {
+            true => Company::Alone,
+            false => Company::Additive,
+        }
+    }
+}
+
+/// The factors at one place.
+///
+/// At a linear layer `lora_A [r, in]` and `lora_B [out, r]`: `y + s (dropout(x) A^T) B^T`. At an embedding
+/// `lora_embedding_A [r, rows]` and `lora_embedding_B [width, r]`: the table `W + s (B A)^T`. Neither is ever formed.
+///
+/// DoRA's magnitude `m [out]`, by default the norms of the rows of `W`, makes of this `W' = m (W + s B A) / |W + s B A|`
+/// with the norm of each row, through which no gradient goes (section 4.3 of the paper).
+#[derive(Clone, Debug)]
+struct LoraRule {
+    kind: PlaceKind,
+    r: usize,
+    scaling: f64,
+    dropout: f64,
+    init: LoraInit,
+    dora: bool,
+    bias: bool,
+}
+
+impl LoraRule {
+    /// The norms of the rows of `W + s B A`, `[1, out]`, without forming it or letting a gradient through:
+    /// `|w + s b A|^2 = |w|^2 + 2 s b (W A^T) + s^2 b (A A^T) b^T` for a row `w` of `W` and the row `b` of `B`.
+    fn norms(&self, weight: &Tensor<2>, a: &Tensor<2>, b: &Tensor<2>) -> Tensor<2> {
+        let (weight, a, b) = (weight.clone().detach(), a.clone().detach(), b.clone().detach());
+        let own = weight.clone().square().sum_dim(1);
+        let mixed = weight.matmul(a.clone().transpose()).mul(b.clone()).sum_dim(1).mul_scalar(2.0 * self.scaling);
+        let delta = b.clone().matmul(a.clone().matmul(a.transpose())).mul(b).sum_dim(1);
+        (own + mixed + delta.mul_scalar(self.scaling * self.scaling)).sqrt().transpose()
+    }
+
+    /// `W + s B A`, or for an embedding `W + s (B A)^T`.
+    fn merged(&self, weight: Tensor<2>, a: &Tensor<2>, b: &Tensor<2>) -> Tensor<2> {
+        let delta = b.clone().matmul(a.clone()).mul_scalar(self.scaling);
+        let delta = if matches!(self.kind, PlaceKind::Embedding { .. }) { delta.transpose() } else { delta };
+        weight + delta
+    }
+}
+
+impl Rule for LoraRule {
+    fn tensors(&self) -> Vec<TensorSpec> {
+        let r = self.r;
+        if let PlaceKind::Embedding { rows, width } = self.kind {
+            return vec![
+                TensorSpec::new("lora_embedding_A", [r, rows], Init::Zeros),
+                TensorSpec::new("lora_embedding_B", [width, r], Init::Normal(1.0)),
+            ];
+        }
+        let PlaceKind::Linear { out, input, .. } = self.kind else { unreachable!("no target of LoRA") };
+        let kaiming = |fan_in: usize| Init::Uniform(1.0 / (fan_in as f64).sqrt());
+        let (a, b) = match self.init {
+            LoraInit::Default => (kaiming(input), Init::Zeros),
+            LoraInit::Gaussian => (Init::Normal(1.0 / r as f64), Init::Zeros),
+            LoraInit::Random => (kaiming(input), kaiming(r)),
+        };
+        let mut tensors =
+            vec![TensorSpec::new("lora_A.weight", [r, input], a), TensorSpec::new("lora_B.weight", [out, r], b)];
+        if self.bias {
+            tensors.push(TensorSpec::new("lora_B.bias", [out], Init::Zeros));
+        }
+        if self.dora {
+            let norms = |base: Weights| base.weight.square().sum_dim(1).sqrt().transpose();
+            tensors.push(TensorSpec::new("lora_magnitude_vector", [out], Init::from_base(norms)));
+        }
+        tensors
+    }
+
+    fn output(&self, y: Tensor<2>, call: &Call<'_>, own: &[Tensor<2>], pass: &mut Pass) -> Tensor<2> {
+        let [a, b] = [own[0].clone(), own[1].clone()];
+        let outer = y.dtype();
+        let x = in_dtype(call.x.clone(), a.dtype());
+        let dropout = pass.next_dropout(self.dropout);
+        if !self.dora {
+            let mut delta = low_rank(x, a, b, self.scaling, dropout);
+            if self.bias {
+                delta = delta + own[2].clone().mul_scalar(self.scaling);
+            }
+            return y + in_dtype(delta, outer);
+        }
+        let Weights { weight, bias } = call.layer.base();
+        let weight = in_dtype(weight, a.dtype());
+        let gain = own[2].clone() / self.norms(&weight, &a, &b);
+        let Some((probability, key)) = dropout else {
+            let y = in_dtype(y, a.dtype());
+            let (bare, bias) = match bias {
+                Some(bias) => (y - bias.clone(), Some(bias)),
+                None => (y, None),
+            };
+            let scaled = (bare + low_rank(x, a, b, self.scaling, None)) * gain;
+            return in_dtype(bias.into_iter().fold(scaled, |y, bias| y + bias), outer);
+        };
+        let x = sideburn_kernels::dropout(x, probability, key);
+        let bare = x.clone().matmul(weight.transpose());
+        let delta = bare * gain.clone().sub_scalar(1.0) + low_rank(x, a, b, self.scaling, None) * gain;
+        y + in_dtype(delta, outer)
+    }
+
+    fn rows(&self, rows: Tensor<2>, ids: &Tensor<1, Int>, own: &[Tensor<2>]) -> Tensor<2> {
+        let picked = own[0].clone().transpose().select(0, ids.clone());
+        let delta = picked.matmul(own[1].clone().transpose()).mul_scalar(self.scaling);
+        let outer = rows.dtype();
+        rows + in_dtype(delta, outer)
+    }
+
+    fn scores(&self, scores: Tensor<2>, x: &Tensor<2>, own: &[Tensor<2>]) -> Tensor<2> {
+        let outer = scores.dtype();
+        let x = in_dtype(x.clone(), own[0].dtype());
+        let delta = low_rank(x, own[1].clone().transpose(), own[0].clone().transpose(), self.scaling, None);
+        scores + in_dtype(delta, outer)
+    }
+
+    fn merge(&self, base: Weights, own: &[Tensor<2>]) -> Result<Weights, &'static str> {
+        let (a, b) = (&own[0], &own[1]);
+        let mut weight = self.merged(base.weight.clone(), a, b);
+        if self.dora {
+            weight = weight * (own[2].clone() / self.norms(&base.weight, a, b)).transpose();
+        }
+        let bias = match (self.bias, base.bias) {
+            (true, None) => return Err("the layer has no bias to take up that of `lora_bias`"),
+            (true, Some(bias)) => Some(bias + own[2].clone().mul_scalar(self.scaling)),
+            (false, bias) => bias,
+        };
+        Ok(Weights { weight, bias })
+    }
+}
+
+pub(super) fn in_dtype<const D: usize>(tensor: Tensor<D>, dtype: DType) -> Tensor<D> {
+    if tensor.dtype() == dtype { tensor } else { tensor.cast(dtype) }
+}

@@ -1,0 +1,168 @@
+//! Methods that train copies of base weights: full fine-tuning, LN tuning, and `modules_to_save` of any method.
+
+use burn::tensor::Tensor;
+use serde_json::{Map, Value};
+
+use crate::AdapterError;
+use crate::fields::Fields;
+use crate::method::{Common, Company, Method, Outline, Place, PlaceKind, Plan};
+use crate::rule::{Init, Rule, TensorSpec, Weights};
+use crate::targets::Targets;
+
+/// Weights of the adapter's own in place of those of the base.
+#[derive(Clone, Debug)]
+pub(crate) struct Replace {
+    /// The name in the file and the shape of the weight, if it is replaced.
+    weight: Option<(&'static str, Vec<usize>)>,
+    /// The name in the file and the length of the bias, if it is replaced.
+    bias: Option<(&'static str, usize)>,
+}
+
+impl Replace {
+    /// All that is at `place`.
+    pub(crate) fn all(place: &Place) -> Self {
+        Self::weight(place, "weight", "bias")
+    }
+
+    fn weight(place: &Place, name: &'static str, bias_name: &'static str) -> Self {
+        let (shape, bias) = match place.kind {
+            PlaceKind::Linear { out, input, bias } => (vec![out, input], bias.then_some((bias_name, out))),
+            PlaceKind::Embedding { rows, width } | PlaceKind::Table { rows, width } => (vec![rows, width], None),
+            PlaceKind::Vector { len } => (vec![len], None),
+        };
+        Self { weight: Some((name, shape)), bias }
+    }
+
+    /// The bias alone.
+    pub(crate) fn bias(name: &'static str, len: usize) -> Self {
+        Self { weight: None, bias: Some((name, len)) }
+    }
+}
+
+impl Rule for Replace {
+    fn tensors(&self) -> Vec<TensorSpec> {
+        let weight = self
+            .weight
+            .as_ref()
+            .map(|(name, shape)| TensorSpec::new(name, shape.clone(), Init::from_base(|base| base.weight)));
+        let bias = self.bias.map(|(name, len)| {
+            TensorSpec::new(name, [len], Init::from_base(|base| base.bias.expect("a bias that is replaced")))
+        });
+        weight.into_iter().chain(bias).collect()
+    }
+
+    fn replacement(&self, base: Weights, own: &[Tensor<2>]) -> Weights {
+        let mut own = own.iter().cloned();
+        Weights {
+            weight: if self.weight.is_some() { own.next().expect("a weight") } else { base.weight },
+            bias: if self.bias.is_some() { own.next() } else { base.bias },
+        }
+    }
+
+    fn replaces(&self) -> bool {
+        true
+    }
+
+    fn merge(&self, base: Weights, own: &[Tensor<2>]) -> Result<Weights, &'static str> {
+        Ok(self.replacement(base, own))
+    }
+}
+
+/// Full fine-tuning as an adapter: a trained copy of every weight, while the base stays as it is.
+///
+/// Not a method of `peft`: its `peft_type` is `FULL`. The file holds every weight under the name that `modules_to_save`
+/// would give it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FullConfig {
+    /// The fields that every method has.
+    pub common: Common,
+}
+
+impl FullConfig {
+    pub(crate) fn read(fields: &Fields<'_>) -> Result<Self, AdapterError> {
+        Ok(Self { common: Common::read(fields)? })
+    }
+}
+
+impl Method for FullConfig {
+    fn peft_type(&self) -> &'static str {
+        "FULL"
+    }
+
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    fn validate(&self) -> Result<(), AdapterError> {
+        match self.common.modules_to_save.is_empty() {
+            true => Ok(()),
+            false => Err(AdapterError::InvalidField {
+                field: "modules_to_save",
+                found: format!("{:?}", self.common.modules_to_save),
+                expected: "nothing, as full fine-tuning saves every module",
+            }),
+        }
+    }
+
+    fn fields(&self) -> Map<String, Value> {
+        Map::new()
+    }
+
+    fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
+        Plan::of(&model.places, |place| Ok(Replace::all(place)))
+    }
+
+    fn company(&self) -> Company {
+        Company::Alone
+    }
+}
+
+/// LN tuning: training the norms alone (Zhao et al., 2023, "Tuning LayerNorm in Attention").
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LnTuningConfig {
+    /// Which norms; all of them by default.
+    pub targets: Targets,
+    /// The fields that every method has.
+    pub common: Common,
+}
+
+impl LnTuningConfig {
+    pub(crate) fn read(fields: &Fields<'_>) -> Result<Self, AdapterError> {
+        Ok(Self { targets: Targets::read(fields)?, common: Common::read(fields)? })
+    }
+}
+
+impl Method for LnTuningConfig {
+    fn peft_type(&self) -> &'static str {
+        "LN_TUNING"
+    }
+
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    fn validate(&self) -> Result<(), AdapterError> {
+        Ok(())
+    }
+
+    fn fields(&self) -> Map<String, Value> {
+        let mut fields = Map::new();
+        self.targets.write(&mut fields);
+        fields
+    }
+
+    fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
+        let is_vector = |place: &Place| matches!(place.kind, PlaceKind::Vector { .. });
+        let usual: Vec<&str> = match model.shape.model_type {
+            "t5" => vec!["layer_norm", "final_layer_norm"],
+            "falcon" => vec!["input_layernorm", "post_attention_layernorm", "ln_f"],
+            _ => Vec::new(),
+        };
+        let places = self.targets.select(model, is_vector, (!usual.is_empty()).then_some(&usual))?;
+        Plan::of(places, |place| Ok(Replace::weight(place, "ln_tuning_layers.weight", "ln_tuning_layers.bias")))
+    }
+
+    fn company(&self) -> Company {
+        Company::Alone
+    }
+}

@@ -1,0 +1,127 @@
+//! Trainable tokens: new embeddings for a few tokens, as for those added to a vocabulary.
+
+use std::collections::BTreeSet;
+
+use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
+use serde_json::{Map, Value, json};
+
+use crate::AdapterError;
+use crate::fields::Fields;
+use crate::method::{Common, Company, Method, Outline, Place, PlaceKind, Plan};
+use crate::rule::{Init, Rule, TensorSpec, Weights};
+
+/// Which tokens get embeddings of their own; named as in `peft.TrainableTokensConfig`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrainableTokensConfig {
+    /// The tokens.
+    pub token_indices: Vec<usize>,
+    /// The fields that every method has.
+    pub common: Common,
+}
+
+impl TrainableTokensConfig {
+    /// Of these tokens.
+    pub fn new(token_indices: impl Into<Vec<usize>>) -> Self {
+        Self { token_indices: token_indices.into(), common: Common::default() }
+    }
+
+    pub(crate) fn read(fields: &Fields<'_>) -> Result<Self, AdapterError> {
+        // There is one embedding, whatever the file calls it.
+        for field in ["target_modules", "init_weights"] {
+            fields.ignore(field);
+        }
+        Ok(Self {
+            token_indices: fields.required("token_indices", "a list of token ids")?,
+            common: Common::read(fields)?,
+        })
+    }
+}
+
+impl Method for TrainableTokensConfig {
+    fn peft_type(&self) -> &'static str {
+        "TRAINABLE_TOKENS"
+    }
+
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    fn validate(&self) -> Result<(), AdapterError> {
+        Ok(())
+    }
+
+    fn fields(&self) -> Map<String, Value> {
+        let Value::Object(fields) = json!({ "token_indices": self.token_indices, "init_weights": true }) else {
+            unreachable!("an object")
+        };
+        fields
+    }
+
+    fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
+        let embedding = model.places.iter().filter(|place| place.is_embedding());
+        Plan::of(embedding, |place| TokenRows::new(place, &self.token_indices, "trainable_tokens_delta"))
+    }
+
+    fn company(&self) -> Company {
+        Company::Alone
+    }
+}
+
+/// Rows `[tokens, width]` in place of those of a table.
+#[derive(Clone, Debug)]
+pub(super) struct TokenRows {
+    name: &'static str,
+    indices: Vec<usize>,
+    width: usize,
+}
+
+impl TokenRows {
+    pub(super) fn new(place: &Place, indices: &[usize], name: &'static str) -> Result<Self, AdapterError> {
+        let PlaceKind::Embedding { rows, width } = place.kind else { panic!("{} is no embedding", place.name) };
+        let distinct: BTreeSet<usize> = indices.iter().copied().collect();
+        if indices.is_empty() || distinct.len() < indices.len() || distinct.last().is_some_and(|last| *last >= rows) {
+            return Err(AdapterError::InvalidField {
+                field: "token_indices",
+                found: format!("{indices:?}"),
+                expected: "token ids of the vocabulary, each once",
+            });
+        }
+        Ok(Self { name, indices: indices.to_vec(), width })
+    }
+
+    fn index(&self, like: &Tensor<2>) -> Tensor<1, Int> {
+        let index: Vec<i32> = self.indices.iter().map(|index| *index as i32).collect();
+        Tensor::from_data(TensorData::new(index, [self.indices.len()]), &like.device())
+    }
+
+    /// `table` with these rows in it.
+    fn put(&self, table: Tensor<2>, rows: Tensor<2>, dim: usize) -> Tensor<2> {
+        let index = self.index(&table);
+        let there = table.clone().select(dim, index.clone());
+        table.select_assign(dim, index, rows - there, IndexingUpdateOp::Add)
+    }
+}
+
+impl Rule for TokenRows {
+    fn tensors(&self) -> Vec<TensorSpec> {
+        let rule = self.clone();
+        let rows = move |base: Weights| base.weight.clone().select(0, rule.index(&base.weight));
+        vec![TensorSpec::new(self.name, [self.indices.len(), self.width], Init::from_base(rows))]
+    }
+
+    fn rows(&self, rows: Tensor<2>, ids: &Tensor<1, Int>, own: &[Tensor<2>]) -> Tensor<2> {
+        // `[n, tokens]`: which of the tokens each id is, if any.
+        let index = self.index(&rows).unsqueeze_dim::<2>(0);
+        let is = ids.clone().unsqueeze_dim::<2>(1).equal(index).float();
+        let kept = is.clone().sum_dim(1).neg().add_scalar(1.0);
+        rows * kept + is.matmul(own[0].clone())
+    }
+
+    fn scores(&self, scores: Tensor<2>, x: &Tensor<2>, own: &[Tensor<2>]) -> Tensor<2> {
+        self.put(scores, x.clone().matmul(own[0].clone().transpose()), 1)
+    }
+
+    fn merge(&self, base: Weights, own: &[Tensor<2>]) -> Result<Weights, &'static str> {
+        Ok(Weights { weight: self.put(base.weight, own[0].clone(), 0), ..base })
+    }
+}

@@ -1,0 +1,352 @@
+//! The adapters of a model: attaching, choosing, and removing them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use sideburn_kernels::Key;
+
+use crate::method::{Company, Method, Outline, Place};
+use crate::methods::Replace;
+use crate::model::{AdaptedModel, WeightMut};
+use crate::rule::{Prefix, Rule, Weights};
+use crate::slot::{Base, Shared, Slot, values};
+use crate::{AdapterError, Pass, freeze};
+
+/// The adapters that a model has; a field of every model that can be adapted.
+#[derive(Module, Debug, Default)]
+pub struct AdapterSet {
+    /// What adapters have at the model's input.
+    input: Vec<Slot>,
+    #[module(skip)]
+    entries: Vec<Entry>,
+    /// Base weights from before the first merge, by the names of their places.
+    #[module(skip)]
+    pub(crate) originals: HashMap<String, Weights>,
+}
+
+/// One adapter of a model.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    name: String,
+    method: Arc<dyn Method>,
+    active: bool,
+    merged: bool,
+    /// Why it cannot be chosen for single rows, if it cannot.
+    not_by_row: Option<&'static str>,
+}
+
+impl Entry {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its configuration.
+    pub fn method(&self) -> &Arc<dyn Method> {
+        &self.method
+    }
+
+    /// Whether it takes part in forward passes that do not name their adapters.
+    pub fn is_active(&self) -> bool {
+        self.active
+    }
+
+    /// Whether it is merged into the base.
+    pub fn is_merged(&self) -> bool {
+        self.merged
+    }
+}
+
+impl AdapterSet {
+    /// The adapters, in the order in which they were attached.
+    pub fn list(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// The adapter of that name.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn get(&self, name: &str) -> Result<&Entry, AdapterError> {
+        let entry = self.entries.iter().find(|entry| entry.name == name);
+        entry.ok_or_else(|| AdapterError::NoSuchAdapter {
+            name: name.to_owned(),
+            known: self.entries.iter().map(|entry| entry.name.clone()).collect(),
+        })
+    }
+
+    pub(crate) fn set_merged(&mut self, name: &str, merged: bool) {
+        self.entries.iter_mut().filter(|entry| entry.name == name).for_each(|entry| entry.merged = merged);
+    }
+
+    /// Refuses a pass over `rows` rows that names adapters which cannot be had.
+    ///
+    /// # Errors
+    /// If it names them for another number of rows, or one that is unknown, merged, or cannot be chosen row by row.
+    pub fn check(&self, pass: &Pass, rows: usize) -> Result<(), AdapterError> {
+        let Some(named) = pass.adapters() else { return Ok(()) };
+        if named.len() != rows {
+            return Err(AdapterError::RowsWithoutAdapters { named: named.len(), rows });
+        }
+        for name in named.iter().flatten() {
+            let entry = self.get(name)?;
+            if entry.merged {
+                return Err(AdapterError::IsMerged { name: name.clone() });
+            }
+            if let Some(reason) = entry.not_by_row {
+                return Err(AdapterError::NotByRow { name: name.clone(), kind: entry.method.peft_type(), reason });
+            }
+        }
+        // What is active and not chosen by row would be in every row.
+        match self.entries.iter().find(|entry| entry.active && entry.not_by_row.is_some()) {
+            Some(Entry { name, method, not_by_row: Some(reason), .. }) => {
+                Err(AdapterError::NotByRow { name: name.clone(), kind: method.peft_type(), reason })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Embeddings `[tokens, width]` of virtual tokens before those of every source row.
+    pub fn virtual_tokens(&self, pass: &mut Pass) -> Option<Tensor<2>> {
+        let slots = values(self.input.iter().filter(|slot| slot.is_active()));
+        slots.iter().find_map(|(rule, own)| rule.virtual_tokens(own, pass))
+    }
+
+    /// Keys and values of virtual tokens for each layer of the decoder.
+    pub fn prefix(&self, pass: &mut Pass) -> Option<Vec<Prefix>> {
+        let slots = values(self.input.iter().filter(|slot| slot.is_active()));
+        slots.iter().find_map(|(rule, own)| rule.prefix(own, pass))
+    }
+
+    /// What adapters have at the model's input.
+    pub fn input_slots(&self) -> &[Slot] {
+        &self.input
+    }
+}
+
+/// Every slot of the adapter called `name`, with the name of its place; the input's is empty.
+pub(crate) fn slots_of<'a, M: AdaptedModel>(model: &'a M, name: &str) -> Vec<(String, &'a Slot)> {
+    let of = |slot: &&Slot| slot.name() == name;
+    let mut slots: Vec<_> = model.adapters().input.iter().filter(of).map(|slot| (String::new(), slot)).collect();
+    for (place, weight) in model.weights() {
+        slots.extend(weight.slots().iter().filter(of).map(|slot| (Place::name_of(&place).to_owned(), slot)));
+    }
+    slots
+}
+
+/// The tensors of an adapter that its file holds, by their names there.
+///
+/// # Errors
+/// If there is no such adapter.
+pub fn adapter_tensors<'a, M: AdaptedModel>(
+    model: &'a M,
+    name: &str,
+) -> Result<BTreeMap<String, &'a Param<Tensor<2>>>, AdapterError> {
+    model.adapters().get(name)?;
+    let tensors = slots_of(model, name).into_iter().flat_map(|(place, slot)| {
+        let named = slot.rule().tensors().into_iter().zip(slot.tensors());
+        named.filter_map(|(spec, param)| Some((spec.name.in_file(&place)?, param))).collect::<Vec<_>>()
+    });
+    Ok(tensors.collect())
+}
+
+/// Calls `change` on every list of slots of the model.
+pub(crate) fn for_each_slots<M: AdaptedModel>(model: &mut M, mut change: impl FnMut(&str, &mut Vec<Slot>)) {
+    change("", &mut model.adapters_mut().input);
+    for (place, weight) in model.weights_mut() {
+        change(Place::name_of(&place), weight.into_slots_mut());
+    }
+}
+
+/// Attaches a new adapter called `name`, alone active and alone trainable; all that was there before is frozen. Returns
+/// the names of the adapted places.
+///
+/// What is drawn at a place is a function of `key`, of the adapter's and of the place's name. Nothing is copied: the
+/// cost grows with the number of places, not with the size of the base.
+///
+/// # Errors
+/// If the name cannot be one or is taken, or the configuration means nothing or does not fit the model. The model is then
+/// as before.
+pub fn attach<M: AdaptedModel>(
+    model: &mut M,
+    name: &str,
+    method: impl Method,
+    key: Key,
+) -> Result<Vec<String>, AdapterError> {
+    attach_dyn(model, name, Arc::new(method), key)
+}
+
+pub(crate) fn attach_dyn<M: AdaptedModel>(
+    model: &mut M,
+    name: &str,
+    method: Arc<dyn Method>,
+    key: Key,
+) -> Result<Vec<String>, AdapterError> {
+    check_name(name)?;
+    if model.adapters().get(name).is_ok() {
+        return Err(AdapterError::NameTaken { name: name.to_owned() });
+    }
+    method.validate()?;
+    let outline = Outline::of(model);
+    let mut plan = method.plan(&outline)?;
+    let modules_to_save = &method.common().modules_to_save;
+    let copies = outline.saved_modules(modules_to_save)?;
+    // A copy takes the place of whatever else the adapter would do there.
+    plan.places.retain(|(planned, _)| !copies.iter().any(|copied| copied.name == *planned));
+    for copied in copies {
+        plan.add(copied, Replace::all(copied));
+    }
+    let not_by_row = match &plan {
+        plan if plan.input.is_some() => Some("it acts on the model's input"),
+        plan if plan.places.iter().any(|(name, _)| !outline.is_by_row(name)) => {
+            Some("it has its own weights for parts that all rows share")
+        }
+        _ => None,
+    };
+
+    freeze(model);
+    let (key, device) = (key.fold_in_name(name), model.device());
+    let (mut shared, mut adapted) = (Shared::new(), Vec::new());
+    let mut planned: HashMap<String, Vec<Arc<dyn Rule>>> = HashMap::new();
+    for (place, rule) in plan.places {
+        planned.entry(place).or_default().push(rule);
+    }
+    for (place, weight) in model.weights_mut() {
+        let place = Place::name_of(&place);
+        let Some(rules) = planned.remove(place) else { continue };
+        let (base, key) = (base_of(&weight), key.fold_in_name(place));
+        let slots = weight.into_slots_mut();
+        for (index, rule) in rules.into_iter().enumerate() {
+            slots.push(Slot::new(name, rule, key.fold_in(index as u64), (base.clone(), &device), &mut shared));
+        }
+        adapted.push(place.to_owned());
+    }
+    if let Some(rule) = plan.input {
+        let embedding = outline.shape.embedding;
+        let base = model.weights_mut().into_iter().find(|(name, _)| Place::name_of(name) == embedding);
+        let base = base_of(&base.expect("every model embeds its tokens").1);
+        let slot = Slot::new(name, rule, key.fold_in_name("input"), (base, &device), &mut shared);
+        model.adapters_mut().input.push(slot);
+    }
+    let entry = Entry { name: name.to_owned(), method, active: false, merged: false, not_by_row };
+    model.adapters_mut().entries.push(entry);
+    set_active(model, &[name])?;
+    Ok(adapted)
+}
+
+/// The base weights of a place, as a function that shares them.
+fn base_of(weight: &WeightMut<'_>) -> Base {
+    match weight {
+        WeightMut::Linear(linear) => {
+            let (weight, bias) = (linear.weight().clone(), linear.bias().cloned());
+            Arc::new(move || Weights { weight: weight.val(), bias: bias.as_ref().map(|bias| bias.val().unsqueeze()) })
+        }
+        WeightMut::Vector(vector) => {
+            let weight = vector.weight().clone();
+            Arc::new(move || Weights { weight: weight.val().unsqueeze(), bias: None })
+        }
+        WeightMut::Table(table) => {
+            let weight: Param<Tensor<2>> = table.weight().clone();
+            Arc::new(move || Weights { weight: weight.val(), bias: None })
+        }
+    }
+}
+
+/// What `peft` calls the base in a batch of several adapters.
+const BASE: &str = "__base__";
+
+fn check_name(name: &str) -> Result<(), AdapterError> {
+    let reason = match name {
+        "" => "it is empty",
+        BASE => "that is the base",
+        "." | ".." => "it would be a folder",
+        _ if name.len() > 200 => "it has more than 200 bytes",
+        _ if name.chars().any(|c| matches!(c, '/' | '\\') || c.is_control()) => {
+            "names of adapters become names of folders, which have no separators or control characters"
+        }
+        _ => return Ok(()),
+    };
+    Err(AdapterError::InvalidName { name: name.to_owned(), reason })
+}
+
+/// Makes the adapters called `names`, and no others, active. With none, the model is its base.
+///
+/// Costs a visit to every place; nothing is copied or initialised. What is trainable stays so.
+///
+/// # Errors
+/// If one is unknown, named twice or merged, or they cannot be active at once. The model is then as before.
+pub fn set_active<M: AdaptedModel>(model: &mut M, names: &[&str]) -> Result<(), AdapterError> {
+    let set = model.adapters();
+    let entries: Vec<&Entry> = names.iter().map(|name| set.get(name)).collect::<Result<_, _>>()?;
+    if let Some(entry) = entries.iter().find(|entry| entry.merged) {
+        return Err(AdapterError::IsMerged { name: entry.name.clone() });
+    }
+    check_company(&entries)?;
+    for entry in &mut model.adapters_mut().entries {
+        entry.active = names.contains(&entry.name.as_str());
+    }
+    for_each_slots(model, |_, slots| {
+        slots.iter_mut().for_each(|slot| slot.set_active(names.contains(&slot.name())));
+    });
+    Ok(())
+}
+
+fn check_company(entries: &[&Entry]) -> Result<(), AdapterError> {
+    for (index, first) in entries.iter().enumerate() {
+        for second in &entries[index + 1..] {
+            let same_kind = first.method.peft_type() == second.method.peft_type();
+            let reason = match [first.method.company(), second.method.company()] {
+                _ if first.name == second.name => "it is one and the same",
+                [Company::Additive, Company::Additive] => continue,
+                [Company::SameKind, Company::SameKind] if same_kind => continue,
+                [Company::Alone, _] | [_, Company::Alone] => "one of them can only be active alone",
+                _ => "their kinds do not combine",
+            };
+            let adapters = [first, second].map(|entry| (entry.name.clone(), entry.method.peft_type())).into();
+            return Err(AdapterError::CannotCombine { adapters, reason });
+        }
+    }
+    Ok(())
+}
+
+/// What `run` makes of the bare base; the active adapters are the same before and after.
+pub fn without_adapters<M: AdaptedModel, T>(model: &M, run: impl FnOnce(&M) -> T) -> T {
+    let mut base = model.clone();
+    set_active(&mut base, &[]).expect("none can always be active");
+    run(&base)
+}
+
+/// Makes the adapters called `names`, and nothing else of the model, trainable.
+///
+/// # Errors
+/// If one is unknown. The model is then as before.
+pub fn set_trainable<M: AdaptedModel>(model: &mut M, names: &[&str]) -> Result<(), AdapterError> {
+    for name in names {
+        model.adapters().get(name)?;
+    }
+    freeze(model);
+    for_each_slots(model, |_, slots| {
+        for slot in slots.iter_mut().filter(|slot| names.contains(&slot.name())) {
+            let trainable: Vec<bool> = slot.rule().tensors().into_iter().map(|spec| spec.trainable).collect();
+            for (tensor, trainable) in slot.tensors_mut().iter_mut().zip(trainable) {
+                *tensor = tensor.clone().set_require_grad(trainable);
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Removes an adapter with all its tensors.
+///
+/// # Errors
+/// If it is unknown, or merged into the base.
+pub fn delete<M: AdaptedModel>(model: &mut M, name: &str) -> Result<(), AdapterError> {
+    if model.adapters().get(name)?.merged {
+        return Err(AdapterError::IsMerged { name: name.to_owned() });
+    }
+    model.adapters_mut().entries.retain(|entry| entry.name != name);
+    for_each_slots(model, |_, slots| slots.retain(|slot| slot.name() != name));
+    Ok(())
+}

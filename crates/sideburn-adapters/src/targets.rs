@@ -1,0 +1,293 @@
+//! Which sites an adapter attaches to.
+
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::AdapterError;
+use crate::fields::Fields;
+use crate::method::{Outline, Place, PlaceKind};
+
+/// `target_modules` of `peft`: which linear layers are adapted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TargetModules {
+    /// Sites whose name is one of these or ends with `.` and one of these.
+    Names(Vec<String>),
+    /// `all-linear`: every linear layer but the output head. Any other text: sites that this regular expression
+    /// matches as a whole.
+    Pattern(String),
+}
+
+impl<S: Into<String>, const N: usize> From<[S; N]> for TargetModules {
+    fn from(names: [S; N]) -> Self {
+        Self::Names(names.map(Into::into).into())
+    }
+}
+
+impl TargetModules {
+    /// Every linear layer but the output head.
+    pub fn all_linear() -> Self {
+        Self::Pattern("all-linear".to_owned())
+    }
+
+    /// For each of `places`, whether it is chosen. `head` names the output head, which `all-linear` leaves out.
+    ///
+    /// # Errors
+    /// If a name or the pattern matches no place, or the pattern is not a regular expression.
+    fn select(
+        &self,
+        places: &[Place],
+        can_be_targeted: &impl Fn(&Place) -> bool,
+        head: &str,
+    ) -> Result<Vec<bool>, AdapterError> {
+        let unmatched = |targets: Vec<String>| {
+            Err(AdapterError::UnmatchedTargets {
+                targets,
+                sites: places.iter().filter(|place| can_be_targeted(place)).map(|place| place.name.clone()).collect(),
+            })
+        };
+        let matches: Vec<bool> = match self {
+            Self::Names(names) => {
+                let idle: Vec<String> = names
+                    .iter()
+                    .filter(|name| !places.iter().any(|place| can_be_targeted(place) && is_suffix(&place.name, name)))
+                    .cloned()
+                    .collect();
+                if !idle.is_empty() || names.is_empty() {
+                    return unmatched(idle);
+                }
+                places.iter().map(|place| names.iter().any(|name| is_suffix(&place.name, name))).collect()
+            }
+            Self::Pattern(pattern) if pattern.eq_ignore_ascii_case("all-linear") => {
+                let linear = |place: &Place| matches!(place.kind, PlaceKind::Linear { .. }) && place.name != head;
+                places.iter().map(linear).collect()
+            }
+            Self::Pattern(pattern) => {
+                let regex = full_match(pattern)?;
+                places.iter().map(|place| regex.is_match(&place.name)).collect()
+            }
+        };
+        let chosen: Vec<bool> =
+            matches.into_iter().zip(places).map(|(matches, place)| matches && can_be_targeted(place)).collect();
+        if chosen.contains(&true) {
+            return Ok(chosen);
+        }
+        match self {
+            Self::Names(names) => unmatched(names.clone()),
+            Self::Pattern(pattern) => unmatched(vec![pattern.clone()]),
+        }
+    }
+}
+
+/// Which places an adapter attaches to; the fields are named as in `peft`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Targets {
+    /// The places; those that are usual for the model if `None`.
+    pub target_modules: Option<TargetModules>,
+    /// Places that are left out of them.
+    pub exclude_modules: Option<TargetModules>,
+    /// The layers, counted from 0, that alone are adapted, if `target_modules` is a list of names.
+    pub layers_to_transform: Option<Vec<usize>>,
+    /// What stands before the number of a layer in the names of places; the first number counts if there is none.
+    pub layers_pattern: Vec<String>,
+}
+
+impl<T: Into<TargetModules>> From<T> for Targets {
+    fn from(target_modules: T) -> Self {
+        Self { target_modules: Some(target_modules.into()), ..Self::default() }
+    }
+}
+
+impl Targets {
+    /// The chosen ones among those places of a model that can be. `usual` are the targets where none are given.
+    ///
+    /// # Errors
+    /// If a name or pattern matches nothing, or is not a regular expression, or nothing is left.
+    pub fn select<'a>(
+        &self,
+        model: &'a Outline,
+        can_be_targeted: impl Fn(&Place) -> bool,
+        usual: Option<&[&str]>,
+    ) -> Result<Vec<&'a Place>, AdapterError> {
+        let usual = usual.map(|names| TargetModules::Names(names.iter().map(|name| (*name).to_owned()).collect()));
+        let Some(targets) = self.target_modules.as_ref().or(usual.as_ref()) else {
+            return Err(AdapterError::InvalidField {
+                field: "target_modules",
+                found: "not given".into(),
+                expected: "names of layers, as nothing is usual for this kind of model",
+            });
+        };
+        let mut chosen = targets.select(&model.places, &can_be_targeted, model.shape.head)?;
+        if let Some(excluded) = &self.exclude_modules {
+            let excluded = match excluded {
+                TargetModules::Names(names) => {
+                    let is_excluded = |place: &Place| names.iter().any(|name| is_suffix(&place.name, name));
+                    model.places.iter().map(is_excluded).collect()
+                }
+                pattern => pattern.select(&model.places, &can_be_targeted, model.shape.head)?,
+            };
+            chosen.iter_mut().zip(excluded).for_each(|(chosen, excluded)| *chosen &= !excluded);
+        }
+        if let (Some(layers), TargetModules::Names(_)) = (&self.layers_to_transform, targets) {
+            let patterns = self.layer_patterns()?;
+            for (chosen, place) in chosen.iter_mut().zip(&model.places) {
+                let layer = patterns.iter().find_map(|pattern| pattern.captures(&place.name));
+                let layer = layer.and_then(|found| found[1].parse::<usize>().ok());
+                *chosen &= layer.is_some_and(|layer| layers.contains(&layer));
+            }
+        }
+        let places: Vec<&Place> =
+            model.places.iter().zip(&chosen).filter(|(_, chosen)| **chosen).map(|(place, _)| place).collect();
+        if places.is_empty() {
+            let (found, expected) = ("such that nothing is left to adapt".into(), "something to leave");
+            return Err(AdapterError::InvalidField {
+                field: "exclude_modules or layers_to_transform",
+                found,
+                expected,
+            });
+        }
+        Ok(places)
+    }
+
+    fn layer_patterns(&self) -> Result<Vec<Regex>, AdapterError> {
+        if self.layers_pattern.is_empty() {
+            return Ok(vec![regex(r"^.*?\.[^.]*\.(\d+)\.")?]);
+        }
+        self.layers_pattern.iter().map(|pattern| regex(&format!(r"^(?:|.*?\.){pattern}\.(\d+)\."))).collect()
+    }
+
+    /// Reads the fields that say where an adapter attaches.
+    ///
+    /// # Errors
+    /// If one is ill-typed.
+    pub fn read(fields: &Fields<'_>) -> Result<Self, AdapterError> {
+        const TARGETS: &str = "a list of names, a pattern, or \"all-linear\"";
+        let layers = fields.optional::<OneOrMany<usize>>("layers_to_transform", "numbers of layers")?;
+        let pattern = fields.optional::<OneOrMany<String>>("layers_pattern", "names")?;
+        Ok(Self {
+            target_modules: fields.optional("target_modules", TARGETS)?,
+            exclude_modules: fields
+                .optional::<TargetModules>("exclude_modules", TARGETS)?
+                .filter(|targets| !matches!(targets, TargetModules::Names(names) if names.is_empty())),
+            layers_to_transform: layers.map(OneOrMany::into_vec).filter(|layers| !layers.is_empty()),
+            layers_pattern: pattern.map(OneOrMany::into_vec).unwrap_or_default(),
+        })
+    }
+
+    /// Writes them.
+    pub fn write(&self, fields: &mut Map<String, Value>) {
+        let none_if_empty = |list: &[String]| (!list.is_empty()).then(|| json!(list));
+        fields.insert("target_modules".into(), json!(self.target_modules));
+        fields.insert("exclude_modules".into(), json!(self.exclude_modules));
+        fields.insert("layers_to_transform".into(), json!(self.layers_to_transform));
+        fields.insert("layers_pattern".into(), json!(none_if_empty(&self.layers_pattern)));
+    }
+}
+
+/// A list, or its only element.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMany<T> {
+    One(T),
+    Many(Vec<T>),
+}
+
+impl<T> OneOrMany<T> {
+    fn into_vec(self) -> Vec<T> {
+        match self {
+            Self::One(one) => vec![one],
+            Self::Many(many) => many,
+        }
+    }
+}
+
+/// As Python's `re.fullmatch`.
+pub(crate) fn full_match(pattern: &str) -> Result<Regex, AdapterError> {
+    regex(&format!("^(?:{pattern})$")).map_err(|error| match error {
+        AdapterError::TargetPattern { message, .. } => {
+            AdapterError::TargetPattern { pattern: pattern.to_owned(), message }
+        }
+        other => other,
+    })
+}
+
+fn regex(pattern: &str) -> Result<Regex, AdapterError> {
+    Regex::new(pattern)
+        .map_err(|error| AdapterError::TargetPattern { pattern: pattern.to_owned(), message: error.to_string() })
+}
+
+/// Whether `name` names the place, or ends its name as a whole component.
+pub(crate) fn is_suffix(site: &str, name: &str) -> bool {
+    site.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn select(targets: impl Into<Targets>) -> Result<Vec<String>, AdapterError> {
+        let outline = Outline::of_linear(&["encoder.0.q", "encoder.0.freq", "decoder.0.q", "lm_head"]);
+        Ok(targets
+            .into()
+            .select(&outline, Place::is_linear, None)?
+            .into_iter()
+            .map(|place| place.name.clone())
+            .collect())
+    }
+
+    fn pattern(pattern: &str) -> TargetModules {
+        TargetModules::Pattern(pattern.to_owned())
+    }
+
+    #[test]
+    fn names_match_whole_components() {
+        assert_eq!(select(["q"]).unwrap(), ["encoder.0.q", "decoder.0.q"], "`freq` is not `q`");
+        assert_eq!(select(["encoder.0.q"]).unwrap(), ["encoder.0.q"]);
+        assert_eq!(select(["lm_head"]).unwrap(), ["lm_head"]);
+    }
+
+    #[test]
+    fn patterns_match_the_whole_name() {
+        assert_eq!(select(pattern(r".*decoder.*\.(q|v)")).unwrap(), ["decoder.0.q"]);
+        assert_eq!(select(TargetModules::all_linear()).unwrap().len(), 3, "the head is left out");
+        let error = select(pattern("encoder")).unwrap_err();
+        assert!(error.to_string().contains("encoder.0.freq"), "{error}");
+    }
+
+    #[test]
+    fn every_name_must_match() {
+        let error = select(["q", "query"]).unwrap_err().to_string();
+        assert!(error.contains("\"query\"") && !error.contains("\"q\""), "{error}");
+        assert!(error.contains("decoder.0.q"), "the sites are listed: {error}");
+        let error = select(pattern("(")).unwrap_err().to_string();
+        assert!(error.starts_with("target_modules \"(\" is not a regular expression that is supported"), "{error}");
+        assert!(select(TargetModules::Names(Vec::new())).is_err(), "an adapter without sites");
+    }
+
+    #[test]
+    fn some_can_be_left_out() {
+        let targets = Targets { exclude_modules: Some(["decoder.0.q"].into()), ..["q"].into() };
+        assert_eq!(select(targets).unwrap(), ["encoder.0.q"]);
+        let targets = Targets { exclude_modules: Some(pattern(".*q")), ..["q"].into() };
+        assert!(select(targets).unwrap_err().to_string().contains("nothing is left"));
+    }
+
+    #[test]
+    fn some_layers_only() {
+        let outline = Outline::of_linear(&["encoder.block.0.layer.1.q", "encoder.block.1.layer.0.q", "head"]);
+        let select = |layers_pattern: &[&str]| {
+            let layers_pattern = layers_pattern.iter().map(|name| (*name).to_owned()).collect();
+            let targets = Targets { layers_to_transform: Some(vec![1]), layers_pattern, ..["q"].into() };
+            targets
+                .select(&outline, Place::is_linear, None)
+                .unwrap()
+                .into_iter()
+                .map(|place| place.name.clone())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(select(&[]), ["encoder.block.1.layer.0.q"], "the first number is the layer's");
+        assert_eq!(select(&["block"]), ["encoder.block.1.layer.0.q"]);
+        assert_eq!(select(&["layer"]), ["encoder.block.0.layer.1.q"]);
+    }
+}
