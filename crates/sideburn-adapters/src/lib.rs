@@ -54,7 +54,10 @@ pub use fields::Fields;
 pub use linear::AdaptedLinear;
 pub use merge::{merge, merge_and_unload, unmerge};
 pub use method::{Common, Company, Method, Outline, Place, PlaceKind, Plan, read_config};
-pub use methods::{FullConfig, LnTuningConfig, LoraBias, LoraConfig, LoraInit, TrainableTokensConfig};
+pub use methods::{
+    FullConfig, Ia3Config, LnTuningConfig, LoraBias, LoraConfig, LoraInit, PTuningConfig, PrefixTuningConfig,
+    PromptInit, PromptTuningConfig, TrainableTokensConfig,
+};
 pub use model::{AdaptedModel, ModelShape, Weight, WeightMut};
 pub use pass::Pass;
 pub use peft_dir::{load_adapter, read_config_file, save_adapter, swap_adapter};

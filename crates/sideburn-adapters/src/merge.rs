@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
+use crate::AdapterError;
 use crate::method::Place;
 use crate::model::{AdaptedModel, WeightMut};
 use crate::registry::set_active;
 use crate::rule::Weights;
 use crate::slot::{Slot, values};
-use crate::AdapterError;
 
 /// Works the active adapters into the base weights, after which they cost nothing. Returns their names.
 ///

@@ -232,6 +232,12 @@ impl Outline {
         Ok(self.places.iter().filter(|place| names.iter().any(|name| within(place, name))).collect())
     }
 
+    /// How many tokens the model knows; 0 if it embeds none.
+    pub fn vocabulary(&self) -> usize {
+        let rows = |place: &Place| if let PlaceKind::Embedding { rows, .. } = place.kind { Some(rows) } else { None };
+        self.places.iter().find_map(rows).unwrap_or(0)
+    }
+
     /// Whether rows of a batch can differ in what is at the place called `name`.
     pub(crate) fn is_by_row(&self, name: &str) -> bool {
         self.places.iter().any(|place| place.name == name && (place.is_linear() || place.is_embedding()))
@@ -267,6 +273,11 @@ impl Plan {
         let planned = |place: &Place| Ok((place.name.clone(), Arc::new(rule(place)?) as Arc<dyn Rule>));
         let places = places.into_iter().map(|place| planned(place.borrow())).collect::<Result<_, AdapterError>>()?;
         Ok(Self { places, input: None })
+    }
+
+    /// A rule at the model's input, and nothing else.
+    pub fn at_input(rule: impl Rule + 'static) -> Self {
+        Self { places: Vec::new(), input: Some(Arc::new(rule)) }
     }
 
     /// One more rule at a place.

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
+use burn::module::Param;
 use sideburn_kernels::Key;
 use sideburn_weights::{AtomicDir, SafetensorsFile, write_safetensors};
 
 use crate::method::{Method, read_config};
 use crate::registry::{attach_dyn, for_each_slots, slots_of};
-use crate::tensors::{from_param_as, frozen_param};
+use crate::tensors::{frozen_param, to_file};
 use crate::{AdaptedModel, AdapterError, Misshapen};
 
 const CONFIG_FILE: &str = "adapter_config.json";
@@ -27,9 +28,10 @@ pub fn save_adapter<M: AdaptedModel>(model: &M, name: &str, directory: impl AsRe
     let method = model.adapters().get(name)?.method();
     let mut tensors = BTreeMap::new();
     for (place, slot) in slots_of(model, name) {
-        for (spec, param) in slot.rule().tensors().into_iter().zip(slot.tensors()) {
+        let own: Vec<_> = slot.tensors().iter().map(Param::val).collect();
+        for (spec, tensor) in slot.rule().saved(&own) {
             let Some(name) = spec.name.in_file(&place) else { continue };
-            tensors.entry(name).or_insert_with(|| from_param_as(param, spec.shape));
+            tensors.entry(name).or_insert_with(|| to_file(tensor, spec.shape));
         }
     }
     let directory = AtomicDir::create(directory)?;

@@ -136,7 +136,7 @@ pub(crate) fn slots_of<'a, M: AdaptedModel>(model: &'a M, name: &str) -> Vec<(St
     slots
 }
 
-/// The tensors of an adapter that its file holds, by their names there.
+/// The tensors of an adapter, by their names in its file; those that are not saved have names of their own.
 ///
 /// # Errors
 /// If there is no such adapter.
@@ -147,7 +147,7 @@ pub fn adapter_tensors<'a, M: AdaptedModel>(
     model.adapters().get(name)?;
     let tensors = slots_of(model, name).into_iter().flat_map(|(place, slot)| {
         let named = slot.rule().tensors().into_iter().zip(slot.tensors());
-        named.filter_map(|(spec, param)| Some((spec.name.in_file(&place)?, param))).collect::<Vec<_>>()
+        named.map(|(spec, param)| (spec.name.at(&place), param)).collect::<Vec<_>>()
     });
     Ok(tensors.collect())
 }

@@ -56,6 +56,11 @@ pub trait Rule: Debug + Send + Sync {
         None
     }
 
+    /// What a file holds of the adapter at this place: its tensors, unless it says otherwise.
+    fn saved(&self, own: &[Tensor<2>]) -> Vec<(TensorSpec, Tensor<2>)> {
+        self.tensors().into_iter().zip(own.iter().cloned()).collect()
+    }
+
     /// The weights of the place with the adapter worked into them, or why that cannot be.
     ///
     /// # Errors
@@ -137,13 +142,17 @@ pub enum TensorName {
 }
 
 impl TensorName {
-    /// The name in the file, of the tensor at `place`.
-    pub(crate) fn in_file(&self, place: &str) -> Option<String> {
+    /// The name of the tensor at `place`.
+    pub(crate) fn at(&self, place: &str) -> String {
         match self {
-            Self::AtPlace(suffix) => Some(format!("base_model.model.{place}.{suffix}")),
-            Self::Whole(name) => Some(name.clone()),
-            Self::Unsaved(_) => None,
+            Self::AtPlace(suffix) => format!("base_model.model.{place}.{suffix}"),
+            Self::Whole(name) | Self::Unsaved(name) => name.clone(),
         }
+    }
+
+    /// The same, if the file holds it.
+    pub(crate) fn in_file(&self, place: &str) -> Option<String> {
+        (!matches!(self, Self::Unsaved(_))).then(|| self.at(place))
     }
 }
 

@@ -31,6 +31,22 @@ impl TargetModules {
         Self::Pattern("all-linear".to_owned())
     }
 
+    /// For each of `places`, whether it is meant; none need be.
+    ///
+    /// # Errors
+    /// If the pattern is not a regular expression.
+    pub(crate) fn matches<'a>(&self, places: impl Iterator<Item = &'a Place>) -> Result<Vec<bool>, AdapterError> {
+        match self {
+            Self::Names(names) => {
+                Ok(places.map(|place| names.iter().any(|name| is_suffix(&place.name, name))).collect())
+            }
+            Self::Pattern(pattern) => {
+                let regex = full_match(pattern)?;
+                Ok(places.map(|place| regex.is_match(&place.name)).collect())
+            }
+        }
+    }
+
     /// For each of `places`, whether it is chosen. `head` names the output head, which `all-linear` leaves out.
     ///
     /// # Errors
@@ -57,16 +73,13 @@ impl TargetModules {
                 if !idle.is_empty() || names.is_empty() {
                     return unmatched(idle);
                 }
-                places.iter().map(|place| names.iter().any(|name| is_suffix(&place.name, name))).collect()
+                self.matches(places.iter())?
             }
             Self::Pattern(pattern) if pattern.eq_ignore_ascii_case("all-linear") => {
                 let linear = |place: &Place| matches!(place.kind, PlaceKind::Linear { .. }) && place.name != head;
                 places.iter().map(linear).collect()
             }
-            Self::Pattern(pattern) => {
-                let regex = full_match(pattern)?;
-                places.iter().map(|place| regex.is_match(&place.name)).collect()
-            }
+            Self::Pattern(_) => self.matches(places.iter())?,
         };
         let chosen: Vec<bool> =
             matches.into_iter().zip(places).map(|(matches, place)| matches && can_be_targeted(place)).collect();
@@ -120,13 +133,7 @@ impl Targets {
         };
         let mut chosen = targets.select(&model.places, &can_be_targeted, model.shape.head)?;
         if let Some(excluded) = &self.exclude_modules {
-            let excluded = match excluded {
-                TargetModules::Names(names) => {
-                    let is_excluded = |place: &Place| names.iter().any(|name| is_suffix(&place.name, name));
-                    model.places.iter().map(is_excluded).collect()
-                }
-                pattern => pattern.select(&model.places, &can_be_targeted, model.shape.head)?,
-            };
+            let excluded = excluded.matches(model.places.iter())?;
             chosen.iter_mut().zip(excluded).for_each(|(chosen, excluded)| *chosen &= !excluded);
         }
         if let (Some(layers), TargetModules::Names(_)) = (&self.layers_to_transform, targets) {

@@ -7,13 +7,11 @@ use sideburn_weights as weights;
 
 /// The values of a parameter in `f32`, in row-major order.
 pub(crate) fn from_param<const D: usize>(param: &Param<Tensor<D>>) -> weights::Tensor {
-    let shape = param.lazy_shape().as_slice().to_vec();
-    from_param_as(param, shape)
+    to_file(param.val(), param.lazy_shape().as_slice().to_vec())
 }
 
-/// The same, as a tensor of another shape with as many elements.
-pub(crate) fn from_param_as<const D: usize>(param: &Param<Tensor<D>>, shape: Vec<usize>) -> weights::Tensor {
-    let tensor = param.val();
+/// The values of a tensor in `f32`, as a tensor of a shape with as many elements.
+pub(crate) fn to_file<const D: usize>(tensor: Tensor<D>, shape: Vec<usize>) -> weights::Tensor {
     let values: Vec<f32> = tensor.cast(DType::F32).into_data().try_into_vec().expect("a tensor that was cast to f32");
     weights::Tensor::from_f32(shape, &values).expect("as many values as the shape of the tensor says")
 }

@@ -1,0 +1,127 @@
+//! IA3: learned factors on keys, values and the inside of the feed-forward layer (Liu et al., 2022).
+
+use burn::tensor::Tensor;
+use serde_json::{Map, Value, json};
+
+use super::lora::in_dtype;
+use crate::fields::Fields;
+use crate::method::{Common, Company, Method, Outline, Place, Plan};
+use crate::rule::{Call, Init, Rule, TensorSpec, Weights};
+use crate::targets::{TargetModules, Targets};
+use crate::{AdapterError, Pass};
+
+/// Which layers are scaled; the fields are named as in `peft.IA3Config`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ia3Config {
+    /// The layers; those that are usual for the model by default.
+    pub targets: Targets,
+    /// Those of them whose input is scaled; of the others it is the output.
+    pub feedforward_modules: Option<TargetModules>,
+    /// The fields that every method has.
+    pub common: Common,
+}
+
+impl Ia3Config {
+    pub(crate) fn read(fields: &Fields<'_>) -> Result<Self, AdapterError> {
+        fields.ignore("fan_in_fan_out"); // Says how other kinds of layers store their weights.
+        fields.ignore("init_ia3_weights"); // How the factors begin is past.
+        Ok(Self {
+            targets: Targets::read(fields)?,
+            feedforward_modules: fields.optional("feedforward_modules", "a list of names, or a pattern")?,
+            common: Common::read(fields)?,
+        })
+    }
+}
+
+impl Method for Ia3Config {
+    fn peft_type(&self) -> &'static str {
+        "IA3"
+    }
+
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    fn validate(&self) -> Result<(), AdapterError> {
+        Ok(())
+    }
+
+    fn fields(&self) -> Map<String, Value> {
+        let Value::Object(mut fields) = json!({
+            "feedforward_modules": self.feedforward_modules,
+            "fan_in_fan_out": false,
+            "init_ia3_weights": true,
+        }) else {
+            unreachable!("an object")
+        };
+        self.targets.write(&mut fields);
+        fields
+    }
+
+    fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
+        let usual: Option<(&[&str], &[&str])> = match model.shape.model_type {
+            "t5" => Some((&["k", "v", "wo"], &["wo"])),
+            "falcon" => Some((&["query_key_value", "dense_4h_to_h"], &["dense_4h_to_h"])),
+            _ => None,
+        };
+        let places = self.targets.select(model, Place::is_linear, usual.map(|(targets, _)| targets))?;
+        let feedforward = match (&self.feedforward_modules, usual) {
+            (Some(TargetModules::Names(names)), _) if names.is_empty() => None,
+            (Some(modules), _) => Some(modules.clone()),
+            (None, Some((_, usual))) => Some(TargetModules::Names(usual.iter().map(|name| (*name).into()).collect())),
+            (None, None) => None,
+        };
+        let of_input = match feedforward {
+            Some(modules) => modules.matches(places.iter().copied())?,
+            None => vec![false; places.len()],
+        };
+        let mut plan = Plan::default();
+        for (place, of_input) in places.into_iter().zip(of_input) {
+            let [out, input] = place.linear();
+            plan.add(place, Ia3Rule { width: if of_input { input } else { out }, of_input });
+        }
+        Ok(plan)
+    }
+
+    fn company(&self) -> Company {
+        Company::SameKind
+    }
+}
+
+/// `ia3_l`: `[1, in]` scales the input of a layer, `[out, 1]` its output.
+#[derive(Clone, Debug)]
+struct Ia3Rule {
+    width: usize,
+    of_input: bool,
+}
+
+impl Rule for Ia3Rule {
+    fn tensors(&self) -> Vec<TensorSpec> {
+        let shape = if self.of_input { [1, self.width] } else { [self.width, 1] };
+        vec![TensorSpec::new("ia3_l", shape, Init::Ones)]
+    }
+
+    fn input(&self, x: Tensor<2>, own: &[Tensor<2>]) -> Tensor<2> {
+        if !self.of_input {
+            return x;
+        }
+        let dtype = x.dtype();
+        x * in_dtype(own[0].clone(), dtype)
+    }
+
+    fn output(&self, y: Tensor<2>, _call: &Call<'_>, own: &[Tensor<2>], _pass: &mut Pass) -> Tensor<2> {
+        if self.of_input {
+            return y;
+        }
+        let dtype = y.dtype();
+        y * in_dtype(own[0].clone().transpose(), dtype)
+    }
+
+    fn merge(&self, base: Weights, own: &[Tensor<2>]) -> Result<Weights, &'static str> {
+        let bias = match self.of_input {
+            true => base.bias,
+            false => base.bias.map(|bias| bias * own[0].clone().transpose()),
+        };
+        Ok(Weights { weight: base.weight * own[0].clone(), bias })
+    }
+}

@@ -1,0 +1,193 @@
+//! Prefix tuning: learned keys and values before those of every layer of the decoder (Li and Liang, 2021).
+
+use burn::tensor::Tensor;
+use serde_json::{Map, Value, json};
+
+use super::prompt::{check_sizes, linear, linear_specs, read_sizes, size_fields, submodules};
+use crate::fields::Fields;
+use crate::method::{Common, Company, Method, Outline, Plan};
+use crate::rule::{Init, Prefix, Rule, TensorName, TensorSpec, Weights};
+use crate::{AdapterError, Pass};
+
+/// Prefix tuning; the fields are named as in `peft.PrefixTuningConfig`.
+///
+/// The prefix is what self-attention of the decoder sees before the target's own tokens. With `prefix_projection` it
+/// comes, while it trains, from an embedding and a network behind it; only the prefix itself is saved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PrefixTuningConfig {
+    /// How many virtual tokens there are.
+    pub num_virtual_tokens: usize,
+    /// Whether the prefix comes from a network while it trains.
+    pub prefix_projection: bool,
+    /// The width of the network's hidden layer; that of the model by default.
+    pub encoder_hidden_size: Option<usize>,
+    /// How many stacks of layers the model has, as `peft` counts.
+    pub num_transformer_submodules: Option<usize>,
+    /// Whether the network is gone, as in every saved adapter.
+    pub inference_mode: bool,
+    /// The fields that every method has.
+    pub common: Common,
+}
+
+impl PrefixTuningConfig {
+    /// Of this many virtual tokens.
+    pub fn new(num_virtual_tokens: usize) -> Self {
+        Self {
+            num_virtual_tokens,
+            prefix_projection: false,
+            encoder_hidden_size: None,
+            num_transformer_submodules: None,
+            inference_mode: false,
+            common: Common::default(),
+        }
+    }
+
+    pub(crate) fn read(fields: &Fields<'_>) -> Result<Self, AdapterError> {
+        fields.ignore("init_weights"); // How the prefix began is past.
+        let (num_virtual_tokens, num_transformer_submodules) = read_sizes(fields)?;
+        Ok(Self {
+            num_virtual_tokens,
+            prefix_projection: fields.flag("prefix_projection")?,
+            encoder_hidden_size: fields.optional("encoder_hidden_size", "a width")?,
+            num_transformer_submodules,
+            inference_mode: true,
+            common: Common::read(fields)?,
+        })
+    }
+}
+
+impl Method for PrefixTuningConfig {
+    fn peft_type(&self) -> &'static str {
+        "PREFIX_TUNING"
+    }
+
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    fn validate(&self) -> Result<(), AdapterError> {
+        check_sizes(self.num_virtual_tokens, self.num_transformer_submodules)?;
+        match self.encoder_hidden_size {
+            Some(0) => Err(AdapterError::InvalidField {
+                field: "encoder_hidden_size",
+                found: "0".into(),
+                expected: "a width of at least 1",
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn fields(&self) -> Map<String, Value> {
+        let mut fields = size_fields(self.num_virtual_tokens, self.num_transformer_submodules);
+        fields.insert("prefix_projection".into(), json!(self.prefix_projection));
+        fields.insert("encoder_hidden_size".into(), json!(self.encoder_hidden_size));
+        fields
+    }
+
+    fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
+        let prefix = PrefixRule {
+            tokens: self.num_virtual_tokens,
+            layers: model.shape.num_layers,
+            heads: model.shape.num_heads,
+            d_kv: model.shape.d_kv,
+            submodules: submodules(self.num_transformer_submodules, model),
+        };
+        if self.prefix_projection && !self.inference_mode {
+            let hidden = self.encoder_hidden_size.unwrap_or(prefix.heads * prefix.d_kv);
+            return Ok(Plan::at_input(Projection { prefix, hidden }));
+        }
+        Ok(Plan::at_input(prefix))
+    }
+
+    fn company(&self) -> Company {
+        Company::Alone
+    }
+}
+
+/// `prompt_embeddings [tokens, layers * 2 * heads * d_kv]`.
+///
+/// In an encoder-decoder `peft` doubles the `2 * layers` parts and deals out four to each layer, two for each kind of
+/// attention; then it drops those of attention to the encoder. So layer `i` has as keys and values the parts `4 i` and
+/// `4 i + 1` modulo `2 * layers`, where a decoder alone has `2 i` and `2 i + 1`; the others are never used. An adapter
+/// from `peft` means nothing else.
+#[derive(Clone, Debug)]
+struct PrefixRule {
+    tokens: usize,
+    layers: usize,
+    heads: usize,
+    d_kv: usize,
+    submodules: usize,
+}
+
+impl PrefixRule {
+    fn width(&self) -> usize {
+        self.layers * 2 * self.heads * self.d_kv
+    }
+
+    fn split(&self, embeddings: &Tensor<2>) -> Vec<Prefix> {
+        let inner = self.heads * self.d_kv;
+        let part = |index: usize| {
+            let part = embeddings.clone().narrow(1, index % (2 * self.layers) * inner, inner);
+            part.reshape([self.tokens, self.heads, self.d_kv]).swap_dims(0, 1)
+        };
+        let first = |layer: usize| 2 * self.submodules * layer;
+        (0..self.layers).map(|layer| Prefix { keys: part(first(layer)), values: part(first(layer) + 1) }).collect()
+    }
+}
+
+impl Rule for PrefixRule {
+    fn tensors(&self) -> Vec<TensorSpec> {
+        let name = TensorName::Whole("prompt_embeddings".to_owned());
+        vec![TensorSpec { name, shape: vec![self.tokens, self.width()], init: Init::Normal(1.0), trainable: true }]
+    }
+
+    fn prefix(&self, own: &[Tensor<2>], _pass: &mut Pass) -> Option<Vec<Prefix>> {
+        Some(self.split(&own[0]))
+    }
+
+    fn merge(&self, _base: Weights, _own: &[Tensor<2>]) -> Result<Weights, &'static str> {
+        Err("its tokens are no weights")
+    }
+}
+
+/// An embedding `[tokens, heads * d_kv]` and, behind it, a hidden layer with tanh and a linear one.
+#[derive(Clone, Debug)]
+struct Projection {
+    prefix: PrefixRule,
+    hidden: usize,
+}
+
+impl Projection {
+    fn embeddings(&self, own: &[Tensor<2>]) -> Tensor<2> {
+        linear(linear(own[0].clone(), &own[1..3]).tanh(), &own[3..5])
+    }
+}
+
+impl Rule for Projection {
+    fn tensors(&self) -> Vec<TensorSpec> {
+        let width = self.prefix.heads * self.prefix.d_kv;
+        let embedding = TensorSpec {
+            name: TensorName::Unsaved("prompt_encoder.embedding.weight".to_owned()),
+            shape: vec![self.prefix.tokens, width],
+            init: Init::Normal(1.0),
+            trainable: true,
+        };
+        let layers = [
+            linear_specs("transform.0", self.hidden, width),
+            linear_specs("transform.2", self.prefix.width(), self.hidden),
+        ];
+        std::iter::once(embedding).chain(layers.into_iter().flatten()).collect()
+    }
+
+    fn prefix(&self, own: &[Tensor<2>], _pass: &mut Pass) -> Option<Vec<Prefix>> {
+        Some(self.prefix.split(&self.embeddings(own)))
+    }
+
+    fn saved(&self, own: &[Tensor<2>]) -> Vec<(TensorSpec, Tensor<2>)> {
+        self.prefix.tensors().into_iter().zip([self.embeddings(own)]).collect()
+    }
+
+    fn merge(&self, _base: Weights, _own: &[Tensor<2>]) -> Result<Weights, &'static str> {
+        Err("its tokens are no weights")
+    }
+}

@@ -1,0 +1,351 @@
+//! Soft prompts: prompt tuning (Lester et al., 2021) and P-tuning (Liu et al., 2021).
+
+use burn::tensor::{Int, Tensor, TensorData, activation};
+use serde_json::{Map, Value, json};
+use sideburn_kernels::Key;
+
+use crate::fields::Fields;
+use crate::method::{Common, Company, Method, Outline, Plan};
+use crate::rule::{Init, Rule, TensorName, TensorSpec, Weights};
+use crate::{AdapterError, Pass};
+
+/// What the virtual tokens of prompt tuning begin as.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PromptInit {
+    /// Draws from a standard normal, as PyTorch's `Embedding`.
+    #[default]
+    Random,
+    /// The embeddings of a text, cut or repeated to the number of virtual tokens.
+    Text {
+        /// The text; only recorded.
+        text: String,
+        /// Its tokens, without an end of sequence.
+        ids: Vec<u32>,
+    },
+    /// The embeddings of random tokens of the vocabulary, drawn with this seed.
+    SampleVocab(u64),
+}
+
+/// Prompt tuning; the fields are named as in `peft.PromptTuningConfig`.
+///
+/// Virtual tokens stand before the tokens of the encoder, or of a model that is a decoder alone. Of an encoder-decoder
+/// `peft` stores twice as many (`num_transformer_submodules` is 2) and uses the first half; so does this crate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PromptTuningConfig {
+    /// How many virtual tokens there are.
+    pub num_virtual_tokens: usize,
+    /// What they begin as.
+    pub prompt_tuning_init: PromptInit,
+    /// How many stacks of layers `peft` stores virtual tokens for; by default those that the model has.
+    pub num_transformer_submodules: Option<usize>,
+    /// The fields that every method has.
+    pub common: Common,
+}
+
+impl PromptTuningConfig {
+    /// Of this many virtual tokens.
+    pub fn new(num_virtual_tokens: usize) -> Self {
+        Self {
+            num_virtual_tokens,
+            prompt_tuning_init: PromptInit::Random,
+            num_transformer_submodules: None,
+            common: Common::default(),
+        }
+    }
+
+    pub(crate) fn read(fields: &Fields<'_>) -> Result<Self, AdapterError> {
+        // How the tokens began is past; the sizes of the model are the model's.
+        for past in ["prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"] {
+            fields.ignore(past);
+        }
+        let (num_virtual_tokens, num_transformer_submodules) = read_sizes(fields)?;
+        Ok(Self {
+            num_virtual_tokens,
+            prompt_tuning_init: PromptInit::Random,
+            num_transformer_submodules,
+            common: Common::read(fields)?,
+        })
+    }
+}
+
+/// `num_virtual_tokens`, and `num_transformer_submodules` if it is there.
+pub(super) fn read_sizes(fields: &Fields<'_>) -> Result<(usize, Option<usize>), AdapterError> {
+    for of_the_model in ["token_dim", "num_attention_heads", "num_layers"] {
+        fields.ignore(of_the_model);
+    }
+    let tokens = fields.required("num_virtual_tokens", "a number of at least 1")?;
+    Ok((tokens, fields.optional("num_transformer_submodules", "1 or 2")?))
+}
+
+pub(super) fn check_sizes(num_virtual_tokens: usize, submodules: Option<usize>) -> Result<(), AdapterError> {
+    let invalid =
+        |field, found: usize, expected| Err(AdapterError::InvalidField { field, found: found.to_string(), expected });
+    match (num_virtual_tokens, submodules) {
+        (0, _) | (1_000_001.., _) => invalid("num_virtual_tokens", num_virtual_tokens, "a number from 1 to 1000000"),
+        (_, Some(other)) if other != 1 && other != 2 => invalid("num_transformer_submodules", other, "1 or 2"),
+        _ => Ok(()),
+    }
+}
+
+/// The sizes that `peft` records of the model.
+pub(super) fn size_fields(num_virtual_tokens: usize, submodules: Option<usize>) -> Map<String, Value> {
+    let Value::Object(fields) = json!({
+        "num_virtual_tokens": num_virtual_tokens,
+        "num_transformer_submodules": submodules,
+        "token_dim": null,
+        "num_attention_heads": null,
+        "num_layers": null,
+    }) else {
+        unreachable!("an object")
+    };
+    fields
+}
+
+pub(super) fn submodules(given: Option<usize>, model: &Outline) -> usize {
+    given.unwrap_or(if model.shape.encoder_decoder { 2 } else { 1 })
+}
+
+impl Method for PromptTuningConfig {
+    fn peft_type(&self) -> &'static str {
+        "PROMPT_TUNING"
+    }
+
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    fn validate(&self) -> Result<(), AdapterError> {
+        check_sizes(self.num_virtual_tokens, self.num_transformer_submodules)?;
+        match &self.prompt_tuning_init {
+            PromptInit::Text { ids, .. } if ids.is_empty() => Err(AdapterError::InvalidField {
+                field: "prompt_tuning_init_text",
+                found: "without a token".into(),
+                expected: "a text of at least one token",
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn fields(&self) -> Map<String, Value> {
+        let mut fields = size_fields(self.num_virtual_tokens, self.num_transformer_submodules);
+        // `peft` would ask for the tokenizer again if this were TEXT, only to overwrite what it makes of it.
+        fields.insert("prompt_tuning_init".into(), json!("RANDOM"));
+        fields.insert("prompt_tuning_init_text".into(), Value::Null);
+        fields.insert("tokenizer_name_or_path".into(), Value::Null);
+        fields
+    }
+
+    fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
+        let stored = self.num_virtual_tokens * submodules(self.num_transformer_submodules, model);
+        let init = match &self.prompt_tuning_init {
+            PromptInit::Random => Init::Normal(1.0),
+            PromptInit::Text { ids, .. } => rows_of((0..stored).map(|index| ids[index % ids.len()]).collect(), model)?,
+            PromptInit::SampleVocab(seed) => {
+                let key = Key::from_seed(*seed);
+                let vocabulary = model.vocabulary();
+                rows_of((0..stored).map(|index| key.below(index as u64, vocabulary as u64) as u32).collect(), model)?
+            }
+        };
+        Ok(Plan::at_input(Prompt { used: self.num_virtual_tokens, stored, width: model.shape.d_model, init }))
+    }
+
+    fn company(&self) -> Company {
+        Company::Alone
+    }
+}
+
+/// The embeddings of these tokens.
+fn rows_of(ids: Vec<u32>, model: &Outline) -> Result<Init, AdapterError> {
+    if let Some(id) = ids.iter().find(|id| **id as usize >= model.vocabulary()) {
+        return Err(AdapterError::InvalidField {
+            field: "prompt_tuning_init_text",
+            found: format!("of the token {id}"),
+            expected: "tokens of the model's vocabulary",
+        });
+    }
+    Ok(Init::from_base(move |base: Weights| {
+        let index: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
+        let index = Tensor::<1, Int>::from_data(TensorData::new(index, [ids.len()]), &base.weight.device());
+        base.weight.select(0, index)
+    }))
+}
+
+/// `prompt_embeddings [stored, d_model]`, of which the first `used` stand before every row.
+#[derive(Clone, Debug)]
+struct Prompt {
+    used: usize,
+    stored: usize,
+    width: usize,
+    init: Init,
+}
+
+impl Rule for Prompt {
+    fn tensors(&self) -> Vec<TensorSpec> {
+        let name = TensorName::Whole("prompt_embeddings".to_owned());
+        let shape = vec![self.stored, self.width];
+        vec![TensorSpec { name, shape, init: self.init.clone(), trainable: true }]
+    }
+
+    fn virtual_tokens(&self, own: &[Tensor<2>], _pass: &mut Pass) -> Option<Tensor<2>> {
+        Some(own[0].clone().narrow(0, 0, self.used))
+    }
+
+    fn merge(&self, _base: Weights, _own: &[Tensor<2>]) -> Result<Weights, &'static str> {
+        Err("its tokens are no weights")
+    }
+}
+
+/// P-tuning: prompt tuning through a small network; the fields are named as in `peft.PromptEncoderConfig`.
+///
+/// While it trains the adapter has an embedding and a network of two hidden layers behind it (`MLP` of `peft`; its `LSTM`
+/// can be loaded, not trained). Only what these make of the virtual tokens is saved, so that a loaded adapter is a
+/// soft prompt like that of prompt tuning.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PTuningConfig {
+    /// How many virtual tokens there are.
+    pub num_virtual_tokens: usize,
+    /// The width of the network's hidden layers; that of the model by default.
+    pub encoder_hidden_size: Option<usize>,
+    /// How many stacks of layers `peft` stores virtual tokens for; by default those that the model has.
+    pub num_transformer_submodules: Option<usize>,
+    /// Whether the network is gone, as in every saved adapter.
+    pub inference_mode: bool,
+    /// The fields that every method has.
+    pub common: Common,
+}
+
+impl PTuningConfig {
+    /// Of this many virtual tokens.
+    pub fn new(num_virtual_tokens: usize) -> Self {
+        Self {
+            num_virtual_tokens,
+            encoder_hidden_size: None,
+            num_transformer_submodules: None,
+            inference_mode: false,
+            common: Common::default(),
+        }
+    }
+
+    pub(crate) fn read(fields: &Fields<'_>) -> Result<Self, AdapterError> {
+        // The network is not in the file.
+        for past in ["encoder_reparameterization_type", "encoder_num_layers", "encoder_dropout"] {
+            fields.ignore(past);
+        }
+        let (num_virtual_tokens, num_transformer_submodules) = read_sizes(fields)?;
+        Ok(Self {
+            num_virtual_tokens,
+            encoder_hidden_size: fields.optional("encoder_hidden_size", "a width")?,
+            num_transformer_submodules,
+            inference_mode: true,
+            common: Common::read(fields)?,
+        })
+    }
+}
+
+impl Method for PTuningConfig {
+    fn peft_type(&self) -> &'static str {
+        "P_TUNING"
+    }
+
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    fn validate(&self) -> Result<(), AdapterError> {
+        check_sizes(self.num_virtual_tokens, self.num_transformer_submodules)?;
+        match self.encoder_hidden_size {
+            Some(0) => Err(AdapterError::InvalidField {
+                field: "encoder_hidden_size",
+                found: "0".into(),
+                expected: "a width of at least 1",
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn fields(&self) -> Map<String, Value> {
+        let mut fields = size_fields(self.num_virtual_tokens, self.num_transformer_submodules);
+        fields.insert("encoder_reparameterization_type".into(), json!("MLP"));
+        fields.insert("encoder_hidden_size".into(), json!(self.encoder_hidden_size));
+        fields.insert("encoder_num_layers".into(), json!(2));
+        fields.insert("encoder_dropout".into(), json!(0.0));
+        fields
+    }
+
+    fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
+        let stored = self.num_virtual_tokens * submodules(self.num_transformer_submodules, model);
+        let prompt =
+            Prompt { used: self.num_virtual_tokens, stored, width: model.shape.d_model, init: Init::Normal(1.0) };
+        if self.inference_mode {
+            return Ok(Plan::at_input(prompt));
+        }
+        let hidden = self.encoder_hidden_size.unwrap_or(model.shape.d_model);
+        Ok(Plan::at_input(PromptEncoder { prompt, hidden }))
+    }
+
+    fn company(&self) -> Company {
+        Company::Alone
+    }
+}
+
+/// An embedding `[stored, d_model]` and, behind it, two hidden layers with relu and a linear one.
+#[derive(Clone, Debug)]
+struct PromptEncoder {
+    prompt: Prompt,
+    hidden: usize,
+}
+
+impl PromptEncoder {
+    fn embeddings(&self, own: &[Tensor<2>]) -> Tensor<2> {
+        let hidden = activation::relu(linear(own[0].clone(), &own[1..3]));
+        linear(activation::relu(linear(hidden, &own[3..5])), &own[5..7])
+    }
+}
+
+/// `x W^T + b` for a weight and a bias.
+pub(super) fn linear(x: Tensor<2>, own: &[Tensor<2>]) -> Tensor<2> {
+    x.matmul(own[0].clone().transpose()) + own[1].clone()
+}
+
+/// Weight and bias of a linear layer of an encoder, as PyTorch makes them.
+pub(super) fn linear_specs(name: &str, out: usize, input: usize) -> [TensorSpec; 2] {
+    let bound = 1.0 / (input as f64).sqrt();
+    let spec = |part: &str, shape: Vec<usize>| TensorSpec {
+        name: TensorName::Unsaved(format!("prompt_encoder.{name}.{part}")),
+        shape,
+        init: Init::Uniform(bound),
+        trainable: true,
+    };
+    [spec("weight", vec![out, input]), spec("bias", vec![out])]
+}
+
+impl Rule for PromptEncoder {
+    fn tensors(&self) -> Vec<TensorSpec> {
+        let Prompt { stored, width, .. } = self.prompt;
+        let embedding = TensorSpec {
+            name: TensorName::Unsaved("prompt_encoder.embedding.weight".to_owned()),
+            shape: vec![stored, width],
+            init: Init::Normal(1.0),
+            trainable: true,
+        };
+        let layers = [
+            linear_specs("mlp_head.0", self.hidden, width),
+            linear_specs("mlp_head.2", self.hidden, self.hidden),
+            linear_specs("mlp_head.4", width, self.hidden),
+        ];
+        std::iter::once(embedding).chain(layers.into_iter().flatten()).collect()
+    }
+
+    fn virtual_tokens(&self, own: &[Tensor<2>], _pass: &mut Pass) -> Option<Tensor<2>> {
+        Some(self.embeddings(own).narrow(0, 0, self.prompt.used))
+    }
+
+    fn saved(&self, own: &[Tensor<2>]) -> Vec<(TensorSpec, Tensor<2>)> {
+        self.prompt.tensors().into_iter().zip([self.embeddings(own)]).collect()
+    }
+
+    fn merge(&self, _base: Weights, _own: &[Tensor<2>]) -> Result<Weights, &'static str> {
+        Err("its tokens are no weights")
+    }
+}
