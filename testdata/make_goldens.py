@@ -10,6 +10,7 @@ import copy
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -90,17 +91,22 @@ def lora_config(**changes):
 
 def file_key(parameter_name):
     """The name that a parameter has in `adapter_model.safetensors`."""
-    return parameter_name.replace(".default.", ".")
+    name = parameter_name.replace(".modules_to_save.", ".").replace(".default.", ".").removesuffix(".default")
+    return name.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")
 
 
 def save_adapter(model, directory):
     model.save_pretrained(directory)
     (directory / "README.md").unlink(missing_ok=True)
-    # peft writes a Python set here, in an order that changes from run to run.
-    path = directory / "adapter_config.json"
+    write_sorted_config(directory / "adapter_config.json")
+
+
+def write_sorted_config(path):
+    # peft writes Python sets here, in an order that changes from run to run.
     config = json.loads(path.read_text())
-    if isinstance(config["target_modules"], list):
-        config["target_modules"].sort()
+    for field in ("target_modules", "exclude_modules", "feedforward_modules"):
+        if isinstance(config.get(field), list):
+            config[field].sort()
     path.write_text(json.dumps(config, indent=2, sort_keys=True))
 
 
@@ -252,31 +258,23 @@ def target_tokens(batch):
     return int((batch["labels"] != -100).sum())
 
 
-def trajectory(out, base, method, config, batches, steps=20, accumulation=1, clip=None, warmup=None):
-    """`steps` steps of AdamW on `batches`.
+def decays(parameter_name):
+    """Whether transformers.Trainer lets a parameter decay: norms and what is called a bias do not."""
+    return not re.search(r"bias|layernorm|rmsnorm|(^|\.)norm($|\.)|_norm($|\.)", parameter_name.lower())
+
+
+def train(model, batches, steps=20, accumulation=1, clip=None, warmup=None, after_step=None):
+    """`steps` steps of AdamW on `batches`: what to record of them.
 
     The loss of a step is the sum of the token losses of all of its micro-batches over the number of their target
     tokens.
     """
-    directory = out / "trajectory" / f"{base}__{method}"
     lr, weight_decay = 1e-3, 0.01
-    torch.manual_seed(5)
-    model = load_base(out / base)
-    if config is not None:
-        model = get_peft_model(model, copy.deepcopy(config))
-        model.peft_config["default"].base_model_name_or_path = f"base/{base}"
-        save_adapter(model, directory / "initial_adapter")
     model.train()
-    write_tensors(
-        directory / "batches.safetensors",
-        {f"{name}.{i}": tensor for i, batch in enumerate(batches) for name, tensor in batch.items()},
-    )
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    # As transformers.Trainer groups them: norms and what is called a bias do not decay.
-    decays = {name: p.ndim > 1 and "bias" not in name for name, p in trainable.items()}
     groups = [
-        dict(params=[p for name, p in trainable.items() if decays[name]], weight_decay=weight_decay),
-        dict(params=[p for name, p in trainable.items() if not decays[name]], weight_decay=0.0),
+        dict(params=[p for name, p in trainable.items() if decays(name)], weight_decay=weight_decay),
+        dict(params=[p for name, p in trainable.items() if not decays(name)], weight_decay=0.0),
     ]
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), eps=1e-8)
     schedule = None
@@ -302,11 +300,11 @@ def trajectory(out, base, method, config, batches, steps=20, accumulation=1, cli
         optimizer.step()
         if schedule is not None:
             schedule.step()
+        if after_step is not None:
+            after_step(step)
         losses.append(total)
         means_of_means.append(sum(means) / len(means))
     record = dict(
-        base=base,
-        method="full" if config is None else "lora",
         optimizer=dict(name="adamw", lr=lr, betas=[0.9, 0.999], eps=1e-8, weight_decay=weight_decay),
         schedule=None if warmup is None else dict(name="linear", warmup_steps=warmup, total_steps=steps),
         max_grad_norm=clip,
@@ -321,9 +319,26 @@ def trajectory(out, base, method, config, batches, steps=20, accumulation=1, cli
     )
     if accumulation > 1:
         record["means_of_micro_batch_means"] = means_of_means
+    return record
+
+
+def trajectory(out, base, method, config, batches, **options):
+    directory = out / "trajectory" / f"{base}__{method}"
+    torch.manual_seed(5)
+    model = load_base(out / base)
+    if config is not None:
+        model = get_peft_model(model, copy.deepcopy(config))
+        model.peft_config["default"].base_model_name_or_path = f"base/{base}"
+        save_adapter(model, directory / "initial_adapter")
+    write_tensors(
+        directory / "batches.safetensors",
+        {f"{name}.{i}": tensor for i, batch in enumerate(batches) for name, tensor in batch.items()},
+    )
+    record = dict(base=base, method="full" if config is None else "lora") | train(model, batches, **options)
     write_json(directory / "trajectory.json", record)
     if config is not None:
-        write_tensors(directory / "final.safetensors", {file_key(name): p for name, p in trainable.items()})
+        trained = {file_key(name): p for name, p in model.named_parameters() if p.requires_grad}
+        write_tensors(directory / "final.safetensors", trained)
 
 
 def trajectories(out):
