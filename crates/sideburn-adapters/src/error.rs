@@ -186,6 +186,26 @@ pub enum AdapterError {
         /// Tensors of another shape.
         misshapen: Vec<Misshapen>,
     },
+    /// Values that are not as many as a tensor has.
+    #[error("{tensor} has the shape {shape:?}, which {found} values do not fill")]
+    WrongLength {
+        /// The tensor.
+        tensor: String,
+        /// How many values there are.
+        found: usize,
+        /// Its shape.
+        shape: Vec<usize>,
+    },
+    /// A tensor that should repeat another and does not.
+    #[error("{}: {tensor} is not equal to {of}, of which it must be a copy", path.display())]
+    NotACopy {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What it should equal.
+        of: String,
+    },
     /// An error in reading or writing weights.
     #[error(transparent)]
     Weights(#[from] WeightsError),

@@ -61,7 +61,10 @@ pub use methods::{
 pub use model::{AdaptedModel, ModelShape, Weight, WeightMut};
 pub use pass::Pass;
 pub use peft_dir::{load_adapter, read_config_file, save_adapter, swap_adapter};
-pub use registry::{AdapterSet, Entry, adapter_tensors, attach, delete, set_active, set_trainable, without_adapters};
+pub use registry::{
+    AdapterSet, Entry, adapter_tensors, attach, delete, set_active, set_adapter_tensors, set_trainable,
+    without_adapters,
+};
 pub use report::ParameterReport;
 pub use rule::{Call, Init, Prefix, Rule, TensorName, TensorSpec, Weights};
 pub use sideburn_kernels::Key;

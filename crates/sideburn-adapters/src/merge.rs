@@ -102,7 +102,7 @@ pub fn unmerge<M: AdaptedModel>(model: &mut M) -> Result<Vec<String>, AdapterErr
 /// As for [`merge`]. The model is then as before.
 pub fn merge_and_unload<M: AdaptedModel>(model: &mut M) -> Result<Vec<String>, AdapterError> {
     let names = merge(model)?;
-    crate::registry::for_each_slots(model, |_, slots| slots.clear());
+    crate::registry::for_each_slots(model, Vec::clear);
     *model.adapters_mut() = crate::AdapterSet::default();
     Ok(names)
 }

@@ -56,6 +56,8 @@ pub struct ModelShape {
     pub model_type: &'static str,
     /// The place that embeds tokens.
     pub embedding: &'static str,
+    /// Other names that `transformers` has for what the embedding is tied to.
+    pub embedding_copies: &'static [&'static str],
     /// The name of the output head, a linear layer of its own or the embedding.
     pub head: &'static str,
     /// Whether the embedding is the output head.
@@ -78,6 +80,7 @@ impl ModelShape {
         Self {
             model_type: "",
             embedding: "",
+            embedding_copies: &[],
             head: "",
             tied_head: false,
             encoder_decoder: false,

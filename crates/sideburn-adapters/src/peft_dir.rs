@@ -9,7 +9,7 @@ use sideburn_kernels::Key;
 use sideburn_weights::{AtomicDir, SafetensorsFile, write_safetensors};
 
 use crate::method::{Method, read_config};
-use crate::registry::{attach_dyn, for_each_slots, slots_of};
+use crate::registry::{attach_dyn, slots_of, try_each_slots};
 use crate::tensors::{frozen_param, to_file};
 use crate::{AdaptedModel, AdapterError, Misshapen};
 
@@ -31,6 +31,9 @@ pub fn save_adapter<M: AdaptedModel>(model: &M, name: &str, directory: impl AsRe
         let own: Vec<_> = slot.tensors().iter().map(Param::val).collect();
         for (spec, tensor) in slot.rule().saved(&own) {
             let Some(name) = spec.name.in_file(&place) else { continue };
+            for copy in spec.copies {
+                tensors.entry(copy).or_insert_with(|| to_file(tensor.clone(), spec.shape.clone()));
+            }
             tensors.entry(name).or_insert_with(|| to_file(tensor, spec.shape));
         }
     }
@@ -101,9 +104,9 @@ pub fn swap_adapter<M: AdaptedModel>(
 /// Fills the tensors of an attached adapter from a file.
 fn fill<M: AdaptedModel>(model: &mut M, name: &str, file: &SafetensorsFile) -> Result<(), AdapterError> {
     let mut unexpected: BTreeSet<String> = file.names().map(str::to_owned).collect();
-    let (mut missing, mut misshapen, mut failed) = (BTreeSet::new(), Vec::new(), None);
+    let (mut missing, mut misshapen) = (BTreeSet::new(), Vec::new());
     let mut read = HashMap::new();
-    for_each_slots(model, |place, slots| {
+    try_each_slots(model, |place, slots| {
         for slot in slots.iter_mut().filter(|slot| slot.name() == name) {
             let specs = slot.rule().tensors();
             for (spec, param) in specs.into_iter().zip(slot.tensors_mut()) {
@@ -118,24 +121,20 @@ fn fill<M: AdaptedModel>(model: &mut M, name: &str, file: &SafetensorsFile) -> R
                     continue;
                 }
                 if !read.contains_key(&tensor) {
-                    match file.read_f32(&tensor) {
-                        Ok(values) => {
-                            let filled = frozen_param(values, &spec.dims(), &param.lazy_device());
-                            read.insert(tensor.clone(), filled.set_require_grad(spec.trainable));
-                        }
-                        Err(error) => {
-                            failed.get_or_insert(error);
-                            continue;
-                        }
-                    }
+                    let filled = frozen_param(file.read_f32(&tensor)?, &spec.dims(), &param.lazy_device());
+                    read.insert(tensor.clone(), filled.set_require_grad(spec.trainable));
                 }
                 *param = read[&tensor].clone();
+                for copy in spec.copies {
+                    if file.info(&copy).is_some() && file.read(&copy)? != file.read(&tensor)? {
+                        return Err(AdapterError::NotACopy { path: file.path().to_owned(), tensor: copy, of: tensor });
+                    }
+                    unexpected.remove(&copy);
+                }
             }
         }
-    });
-    if let Some(error) = failed {
-        return Err(error.into());
-    }
+        Ok(())
+    })?;
     if missing.is_empty() && misshapen.is_empty() && unexpected.is_empty() {
         return Ok(());
     }

@@ -8,10 +8,11 @@ use burn::tensor::Tensor;
 use sideburn_kernels::Key;
 
 use crate::method::{Company, Method, Outline, Place};
-use crate::methods::Replace;
-use crate::model::{AdaptedModel, WeightMut};
+use crate::methods::{OwnHead, Replace};
+use crate::model::{AdaptedModel, ModelShape, WeightMut};
 use crate::rule::{Prefix, Rule, Weights};
 use crate::slot::{Base, Shared, Slot, values};
+use crate::tensors::frozen_param;
 use crate::{AdapterError, Pass, freeze};
 
 /// The adapters that a model has; a field of every model that can be adapted.
@@ -152,12 +153,56 @@ pub fn adapter_tensors<'a, M: AdaptedModel>(
     Ok(tensors.collect())
 }
 
+/// Replaces tensors of an adapter: by the values, in row-major order, that `values` gives for their names, which are those
+/// of [`adapter_tensors`]. What is trainable stays so.
+///
+/// # Errors
+/// If there is no such adapter, or there are not as many values as a tensor has. The model is then as before.
+pub fn set_adapter_tensors<M: AdaptedModel>(
+    model: &mut M,
+    name: &str,
+    values: impl Fn(&str) -> Option<Vec<f32>>,
+) -> Result<(), AdapterError> {
+    model.adapters().get(name)?;
+    let mut changed = model.clone();
+    try_each_slots(&mut changed, |place, slots| {
+        for slot in slots.iter_mut().filter(|slot| slot.name() == name) {
+            let specs = slot.rule().tensors();
+            for (spec, param) in specs.into_iter().zip(slot.tensors_mut()) {
+                let tensor = spec.name.at(place);
+                let Some(values) = values(&tensor) else { continue };
+                let dims = spec.dims();
+                if values.len() != dims[0] * dims[1] {
+                    return Err(AdapterError::WrongLength { tensor, found: values.len(), shape: spec.shape });
+                }
+                *param = frozen_param(values, &dims, &param.lazy_device()).set_require_grad(spec.trainable);
+            }
+        }
+        Ok(())
+    })?;
+    *model = changed;
+    Ok(())
+}
+
+/// Calls `change` on every list of slots of the model, until it fails.
+pub(crate) fn try_each_slots<M: AdaptedModel>(
+    model: &mut M,
+    mut change: impl FnMut(&str, &mut Vec<Slot>) -> Result<(), AdapterError>,
+) -> Result<(), AdapterError> {
+    change("", &mut model.adapters_mut().input)?;
+    model
+        .weights_mut()
+        .into_iter()
+        .try_for_each(|(name, weight)| change(Place::name_of(&name), weight.into_slots_mut()))
+}
+
 /// Calls `change` on every list of slots of the model.
-pub(crate) fn for_each_slots<M: AdaptedModel>(model: &mut M, mut change: impl FnMut(&str, &mut Vec<Slot>)) {
-    change("", &mut model.adapters_mut().input);
-    for (place, weight) in model.weights_mut() {
-        change(Place::name_of(&place), weight.into_slots_mut());
-    }
+pub(crate) fn for_each_slots<M: AdaptedModel>(model: &mut M, mut change: impl FnMut(&mut Vec<Slot>)) {
+    try_each_slots(model, |_, slots| {
+        change(slots);
+        Ok(())
+    })
+    .expect("a change that cannot fail");
 }
 
 /// Attaches a new adapter called `name`, alone active and alone trainable; all that was there before is frozen. Returns
@@ -197,6 +242,12 @@ pub(crate) fn attach_dyn<M: AdaptedModel>(
     plan.places.retain(|(planned, _)| !copies.iter().any(|copied| copied.name == *planned));
     for copied in copies {
         plan.add(copied, Replace::all(copied));
+    }
+    let ModelShape { head, tied_head, .. } = outline.shape;
+    if tied_head && modules_to_save.iter().any(|name| name == head) {
+        for place in outline.places.iter().filter(|place| place.is_embedding()) {
+            plan.add(place, OwnHead::new(head, place));
+        }
     }
     let not_by_row = match &plan {
         plan if plan.input.is_some() => Some("it acts on the model's input"),
@@ -287,7 +338,7 @@ pub fn set_active<M: AdaptedModel>(model: &mut M, names: &[&str]) -> Result<(), 
     for entry in &mut model.adapters_mut().entries {
         entry.active = names.contains(&entry.name.as_str());
     }
-    for_each_slots(model, |_, slots| {
+    for_each_slots(model, |slots| {
         slots.iter_mut().for_each(|slot| slot.set_active(names.contains(&slot.name())));
     });
     Ok(())
@@ -327,7 +378,7 @@ pub fn set_trainable<M: AdaptedModel>(model: &mut M, names: &[&str]) -> Result<(
         model.adapters().get(name)?;
     }
     freeze(model);
-    for_each_slots(model, |_, slots| {
+    for_each_slots(model, |slots| {
         for slot in slots.iter_mut().filter(|slot| names.contains(&slot.name())) {
             let trainable: Vec<bool> = slot.rule().tensors().into_iter().map(|spec| spec.trainable).collect();
             for (tensor, trainable) in slot.tensors_mut().iter_mut().zip(trainable) {
@@ -347,6 +398,6 @@ pub fn delete<M: AdaptedModel>(model: &mut M, name: &str) -> Result<(), AdapterE
         return Err(AdapterError::IsMerged { name: name.to_owned() });
     }
     model.adapters_mut().entries.retain(|entry| entry.name != name);
-    for_each_slots(model, |_, slots| slots.retain(|slot| slot.name() != name));
+    for_each_slots(model, |slots| slots.retain(|slot| slot.name() != name));
     Ok(())
 }

@@ -107,12 +107,14 @@ pub struct TensorSpec {
     pub init: Init,
     /// Whether it is trained.
     pub trainable: bool,
+    /// Names under which the file holds it once more.
+    pub copies: Vec<String>,
 }
 
 impl TensorSpec {
     /// A trained tensor, called `base_model.model.{place}.{suffix}` in the file.
     pub fn new(suffix: &'static str, shape: impl Into<Vec<usize>>, init: Init) -> Self {
-        Self { name: TensorName::AtPlace(suffix), shape: shape.into(), init, trainable: true }
+        Self { name: TensorName::AtPlace(suffix), shape: shape.into(), init, trainable: true, copies: Vec::new() }
     }
 
     /// The same, which is not trained.

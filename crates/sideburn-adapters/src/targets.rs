@@ -136,9 +136,12 @@ impl Targets {
             let excluded = excluded.matches(model.places.iter())?;
             chosen.iter_mut().zip(excluded).for_each(|(chosen, excluded)| *chosen &= !excluded);
         }
-        if let (Some(layers), TargetModules::Names(_)) = (&self.layers_to_transform, targets) {
+        if let (Some(layers), TargetModules::Names(names)) = (&self.layers_to_transform, targets) {
             let patterns = self.layer_patterns()?;
             for (chosen, place) in chosen.iter_mut().zip(&model.places) {
+                if names.contains(&place.name) {
+                    continue; // A full name means just this layer.
+                }
                 let layer = patterns.iter().find_map(|pattern| pattern.captures(&place.name));
                 let layer = layer.and_then(|found| found[1].parse::<usize>().ok());
                 *chosen &= layer.is_some_and(|layer| layers.contains(&layer));

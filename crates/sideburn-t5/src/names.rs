@@ -75,6 +75,7 @@ impl AdaptedModel for T5 {
         ModelShape {
             model_type: "t5",
             embedding: "shared",
+            embedding_copies: &["encoder.embed_tokens", "decoder.embed_tokens", HEAD],
             head: HEAD,
             tied_head: self.lm_head.is_none(),
             encoder_decoder: true,

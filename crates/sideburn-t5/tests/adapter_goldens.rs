@@ -2,7 +2,10 @@
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, Tensor};
-use sideburn_adapters::{AdaptedModel, Pass, adapter_tensors, load_adapter, merge, save_adapter, unmerge};
+use sideburn_adapters::{
+    AdaptedModel, Key, PTuningConfig, Pass, PrefixTuningConfig, adapter_tensors, attach, load_adapter, merge,
+    save_adapter, set_adapter_tensors, unmerge,
+};
 use sideburn_batch::Seq2SeqBatch;
 use sideburn_t5::T5;
 use sideburn_weights::SafetensorsFile;
@@ -26,6 +29,25 @@ fn adapted(name: &str, base: &str, device: &Device) -> T5 {
     let mut model = T5::from_dir(golden::path(base), device).unwrap();
     load_adapter(&mut model, "default", golden::path(&format!("adapters/{name}"))).unwrap();
     model
+}
+
+/// Where `peft` is not followed; `testdata/README.md` says more.
+enum Exception {
+    /// LoRA on the embedding has no effect there until it is merged; here it always has that effect.
+    OnEmbedding,
+    /// The embeddings of some tokens are also written over rows of an untied output head: the logits of these tokens.
+    InUntiedHead([usize; 3]),
+    /// What is trained is not in the file.
+    Network,
+}
+
+fn exception(name: &str) -> Option<Exception> {
+    match name {
+        "lora_shared_embedding" | "relu_tied__lora_shared_embedding" => Some(Exception::OnEmbedding),
+        "trainable_tokens" | "lora_trainable_tokens" => Some(Exception::InUntiedHead([41, 161, 221])),
+        "p_tuning" | "p_tuning_lstm" | "prefix_tuning_proj" => Some(Exception::Network),
+        _ => None,
+    }
 }
 
 /// The inputs that all goldens share.
@@ -75,11 +97,56 @@ fn logits_and_loss() {
     for (name, base) in goldens() {
         let io = Golden::open(&format!("adapters/{name}/io.safetensors"));
         let model = adapted(&name, base, &Device::flex());
-        let difference = max_difference(&inputs.logits(&model), &io.floats("logits"));
-        let loss = relative_difference(&values(inputs.loss(&model)), &io.floats("loss"));
-        println!("{name}: logits differ by at most {difference:e}, the loss by {loss:e} relative");
+        let (mut found, mut expected) = (inputs.logits(&model), io.floats("logits"));
+        match exception(&name) {
+            Some(Exception::OnEmbedding) => expected = io.floats("merged_logits"),
+            Some(Exception::InUntiedHead(tokens)) => {
+                for logits in [&mut found, &mut expected] {
+                    logits.chunks_mut(256).for_each(|row| tokens.iter().for_each(|token| row[*token] = 0.0));
+                }
+            }
+            _ => {
+                let loss = relative_difference(&values(inputs.loss(&model)), &io.floats("loss"));
+                println!("{name}: the loss differs by {loss:e} relative");
+                assert!(loss <= 1e-5, "{name}: the loss differs by {loss:e} relative");
+            }
+        }
+        let difference = max_difference(&found, &expected);
+        println!("{name}: logits differ by at most {difference:e}");
         assert!(difference <= 1e-4, "{name}: logits differ by {difference:e}");
-        assert!(loss <= 1e-5, "{name}: the loss differs by {loss:e} relative");
+    }
+}
+
+/// A model with an adapter that can be trained, although its file holds only what its network makes.
+fn with_network(name: &str, base: &str, io: &Golden, device: &Device) -> T5 {
+    let mut model = T5::from_dir(golden::path(base), device).unwrap();
+    let key = Key::from_seed(0);
+    if name == "p_tuning" {
+        let config = PTuningConfig { encoder_hidden_size: Some(16), ..PTuningConfig::new(5) };
+        attach(&mut model, "default", config, key).unwrap();
+    } else {
+        let config =
+            PrefixTuningConfig { prefix_projection: true, encoder_hidden_size: Some(16), ..PrefixTuningConfig::new(5) };
+        attach(&mut model, "default", config, key).unwrap();
+    }
+    set_adapter_tensors(&mut model, "default", |tensor| Some(io.floats(&format!("param.{tensor}")))).unwrap();
+    model
+}
+
+#[test]
+fn a_saved_network_is_what_it_makes() {
+    let inputs = Inputs::open();
+    for name in ["p_tuning", "prefix_tuning_proj"] {
+        let io = Golden::open(&format!("adapters/{name}/io.safetensors"));
+        let model = with_network(name, "t5_gated_untied", &io, &Device::flex());
+        let logits = inputs.logits(&model);
+        let difference = max_difference(&logits, &io.floats("logits"));
+        assert!(difference <= 1e-4, "{name}: logits differ by {difference:e}");
+        let directory = tempfile::tempdir().unwrap();
+        save_adapter(&model, "default", directory.path()).unwrap();
+        let mut loaded = T5::from_dir(golden::path("t5_gated_untied"), &Device::flex()).unwrap();
+        load_adapter(&mut loaded, "default", directory.path()).unwrap();
+        assert_eq!(inputs.logits(&loaded), logits, "{name}");
     }
 }
 
@@ -89,7 +156,16 @@ fn gradients() {
     let inputs = Inputs::open();
     for (name, base) in goldens() {
         let io = Golden::open(&format!("adapters/{name}/io.safetensors"));
-        let model = adapted(&name, base, &Device::flex().autodiff()).map(&mut Cast(DType::F64));
+        let device = Device::flex().autodiff();
+        let model = match exception(&name) {
+            // The golden has none of the embedding's, or those of the head as well.
+            Some(Exception::OnEmbedding | Exception::InUntiedHead(_)) => continue,
+            // Its LSTM cannot be trained here.
+            Some(Exception::Network) if name == "p_tuning_lstm" => continue,
+            Some(Exception::Network) => with_network(&name, base, &io, &device),
+            None => adapted(&name, base, &device),
+        };
+        let model = model.map(&mut Cast(DType::F64));
         let gradients = inputs.loss(&model).backward();
         let (mut squared_error, mut squared_norm, mut compared) = (0.0, 0.0, 0);
         for (tensor, param) in adapter_tensors(&model, "default").unwrap() {
@@ -116,17 +192,27 @@ fn merged_and_unmerged() {
     let inputs = Inputs::open();
     for (name, base) in goldens() {
         let io = Golden::open(&format!("adapters/{name}/io.safetensors"));
-        if !io.names().contains(&"merged_logits".to_owned()) {
-            continue;
-        }
         let plain = T5::from_dir(golden::path(base), &Device::flex()).unwrap();
         let mut model = adapted(&name, base, &Device::flex());
         let unmerged = inputs.logits(&model);
-        assert_eq!(merge(&mut model).unwrap(), ["default"]);
+        if let Err(error) = merge(&mut model) {
+            let reason = match name.as_str() {
+                "lora_lora_bias" => "no bias",
+                "relu_tied__lora_modules_to_save_lm_head" => "no output head of its own",
+                _ => "its tokens are no weights",
+            };
+            assert!(error.to_string().contains(reason), "{name}: {error}");
+            assert_eq!(inputs.logits(&model), unmerged, "{name}: as before");
+            continue;
+        }
         let merged = inputs.logits(&model);
-        let [golden, drift] = [io.floats("merged_logits"), unmerged.clone()].map(|x| max_difference(&merged, &x));
-        println!("{name}: merged logits are {golden:e} from those of peft, and {drift:e} from unmerged ones");
-        assert!(golden <= 2e-4, "{name}: merged logits are {golden:e} from those of peft");
+        if io.names().contains(&"merged_logits".to_owned()) {
+            let golden = max_difference(&merged, &io.floats("merged_logits"));
+            println!("{name}: merged logits are {golden:e} from those of peft");
+            assert!(golden <= 2e-4, "{name}: merged logits are {golden:e} from those of peft");
+        }
+        let drift = max_difference(&merged, &unmerged);
+        println!("{name}: merging moves the logits by {drift:e}");
         assert!(drift <= 2e-4, "{name}: merging moved the logits by {drift:e}");
         unmerge(&mut model).unwrap();
         assert_eq!(inputs.logits(&model), unmerged, "{name}: active again");

@@ -1,6 +1,6 @@
 //! The gradients of all parameters together.
 
-use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
@@ -38,32 +38,4 @@ pub(crate) fn scale<M: Module>(model: &M, gradients: &mut GradientsParams, facto
         }
     }
     model.visit(&mut Scale { gradients, factor });
-}
-
-/// The parameters that weight decay leaves alone, as `transformers.Trainer.get_decay_parameter_names` does: norms, and
-/// whatever is called a bias, T5's table of relative position biases among them.
-pub(crate) fn undecayed<M: Module>(model: &M) -> Vec<ParamId> {
-    #[derive(Default)]
-    struct Undecayed {
-        path: Vec<String>,
-        ids: Vec<ParamId>,
-    }
-    impl ModuleVisitor for Undecayed {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.path.push(name.to_owned());
-        }
-
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.path.pop();
-        }
-
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if D == 1 || self.path.iter().any(|name| name.contains("bias")) {
-                self.ids.push(param.id);
-            }
-        }
-    }
-    let mut visitor = Undecayed::default();
-    model.visit(&mut visitor);
-    visitor.ids
 }

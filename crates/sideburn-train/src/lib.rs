@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod decay;
 mod error;
 mod gradients;
 mod observe;

@@ -5,10 +5,11 @@ use std::time::Instant;
 use burn::module::{Module, ParamGroup};
 use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::Tensor;
-use sideburn_adapters::{Key, ParameterReport, Pass};
+use sideburn_adapters::{AdaptedModel, Key, ParameterReport, Pass};
 use sideburn_batch::Seq2SeqBatch;
 
-use crate::gradients::{global_norm, scale, undecayed};
+use crate::decay::undecayed;
+use crate::gradients::{global_norm, scale};
 use crate::{Observer, StepRecord, TrainConfig, TrainError};
 
 type Source = Box<dyn std::error::Error + Send + Sync>;
@@ -61,7 +62,7 @@ impl<'a> Trainer<'a> {
     /// before the failing step is taken back. After any other error it has the weights of the last finished step.
     pub fn train<M, B, L, D, E>(mut self, model: &mut M, batches: B, token_losses: L) -> Result<TrainReport, TrainError>
     where
-        M: Module,
+        M: AdaptedModel,
         B: Fn(u64) -> Result<Seq2SeqBatch, D>,
         L: Fn(&M, &Seq2SeqBatch, &mut Pass) -> Result<Tensor<1>, E>,
         D: Into<Source>,
@@ -105,7 +106,7 @@ impl<'a> Trainer<'a> {
         Ok(report)
     }
 
-    fn optimizer<M: Module>(&self, model: &M) -> ModuleOptimizer {
+    fn optimizer<M: AdaptedModel>(&self, model: &M) -> ModuleOptimizer {
         let config = |weight_decay: f64| {
             AdamWConfig::new()
                 .with_beta_1(self.config.adam_beta1 as f32)

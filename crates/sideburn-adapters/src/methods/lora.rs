@@ -11,7 +11,7 @@ use super::{Replace, trainable_tokens::TokenRows};
 use crate::fields::Fields;
 use crate::method::{Common, Company, Method, Outline, Place, PlaceKind, Plan};
 use crate::rule::{Call, Init, Rule, TensorSpec, Weights};
-use crate::targets::{Targets, full_match};
+use crate::targets::{TargetModules, Targets, full_match};
 use crate::{AdapterError, Pass};
 
 /// Which biases of the base are trained beside the factors.
@@ -129,9 +129,18 @@ impl LoraConfig {
         })
     }
 
+    /// Whether `peft` puts the base's output head into the file: it does where a target names the head.
+    fn stores_head(&self, model: &Outline) -> Result<bool, AdapterError> {
+        Ok(match &self.targets.target_modules {
+            Some(TargetModules::Names(names)) => names.iter().any(|name| name == model.shape.head),
+            Some(TargetModules::Pattern(pattern)) => full_match(pattern)?.is_match(model.shape.head),
+            None => false,
+        } && self.trainable_token_indices.is_empty())
+    }
+
     fn rule(&self, place: &Place) -> Result<LoraRule, AdapterError> {
-        let r = pattern_value("rank_pattern", &self.rank_pattern, &place.name)?.unwrap_or(self.r);
-        let alpha = pattern_value("alpha_pattern", &self.alpha_pattern, &place.name)?.unwrap_or(self.lora_alpha);
+        let r = pattern_value(&self.rank_pattern, &place.name)?.unwrap_or(self.r);
+        let alpha = pattern_value(&self.alpha_pattern, &place.name)?.unwrap_or(self.lora_alpha);
         Ok(LoraRule {
             kind: place.kind,
             r,
@@ -144,29 +153,15 @@ impl LoraConfig {
     }
 }
 
-/// The value of the pattern that a name matches, as `peft` reads patterns: `(.*\.)?(PATTERN)$`.
-fn pattern_value<T: Copy + PartialEq>(
-    field: &'static str,
-    patterns: &BTreeMap<String, T>,
-    name: &str,
-) -> Result<Option<T>, AdapterError> {
-    let mut found: Option<(&str, T)> = None;
+/// The value of the first pattern that a name matches, as `peft` reads patterns: `(.*\.)?(PATTERN)$`. They are in the order
+/// in which `peft` stores them: sorted.
+pub(super) fn pattern_value<T: Copy>(patterns: &BTreeMap<String, T>, name: &str) -> Result<Option<T>, AdapterError> {
     for (pattern, value) in patterns {
-        if !full_match(&format!(r"(?:.*\.)?(?:{pattern})"))?.is_match(name) {
-            continue;
-        }
-        match found {
-            Some((other, known)) if known != *value => {
-                return Err(AdapterError::InvalidField {
-                    field,
-                    found: format!("such that both {other:?} and {pattern:?} match {name}"),
-                    expected: "one value for each layer",
-                });
-            }
-            _ => found = Some((pattern, *value)),
+        if full_match(&format!(r"(?:.*\.)?(?:{pattern})"))?.is_match(name) {
+            return Ok(Some(*value));
         }
     }
-    Ok(found.map(|(_, value)| value))
+    Ok(None)
 }
 
 /// A list of ids, or one for each embedding.
@@ -276,7 +271,13 @@ impl Method for LoraConfig {
         };
         let can_be_targeted = |place: &Place| place.is_linear() || place.is_embedding();
         let places = self.targets.select(model, can_be_targeted, usual)?;
-        let mut plan = Plan::of(places.iter().copied(), |place| self.rule(place))?;
+        let mut plan = Plan::default();
+        // Copies of base weights come first, as the factors add to whatever the weights are.
+        if self.stores_head(model)? {
+            for place in places.iter().filter(|place| place.name == model.shape.head) {
+                plan.add(place, Replace::base_weight(place));
+            }
+        }
         for place in &model.places {
             let adapted = places.iter().any(|adapted| adapted.name == place.name);
             match (self.bias, place.kind) {
@@ -289,10 +290,13 @@ impl Method for LoraConfig {
                 _ => {}
             }
         }
+        for place in places {
+            plan.add(place, self.rule(place)?);
+        }
         if !self.trainable_token_indices.is_empty() {
             let indices = &self.trainable_token_indices;
             for place in model.places.iter().filter(|place| place.is_embedding()) {
-                plan.add(place, TokenRows::new(place, indices, "token_adapter.trainable_tokens_delta")?);
+                plan.add(place, TokenRows::new(place, indices, "token_adapter.trainable_tokens_delta", &[])?);
             }
         }
         Ok(plan)

@@ -13,8 +13,8 @@ pub use ia3::Ia3Config;
 pub use lora::{LoraBias, LoraConfig, LoraInit};
 pub use prefix::PrefixTuningConfig;
 pub use prompt::{PTuningConfig, PromptInit, PromptTuningConfig};
-pub(crate) use replace::Replace;
 pub use replace::{FullConfig, LnTuningConfig};
+pub(crate) use replace::{OwnHead, Replace};
 pub use trainable_tokens::TrainableTokensConfig;
 
 use crate::AdapterError;

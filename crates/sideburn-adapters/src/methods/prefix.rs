@@ -138,7 +138,13 @@ impl PrefixRule {
 impl Rule for PrefixRule {
     fn tensors(&self) -> Vec<TensorSpec> {
         let name = TensorName::Whole("prompt_embeddings".to_owned());
-        vec![TensorSpec { name, shape: vec![self.tokens, self.width()], init: Init::Normal(1.0), trainable: true }]
+        vec![TensorSpec {
+            name,
+            shape: vec![self.tokens, self.width()],
+            init: Init::Normal(1.0),
+            trainable: true,
+            copies: Vec::new(),
+        }]
     }
 
     fn prefix(&self, own: &[Tensor<2>], _pass: &mut Pass) -> Option<Vec<Prefix>> {
@@ -171,6 +177,7 @@ impl Rule for Projection {
             shape: vec![self.prefix.tokens, width],
             init: Init::Normal(1.0),
             trainable: true,
+            copies: Vec::new(),
         };
         let layers = [
             linear_specs("transform.0", self.hidden, width),

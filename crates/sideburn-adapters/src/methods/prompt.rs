@@ -20,7 +20,7 @@ pub enum PromptInit {
     Text {
         /// The text; only recorded.
         text: String,
-        /// Its tokens, without an end of sequence.
+        /// Its tokens, as the tokenizer gives them; `peft` takes the end of the sequence with them.
         ids: Vec<u32>,
     },
     /// The embeddings of random tokens of the vocabulary, drawn with this seed.
@@ -184,7 +184,7 @@ impl Rule for Prompt {
     fn tensors(&self) -> Vec<TensorSpec> {
         let name = TensorName::Whole("prompt_embeddings".to_owned());
         let shape = vec![self.stored, self.width];
-        vec![TensorSpec { name, shape, init: self.init.clone(), trainable: true }]
+        vec![TensorSpec { name, shape, init: self.init.clone(), trainable: true, copies: Vec::new() }]
     }
 
     fn virtual_tokens(&self, own: &[Tensor<2>], _pass: &mut Pass) -> Option<Tensor<2>> {
@@ -316,6 +316,7 @@ pub(super) fn linear_specs(name: &str, out: usize, input: usize) -> [TensorSpec;
         shape,
         init: Init::Uniform(bound),
         trainable: true,
+        copies: Vec::new(),
     };
     [spec("weight", vec![out, input]), spec("bias", vec![out])]
 }
@@ -328,6 +329,7 @@ impl Rule for PromptEncoder {
             shape: vec![stored, width],
             init: Init::Normal(1.0),
             trainable: true,
+            copies: Vec::new(),
         };
         let layers = [
             linear_specs("mlp_head.0", self.hidden, width),

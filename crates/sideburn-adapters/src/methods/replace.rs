@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use crate::AdapterError;
 use crate::fields::Fields;
 use crate::method::{Common, Company, Method, Outline, Place, PlaceKind, Plan};
-use crate::rule::{Init, Rule, TensorSpec, Weights};
+use crate::rule::{Init, Rule, TensorName, TensorSpec, Weights};
 use crate::targets::Targets;
 
 /// Weights of the adapter's own in place of those of the base.
@@ -16,6 +16,7 @@ pub(crate) struct Replace {
     weight: Option<(&'static str, Vec<usize>)>,
     /// The name in the file and the length of the bias, if it is replaced.
     bias: Option<(&'static str, usize)>,
+    trainable: bool,
 }
 
 impl Replace {
@@ -30,12 +31,17 @@ impl Replace {
             PlaceKind::Embedding { rows, width } | PlaceKind::Table { rows, width } => (vec![rows, width], None),
             PlaceKind::Vector { len } => (vec![len], None),
         };
-        Self { weight: Some((name, shape)), bias }
+        Self { weight: Some((name, shape)), bias, trainable: true }
+    }
+
+    /// The weight of the base as it is, which is stored and not trained.
+    pub(crate) fn base_weight(place: &Place) -> Self {
+        Self { trainable: false, bias: None, ..Self::weight(place, "base_layer.weight", "") }
     }
 
     /// The bias alone.
     pub(crate) fn bias(name: &'static str, len: usize) -> Self {
-        Self { weight: None, bias: Some((name, len)) }
+        Self { weight: None, bias: Some((name, len)), trainable: true }
     }
 }
 
@@ -48,7 +54,8 @@ impl Rule for Replace {
         let bias = self.bias.map(|(name, len)| {
             TensorSpec::new(name, [len], Init::from_base(|base| base.bias.expect("a bias that is replaced")))
         });
-        weight.into_iter().chain(bias).collect()
+        let specs = weight.into_iter().chain(bias);
+        specs.map(|spec| if self.trainable { spec } else { spec.frozen() }).collect()
     }
 
     fn replacement(&self, base: Weights, own: &[Tensor<2>]) -> Weights {
@@ -65,6 +72,36 @@ impl Rule for Replace {
 
     fn merge(&self, base: Weights, own: &[Tensor<2>]) -> Result<Weights, &'static str> {
         Ok(self.replacement(base, own))
+    }
+}
+
+/// An output head of the adapter's own, where the base has its embedding for one.
+#[derive(Clone, Debug)]
+pub(crate) struct OwnHead {
+    name: String,
+    shape: [usize; 2],
+}
+
+impl OwnHead {
+    /// A head called `head`, that begins as a copy of the embedding at `place`.
+    pub(crate) fn new(head: &str, place: &Place) -> Self {
+        let PlaceKind::Embedding { rows, width } = place.kind else { panic!("{} is no embedding", place.name) };
+        Self { name: format!("base_model.model.{head}.weight"), shape: [rows, width] }
+    }
+}
+
+impl Rule for OwnHead {
+    fn tensors(&self) -> Vec<TensorSpec> {
+        let name = TensorName::Whole(self.name.clone());
+        vec![TensorSpec { name, ..TensorSpec::new("", self.shape, Init::from_base(|base| base.weight)) }]
+    }
+
+    fn scores(&self, _scores: Tensor<2>, x: &Tensor<2>, own: &[Tensor<2>]) -> Tensor<2> {
+        x.clone().matmul(own[0].clone().transpose())
+    }
+
+    fn merge(&self, _base: Weights, _own: &[Tensor<2>]) -> Result<Weights, &'static str> {
+        Err("the base has no output head of its own to take it up")
     }
 }
 

@@ -5,12 +5,17 @@ use std::collections::BTreeSet;
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
 use serde_json::{Map, Value, json};
 
+use super::lora::in_dtype;
 use crate::AdapterError;
 use crate::fields::Fields;
 use crate::method::{Common, Company, Method, Outline, Place, PlaceKind, Plan};
 use crate::rule::{Init, Rule, TensorSpec, Weights};
 
 /// Which tokens get embeddings of their own; named as in `peft.TrainableTokensConfig`.
+///
+/// Where the embedding is the output head as well, the head has them too. An output head of its own is not touched:
+/// there `peft` 0.21 with transformers 5 writes the embeddings over the head's rows, whose scale is another, since it takes
+/// every T5 for tied. Its files are read and written; its outputs differ in the logits of these tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrainableTokensConfig {
     /// The tokens.
@@ -59,7 +64,10 @@ impl Method for TrainableTokensConfig {
 
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
         let embedding = model.places.iter().filter(|place| place.is_embedding());
-        Plan::of(embedding, |place| TokenRows::new(place, &self.token_indices, "trainable_tokens_delta"))
+        Plan::of(embedding, |place| {
+            let copies = model.shape.embedding_copies;
+            TokenRows::new(place, &self.token_indices, "trainable_tokens_delta", copies)
+        })
     }
 
     fn company(&self) -> Company {
@@ -73,10 +81,17 @@ pub(super) struct TokenRows {
     name: &'static str,
     indices: Vec<usize>,
     width: usize,
+    /// Places under whose names the file holds the rows once more.
+    copies: &'static [&'static str],
 }
 
 impl TokenRows {
-    pub(super) fn new(place: &Place, indices: &[usize], name: &'static str) -> Result<Self, AdapterError> {
+    pub(super) fn new(
+        place: &Place,
+        indices: &[usize],
+        name: &'static str,
+        copies: &'static [&'static str],
+    ) -> Result<Self, AdapterError> {
         let PlaceKind::Embedding { rows, width } = place.kind else { panic!("{} is no embedding", place.name) };
         let distinct: BTreeSet<usize> = indices.iter().copied().collect();
         if indices.is_empty() || distinct.len() < indices.len() || distinct.last().is_some_and(|last| *last >= rows) {
@@ -86,7 +101,7 @@ impl TokenRows {
                 expected: "token ids of the vocabulary, each once",
             });
         }
-        Ok(Self { name, indices: indices.to_vec(), width })
+        Ok(Self { name, indices: indices.to_vec(), width, copies })
     }
 
     fn index(&self, like: &Tensor<2>) -> Tensor<1, Int> {
@@ -106,19 +121,26 @@ impl Rule for TokenRows {
     fn tensors(&self) -> Vec<TensorSpec> {
         let rule = self.clone();
         let rows = move |base: Weights| base.weight.clone().select(0, rule.index(&base.weight));
-        vec![TensorSpec::new(self.name, [self.indices.len(), self.width], Init::from_base(rows))]
+        let copies = self.copies.iter().map(|place| format!("base_model.model.{place}.{}", self.name)).collect();
+        vec![TensorSpec {
+            copies,
+            ..TensorSpec::new(self.name, [self.indices.len(), self.width], Init::from_base(rows))
+        }]
     }
 
     fn rows(&self, rows: Tensor<2>, ids: &Tensor<1, Int>, own: &[Tensor<2>]) -> Tensor<2> {
         // `[n, tokens]`: which of the tokens each id is, if any.
         let index = self.index(&rows).unsqueeze_dim::<2>(0);
-        let is = ids.clone().unsqueeze_dim::<2>(1).equal(index).float();
+        let is = in_dtype(ids.clone().unsqueeze_dim::<2>(1).equal(index).float(), own[0].dtype());
+        let (outer, rows) = (rows.dtype(), in_dtype(rows, own[0].dtype()));
         let kept = is.clone().sum_dim(1).neg().add_scalar(1.0);
-        rows * kept + is.matmul(own[0].clone())
+        in_dtype(rows * kept + is.matmul(own[0].clone()), outer)
     }
 
     fn scores(&self, scores: Tensor<2>, x: &Tensor<2>, own: &[Tensor<2>]) -> Tensor<2> {
-        self.put(scores, x.clone().matmul(own[0].clone().transpose()), 1)
+        let outer = scores.dtype();
+        let own_scores = in_dtype(x.clone(), own[0].dtype()).matmul(own[0].clone().transpose());
+        self.put(scores, in_dtype(own_scores, outer), 1)
     }
 
     fn merge(&self, base: Weights, own: &[Tensor<2>]) -> Result<Weights, &'static str> {

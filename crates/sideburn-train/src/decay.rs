@@ -1,0 +1,54 @@
+//! Which parameters weight decay leaves alone.
+
+use burn::module::{Param, ParamId};
+use burn::tensor::Tensor;
+use sideburn_adapters::{AdaptedModel, Weight, adapter_tensors};
+
+/// The parameters that weight decay leaves alone, as `transformers.Trainer.get_decay_parameter_names` does: norms, and
+/// whatever is called a bias, T5's table of relative position biases among them.
+pub(crate) fn undecayed<M: AdaptedModel>(model: &M) -> Vec<ParamId> {
+    let mut ids = Vec::new();
+    for (name, weight) in model.weights() {
+        match weight {
+            Weight::Linear(linear) => ids.extend(linear.bias().map(|bias| bias.id)),
+            Weight::Vector(vector) if is_undecayed(&name) => ids.push(vector.weight().id),
+            Weight::Table(table) if is_undecayed(&name) => ids.push(table.weight().id),
+            Weight::Vector(_) | Weight::Table(_) => {}
+        }
+    }
+    for entry in model.adapters().list() {
+        let tensors = adapter_tensors(model, entry.name()).expect("an adapter of the list");
+        let undecayed = tensors.into_iter().filter(|(name, _)| is_undecayed(name));
+        ids.extend(undecayed.map(|(_, param): (_, &Param<Tensor<2>>)| param.id));
+    }
+    ids
+}
+
+/// `bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)`, in lower case.
+fn is_undecayed(name: &str) -> bool {
+    let name = name.to_lowercase();
+    let is_norm = |component: &str| component == "norm" || component.ends_with("_norm");
+    ["bias", "layernorm", "rmsnorm"].iter().any(|part| name.contains(part)) || name.split('.').any(is_norm)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_as_transformers_reads_them() {
+        for name in [
+            "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+            "encoder.block.0.layer.1.layer_norm.weight",
+            "base_model.model.encoder.final_layer_norm.ln_tuning_layers.weight",
+            "base_model.model.encoder.block.0.layer.0.SelfAttention.q.lora_B.bias",
+            "prompt_encoder.mlp_head.0.bias",
+            "transformer.h.0.input_layernorm.weight",
+        ] {
+            assert!(is_undecayed(name), "{name}");
+        }
+        for name in ["shared.weight", "base_model.model.q.lora_magnitude_vector", "q.ia3_l", "normal.weight"] {
+            assert!(!is_undecayed(name), "{name}");
+        }
+    }
+}
