@@ -20,7 +20,7 @@ pub enum WeightsError {
     },
 
     /// The path exists and is a directory, a pipe or a device where a file is needed.
-    #[error("{path:?} is not a regular file; give the path of a safetensors file")]
+    #[error("{path:?} is not a regular file; give the path of a file of weights")]
     NotAFile {
         /// The path as it was given.
         path: PathBuf,
@@ -137,6 +137,44 @@ pub enum WeightsError {
         /// The tensor.
         tensor: String,
         /// Expected and found.
+        detail: String,
+    },
+
+    /// A PyTorch file is not what `torch.save` writes.
+    #[error(
+        "{path:?} is not a valid PyTorch file: {detail}; copy or download it again, or re-save it as safetensors in Python"
+    )]
+    BadTorchFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and where.
+        detail: String,
+    },
+
+    /// The pickle of a PyTorch file wants to do what a state dict of tensors does not need.
+    #[error(
+        "the pickle in {path:?} asks for {found} at byte {at}, and that is not for a state dict of tensors. A pickle is a \
+         program, and nothing of this one was run. If you trust where it comes from, load it in Python and re-save the \
+         tensors alone: `safetensors.torch.save_file(state_dict, path)`"
+    )]
+    UnsafePickle {
+        /// The file.
+        path: PathBuf,
+        /// The global, the opcode, the call or the persistent id, by name.
+        found: String,
+        /// The position of the instruction in the pickle, in bytes (in the file, if it is not a zip archive).
+        at: usize,
+    },
+
+    /// A PyTorch file holds something else than a dict from names to tensors.
+    #[error(
+        "{path:?} is not a state dict of tensors: {detail}; save the weights alone, in Python: \
+         `safetensors.torch.save_file(model.state_dict(), path)`"
+    )]
+    NotAStateDict {
+        /// The file.
+        path: PathBuf,
+        /// What it holds.
         detail: String,
     },
 

@@ -39,12 +39,7 @@ impl SafetensorsFile {
     /// Opens `real` and calls it `path` in messages: a checked shard is opened by the name it was resolved to.
     pub(crate) fn open_at(path: &Path, real: &Path) -> Result<Self, WeightsError> {
         let io = |action| move |source| io_error(action, path, source);
-        // Before opening: to open a pipe would block.
-        if !std::fs::metadata(real).map_err(io("opening"))?.is_file() {
-            return Err(WeightsError::NotAFile { path: path.to_owned() });
-        }
-        let mut file = File::open(real).map_err(io("opening"))?;
-        let found = file.metadata().map_err(io("opening"))?.len();
+        let (mut file, found) = open_regular(path, real)?;
         let check = |part, expected| {
             if found < expected {
                 Err(WeightsError::Truncated { path: path.to_owned(), part, expected, found })
@@ -121,6 +116,18 @@ impl SafetensorsFile {
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
         self.read(name)?.to_f32_named(&self.path, name)
     }
+}
+
+/// Opens `real`, called `path` in messages, if it is a regular file. Returns its size as well.
+pub(crate) fn open_regular(path: &Path, real: &Path) -> Result<(File, u64), WeightsError> {
+    let io = |source| io_error("opening", path, source);
+    // Before opening: to open a pipe would block.
+    if !std::fs::metadata(real).map_err(io)?.is_file() {
+        return Err(WeightsError::NotAFile { path: path.to_owned() });
+    }
+    let file = File::open(real).map_err(io)?;
+    let len = file.metadata().map_err(io)?.len();
+    Ok((file, len))
 }
 
 /// An error for `path` by what the operating system said about it.

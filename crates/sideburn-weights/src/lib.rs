@@ -1,5 +1,5 @@
-//! Weights on disk: strict, streaming reading of safetensors files and sharded Hugging Face model directories, and
-//! atomic writing.
+//! Weights on disk: strict, streaming reading of safetensors files, sharded Hugging Face model directories and PyTorch
+//! state dicts, and atomic writing.
 //!
 //! This crate does not know Burn. A [`Tensor`] is a dtype, a shape and little-endian bytes; whoever builds a model
 //! turns it into parameters.
@@ -7,11 +7,13 @@
 //! * [`Checkpoint`] is a model directory (or a single file): one namespace of tensors, whatever the sharding.
 //! * [`SafetensorsFile`] is one file. Opening it reads the header alone; [`SafetensorsFile::read`] reads the bytes of
 //!   one tensor. Nothing is memory-mapped, so a file that shrinks under a reader is an error and not a crash.
+//! * [`TorchFile`] is one file of `torch.save` (`.bin`, `.pt`) that holds a state dict.
 //! * [`write_safetensors`], [`write_atomic`] and [`AtomicDir`] never leave a half-written file under its final name.
 //!
 //! Reading is strict. A file that is one byte too short or too long, a key that appears twice, a tensor that two
 //! shards claim, an index that names a file outside its directory: each is a [`WeightsError`] that says which file,
-//! which tensor, what was expected, what was found and what to do. Pickle files are recognised and never opened.
+//! which tensor, what was expected, what was found and what to do. Pickles are never run: [`Checkpoint`] does not open
+//! them, and [`TorchFile`] reads plain tensors out of them and refuses the rest.
 //!
 //! ```
 //! use sideburn_weights::{Checkpoint, Dtype, Tensor, write_safetensors};
@@ -39,7 +41,9 @@ mod error;
 mod file;
 mod header;
 mod index;
+mod pickle;
 mod tensor;
+mod torch_file;
 mod unique_map;
 
 pub use atomic_dir::{AtomicDir, check_writable};
@@ -50,3 +54,4 @@ pub use file::SafetensorsFile;
 pub use header::TensorInfo;
 pub use safetensors::Dtype;
 pub use tensor::Tensor;
+pub use torch_file::TorchFile;
