@@ -186,6 +186,18 @@ pub enum AdapterError {
         /// Tensors of another shape.
         misshapen: Vec<Misshapen>,
     },
+    /// A value that is infinite or not a number.
+    #[error("{}: element {index} of {tensor} is {value}; the adapter is broken, train or fetch it anew", path.display())]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The place of the first such value, in row-major order.
+        index: usize,
+        /// The value.
+        value: f32,
+    },
     /// Values that are not as many as a tensor has.
     #[error("{tensor} has the shape {shape:?}, which {found} values do not fill")]
     WrongLength {

@@ -121,7 +121,12 @@ fn fill<M: AdaptedModel>(model: &mut M, name: &str, file: &SafetensorsFile) -> R
                     continue;
                 }
                 if !read.contains_key(&tensor) {
-                    let filled = frozen_param(file.read_f32(&tensor)?, &spec.dims(), &param.lazy_device());
+                    let values = file.read_f32(&tensor)?;
+                    if let Some(index) = values.iter().position(|value| !value.is_finite()) {
+                        let path = file.path().to_owned();
+                        return Err(AdapterError::NotFinite { path, tensor, index, value: values[index] });
+                    }
+                    let filled = frozen_param(values, &spec.dims(), &param.lazy_device());
                     read.insert(tensor.clone(), filled.set_require_grad(spec.trainable));
                 }
                 *param = read[&tensor].clone();
