@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import T5Config, T5ForConditionalGeneration
@@ -263,7 +264,7 @@ def decays(parameter_name):
     return not re.search(r"bias|layernorm|rmsnorm|(^|\.)norm($|\.)|_norm($|\.)", parameter_name.lower())
 
 
-def train(model, batches, steps=20, accumulation=1, clip=None, warmup=None, after_step=None):
+def train(model, batches, steps=20, accumulation=1, clip=None, warmup=None, after_step=None, loraplus_lr_ratio=None):
     """`steps` steps of AdamW on `batches`: what to record of them.
 
     The loss of a step is the sum of the token losses of all of its micro-batches over the number of their target
@@ -277,6 +278,10 @@ def train(model, batches, steps=20, accumulation=1, clip=None, warmup=None, afte
         dict(params=[p for name, p in trainable.items() if not decays(name)], weight_decay=0.0),
     ]
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), eps=1e-8)
+    if loraplus_lr_ratio is not None:
+        optimizer = create_loraplus_optimizer(
+            model, torch.optim.AdamW, lr=lr, loraplus_lr_ratio=loraplus_lr_ratio, loraplus_weight_decay=weight_decay
+        )
     schedule = None
     if warmup is not None:
         schedule = transformers.get_linear_schedule_with_warmup(optimizer, warmup, steps)
@@ -317,6 +322,8 @@ def train(model, batches, steps=20, accumulation=1, clip=None, warmup=None, afte
         grad_norms=grad_norms,
         lrs=lrs,
     )
+    if loraplus_lr_ratio is not None:
+        record["loraplus_lr_ratio"] = loraplus_lr_ratio
     if accumulation > 1:
         record["means_of_micro_batch_means"] = means_of_means
     return record
@@ -347,6 +354,7 @@ def trajectories(out):
     trajectory(
         out, "t5_gated_untied", "lora_clip1_warmup5_linear", lora_config(), training_batches(), clip=1.0, warmup=5
     )
+    trajectory(out, "t5_gated_untied", "lora_plus", lora_config(), training_batches(), loraplus_lr_ratio=16)
     trajectory(out, "t5_gated_untied", "full", None, training_batches())
     trajectory(out, "t5_gated_untied", "lora_accum2", lora_config(), uneven_batches(), accumulation=2)
 

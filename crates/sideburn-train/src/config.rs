@@ -26,6 +26,9 @@ pub struct TrainConfig {
     pub lr_scheduler_type: Schedule,
     /// Steps over which the learning rate rises from zero.
     pub warmup_steps: u64,
+    /// What the learning rate of LoRA's second factor B is multiplied by: LoRA+ (Hayou et al., 2024), which recommends 16
+    /// with half the learning rate. 1 is LoRA.
+    pub loraplus_lr_ratio: f64,
     /// Micro-batches of a step.
     pub gradient_accumulation_steps: u64,
     /// What all random draws follow from.
@@ -45,6 +48,7 @@ impl TrainConfig {
             max_grad_norm: 1.0,
             lr_scheduler_type: Schedule::Linear,
             warmup_steps: 0,
+            loraplus_lr_ratio: 1.0,
             gradient_accumulation_steps: 1,
             seed: 42,
         }
@@ -65,6 +69,12 @@ impl TrainConfig {
                 "adam_epsilon",
                 self.adam_epsilon,
                 self.adam_epsilon > 0.0 && self.adam_epsilon.is_finite(),
+                "a number above 0",
+            ),
+            (
+                "loraplus_lr_ratio",
+                self.loraplus_lr_ratio,
+                self.loraplus_lr_ratio > 0.0 && self.loraplus_lr_ratio.is_finite(),
                 "a number above 0",
             ),
             ("max_grad_norm", self.max_grad_norm, not_negative(self.max_grad_norm), "a number of at least 0"),

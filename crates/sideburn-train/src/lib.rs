@@ -12,9 +12,9 @@
 #![forbid(unsafe_code)]
 
 mod config;
-mod decay;
 mod error;
 mod gradients;
+mod groups;
 mod observe;
 mod schedule;
 mod trainer;

@@ -2,14 +2,15 @@
 
 use std::time::Instant;
 
-use burn::module::{Module, ParamGroup};
+use burn::module::Module;
+use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
 use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::Tensor;
 use sideburn_adapters::{AdaptedModel, Key, ParameterReport, Pass};
 use sideburn_batch::Seq2SeqBatch;
 
-use crate::decay::undecayed;
 use crate::gradients::{global_norm, scale};
+use crate::groups::{second_factors, undecayed};
 use crate::{Observer, StepRecord, TrainConfig, TrainError};
 
 type Source = Box<dyn std::error::Error + Send + Sync>;
@@ -75,6 +76,7 @@ impl<'a> Trainer<'a> {
             return Err(TrainError::NothingToTrain);
         }
         let mut optimizer = self.optimizer(model);
+        let second_factors = second_factors(model);
         let mut report = TrainReport::default();
         // The weights of the last step that gave a finite loss. An update shows to be bad in the loss of the next step.
         let mut good = model.clone();
@@ -93,7 +95,10 @@ impl<'a> Trainer<'a> {
             };
             good = model.clone();
             let learning_rate = self.learning_rate(step);
-            *model = optimizer.step(learning_rate, model.clone(), gradients);
+            let rates = ModuleLrScheduler::new(learning_rate)
+                .with_group(second_factors.clone(), learning_rate * self.config.loraplus_lr_ratio)
+                .step();
+            *model = optimizer.step(rates, model.clone(), gradients);
 
             let tokens = micro_batches.iter().map(|batch| batch.source().tokens() + batch.target().tokens()).sum();
             let seconds = started.elapsed().as_secs_f64();
@@ -114,8 +119,7 @@ impl<'a> Trainer<'a> {
                 .with_epsilon(self.config.adam_epsilon as f32)
                 .with_weight_decay(weight_decay as f32)
         };
-        let undecayed = ParamGroup::from_ids(undecayed(model));
-        config(self.config.weight_decay).init().with_group(undecayed, config(0.0).build(), None)
+        config(self.config.weight_decay).init().with_group(undecayed(model), config(0.0).build(), None)
     }
 
     fn micro_batches<D: Into<Source>>(

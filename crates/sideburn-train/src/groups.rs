@@ -1,12 +1,11 @@
-//! Which parameters weight decay leaves alone.
+//! Groups of parameters that the optimiser treats apart.
 
-use burn::module::{Param, ParamId};
-use burn::tensor::Tensor;
+use burn::module::{ParamGroup, ParamId};
 use sideburn_adapters::{AdaptedModel, Weight, adapter_tensors};
 
 /// The parameters that weight decay leaves alone, as `transformers.Trainer.get_decay_parameter_names` does: norms, and
 /// whatever is called a bias, T5's table of relative position biases among them.
-pub(crate) fn undecayed<M: AdaptedModel>(model: &M) -> Vec<ParamId> {
+pub(crate) fn undecayed<M: AdaptedModel>(model: &M) -> ParamGroup {
     let mut ids = Vec::new();
     for (name, weight) in model.weights() {
         match weight {
@@ -16,12 +15,21 @@ pub(crate) fn undecayed<M: AdaptedModel>(model: &M) -> Vec<ParamId> {
             Weight::Vector(_) | Weight::Table(_) => {}
         }
     }
-    for entry in model.adapters().list() {
-        let tensors = adapter_tensors(model, entry.name()).expect("an adapter of the list");
-        let undecayed = tensors.into_iter().filter(|(name, _)| is_undecayed(name));
-        ids.extend(undecayed.map(|(_, param): (_, &Param<Tensor<2>>)| param.id));
-    }
-    ids
+    ids.extend(of_adapters(model, is_undecayed));
+    ParamGroup::from_ids(ids)
+}
+
+/// The second factors of LoRA, and whatever else adapters have that is one number for each output: what
+/// `peft.optimizers.create_loraplus_optimizer` gives another learning rate.
+pub(crate) fn second_factors<M: AdaptedModel>(model: &M) -> ParamGroup {
+    ParamGroup::from_ids(of_adapters(model, |name| name.contains("lora_B") || name.contains("lora_magnitude_vector")))
+}
+
+/// The parameters of adapters whose names are chosen.
+fn of_adapters<M: AdaptedModel>(model: &M, chosen: impl Fn(&str) -> bool) -> Vec<ParamId> {
+    let adapters = model.adapters().list().iter();
+    let tensors = adapters.flat_map(|entry| adapter_tensors(model, entry.name()).expect("an adapter of the list"));
+    tensors.filter(|(name, _)| chosen(name)).map(|(_, param)| param.id).collect()
 }
 
 /// `bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)`, in lower case.
