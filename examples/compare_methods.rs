@@ -1,0 +1,160 @@
+//! The methods of fine-tuning side by side: one base, one data set, one number of steps.
+//!
+//! `cargo run --release --example compare_methods` trains each method on the embedded model and sample, and prints a
+//! table: trained parameters, bytes of the saved adapter, seconds of training, ROUGE. `--methods lora,ia3` chooses some;
+//! `--model` and `--dataset` take real ones, as in `dialogsum_lora`.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::Context;
+use clap::Parser;
+use sideburn::adapters::{
+    FullConfig, Ia3Config, LnTuningConfig, Method, PTuningConfig, PrefixTuningConfig, PromptInit, PromptTuningConfig,
+};
+use sideburn::prelude::*;
+
+const ASSETS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets");
+
+#[derive(Parser)]
+struct Args {
+    /// Which methods, with commas between them [default: all]
+    #[arg(long, value_delimiter = ',')]
+    methods: Vec<String>,
+    /// Directory of the base model and its tokenizer [default: a small T5 that comes with the repository]
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// Directory of DialogSum [default: a sample that comes with the repository]
+    #[arg(long)]
+    dataset: Option<PathBuf>,
+    /// Where to run: flex (the CPU), wgpu, vulkan, metal or cuda, with :INDEX behind a GPU's
+    #[arg(long, default_value = "flex")]
+    device: String,
+    #[arg(long, default_value_t = 600)]
+    max_steps: u64,
+    #[arg(long, default_value_t = 8)]
+    batch_size: usize,
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    /// Where the adapters are written
+    #[arg(long, default_value = "out/compare_methods")]
+    output: PathBuf,
+}
+
+/// A method with the learning rate that suits it, and the second factor's over the first's.
+struct Candidate {
+    name: &'static str,
+    attach: fn(&mut T5, &Tokenizer, Key) -> anyhow::Result<()>,
+    learning_rate: f64,
+    loraplus_lr_ratio: f64,
+}
+
+fn candidates() -> Vec<Candidate> {
+    fn lora() -> LoraConfig {
+        LoraConfig { r: 32, lora_alpha: 64.0, lora_dropout: 0.05, ..LoraConfig::new(["q", "v"]) }
+    }
+    fn add(model: &mut T5, method: impl Method, key: Key) -> anyhow::Result<()> {
+        attach(model, "adapter", method, key)?;
+        Ok(())
+    }
+    fn prompt(model: &mut T5, tokenizer: &Tokenizer, key: Key) -> anyhow::Result<()> {
+        let text = "Summarize the following conversation.".to_owned();
+        let prompt_tuning_init = PromptInit::Text { ids: tokenizer.encode(&text, None)?.ids, text };
+        add(model, PromptTuningConfig { prompt_tuning_init, ..PromptTuningConfig::new(20) }, key)
+    }
+    let one = |name, learning_rate, attach| Candidate { name, attach, learning_rate, loraplus_lr_ratio: 1.0 };
+    vec![
+        one("full", 1e-3, |model, _, key| add(model, FullConfig::default(), key)),
+        one("lora", 4e-3, |model, _, key| add(model, lora(), key)),
+        one("rslora", 2e-3, |model, _, key| add(model, LoraConfig { use_rslora: true, ..lora() }, key)),
+        one("dora", 4e-3, |model, _, key| add(model, LoraConfig { use_dora: true, ..lora() }, key)),
+        Candidate { loraplus_lr_ratio: 16.0, ..one("lora+", 1e-3, |model, _, key| add(model, lora(), key)) },
+        one("lora, all linear", 4e-3, |model, _, key| {
+            add(model, LoraConfig { targets: TargetModules::all_linear().into(), ..lora() }, key)
+        }),
+        one("ia3", 2e-2, |model, _, key| add(model, Ia3Config::default(), key)),
+        one("ln tuning", 2e-2, |model, _, key| add(model, LnTuningConfig::default(), key)),
+        one("prompt tuning", 1e-1, prompt),
+        one("p-tuning", 5e-3, |model, _, key| add(model, PTuningConfig::new(20), key)),
+        one("prefix tuning", 3e-2, |model, _, key| add(model, PrefixTuningConfig::new(20), key)),
+    ]
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let device = parse_device(&args.device)?.autodiff();
+    let directory = |given: &Option<PathBuf>, own| given.clone().unwrap_or(PathBuf::from(ASSETS).join(own));
+    let (model_dir, dataset) = (directory(&args.model, "t5-mini"), directory(&args.dataset, "dialogsum-sample"));
+    let base = T5::from_dir(&model_dir, &device)?;
+    let tokenizer = Tokenizer::from_dir(&model_dir)?;
+    let data = DialogSum::open(&dataset)?;
+    let tokens = |samples| tokenize(samples, &tokenizer, &PromptTemplate::default(), Limits::default());
+    let (train_set, test_set) = (tokens(&data.train)?, tokens(&data.test)?);
+    let sampler = BatchSampler::new(train_set.len(), args.batch_size, args.seed)?;
+
+    let candidates = candidates();
+    for name in &args.methods {
+        let known: Vec<&str> = candidates.iter().map(|candidate| candidate.name).collect();
+        anyhow::ensure!(known.contains(&name.as_str()), "no method {name:?}; choose among {known:?}");
+    }
+    println!(
+        "{:18}{:>12}{:>14}{:>10}{:>10}{:>9}{:>9}",
+        "", "trained", "bytes", "seconds", "rouge1", "rouge2", "rougeL"
+    );
+    let rouge = |model: &T5| -> anyhow::Result<[f64; 3]> {
+        let summaries = summarise(model, &tokenizer, &test_set.samples, args.batch_size)?;
+        let references: Vec<&[String]> = data.test.iter().map(Sample::references).collect();
+        let scores = mean(&RougeScorer::all().with_stemmer(true).score_corpus(&references, &summaries)?)?;
+        Ok([Metric::Rouge1, Metric::Rouge2, Metric::RougeL].map(|metric| 100.0 * scores[metric].fmeasure))
+    };
+    let [r1, r2, rl] = rouge(&base)?;
+    println!("{:18}{:>12}{:>14}{:>10}{r1:>10.2}{r2:>9.2}{rl:>9.2}", "zero-shot", 0, 0, 0);
+    for Candidate { name, attach, learning_rate, loraplus_lr_ratio } in candidates {
+        if !args.methods.is_empty() && !args.methods.iter().any(|chosen| chosen == name) {
+            continue;
+        }
+        let mut model = base.clone();
+        attach(&mut model, &tokenizer, Key::from_seed(args.seed)).context(name)?;
+        let trained = ParameterReport::of(&model).trainable;
+        let config = TrainConfig {
+            learning_rate,
+            loraplus_lr_ratio,
+            warmup_steps: args.max_steps / 20,
+            seed: args.seed,
+            ..TrainConfig::new(args.max_steps)
+        };
+        let clock = Instant::now();
+        Trainer::new(config)?
+            .train(&mut model, |step| train_set.batch(&sampler.batch(step)), T5::token_losses)
+            .context(name)?;
+        let seconds = clock.elapsed().as_secs_f64();
+        let adapter = args.output.join(name);
+        save_adapter(&model, "adapter", &adapter)?;
+        let [r1, r2, rl] = rouge(&model)?;
+        let bytes = size(&adapter)?;
+        println!("{name:18}{trained:>12}{bytes:>14}{seconds:>10.0}{r1:>10.2}{r2:>9.2}{rl:>9.2}");
+    }
+    Ok(())
+}
+
+fn summarise(
+    model: &T5,
+    tokenizer: &Tokenizer,
+    samples: &[TokenizedSample],
+    batch_size: usize,
+) -> anyhow::Result<Vec<String>> {
+    let T5Config { eos_token_id, decoder_start_token_id, .. } = *model.config();
+    let config = GreedyConfig { max_new_tokens: 64, decoder_start_token_id, eos_token_id, no_repeat_ngram_size: 3 };
+    let mut summaries = Vec::new();
+    for chunk in samples.chunks(batch_size) {
+        let source = TokenRows::from_rows(chunk.iter().map(|sample| &sample.source))?;
+        for ids in greedy(model.start_decoding(&source)?, &config)? {
+            summaries.push(tokenizer.decode(&ids)?);
+        }
+    }
+    Ok(summaries)
+}
+
+fn size(adapter: &Path) -> anyhow::Result<u64> {
+    Ok(std::fs::metadata(adapter.join("adapter_model.safetensors"))?.len())
+}
