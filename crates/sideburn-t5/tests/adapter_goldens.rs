@@ -1,7 +1,7 @@
 //! Every method of fine-tuning on T5 against `peft`: logits, loss, gradients, merging, and files both ways.
 
 use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, Gradients, Tensor, TensorData};
 use sideburn_adapters::{
     AdaptedModel, Key, PTuningConfig, Pass, PrefixTuningConfig, adapter_tensors, attach, load_adapter, merge,
     save_adapter, set_adapter_tensors, unmerge,
@@ -184,6 +184,53 @@ fn gradients() {
         println!("{name}: {compared} gradients differ by {difference:e} relative");
         assert_eq!(compared, expected, "{name}: gradients compared");
         assert!(difference <= 1e-5, "{name}: gradients differ by {difference:e}");
+    }
+}
+
+/// Moves every trained parameter a little in a random direction, and sums up by how much the loss should follow.
+struct Nudge<'a> {
+    gradients: &'a Gradients,
+    step: f64,
+    place: u64,
+    expected: f64,
+}
+
+impl ModuleMapper for Nudge<'_> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let Some(gradient) = param.val().grad(self.gradients) else { return param };
+        self.place += 1;
+        let key = Key::from_seed(6).fold_in(self.place);
+        let direction: Vec<f64> = (0..gradient.shape().num_elements() as u64).map(|index| key.normal(index)).collect();
+        let direction = TensorData::new(direction, gradient.shape());
+        let direction = Tensor::<D>::from_data(direction, (&gradient.device(), DType::F64));
+        self.expected += (gradient * direction.clone()).sum().into_scalar::<f64>();
+        param.map(|tensor| Tensor::from_inner(tensor.inner() + direction.mul_scalar(self.step)))
+    }
+}
+
+#[test]
+fn gradients_are_what_the_loss_does() {
+    let inputs = Inputs::open();
+    // DoRA lets no gradient through its norms on purpose (section 4.3 of the paper).
+    for (name, base) in goldens().into_iter().filter(|(name, _)| name != "lora_dora") {
+        let device = Device::flex().autodiff();
+        let model = match exception(&name) {
+            Some(Exception::Network) if name != "p_tuning_lstm" => {
+                with_network(&name, base, &Golden::open(&format!("adapters/{name}/io.safetensors")), &device)
+            }
+            _ => adapted(&name, base, &device),
+        };
+        let model = model.map(&mut Cast(DType::F64));
+        let gradients = inputs.loss(&model).backward();
+        let step = 1e-6;
+        let mut nudge = Nudge { gradients: &gradients, step, place: 0, expected: 0.0 };
+        let above = model.clone().map(&mut nudge);
+        let expected = nudge.expected;
+        let below = model.map(&mut Nudge { gradients: &gradients, step: -step, place: 0, expected: 0.0 });
+        let [above, below] = [above, below].map(|model| inputs.loss(&model).inner().into_scalar::<f64>());
+        let difference = ((above - below) / (2.0 * step) / expected - 1.0).abs();
+        println!("{name}: differences of the loss differ from its gradient by {difference:e} relative");
+        assert!(difference <= 1e-4, "{name}: {difference:e}");
     }
 }
 
