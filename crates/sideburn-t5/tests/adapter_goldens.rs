@@ -279,11 +279,13 @@ fn bits(weight: &sideburn_adapters::Weight<'_>) -> Vec<u32> {
     values.into_iter().map(f32::to_bits).collect()
 }
 
+/// With `SIDEBURN_EXPORT` set to a folder, the adapters are written there, for `testdata/check_round_trip_with_peft.py`.
 #[test]
 fn what_is_saved_is_what_was_loaded() {
-    let saved = tempfile::tempdir().unwrap();
+    let temporary = tempfile::tempdir().unwrap();
+    let saved = std::env::var_os("SIDEBURN_EXPORT").map_or(temporary.path().to_owned(), std::path::PathBuf::from);
     for (name, base) in goldens() {
-        let (original, copy) = (golden::path(&format!("adapters/{name}")), saved.path().join(&name));
+        let (original, copy) = (golden::path(&format!("adapters/{name}")), saved.join(&name));
         let model = adapted(&name, base, &Device::flex());
         save_adapter(&model, "default", &copy).unwrap();
         let file =
