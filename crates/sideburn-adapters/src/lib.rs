@@ -8,6 +8,7 @@
 //! * [`set_active`], [`set_trainable`], [`without_adapters`] and [`delete`] choose among named adapters over one base, and
 //!   [`Pass::with_adapters`] one for each row of a batch;
 //! * [`save_adapter`], [`load_adapter`] and [`swap_adapter`] exchange adapters with `peft`;
+//! * [`save_burn_lora`] and [`load_burn_lora`] do the same for Burn modules that are not made for this crate;
 //! * [`merge`], [`unmerge`] and [`merge_and_unload`] work adapters into the base weights;
 //! * [`load_base`] and [`save_base`] exchange base weights with `transformers`;
 //! * [`ParameterReport`] counts.
@@ -30,6 +31,7 @@
 #![forbid(unsafe_code)]
 
 mod base;
+mod burn_modules;
 mod embedding;
 mod error;
 mod fields;
@@ -48,6 +50,7 @@ mod targets;
 mod tensors;
 
 pub use base::{Precision, freeze, load_base, save_base};
+pub use burn_modules::{load_burn_lora, save_burn_lora};
 pub use embedding::{AdaptedTable, AdaptedVector};
 pub use error::{AdapterError, Misshapen};
 pub use fields::Fields;

@@ -37,7 +37,8 @@ impl AdaptedLinear {
         if let Some(bias) = &bias {
             assert_eq!(bias.dims()[0], weight.dims()[0], "a bias needs one entry for each row of the weight");
         }
-        Self { weight: Param::from_tensor(weight), bias: bias.map(Param::from_tensor), slots: Vec::new() }
+        let leaf = |bias: Tensor<1>| Param::from_tensor(bias.detach());
+        Self { weight: Param::from_tensor(weight.detach()), bias: bias.map(leaf), slots: Vec::new() }
     }
 
     /// Applies the layer to `x [n, in]`, with its active adapters, or with those that the pass names for each row.

@@ -5,8 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use burn::module::Param;
+use serde_json::Value;
 use sideburn_kernels::Key;
-use sideburn_weights::{AtomicDir, SafetensorsFile, write_safetensors};
+use sideburn_weights::{AtomicDir, SafetensorsFile, Tensor, write_safetensors};
 
 use crate::method::{Method, read_config};
 use crate::registry::{attach_dyn, slots_of, try_each_slots};
@@ -37,8 +38,17 @@ pub fn save_adapter<M: AdaptedModel>(model: &M, name: &str, directory: impl AsRe
             tensors.entry(name).or_insert_with(|| to_file(tensor, spec.shape));
         }
     }
+    write_adapter(&method.to_json(), tensors, directory.as_ref())
+}
+
+/// Writes a PEFT directory.
+pub(crate) fn write_adapter(
+    config: &Value,
+    tensors: BTreeMap<String, Tensor>,
+    directory: &Path,
+) -> Result<(), AdapterError> {
     let directory = AtomicDir::create(directory)?;
-    let json = serde_json::to_string_pretty(&method.to_json()).expect("a JSON value is always printable");
+    let json = serde_json::to_string_pretty(config).expect("a JSON value is always printable");
     sideburn_weights::write_atomic(directory.path().join(CONFIG_FILE), (json + "\n").as_bytes())?;
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     write_safetensors(directory.path().join(WEIGHTS_FILE), tensors, Some(metadata))?;
@@ -57,9 +67,7 @@ pub fn load_adapter<M: AdaptedModel>(
     name: &str,
     directory: impl AsRef<Path>,
 ) -> Result<(), AdapterError> {
-    let directory = directory.as_ref();
-    let method = read_config_file(&directory.join(CONFIG_FILE))?;
-    let file = SafetensorsFile::open(directory.join(WEIGHTS_FILE))?;
+    let (method, file) = open_adapter(directory.as_ref())?;
     // All is tried on a copy, which shares the weights, so that an error leaves the model as it was.
     let mut adapted = model.clone();
     attach_dyn(&mut adapted, name, method, Key::from_seed(0))?;
@@ -83,22 +91,28 @@ pub fn swap_adapter<M: AdaptedModel>(
     if entry.is_merged() {
         return Err(AdapterError::IsMerged { name: name.to_owned() });
     }
-    let path = directory.join(CONFIG_FILE);
-    let (mut own, mut other) = (entry.method().to_json(), read_config_file(&path)?.to_json());
+    let (method, file) = open_adapter(directory)?;
+    let (mut own, mut other) = (entry.method().to_json(), method.to_json());
     for field in ["base_model_name_or_path", "task_type", "init_lora_weights", "lora_dropout"] {
         for config in [&mut own, &mut other] {
             config.as_object_mut().expect("a configuration is an object").remove(field);
         }
     }
     if own != other {
+        let path = directory.join(CONFIG_FILE);
         let message = format!("{other} is another configuration than that of the adapter {name:?}, {own}");
         return Err(AdapterError::UnreadableConfig { path, message });
     }
-    let file = SafetensorsFile::open(directory.join(WEIGHTS_FILE))?;
     let mut swapped = model.clone();
     fill(&mut swapped, name, &file)?;
     *model = swapped;
     Ok(())
+}
+
+/// The configuration of a PEFT directory, and its tensors.
+pub(crate) fn open_adapter(directory: &Path) -> Result<(Arc<dyn Method>, SafetensorsFile), AdapterError> {
+    let method = read_config_file(&directory.join(CONFIG_FILE))?;
+    Ok((method, SafetensorsFile::open(directory.join(WEIGHTS_FILE))?))
 }
 
 /// Fills the tensors of an attached adapter from a file.

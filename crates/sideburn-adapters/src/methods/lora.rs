@@ -138,13 +138,25 @@ impl LoraConfig {
         } && self.trainable_token_indices.is_empty())
     }
 
+    /// The rank at a layer, and what the product of its factors is multiplied by.
+    pub(crate) fn rank_and_scaling(&self, site: &str) -> Result<(usize, f64), AdapterError> {
+        let r = pattern_value(&self.rank_pattern, site)?.unwrap_or(self.r);
+        let alpha = pattern_value(&self.alpha_pattern, site)?.unwrap_or(self.lora_alpha);
+        Ok((r, self.scaling_of(r, alpha)))
+    }
+
+    /// Whether there are two factors at each layer and nothing else, nor anywhere else.
+    pub(crate) fn is_plain(&self) -> bool {
+        let extra = self.use_dora || self.lora_bias || self.bias != LoraBias::None;
+        !extra && self.trainable_token_indices.is_empty() && self.common.modules_to_save.is_empty()
+    }
+
     fn rule(&self, place: &Place) -> Result<LoraRule, AdapterError> {
-        let r = pattern_value(&self.rank_pattern, &place.name)?.unwrap_or(self.r);
-        let alpha = pattern_value(&self.alpha_pattern, &place.name)?.unwrap_or(self.lora_alpha);
+        let (r, scaling) = self.rank_and_scaling(&place.name)?;
         Ok(LoraRule {
             kind: place.kind,
             r,
-            scaling: self.scaling_of(r, alpha),
+            scaling,
             dropout: self.lora_dropout,
             init: self.init_lora_weights,
             dora: self.use_dora,
