@@ -6,14 +6,16 @@
 //!
 //! The text is JSON Lines with the fields `dialogue` and `summary`; `assets/dialogsum-sample/make_sample.py
 //! --pretraining-text` writes it from what the sample leaves of DialogSum. A summary is a text of its own here: it is
-//! never shown with its dialogue. There are four kinds of examples, in equal parts:
+//! never shown with its dialogue. There are four kinds of examples:
 //!
-//! * span corruption (Raffel et al., 2020, section 3.1.4): write what the sentinels in a dialogue stand for;
-//! * gap sentences (Zhang et al., 2020): behind the prompt of the summarisation task, write the turn of a dialogue that
-//!   says most about the others, which in one half of these cases has been taken out;
-//! * continuation: write the turns that come next;
-//! * denoising (Lewis et al., 2020): write a summary whole, of which about half has been replaced by sentinels.
+//! * gap sentences (Zhang et al., 2020), a quarter: behind the prompt of the summarisation task, write the turn of a
+//!   dialogue that says most about the others, which in three of ten cases has been taken out;
+//! * keywords, a quarter: write the words of a dialogue with the highest tf-idf;
+//! * denoising (Lewis et al., 2020), three tenths: write a summary whole, of which the words with the highest tf-idf are
+//!   given, in any order;
+//! * span corruption (Raffel et al., 2020, section 3.1.4), a fifth: write what the sentinels in a dialogue stand for.
 
+use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
@@ -37,13 +39,13 @@ struct Args {
     #[arg(long, default_value = "out/t5-mini")]
     output: PathBuf,
     /// Steps of the optimiser.
-    #[arg(long, default_value_t = 3600)]
+    #[arg(long, default_value_t = 10_000)]
     max_steps: u64,
     /// Examples of a step.
     #[arg(long, default_value_t = 16)]
     batch_size: usize,
     /// The learning rate after the warm-up.
-    #[arg(long, default_value_t = 2e-3)]
+    #[arg(long, default_value_t = 5e-4)]
     learning_rate: f64,
     /// Entries of the vocabulary, sentinels included.
     #[arg(long, default_value_t = 4096, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1000..100_000))]
@@ -57,6 +59,8 @@ struct Args {
 }
 
 const SENTINELS: usize = 32;
+/// The heads of every layer that copy from the source to begin with.
+const COPYING: usize = 2;
 const MAX_SOURCE_LENGTH: usize = 320;
 const MAX_TARGET_LENGTH: usize = 96;
 
@@ -84,7 +88,7 @@ fn main() -> anyhow::Result<()> {
         ..T5Config::default()
     };
     let mut model = T5::random(&config, Key::from_seed(args.seed).fold_in_name("weights"), &device);
-    rescale(&mut model);
+    prepare(&mut model);
     println!("{}", ParameterReport::of(&model));
 
     let sampler = BatchSampler::new(corpus.dialogues.len(), args.batch_size, args.seed)?.drop_last()?;
@@ -106,37 +110,70 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Position biases by which the first heads look at their neighbourhood, and the last everywhere, after ALiBi (Press et
-/// al., 2022): learnt from nothing, in steps of the learning rate, they would take the better part of a short run.
-fn nearness([buckets, heads]: [usize; 2], bidirectional: bool, device: &Device) -> Tensor<2> {
-    let slope = |head: usize| if head + 1 < heads { 0.5f32.powi(head as i32) } else { 0.0 };
-    let distance = |bucket: usize| if bidirectional { bucket % (buckets / 2) } else { bucket };
-    let biases: Vec<f32> =
-        (0..buckets).flat_map(|bucket| (0..heads).map(move |head| -slope(head) * distance(bucket) as f32)).collect();
-    Tensor::<1>::from_floats(biases.as_slice(), device).reshape([buckets, heads]).require_grad()
+/// Position biases by which the encoder's first head looks at the token before, the last heads everywhere, and the others
+/// at their neighbourhood, after ALiBi (Press et al., 2022): learnt from nothing, in steps of the learning rate, they would
+/// take the better part of a short run.
+fn nearness([buckets, heads]: [usize; 2], encoder: bool, device: &Device) -> Tensor<2> {
+    let bias = |bucket: usize, head: usize| match (encoder, head) {
+        (true, 0) if bucket == 1 => 0.0,
+        (true, 0) => -8.0,
+        (_, head) if head + 1 == heads => 0.0,
+        (true, head) => -0.5f32.powi(head as i32) * (bucket % (buckets / 2)) as f32,
+        (false, head) => -0.5f32.powi(head as i32) * bucket as f32,
+    };
+    let biases: Vec<f32> = (0..buckets).flat_map(|bucket| (0..heads).map(move |head| bias(bucket, head))).collect();
+    Tensor::<1>::from_floats(biases.as_slice(), device).reshape([buckets, heads])
 }
 
-/// Rescales fresh weights for AdamW, whose steps have one size for all of them; T5's own are made for Adafactor, whose
-/// steps grow with the weights. The embedding, which is the output head as well, is made small, and so is what each layer
-/// adds to it.
-fn rescale(model: &mut T5) {
+/// Prepares fresh weights for a short run of AdamW, whose steps have one size for all of them; T5's own are made for
+/// Adafactor, whose steps grow with the weights. The embedding, which is the output head as well, is made small, and so is
+/// what each layer adds to it.
+///
+/// What a small model takes longest to find stands in it from the start: an induction circuit (Olsson et al., 2022). The
+/// encoder's first head looks at the token before. The decoder's first [`COPYING`] heads over the source look for what
+/// that head wrote of the token that the decoder wrote last, so that they find what followed it in the source; and they
+/// write it again, as the outgoing weights of these heads are their incoming ones transposed.
+fn prepare(model: &mut T5) {
+    const FIRST: &str = "encoder.block.0.layer.0.SelfAttention";
+    let d_kv = model.config().d_kv;
+    let fresh: HashMap<String, Tensor<2>> =
+        model.sites().into_iter().map(|(name, site)| (name, site.weight().val().inner())).collect();
+    let first_head = |projection| fresh[&format!("{FIRST}.{projection}")].clone();
+    let previous = first_head("v").narrow(0, 0, d_kv);
+    let written = first_head("o").narrow(1, 0, d_kv).transpose();
+    // The weights of the copying heads, and behind them those of the others.
+    let rows = |head: &Tensor<2>, others: &Tensor<2>| {
+        let free = others.dims()[0] - COPYING * d_kv;
+        Tensor::cat(vec![head.clone().repeat_dim(0, COPYING), others.clone().narrow(0, COPYING * d_kv, free)], 0)
+    };
     for (name, weight) in model.weights_mut() {
         let weight = match weight {
-            WeightMut::Table(table) => table,
+            WeightMut::Table(table) => table.weight_mut(),
             WeightMut::Linear(linear) => linear.weight_mut(),
             WeightMut::Vector(_) => continue,
         };
-        let factor = match name.rsplit('.').next() {
-            _ if name == "shared.weight" => 1.0 / 16.0,
-            _ if name.contains("relative_attention_bias") => {
-                let (encoder, device) = (name.starts_with("encoder"), weight.lazy_device());
-                *weight = weight.clone().map(|table| nearness(table.dims(), encoder, &device));
-                continue;
+        let drawn = weight.val().inner();
+        let (place, last) = name.rsplit_once('.').expect("a weight has a place");
+        let prepared = match last {
+            _ if name == "shared.weight" => drawn * (1.0 / 12.0),
+            _ if place.ends_with("relative_attention_bias") => {
+                nearness(drawn.dims(), name.starts_with("encoder"), &drawn.device())
             }
-            Some("o" | "wo") => 0.2,
+            "q" if place.ends_with("EncDecAttention") => rows(&(previous.clone() * 0.3), &drawn),
+            "k" if place.ends_with("EncDecAttention") => rows(&written, &drawn),
+            "o" if place.ends_with("EncDecAttention") => {
+                let free = drawn.dims()[1] - COPYING * d_kv;
+                let incoming = fresh[&format!("{place}.v")].clone().narrow(0, 0, COPYING * d_kv).transpose();
+                Tensor::cat(vec![incoming * 0.5, drawn.narrow(1, COPYING * d_kv, free) * 0.03], 1)
+            }
+            "o" if place == FIRST => {
+                let inner = drawn.dims()[1];
+                Tensor::cat(vec![written.clone().transpose() * 0.1, drawn.narrow(1, d_kv, inner - d_kv) * 0.03], 1)
+            }
+            "o" | "wo" => drawn * 0.03,
             _ => continue,
         };
-        *weight = weight.clone().map(|tensor| Tensor::from_inner(tensor.inner() * factor).require_grad());
+        *weight = weight.clone().map(|_| Tensor::from_inner(prepared.clone()).require_grad());
     }
 }
 
@@ -191,15 +228,20 @@ struct Corpus {
     dialogues: Vec<Dialogue>,
     /// What the prompt template puts before and behind a dialogue.
     prompt: [Vec<u32>; 2],
+    /// What stands before a dialogue whose keywords are asked for.
+    keyword_prompt: Vec<u32>,
     sentinels: Vec<u32>,
     eos: u32,
 }
 
 struct Dialogue {
     turns: Vec<Vec<u32>>,
+    /// Its words with the highest tf-idf.
+    keywords: Vec<Vec<u32>>,
     summary: Vec<u32>,
-    /// The turns that say most about the others, the best first.
-    salient: Vec<usize>,
+    summary_keywords: Vec<Vec<u32>>,
+    /// The turn that says most about the others.
+    salient: usize,
 }
 
 impl Corpus {
@@ -212,9 +254,12 @@ impl Corpus {
             ids.pop();
             Ok(ids)
         };
+        let in_dialogues = frequencies(texts.iter().map(|text| text.dialogue.as_str()));
+        let in_summaries = frequencies(texts.iter().map(|text| text.summary.as_str()));
         let sentinel = |index: usize| ids(&format!("<extra_id_{index}>")).map(|ids| ids[ids.len() - 1]);
         Ok(Self {
             prompt: [ids(before)?, ids(behind)?],
+            keyword_prompt: ids("Keywords of the following conversation:")?,
             sentinels: (0..SENTINELS).map(sentinel).collect::<Result<_, _>>()?,
             eos: tokenizer.eos_id(),
             dialogues: texts
@@ -222,7 +267,14 @@ impl Corpus {
                 .map(|text| {
                     let lines: Vec<&str> = text.dialogue.lines().filter(|line| !line.trim().is_empty()).collect();
                     let turns = lines.iter().map(|line| ids(line)).collect::<Result<_, _>>()?;
-                    Ok(Dialogue { turns, summary: ids(&text.summary)?, salient: by_salience(&lines) })
+                    let list = |words: Vec<&str>| words.into_iter().map(ids).collect::<Result<_, _>>();
+                    Ok(Dialogue {
+                        turns,
+                        keywords: list(keywords(&text.dialogue, &in_dialogues, texts.len(), 6))?,
+                        summary: ids(&text.summary)?,
+                        summary_keywords: list(keywords(&text.summary, &in_summaries, texts.len(), 8))?,
+                        salient: most_salient(&lines),
+                    })
                 })
                 .collect::<anyhow::Result<_>>()?,
         })
@@ -241,10 +293,10 @@ impl Corpus {
     fn example(&self, index: usize, key: Key) -> (Vec<u32>, Vec<u32>) {
         let dialogue = &self.dialogues[index];
         let part = key.fold_in_name("part");
-        let (mut source, mut target) = match key.below(0, 4) {
-            0 if dialogue.turns.len() >= 4 => self.take_out_turn(dialogue, part),
-            1 if dialogue.turns.len() >= 2 => continuation(dialogue, part),
-            2 => (self.corrupt_spans(&dialogue.summary, 6, part).0, dialogue.summary.clone()),
+        let (mut source, mut target) = match key.below(0, 20) {
+            0..5 if dialogue.turns.len() >= 4 => self.take_out_turn(dialogue, part),
+            5..10 => self.list_keywords(dialogue),
+            10..16 => (shuffled(&dialogue.summary_keywords, part), dialogue.summary.clone()),
             _ => self.corrupt_spans(some_turns(dialogue, part).concat().as_slice(), 15, part),
         };
         source.truncate(MAX_SOURCE_LENGTH - 1);
@@ -271,14 +323,18 @@ impl Corpus {
         (source, target)
     }
 
-    /// Asks for one of the three most salient turns, which is left in its place in half of the cases.
+    fn list_keywords(&self, dialogue: &Dialogue) -> (Vec<u32>, Vec<u32>) {
+        let source = [self.keyword_prompt.clone(), dialogue.turns.concat()].concat();
+        (source, dialogue.keywords.concat())
+    }
+
+    /// Asks for the most salient turn, which is taken out of its place in three of ten cases.
     fn take_out_turn(&self, dialogue: &Dialogue, key: Key) -> (Vec<u32>, Vec<u32>) {
-        let chosen = dialogue.salient[key.below(0, 3.min(dialogue.salient.len() as u64)) as usize];
-        let masked = key.uniform(1) < 0.5;
+        let masked = key.uniform(1) < 0.3;
         let [before, behind] = &self.prompt;
         let mut source = before.clone();
         for (index, turn) in dialogue.turns.iter().enumerate() {
-            if index == chosen && masked {
+            if index == dialogue.salient && masked {
                 source.push(self.sentinels[0]);
             } else {
                 source.extend_from_slice(turn);
@@ -286,7 +342,7 @@ impl Corpus {
         }
         source.truncate(MAX_SOURCE_LENGTH - 1 - behind.len());
         source.extend_from_slice(behind);
-        (source, dialogue.turns[chosen].clone())
+        (source, dialogue.turns[dialogue.salient].clone())
     }
 }
 
@@ -302,15 +358,52 @@ fn some_turns(dialogue: &Dialogue, key: Key) -> &[Vec<u32>] {
     &dialogue.turns[first..first + fitting.count()]
 }
 
-/// Turns of a dialogue, and the turns behind them.
-fn continuation(dialogue: &Dialogue, key: Key) -> (Vec<u32>, Vec<u32>) {
-    let turn = 1 + key.below(0, dialogue.turns.len() as u64 - 1) as usize;
-    let before = dialogue.turns[..turn].concat();
-    (before[before.len().saturating_sub(120)..].to_vec(), dialogue.turns[turn..].concat())
+/// The words, one behind the other in an order drawn by lot.
+fn shuffled(words: &[Vec<u32>], key: Key) -> Vec<u32> {
+    let mut order: Vec<usize> = (0..words.len()).collect();
+    order.sort_by(|a, b| key.uniform(*a as u64).total_cmp(&key.uniform(*b as u64)));
+    order.into_iter().flat_map(|index| words[index].iter().copied()).collect()
 }
 
-/// The turns in the order of their ROUGE-1 against all other turns together.
-fn by_salience(turns: &[&str]) -> Vec<usize> {
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split_whitespace()
+        .map(|word| word.trim_matches(|c: char| !c.is_alphanumeric() && c != '#'))
+        .filter(|word| !word.is_empty() && !word.ends_with('#'))
+}
+
+/// In how many texts each word occurs.
+fn frequencies<'a>(texts: impl Iterator<Item = &'a str>) -> HashMap<String, usize> {
+    let mut counts = HashMap::new();
+    for text in texts {
+        let distinct: HashSet<String> = words(text).map(str::to_lowercase).collect();
+        for word in distinct {
+            *counts.entry(word).or_insert(0) += 1;
+        }
+    }
+    counts
+}
+
+/// The words of a text with the highest tf-idf, in the order of their first occurrence.
+fn keywords<'a>(text: &'a str, frequencies: &HashMap<String, usize>, texts: usize, limit: usize) -> Vec<&'a str> {
+    let mut found: Vec<(String, &str, usize)> = Vec::new();
+    for word in words(text) {
+        let lower = word.to_lowercase();
+        match found.iter_mut().find(|(known, ..)| *known == lower) {
+            Some((.., count)) => *count += 1,
+            None => found.push((lower, word, 1)),
+        }
+    }
+    let score =
+        |(word, _, count): &(String, &str, usize)| *count as f64 * (texts as f64 / frequencies[word] as f64).ln();
+    let mut best: Vec<usize> = (0..found.len()).collect();
+    best.sort_by(|a, b| score(&found[*b]).total_cmp(&score(&found[*a])));
+    best.truncate(limit);
+    best.sort_unstable();
+    best.into_iter().map(|index| found[index].1).collect()
+}
+
+/// The turn with the highest ROUGE-1 against all other turns together, the first of several.
+fn most_salient(turns: &[&str]) -> usize {
     let scorer = RougeScorer::new(&[Metric::Rouge1]);
     let scores: Vec<f64> = (0..turns.len())
         .map(|index| {
@@ -318,7 +411,5 @@ fn by_salience(turns: &[&str]) -> Vec<usize> {
             scorer.score(&others, turns[index])[Metric::Rouge1].fmeasure
         })
         .collect();
-    let mut order: Vec<usize> = (0..turns.len()).collect();
-    order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
-    order
+    (0..turns.len()).rev().max_by(|a, b| scores[*a].total_cmp(&scores[*b])).unwrap_or(0)
 }
