@@ -221,7 +221,7 @@ fn what_cannot_be_is_refused() {
 
     let encode = |names: Vec<Option<&str>>| {
         let mut pass = Pass::evaluate().with_adapters(names);
-        model.encode(&inputs.source, &mut pass).err().expect("an error").to_string()
+        model.encode(&inputs.source, &mut pass).expect_err("an error").to_string()
     };
     assert!(encode(vec![Some("a")]).contains("names adapters for 1 rows, the batch has 4"));
     assert!(encode(vec![Some("c"), None, None, None]).contains("no adapter called \"c\""));
