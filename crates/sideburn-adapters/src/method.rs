@@ -168,6 +168,12 @@ impl Place {
         matches!(self.kind, PlaceKind::Embedding { .. })
     }
 
+    /// A linear layer, for tests.
+    #[cfg(test)]
+    pub(crate) fn of(name: &str, [out, input]: [usize; 2]) -> Self {
+        Self { name: name.to_owned(), kind: PlaceKind::Linear { out, input, bias: false } }
+    }
+
     /// The name of the place that a weight is, from the weight's own.
     pub(crate) fn name_of(weight: &str) -> &str {
         weight.strip_suffix(".weight").unwrap_or(weight)

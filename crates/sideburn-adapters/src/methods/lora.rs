@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sideburn_kernels::low_rank;
 
-use super::{Replace, trainable_tokens::TokenRows};
+use super::{Replace, kaiming, trainable_tokens::TokenRows, usual_targets};
 use crate::fields::Fields;
 use crate::method::{Common, Company, Method, Outline, Place, PlaceKind, Plan};
 use crate::rule::{Call, Init, Rule, TensorSpec, Weights};
@@ -276,13 +276,8 @@ impl Method for LoraConfig {
     }
 
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
-        let usual: Option<&[&str]> = match model.shape.model_type {
-            "t5" => Some(&["q", "v"]),
-            "falcon" => Some(&["query_key_value"]),
-            _ => None,
-        };
         let can_be_targeted = |place: &Place| place.is_linear() || place.is_embedding();
-        let places = self.targets.select(model, can_be_targeted, usual)?;
+        let places = self.targets.select(model, can_be_targeted, usual_targets(model))?;
         let mut plan = Plan::default();
         // Copies of base weights come first, as the factors add to whatever the weights are.
         if self.stores_head(model)? {
@@ -370,7 +365,6 @@ impl Rule for LoraRule {
             ];
         }
         let PlaceKind::Linear { out, input, .. } = self.kind else { unreachable!("no target of LoRA") };
-        let kaiming = |fan_in: usize| Init::Uniform(1.0 / (fan_in as f64).sqrt());
         let (a, b) = match self.init {
             LoraInit::Default => (kaiming(input), Init::Zeros),
             LoraInit::Gaussian => (Init::Normal(1.0 / r as f64), Init::Zeros),
