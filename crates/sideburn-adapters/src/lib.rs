@@ -58,8 +58,8 @@ pub use linear::AdaptedLinear;
 pub use merge::{merge, merge_and_unload, unmerge};
 pub use method::{Common, Company, Method, Outline, Place, PlaceKind, Plan, read_config};
 pub use methods::{
-    FullConfig, Ia3Config, LnTuningConfig, LoHaConfig, LoraBias, LoraConfig, LoraInit, Lycoris, PTuningConfig,
-    PrefixTuningConfig, PromptInit, PromptTuningConfig, TrainableTokensConfig,
+    FullConfig, Ia3Config, LnTuningConfig, LoHaConfig, LoKrConfig, LoraBias, LoraConfig, LoraInit, Lycoris,
+    PTuningConfig, PrefixTuningConfig, PromptInit, PromptTuningConfig, TrainableTokensConfig,
 };
 pub use model::{AdaptedModel, ModelShape, Weight, WeightMut};
 pub use pass::Pass;

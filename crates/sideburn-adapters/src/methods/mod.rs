@@ -2,6 +2,7 @@
 
 mod ia3;
 mod loha;
+mod lokr;
 mod lora;
 mod lycoris;
 mod prefix;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 
 pub use ia3::Ia3Config;
 pub use loha::LoHaConfig;
+pub use lokr::LoKrConfig;
 pub use lora::{LoraBias, LoraConfig, LoraInit};
 pub use lycoris::Lycoris;
 pub use prefix::PrefixTuningConfig;
@@ -29,11 +31,12 @@ use crate::rule::Init;
 type Read = fn(&Fields<'_>) -> Result<Arc<dyn Method>, AdapterError>;
 
 /// Every method that this crate has, by its `peft_type`.
-pub(crate) const ALL: [(&str, Read); 9] = [
+pub(crate) const ALL: [(&str, Read); 10] = [
     ("FULL", |fields| Ok(Arc::new(FullConfig::read(fields)?))),
     ("IA3", |fields| Ok(Arc::new(Ia3Config::read(fields)?))),
     ("LN_TUNING", |fields| Ok(Arc::new(LnTuningConfig::read(fields)?))),
     ("LOHA", |fields| Ok(Arc::new(LoHaConfig::read(fields)?))),
+    ("LOKR", |fields| Ok(Arc::new(LoKrConfig::read(fields)?))),
     ("LORA", |fields| Ok(Arc::new(LoraConfig::read(fields)?))),
     ("P_TUNING", |fields| Ok(Arc::new(PTuningConfig::read(fields)?))),
     ("PREFIX_TUNING", |fields| Ok(Arc::new(PrefixTuningConfig::read(fields)?))),

@@ -1,0 +1,220 @@
+//! LoKr: the Kronecker product of two small matrices (Edalati et al., 2022, "KronA"; Yeh et al., 2023).
+
+use burn::tensor::Tensor;
+use serde_json::{Map, Value, json};
+
+use super::lora::in_dtype;
+use super::lycoris::{Lycoris, Update};
+use super::{kaiming, usual_targets};
+use crate::fields::Fields;
+use crate::method::{Common, Company, Method, Outline, Place, Plan};
+use crate::rule::{Call, Init, Rule, TensorSpec, Weights};
+use crate::targets::Targets;
+use crate::{AdapterError, Pass};
+
+/// What to adapt and how; the fields are named as in `peft.LoKrConfig`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoKrConfig {
+    /// Rank, scaling and dropout.
+    pub lycoris: Lycoris,
+    /// Whether the first matrix is made of low-rank factors as well, if they are smaller.
+    pub decompose_both: bool,
+    /// The height and width of the first matrix, where the layer's are multiples of it; otherwise, and if it is `None` (-1
+    /// in the file), it is as near to a square root of the layer as can be.
+    pub decompose_factor: Option<usize>,
+    /// Whether rows that are kept in training make up for those that `rank_dropout` leaves out.
+    pub rank_dropout_scale: bool,
+    /// Which layers are adapted.
+    pub targets: Targets,
+    /// The fields that every method has.
+    pub common: Common,
+}
+
+impl LoKrConfig {
+    /// `peft`'s defaults.
+    pub fn new(targets: impl Into<Targets>) -> Self {
+        Self {
+            lycoris: Lycoris::default(),
+            decompose_both: false,
+            decompose_factor: None,
+            rank_dropout_scale: false,
+            targets: targets.into(),
+            common: Common::default(),
+        }
+    }
+
+    pub(crate) fn read(fields: &Fields<'_>) -> Result<Self, AdapterError> {
+        let decompose_factor = match fields.value("decompose_factor").and_then(Value::as_i64) {
+            Some(-1) => None,
+            _ => fields.optional("decompose_factor", "-1, or a number of at least 1")?,
+        };
+        Ok(Self {
+            lycoris: Lycoris::read(fields)?,
+            decompose_both: fields.flag("decompose_both")?,
+            decompose_factor,
+            rank_dropout_scale: fields.flag("rank_dropout_scale")?,
+            targets: Targets::read(fields)?,
+            common: Common::read(fields)?,
+        })
+    }
+
+    fn rule(&self, place: &Place) -> Result<LoKrRule, AdapterError> {
+        let update = self.lycoris.update(place, self.rank_dropout_scale)?;
+        let [out, input] = place.linear().map(|width| factorisation(width, self.decompose_factor));
+        let is_whole = |matrix: usize| update.r >= out[matrix].max(input[matrix]).div_ceil(2);
+        Ok(LoKrRule { out, input, whole: [!self.decompose_both || is_whole(0), is_whole(1)], update })
+    }
+}
+
+/// Two factors of `width`: `factor` and the rest, if it divides; otherwise those nearest to each other of which the first
+/// is not the larger, nor larger than `factor`.
+fn factorisation(width: usize, factor: Option<usize>) -> [usize; 2] {
+    let largest = factor.unwrap_or(width);
+    let is_factor = |first: &usize| width.is_multiple_of(*first);
+    let first = Some(largest).filter(|first| factor.is_some() && is_factor(first));
+    let first = first.or_else(|| (1..=width.isqrt().min(largest)).rev().find(is_factor)).unwrap_or(1);
+    [first, width / first]
+}
+
+impl Method for LoKrConfig {
+    fn peft_type(&self) -> &'static str {
+        "LOKR"
+    }
+
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    fn validate(&self) -> Result<(), AdapterError> {
+        if self.decompose_factor == Some(0) {
+            let (field, expected) = ("decompose_factor", "-1, or a number of at least 1");
+            return Err(AdapterError::InvalidField { field, found: "0".into(), expected });
+        }
+        self.lycoris.validate()
+    }
+
+    fn fields(&self) -> Map<String, Value> {
+        let mut fields = self.lycoris.write();
+        fields.insert("decompose_both".into(), json!(self.decompose_both));
+        fields.insert("decompose_factor".into(), self.decompose_factor.map_or(json!(-1), |factor| json!(factor)));
+        fields.insert("rank_dropout_scale".into(), json!(self.rank_dropout_scale));
+        self.targets.write(&mut fields);
+        fields
+    }
+
+    fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
+        let places = self.targets.select(model, Place::is_linear, usual_targets(model))?;
+        Plan::of(places, |place| self.rule(place))
+    }
+
+    fn company(&self) -> Company {
+        Company::Additive
+    }
+}
+
+/// Two matrices `w1 [l, m]` and `w2 [k, n]` at a layer `[l k, m n]`, each whole or as a product of two factors of rank r:
+/// `dW = s kron(w1, w2)`, that is `dW[i k + a, j n + b] = s w1[i, j] w2[a, b]`.
+///
+/// It is never formed: a row of `x` is a matrix `X [m, n]`, and its output the matrix `s w1 X w2^T [l, k]`.
+#[derive(Clone, Debug)]
+struct LoKrRule {
+    /// `[l, k]`.
+    out: [usize; 2],
+    /// `[m, n]`.
+    input: [usize; 2],
+    /// Which of the two are whole.
+    whole: [bool; 2],
+    update: Update,
+}
+
+impl LoKrRule {
+    /// The tensors that make up `w1`, and those of `w2`.
+    fn split<'a>(&self, own: &'a [Tensor<2>]) -> [&'a [Tensor<2>]; 2] {
+        own.split_at(if self.whole[0] { 1 } else { 2 }).into()
+    }
+
+    fn delta(&self, own: &[Tensor<2>]) -> Tensor<2> {
+        let ([l, k], [m, n]) = (self.out, self.input);
+        let [w1, w2] = self.split(own).map(|parts| {
+            let product = parts.iter().cloned().reduce(Tensor::matmul);
+            product.expect("a matrix has one or two parts")
+        });
+        let product = w1.reshape([l, 1, m, 1]) * w2.reshape([1, k, 1, n]);
+        product.reshape([l * k, m * n]).mul_scalar(self.update.scaling)
+    }
+}
+
+/// `x w^T` for the matrix that `parts` make up.
+fn times(x: Tensor<2>, parts: &[Tensor<2>]) -> Tensor<2> {
+    parts.iter().rev().fold(x, |x, part| x.matmul(part.clone().transpose()))
+}
+
+impl Rule for LoKrRule {
+    fn tensors(&self) -> Vec<TensorSpec> {
+        let ([l, k], [m, n], r) = (self.out, self.input, self.update.r);
+        let w1 = match self.whole[0] {
+            true => vec![TensorSpec::new("lokr_w1", [l, m], Init::Zeros)],
+            false => vec![
+                TensorSpec::new("lokr_w1_a", [l, r], Init::Zeros),
+                TensorSpec::new("lokr_w1_b", [r, m], kaiming(m)),
+            ],
+        };
+        let w2 = match self.whole[1] {
+            true => vec![TensorSpec::new("lokr_w2", [k, n], kaiming(n))],
+            false => {
+                vec![TensorSpec::new("lokr_w2_a", [k, r], kaiming(r)), TensorSpec::new("lokr_w2_b", [r, n], kaiming(n))]
+            }
+        };
+        [w1, w2].concat()
+    }
+
+    fn output(&self, y: Tensor<2>, call: &Call<'_>, own: &[Tensor<2>], pass: &mut Pass) -> Tensor<2> {
+        let ([l, k], [m, n], [w1, w2]) = (self.out, self.input, self.split(own));
+        self.update.add(y, call.x, own, pass, |x| {
+            let tokens = x.dims()[0];
+            let xw2 = times(x.reshape([tokens * m, n]), w2).reshape([tokens, m, k]);
+            let product = times(xw2.swap_dims(1, 2).reshape([tokens * k, m]), w1).reshape([tokens, k, l]);
+            product.swap_dims(1, 2).reshape([tokens, l * k]).mul_scalar(self.update.scaling)
+        })
+    }
+
+    fn merge(&self, base: Weights, own: &[Tensor<2>]) -> Result<Weights, &'static str> {
+        let delta = self.delta(own);
+        Ok(Weights { weight: in_dtype(base.weight, delta.dtype()) + delta, ..base })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::methods::tests::assert_merged_as_computed;
+
+    /// As `peft.tuners.lokr.layer.factorization`.
+    #[test]
+    fn widths_in_two_factors() {
+        for (width, factor, expected) in [
+            (64, None, [8, 8]),
+            (128, None, [8, 16]),
+            (127, None, [1, 127]),
+            (12, None, [3, 4]),
+            (1, None, [1, 1]),
+            (128, Some(4), [4, 32]),
+            (128, Some(32), [32, 4]),
+            (128, Some(5), [4, 32]),
+            (12, Some(100), [3, 4]),
+        ] {
+            assert_eq!(factorisation(width, factor), expected, "{width} by {factor:?}");
+        }
+    }
+
+    #[test]
+    fn whole_and_in_factors() {
+        for (decompose_both, decompose_factor, r) in
+            [(false, None, 8), (false, None, 1), (true, None, 1), (true, Some(3), 1)]
+        {
+            let lycoris = Lycoris { r, alpha: 2.0, ..Lycoris::default() };
+            let config = LoKrConfig { lycoris, decompose_both, decompose_factor, ..LoKrConfig::new(["q"]) };
+            assert_merged_as_computed(&config.rule(&Place::of("q", [12, 30])).unwrap(), [12, 30]);
+        }
+    }
+}
