@@ -85,6 +85,19 @@ impl<'a> Fields<'a> {
         Ok(self.optional(name, "true or false")?.unwrap_or(false))
     }
 
+    /// A field that has this value if it is there.
+    ///
+    /// # Errors
+    /// If it has another.
+    pub fn only(&self, name: &'static str, value: impl Into<Value>) -> Result<(), AdapterError> {
+        match self.value(name) {
+            Some(found) if !found.is_null() && *found != value.into() => {
+                Err(AdapterError::UnsupportedField { field: name.into(), value: found.to_string() })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// A field whose value does not matter.
     pub fn ignore(&self, name: &'static str) {
         self.read.borrow_mut().insert(name);

@@ -165,6 +165,8 @@ pub enum Init {
     Zeros,
     /// One.
     Ones,
+    /// This number.
+    Constant(f64),
     /// Uniform in plus or minus the bound.
     Uniform(f64),
     /// Normal, with mean zero and this deviation.
@@ -186,6 +188,7 @@ impl Debug for Init {
         match self {
             Self::Zeros => f.write_str("Zeros"),
             Self::Ones => f.write_str("Ones"),
+            Self::Constant(value) => f.debug_tuple("Constant").field(value).finish(),
             Self::Uniform(bound) => f.debug_tuple("Uniform").field(bound).finish(),
             Self::Normal(deviation) => f.debug_tuple("Normal").field(deviation).finish(),
             Self::FromBase(_) => f.write_str("FromBase"),

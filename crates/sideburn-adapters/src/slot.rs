@@ -82,6 +82,10 @@ fn init(spec: &TensorSpec, key: Key, base: Base, device: &Device) -> Param<Tenso
     let param = match &spec.init {
         Init::Zeros => lazy_weight(dims, device, |_| 0.0),
         Init::Ones => lazy_weight(dims, device, |_| 1.0),
+        Init::Constant(value) => {
+            let value = *value as f32;
+            lazy_weight(dims, device, move |_| value)
+        }
         Init::Uniform(bound) => {
             let bound = *bound;
             lazy_weight(dims, device, move |index| ((2.0 * key.uniform(index) - 1.0) * bound) as f32)

@@ -9,6 +9,7 @@ mod prefix;
 mod prompt;
 mod replace;
 mod trainable_tokens;
+mod vera;
 
 use std::sync::Arc;
 
@@ -22,6 +23,7 @@ pub use prompt::{PTuningConfig, PromptInit, PromptTuningConfig};
 pub use replace::{FullConfig, LnTuningConfig};
 pub(crate) use replace::{OwnHead, Replace};
 pub use trainable_tokens::TrainableTokensConfig;
+pub use vera::VeraConfig;
 
 use crate::AdapterError;
 use crate::fields::Fields;
@@ -31,7 +33,7 @@ use crate::rule::Init;
 type Read = fn(&Fields<'_>) -> Result<Arc<dyn Method>, AdapterError>;
 
 /// Every method that this crate has, by its `peft_type`.
-pub(crate) const ALL: [(&str, Read); 10] = [
+pub(crate) const ALL: [(&str, Read); 11] = [
     ("FULL", |fields| Ok(Arc::new(FullConfig::read(fields)?))),
     ("IA3", |fields| Ok(Arc::new(Ia3Config::read(fields)?))),
     ("LN_TUNING", |fields| Ok(Arc::new(LnTuningConfig::read(fields)?))),
@@ -42,6 +44,7 @@ pub(crate) const ALL: [(&str, Read); 10] = [
     ("PREFIX_TUNING", |fields| Ok(Arc::new(PrefixTuningConfig::read(fields)?))),
     ("PROMPT_TUNING", |fields| Ok(Arc::new(PromptTuningConfig::read(fields)?))),
     ("TRAINABLE_TOKENS", |fields| Ok(Arc::new(TrainableTokensConfig::read(fields)?))),
+    ("VERA", |fields| Ok(Arc::new(VeraConfig::read(fields)?))),
 ];
 
 /// The layers that LoRA and most of its kin adapt where none are named.

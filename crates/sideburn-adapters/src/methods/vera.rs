@@ -1,0 +1,199 @@
+//! VeRA: vectors between two random matrices that all layers share (Kopiczko et al., 2023).
+
+use burn::tensor::Tensor;
+use serde_json::{Map, Value, json};
+
+use super::lora::in_dtype;
+use super::{check_finite, check_probability, check_rank, usual_targets};
+use crate::fields::Fields;
+use crate::method::{Common, Company, Method, Outline, Place, Plan};
+use crate::rule::{Call, Init, Rule, TensorName, TensorSpec, Weights};
+use crate::targets::Targets;
+use crate::{AdapterError, Pass};
+
+/// What to adapt and how; the fields are named as in `peft.VeraConfig`.
+///
+/// The shared matrices are always in the file, as by `save_projection=True`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct VeraConfig {
+    /// The rank of the shared matrices.
+    pub r: usize,
+    /// The seed that `peft` drew the shared matrices with; only recorded. They are in the file, and of a new adapter
+    /// follow from the key that it is attached with.
+    pub projection_prng_key: u64,
+    /// The probability with which an element of the branch's input is dropped in training.
+    pub vera_dropout: f64,
+    /// What the vector between the matrices begins as.
+    pub d_initial: f64,
+    /// Which layers are adapted; `peft` cannot exclude any.
+    pub targets: Targets,
+    /// The fields that every method has.
+    pub common: Common,
+}
+
+impl VeraConfig {
+    /// `peft`'s defaults.
+    pub fn new(targets: impl Into<Targets>) -> Self {
+        Self {
+            r: 256,
+            projection_prng_key: 0,
+            vera_dropout: 0.0,
+            d_initial: 0.1,
+            targets: targets.into(),
+            common: Common::default(),
+        }
+    }
+
+    pub(crate) fn read(fields: &Fields<'_>) -> Result<Self, AdapterError> {
+        if fields.optional("save_projection", "true or false")? == Some(false) {
+            return Err(AdapterError::InvalidField {
+                field: "save_projection",
+                found: "false".into(),
+                expected: "true, as only PyTorch can draw the missing matrices again: save the adapter with \
+                           save_projection=True",
+            });
+        }
+        fields.only("bias", "none")?;
+        fields.ignore("fan_in_fan_out"); // Says how other kinds of layers store their weights.
+        fields.ignore("init_weights"); // How the vectors begin is past.
+        Ok(Self {
+            r: fields.required("r", "a rank of at least 1")?,
+            projection_prng_key: fields.optional("projection_prng_key", "a seed")?.unwrap_or(0),
+            vera_dropout: fields.optional("vera_dropout", "a probability in [0, 1)")?.unwrap_or(0.0),
+            d_initial: fields.optional("d_initial", "a number")?.unwrap_or(0.1),
+            targets: Targets::read(fields)?,
+            common: Common::read(fields)?,
+        })
+    }
+}
+
+impl Method for VeraConfig {
+    fn peft_type(&self) -> &'static str {
+        "VERA"
+    }
+
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    fn validate(&self) -> Result<(), AdapterError> {
+        check_rank("r", self.r)?;
+        check_probability("vera_dropout", self.vera_dropout)?;
+        check_finite("d_initial", self.d_initial)?;
+        match &self.targets.exclude_modules {
+            None => Ok(()),
+            Some(excluded) => Err(AdapterError::InvalidField {
+                field: "exclude_modules",
+                found: format!("{excluded:?}"),
+                expected: "nothing, as VeRA in `peft` has no such field",
+            }),
+        }
+    }
+
+    fn fields(&self) -> Map<String, Value> {
+        let Value::Object(mut fields) = json!({
+            "r": self.r,
+            "projection_prng_key": self.projection_prng_key,
+            "save_projection": true,
+            "vera_dropout": self.vera_dropout,
+            "d_initial": self.d_initial,
+            "bias": "none",
+            "fan_in_fan_out": false,
+            "init_weights": true,
+        }) else {
+            unreachable!("an object")
+        };
+        self.targets.write(&mut fields);
+        fields.remove("exclude_modules"); // `peft` warns of fields that it does not know.
+        fields
+    }
+
+    fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
+        let places = self.targets.select(model, Place::is_linear, usual_targets(model))?;
+        let largest = places
+            .iter()
+            .map(|place| place.linear())
+            .fold([0, 0], |[out, input], place| [out.max(place[0]), input.max(place[1])]);
+        Plan::of(places, |place| {
+            let (shape, r, dropout, d_initial) = (place.linear(), self.r, self.vera_dropout, self.d_initial);
+            Ok(VeraRule { shape, largest, r, dropout, d_initial })
+        })
+    }
+
+    fn company(&self) -> Company {
+        Company::Additive
+    }
+}
+
+/// Vectors `b [out]` and `d [r]`, and what all layers share and nothing trains: `A [r, in]` and `B [out, r]`, as large as
+/// the largest layer needs and cut to this one: `y + b * ((d * (dropout(x) A^T)) B^T)`, element by element.
+#[derive(Clone, Debug)]
+struct VeraRule {
+    shape: [usize; 2],
+    largest: [usize; 2],
+    r: usize,
+    dropout: f64,
+    d_initial: f64,
+}
+
+impl VeraRule {
+    /// `b`, `d`, and the parts of `A` and `B` that this layer uses.
+    fn own(&self, own: &[Tensor<2>]) -> [Tensor<2>; 4] {
+        let [out, input] = self.shape;
+        [own[0].clone(), own[1].clone(), own[2].clone().narrow(1, 0, input), own[3].clone().narrow(0, 0, out)]
+    }
+}
+
+impl Rule for VeraRule {
+    fn tensors(&self) -> Vec<TensorSpec> {
+        let ([out, input], r) = (self.largest, self.r);
+        let shared = |name: &str, shape: [usize; 2]| {
+            let [_, fan_in] = shape;
+            let spec = TensorSpec::new("", shape, Init::Uniform((6.0 / fan_in as f64).sqrt()));
+            TensorSpec { name: TensorName::Whole(format!("base_model.{name}")), ..spec }.frozen()
+        };
+        vec![
+            TensorSpec::new("vera_lambda_b", [self.shape[0]], Init::Zeros),
+            TensorSpec::new("vera_lambda_d", [r], Init::Constant(self.d_initial)),
+            shared("vera_A", [r, input]),
+            shared("vera_B", [out, r]),
+        ]
+    }
+
+    fn output(&self, y: Tensor<2>, call: &Call<'_>, own: &[Tensor<2>], pass: &mut Pass) -> Tensor<2> {
+        let (outer, [b, d, shared_a, shared_b]) = (y.dtype(), self.own(own));
+        let x = pass.dropout(in_dtype(call.x.clone(), d.dtype()), self.dropout);
+        let inner = x.matmul(shared_a.transpose()) * d;
+        y + in_dtype(inner.matmul(shared_b.transpose()) * b, outer)
+    }
+
+    fn merge(&self, base: Weights, own: &[Tensor<2>]) -> Result<Weights, &'static str> {
+        let [b, d, shared_a, shared_b] = self.own(own);
+        let delta = (shared_b * d).matmul(shared_a) * b.transpose();
+        Ok(Weights { weight: in_dtype(base.weight, delta.dtype()) + delta, ..base })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::method::read_config;
+    use crate::methods::tests::assert_merged_as_computed;
+
+    #[test]
+    fn a_layer_smaller_than_the_largest() {
+        let (r, dropout, d_initial) = (3, 0.0, 0.1);
+        for largest in [[4, 6], [9, 6], [4, 8]] {
+            assert_merged_as_computed(&VeraRule { shape: [4, 6], largest, r, dropout, d_initial }, [4, 6]);
+        }
+    }
+
+    #[test]
+    fn matrices_that_are_not_stored_are_missed() {
+        let mut json = VeraConfig::new(["q"]).to_json();
+        assert!(read_config(&json).is_ok());
+        json["save_projection"] = false.into();
+        let error = read_config(&json).unwrap_err().to_string();
+        assert!(error.contains("`save_projection`") && error.contains("save_projection=True"), "{error}");
+    }
+}
