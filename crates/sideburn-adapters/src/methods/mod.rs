@@ -5,6 +5,7 @@ mod loha;
 mod lokr;
 mod lora;
 mod lycoris;
+mod oft;
 mod prefix;
 mod prompt;
 mod replace;
@@ -18,6 +19,7 @@ pub use loha::LoHaConfig;
 pub use lokr::LoKrConfig;
 pub use lora::{LoraBias, LoraConfig, LoraInit};
 pub use lycoris::Lycoris;
+pub use oft::OftConfig;
 pub use prefix::PrefixTuningConfig;
 pub use prompt::{PTuningConfig, PromptInit, PromptTuningConfig};
 pub use replace::{FullConfig, LnTuningConfig};
@@ -33,13 +35,14 @@ use crate::rule::Init;
 type Read = fn(&Fields<'_>) -> Result<Arc<dyn Method>, AdapterError>;
 
 /// Every method that this crate has, by its `peft_type`.
-pub(crate) const ALL: [(&str, Read); 11] = [
+pub(crate) const ALL: [(&str, Read); 12] = [
     ("FULL", |fields| Ok(Arc::new(FullConfig::read(fields)?))),
     ("IA3", |fields| Ok(Arc::new(Ia3Config::read(fields)?))),
     ("LN_TUNING", |fields| Ok(Arc::new(LnTuningConfig::read(fields)?))),
     ("LOHA", |fields| Ok(Arc::new(LoHaConfig::read(fields)?))),
     ("LOKR", |fields| Ok(Arc::new(LoKrConfig::read(fields)?))),
     ("LORA", |fields| Ok(Arc::new(LoraConfig::read(fields)?))),
+    ("OFT", |fields| Ok(Arc::new(OftConfig::read(fields)?))),
     ("P_TUNING", |fields| Ok(Arc::new(PTuningConfig::read(fields)?))),
     ("PREFIX_TUNING", |fields| Ok(Arc::new(PrefixTuningConfig::read(fields)?))),
     ("PROMPT_TUNING", |fields| Ok(Arc::new(PromptTuningConfig::read(fields)?))),
