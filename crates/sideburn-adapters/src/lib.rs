@@ -58,8 +58,9 @@ pub use linear::AdaptedLinear;
 pub use merge::{merge, merge_and_unload, unmerge};
 pub use method::{Common, Company, Method, Outline, Place, PlaceKind, Plan, read_config};
 pub use methods::{
-    FullConfig, Ia3Config, LnTuningConfig, LoHaConfig, LoKrConfig, LoraBias, LoraConfig, LoraInit, Lycoris, OftConfig,
-    PTuningConfig, PrefixTuningConfig, PromptInit, PromptTuningConfig, TrainableTokensConfig, VeraConfig,
+    AdaLoraConfig, FullConfig, Ia3Config, LnTuningConfig, LoHaConfig, LoKrConfig, LoraBias, LoraConfig, LoraInit,
+    Lycoris, OftConfig, PTuningConfig, PrefixTuningConfig, PromptInit, PromptTuningConfig, RankAllocator,
+    TrainableTokensConfig, Triplets, VeraConfig, adalora_regularisation,
 };
 pub use model::{AdaptedModel, ModelShape, Weight, WeightMut};
 pub use pass::Pass;

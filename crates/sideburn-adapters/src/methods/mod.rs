@@ -1,5 +1,6 @@
 //! The methods, one in each file.
 
+mod adalora;
 mod ia3;
 mod loha;
 mod lokr;
@@ -14,6 +15,7 @@ mod vera;
 
 use std::sync::Arc;
 
+pub use adalora::{AdaLoraConfig, RankAllocator, Triplets, adalora_regularisation};
 pub use ia3::Ia3Config;
 pub use loha::LoHaConfig;
 pub use lokr::LoKrConfig;
@@ -35,7 +37,8 @@ use crate::rule::Init;
 type Read = fn(&Fields<'_>) -> Result<Arc<dyn Method>, AdapterError>;
 
 /// Every method that this crate has, by its `peft_type`.
-pub(crate) const ALL: [(&str, Read); 12] = [
+pub(crate) const ALL: [(&str, Read); 13] = [
+    ("ADALORA", |fields| Ok(Arc::new(AdaLoraConfig::read(fields)?))),
     ("FULL", |fields| Ok(Arc::new(FullConfig::read(fields)?))),
     ("IA3", |fields| Ok(Arc::new(Ia3Config::read(fields)?))),
     ("LN_TUNING", |fields| Ok(Arc::new(LnTuningConfig::read(fields)?))),
