@@ -1,8 +1,9 @@
 //! How many parameters a model has, and how many of them train.
 
+use std::collections::HashSet;
 use std::fmt;
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::Tensor;
 
 /// The number of trainable and of all parameters; printed in the words of `peft`.
@@ -24,9 +25,9 @@ pub struct ParameterReport {
 impl ParameterReport {
     /// Counts the parameters of `model`. Weights that are not initialised yet are counted by their shapes.
     pub fn of<M: Module>(model: &M) -> Self {
-        let mut report = Self::default();
-        model.visit(&mut report);
-        report
+        let mut count = Count::default();
+        model.visit(&mut count);
+        count.report
     }
 
     /// The trainable share, in percent.
@@ -35,12 +36,21 @@ impl ParameterReport {
     }
 }
 
-impl ModuleVisitor for ParameterReport {
+#[derive(Default)]
+struct Count {
+    report: ParameterReport,
+    seen: HashSet<ParamId>,
+}
+
+impl ModuleVisitor for Count {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if !self.seen.insert(param.id) {
+            return;
+        }
         let elements = param.lazy_shape().num_elements() as u64;
-        self.all += elements;
+        self.report.all += elements;
         if is_trainable(param) {
-            self.trainable += elements;
+            self.report.trainable += elements;
         }
     }
 }
