@@ -45,38 +45,27 @@ impl AdaptedLinear {
     pub fn forward(&self, x: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
         let Some(routes) = pass.routes().cloned() else {
             let slots = values(self.slots.iter().filter(|slot| slot.is_active()));
-            let y = self.product(input(&x, &slots), &slots);
-            return self.output(y, &x, &slots, pass);
+            let weights = replaced(self.base(), &slots);
+            return output(product(input(&x, &slots), &weights), &x, &weights, &slots, pass);
         };
+        let base = self.base();
         let slots: Vec<_> = routes.adapters().iter().map(|name| values(self.slots_of(name.as_deref()))).collect();
         if slots.iter().all(Vec::is_empty) {
-            return self.product(x, &[]);
+            return product(x, &base);
         }
         // The base layer runs once over all rows; each adapter sees its own rows only.
         let parts = routes.split(x);
         let inputs = parts.iter().zip(&slots).map(|(x, slots)| input(x, slots)).collect();
-        let products = routes.split_sorted(self.product(Tensor::cat(inputs, 0), &[]));
+        let products = routes.split_sorted(product(Tensor::cat(inputs, 0), &base));
         let outputs = parts.iter().zip(&slots).zip(products).map(|((x, slots), y)| {
-            let replaced = slots.iter().any(|(rule, _)| rule.replaces());
-            let y = if replaced { self.product(input(x, slots), slots) } else { y };
-            self.output(y, x, slots, pass)
+            if slots.iter().any(|(rule, _)| rule.replaces()) {
+                let weights = replaced(base.clone(), slots);
+                output(product(input(x, slots), &weights), x, &weights, slots, pass)
+            } else {
+                output(y, x, &base, slots, pass)
+            }
         });
         routes.join(outputs.collect())
-    }
-
-    /// The base layer's output, with whatever stands in for its weights.
-    fn product(&self, x: Tensor<2>, slots: &[(&dyn Rule, Vec<Tensor<2>>)]) -> Tensor<2> {
-        let Weights { weight, bias } = replaced(self.base(), slots);
-        let y = x.matmul(weight.transpose());
-        match bias {
-            Some(bias) => y + bias,
-            None => y,
-        }
-    }
-
-    fn output(&self, y: Tensor<2>, x: &Tensor<2>, slots: &[(&dyn Rule, Vec<Tensor<2>>)], pass: &mut Pass) -> Tensor<2> {
-        let call = Call { x, layer: self };
-        slots.iter().fold(y, |y, (rule, own)| rule.output(y, &call, own, pass))
     }
 
     /// The weights of the base layer.
@@ -130,6 +119,22 @@ impl AdaptedLinear {
     }
 }
 
-fn input(x: &Tensor<2>, slots: &[(&dyn Rule, Vec<Tensor<2>>)]) -> Tensor<2> {
+/// Rules with the values of their tensors.
+type Slots<'a> = [(&'a dyn Rule, Vec<Tensor<2>>)];
+
+fn product(x: Tensor<2>, Weights { weight, bias }: &Weights) -> Tensor<2> {
+    let y = x.matmul(weight.clone().transpose());
+    match bias {
+        Some(bias) => y + bias.clone(),
+        None => y,
+    }
+}
+
+fn input(x: &Tensor<2>, slots: &Slots<'_>) -> Tensor<2> {
     slots.iter().fold(x.clone(), |x, (rule, own)| rule.input(x, own))
+}
+
+fn output(y: Tensor<2>, x: &Tensor<2>, weights: &Weights, slots: &Slots<'_>, pass: &mut Pass) -> Tensor<2> {
+    let call = Call { x, weights };
+    slots.iter().fold(y, |y, (rule, own)| rule.output(y, &call, own, pass))
 }

@@ -11,6 +11,7 @@ use crate::model::{AdaptedModel, WeightMut};
 use crate::registry::set_active;
 use crate::rule::Weights;
 use crate::slot::{Slot, values};
+use crate::tensors::in_dtype;
 
 /// Works the active adapters into the base weights, after which they cost nothing. Returns their names.
 ///
@@ -116,6 +117,10 @@ fn merged_weights(place: &str, base: Weights, slots: &[Slot]) -> Result<Option<W
     let mut weights = base;
     for (slot, (rule, own)) in active.iter().zip(values(active.iter().copied())) {
         let (name, place) = (slot.name().to_owned(), place.to_owned());
+        if let Some(own) = own.first() {
+            weights.weight = in_dtype(weights.weight, own.dtype());
+            weights.bias = weights.bias.map(|bias| in_dtype(bias, own.dtype()));
+        }
         weights = match rule.merge(weights, &own) {
             Ok(weights) => weights,
             Err(reason) => return Err(AdapterError::CannotMerge { name, place, reason }),

@@ -33,6 +33,11 @@ pub trait Method: Any + Debug + Send + Sync {
     /// The fields of `adapter_config.json`, without the common ones.
     fn fields(&self) -> Map<String, Value>;
 
+    /// Fields that `peft` records of the model that the adapter is for.
+    fn model_fields(&self, _model: &Outline) -> Map<String, Value> {
+        Map::new()
+    }
+
     /// Which rules go where in a model, but for `modules_to_save`.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use serde_json::Value;
 use sideburn_kernels::Key;
 use sideburn_weights::{AtomicDir, SafetensorsFile, Tensor, write_safetensors};
 
-use crate::method::{Method, read_config};
+use crate::method::{Method, Outline, read_config};
 use crate::registry::{attach_dyn, slots_of, try_each_slots};
 use crate::tensors::{frozen_param, to_file};
 use crate::{AdaptedModel, AdapterError, Misshapen};
@@ -38,7 +38,11 @@ pub fn save_adapter<M: AdaptedModel>(model: &M, name: &str, directory: impl AsRe
             tensors.entry(name).or_insert_with(|| to_file(tensor, spec.shape));
         }
     }
-    write_adapter(&method.to_json(), tensors, directory.as_ref())
+    let mut config = method.to_json();
+    for (field, value) in method.model_fields(&Outline::of(model)) {
+        config[field] = value;
+    }
+    write_adapter(&config, tensors, directory.as_ref())
 }
 
 /// Writes a PEFT directory.

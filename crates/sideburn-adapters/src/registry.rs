@@ -54,6 +54,11 @@ impl Entry {
         self.active
     }
 
+    fn company(&self) -> Company {
+        let has_copies = !self.method.common().modules_to_save.is_empty();
+        if has_copies { Company::Alone } else { self.method.company() }
+    }
+
     /// Whether it is merged into the base.
     pub fn is_merged(&self) -> bool {
         self.merged
@@ -348,7 +353,7 @@ fn check_company(entries: &[&Entry]) -> Result<(), AdapterError> {
     for (index, first) in entries.iter().enumerate() {
         for second in &entries[index + 1..] {
             let same_kind = first.method.peft_type() == second.method.peft_type();
-            let reason = match [first.method.company(), second.method.company()] {
+            let reason = match [first.company(), second.company()] {
                 _ if first.name == second.name => "it is one and the same",
                 [Company::Additive, Company::Additive] => continue,
                 [Company::SameKind, Company::SameKind] if same_kind => continue,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Int, Tensor};
 
-use crate::{AdaptedLinear, Pass};
+use crate::Pass;
 
 /// What an adapter does at one place: a linear layer, a table, a vector, or the model's input.
 ///
@@ -92,8 +92,8 @@ pub struct Prefix {
 pub struct Call<'a> {
     /// The layer's input `[n, in]`, before any adapter.
     pub x: &'a Tensor<2>,
-    /// The layer.
-    pub layer: &'a AdaptedLinear,
+    /// The weights that the layer has computed with: those of the base, or what stands in for them.
+    pub weights: &'a Weights,
 }
 
 /// A tensor of an adapter: its name in `adapter_model.safetensors`, its shape there, and how it begins.

@@ -40,3 +40,8 @@ pub(crate) fn lazy_weight<const D: usize>(
     };
     Param::uninitialized(ParamId::new(), init, device.clone(), true, shape.into())
 }
+
+/// The tensor in another dtype.
+pub(crate) fn in_dtype<const D: usize>(tensor: Tensor<D>, dtype: DType) -> Tensor<D> {
+    if tensor.dtype() == dtype { tensor } else { tensor.cast(dtype) }
+}

@@ -211,6 +211,15 @@ fn what_cannot_be_is_refused() {
     assert!(refused(delete(&mut model, "c")).contains("no adapter called"));
     assert_eq!(inputs.logits(&model), before, "nothing has changed");
 
+    // What DoRA and a bias of LoRA's have no place for.
+    for lora in [
+        LoraConfig { use_dora: true, ..LoraConfig::new(["shared"]) },
+        LoraConfig { lora_bias: true, ..LoraConfig::new(["shared", "q"]) },
+    ] {
+        let error = refused(attach(&mut model, "c", lora, key));
+        assert!(error.contains("selects the embedding shared"), "{error}");
+    }
+
     attach(&mut model, "größe 数", Ia3Config::default(), key).unwrap();
     attach(&mut model, "dora", LoraConfig { use_dora: true, ..LoraConfig::new(["q"]) }, key).unwrap();
     attach(&mut model, "prompt", PromptTuningConfig::new(3), key).unwrap();

@@ -6,12 +6,13 @@ use burn::tensor::{Bool, DType, Tensor, TensorData};
 use serde_json::{Map, Value, json};
 use sideburn_kernels::low_rank;
 
-use super::lora::{in_dtype, number};
+use super::lora::number;
 use super::{check, check_finite, check_probability, check_rank};
 use crate::fields::Fields;
 use crate::method::{Common, Company, Method, Outline, Place, Plan};
 use crate::rule::{Call, Init, Rule, TensorSpec, Weights};
 use crate::targets::{TargetModules, Targets, is_suffix};
+use crate::tensors::in_dtype;
 use crate::{AdaptedModel, AdapterError, Pass, adapter_tensors};
 
 /// What to adapt and how; the fields are named as in `peft.AdaLoraConfig`.

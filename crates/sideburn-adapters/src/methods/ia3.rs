@@ -3,11 +3,11 @@
 use burn::tensor::Tensor;
 use serde_json::{Map, Value, json};
 
-use super::lora::in_dtype;
 use crate::fields::Fields;
 use crate::method::{Common, Company, Method, Outline, Place, Plan};
 use crate::rule::{Call, Init, Rule, TensorSpec, Weights};
 use crate::targets::{TargetModules, Targets};
+use crate::tensors::in_dtype;
 use crate::{AdapterError, Pass};
 
 /// Which layers are scaled; the fields are named as in `peft.IA3Config`.
@@ -55,6 +55,8 @@ impl Method for Ia3Config {
             unreachable!("an object")
         };
         self.targets.write(&mut fields);
+        // `peft` has no choice of layers here, and warns of fields that it does not know.
+        fields.retain(|field, value| !(field.starts_with("layers_") && value.is_null()));
         fields
     }
 

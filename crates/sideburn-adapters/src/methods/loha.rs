@@ -4,13 +4,13 @@ use burn::tensor::Tensor;
 use serde_json::{Map, Value};
 use sideburn_kernels::low_rank;
 
-use super::lora::in_dtype;
 use super::lycoris::{Lycoris, Update};
 use super::{kaiming, usual_targets};
 use crate::fields::Fields;
 use crate::method::{Common, Company, Method, Outline, Place, Plan};
 use crate::rule::{Call, Init, Rule, TensorSpec, Weights};
 use crate::targets::Targets;
+use crate::tensors::in_dtype;
 use crate::{AdapterError, Pass};
 
 /// What to adapt and how; the fields are named as in `peft.LoHaConfig`.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{DType, Int, Tensor};
+use burn::tensor::{Int, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sideburn_kernels::low_rank;
@@ -12,6 +12,7 @@ use crate::fields::Fields;
 use crate::method::{Common, Company, Method, Outline, Place, PlaceKind, Plan};
 use crate::rule::{Call, Init, Rule, TensorSpec, Weights};
 use crate::targets::{TargetModules, Targets, full_match};
+use crate::tensors::in_dtype;
 use crate::{AdapterError, Pass};
 
 /// Which biases of the base are trained beside the factors.
@@ -199,8 +200,8 @@ fn read_init(fields: &Fields<'_>) -> Result<LoraInit, AdapterError> {
         None | Some(Value::Null | Value::Bool(true)) => Ok(LoraInit::Default),
         Some(Value::Bool(false)) => Ok(LoraInit::Random),
         Some(Value::String(name)) if name == "gaussian" => Ok(LoraInit::Gaussian),
-        // How these begin is past, and they left the base as it was.
-        Some(Value::String(name)) if name == "orthogonal" || name == "loftq" => Ok(LoraInit::Default),
+        // How it begins is past, and it left the base as it was. LoftQ did not.
+        Some(Value::String(name)) if name == "orthogonal" => Ok(LoraInit::Default),
         Some(other) => {
             Err(AdapterError::UnsupportedField { field: "init_lora_weights".into(), value: other.to_string() })
         }
@@ -278,6 +279,13 @@ impl Method for LoraConfig {
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
         let can_be_targeted = |place: &Place| place.is_linear() || place.is_embedding();
         let places = self.targets.select(model, can_be_targeted, usual_targets(model))?;
+        if let Some(place) = places.iter().find(|place| place.is_embedding() && (self.use_dora || self.lora_bias)) {
+            return Err(AdapterError::InvalidField {
+                field: "target_modules",
+                found: format!("such that it selects the embedding {}", place.name),
+                expected: "linear layers, where DoRA or a bias of LoRA's is used",
+            });
+        }
         let mut plan = Plan::default();
         // Copies of base weights come first, as the factors add to whatever the weights are.
         if self.stores_head(model)? {
@@ -310,8 +318,7 @@ impl Method for LoraConfig {
     }
 
     fn company(&self) -> Company {
-        let replaces = !self.common.modules_to_save.is_empty() || self.bias != LoraBias::None;
-        match self.use_dora || replaces || !self.trainable_token_indices.is_empty() {
+        match self.use_dora || self.bias != LoraBias::None || !self.trainable_token_indices.is_empty() {
             true => Company::Alone,
             false => Company::Additive,
         }
@@ -394,7 +401,7 @@ impl Rule for LoraRule {
             }
             return y + in_dtype(delta, outer);
         }
-        let Weights { weight, bias } = call.layer.base();
+        let Weights { weight, bias } = call.weights.clone();
         let weight = in_dtype(weight, a.dtype());
         let gain = own[2].clone() / self.norms(&weight, &a, &b);
         let Some((probability, key)) = dropout else {
@@ -439,8 +446,4 @@ impl Rule for LoraRule {
         };
         Ok(Weights { weight, bias })
     }
-}
-
-pub(super) fn in_dtype<const D: usize>(tensor: Tensor<D>, dtype: DType) -> Tensor<D> {
-    if tensor.dtype() == dtype { tensor } else { tensor.cast(dtype) }
 }

@@ -6,10 +6,11 @@ use burn::tensor::{Tensor, TensorData};
 use serde_json::{Map, Value, json};
 use sideburn_kernels::Key;
 
-use super::lora::{in_dtype, number, pattern_value};
+use super::lora::{number, pattern_value};
 use super::{check_finite, check_probability, check_rank};
 use crate::fields::Fields;
 use crate::method::Place;
+use crate::tensors::in_dtype;
 use crate::{AdapterError, Pass};
 
 /// The fields that LoHa and LoKr share; they are named as in `peft.tuners.lycoris_utils.LycorisConfig`.

@@ -105,7 +105,7 @@ mod tests {
         let own: Vec<_> = rule.tensors().iter().zip(2..).map(|(spec, seed)| random(spec.dims(), 0.5, seed)).collect();
         let (layer, x) = (AdaptedLinear::from_weights(random([out, input], 0.5, 0), None), random([4, input], 1.0, 1));
         let y = rule.input(x.clone(), &own).matmul(layer.weight().val().transpose());
-        let y = rule.output(y, &Call { x: &x, layer: &layer }, &own, &mut Pass::evaluate());
+        let y = rule.output(y, &Call { x: &x, weights: &layer.base() }, &own, &mut Pass::evaluate());
         let merged = x.clone().matmul(rule.merge(layer.base(), &own).unwrap().weight.transpose());
         let base = x.matmul(layer.weight().val().transpose());
         let [drift, change] = [merged.clone() - y, merged - base].map(|x| x.abs().max().into_scalar::<f32>());

@@ -3,13 +3,13 @@
 use burn::tensor::{Int, Tensor, TensorData};
 use serde_json::{Map, Value, json};
 
-use super::lora::in_dtype;
 use super::usual_targets;
 use crate::AdapterError;
 use crate::fields::Fields;
 use crate::method::{Common, Company, Method, Outline, Place, Plan};
 use crate::rule::{Init, Rule, TensorSpec, Weights};
 use crate::targets::Targets;
+use crate::tensors::in_dtype;
 
 /// What to adapt and how; the fields are named as in `peft.OFTConfig`.
 #[derive(Clone, Debug, PartialEq, Eq)]

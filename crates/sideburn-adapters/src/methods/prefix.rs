@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use serde_json::{Map, Value, json};
 
-use super::prompt::{check_sizes, linear, linear_specs, read_sizes, size_fields, submodules};
+use super::prompt::{check_sizes, linear, linear_specs, model_sizes, read_sizes, size_fields, submodules};
 use crate::fields::Fields;
 use crate::method::{Common, Company, Method, Outline, Plan};
 use crate::rule::{Init, Prefix, Rule, TensorName, TensorSpec, Weights};
@@ -78,10 +78,14 @@ impl Method for PrefixTuningConfig {
     }
 
     fn fields(&self) -> Map<String, Value> {
-        let mut fields = size_fields(self.num_virtual_tokens, self.num_transformer_submodules);
+        let mut fields = size_fields(self.num_virtual_tokens);
         fields.insert("prefix_projection".into(), json!(self.prefix_projection));
         fields.insert("encoder_hidden_size".into(), json!(self.encoder_hidden_size));
         fields
+    }
+
+    fn model_fields(&self, model: &Outline) -> Map<String, Value> {
+        model_sizes(self.num_transformer_submodules, model.shape.num_heads * model.shape.d_kv, model)
     }
 
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {

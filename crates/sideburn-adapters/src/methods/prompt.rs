@@ -88,14 +88,18 @@ pub(super) fn check_sizes(num_virtual_tokens: usize, submodules: Option<usize>) 
     }
 }
 
-/// The sizes that `peft` records of the model.
-pub(super) fn size_fields(num_virtual_tokens: usize, submodules: Option<usize>) -> Map<String, Value> {
+/// The sizes that every prompt has.
+pub(super) fn size_fields(num_virtual_tokens: usize) -> Map<String, Value> {
+    Map::from_iter([("num_virtual_tokens".to_owned(), json!(num_virtual_tokens))])
+}
+
+/// The sizes that `peft` records of the model; of a prefix the width of all heads together is that of its tokens.
+pub(super) fn model_sizes(given: Option<usize>, token_dim: usize, model: &Outline) -> Map<String, Value> {
     let Value::Object(fields) = json!({
-        "num_virtual_tokens": num_virtual_tokens,
-        "num_transformer_submodules": submodules,
-        "token_dim": null,
-        "num_attention_heads": null,
-        "num_layers": null,
+        "num_transformer_submodules": submodules(given, model),
+        "token_dim": token_dim,
+        "num_attention_heads": model.shape.num_heads,
+        "num_layers": model.shape.num_layers,
     }) else {
         unreachable!("an object")
     };
@@ -128,12 +132,16 @@ impl Method for PromptTuningConfig {
     }
 
     fn fields(&self) -> Map<String, Value> {
-        let mut fields = size_fields(self.num_virtual_tokens, self.num_transformer_submodules);
+        let mut fields = size_fields(self.num_virtual_tokens);
         // `peft` would ask for the tokenizer again if this were TEXT, only to overwrite what it makes of it.
         fields.insert("prompt_tuning_init".into(), json!("RANDOM"));
         fields.insert("prompt_tuning_init_text".into(), Value::Null);
         fields.insert("tokenizer_name_or_path".into(), Value::Null);
         fields
+    }
+
+    fn model_fields(&self, model: &Outline) -> Map<String, Value> {
+        model_sizes(self.num_transformer_submodules, model.shape.d_model, model)
     }
 
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
@@ -265,12 +273,16 @@ impl Method for PTuningConfig {
     }
 
     fn fields(&self) -> Map<String, Value> {
-        let mut fields = size_fields(self.num_virtual_tokens, self.num_transformer_submodules);
+        let mut fields = size_fields(self.num_virtual_tokens);
         fields.insert("encoder_reparameterization_type".into(), json!("MLP"));
         fields.insert("encoder_hidden_size".into(), json!(self.encoder_hidden_size));
         fields.insert("encoder_num_layers".into(), json!(2));
         fields.insert("encoder_dropout".into(), json!(0.0));
         fields
+    }
+
+    fn model_fields(&self, model: &Outline) -> Map<String, Value> {
+        model_sizes(self.num_transformer_submodules, model.shape.d_model, model)
     }
 
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {

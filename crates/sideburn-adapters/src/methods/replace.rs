@@ -185,6 +185,8 @@ impl Method for LnTuningConfig {
     fn fields(&self) -> Map<String, Value> {
         let mut fields = Map::new();
         self.targets.write(&mut fields);
+        // `peft` has no choice of layers here, and warns of fields that it does not know.
+        fields.retain(|field, value| !(field.starts_with("layers_") && value.is_null()));
         fields
     }
 

@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
 use serde_json::{Map, Value, json};
 
-use super::lora::in_dtype;
 use crate::AdapterError;
 use crate::fields::Fields;
 use crate::method::{Common, Company, Method, Outline, Place, PlaceKind, Plan};
 use crate::rule::{Init, Rule, TensorSpec, Weights};
+use crate::tensors::in_dtype;
 
 /// Which tokens get embeddings of their own; named as in `peft.TrainableTokensConfig`.
 ///
