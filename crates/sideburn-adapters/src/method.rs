@@ -51,11 +51,13 @@ pub trait Method: Any + Debug + Send + Sync {
     fn to_json(&self) -> Value {
         let mut fields = self.fields();
         let common = self.common();
-        let modules_to_save = (!common.modules_to_save.is_empty()).then_some(&common.modules_to_save);
         fields.insert("peft_type".into(), json!(self.peft_type()));
         fields.insert("task_type".into(), json!(common.task_type));
         fields.insert("base_model_name_or_path".into(), json!(common.base_model_name_or_path));
-        fields.insert("modules_to_save".into(), json!(modules_to_save));
+        if !common.modules_to_save.is_empty() {
+            // Not every method of `peft` has the field.
+            fields.insert("modules_to_save".into(), json!(common.modules_to_save));
+        }
         fields.insert("inference_mode".into(), json!(true));
         fields.insert("auto_mapping".into(), Value::Null);
         fields.insert("revision".into(), Value::Null);
