@@ -10,7 +10,8 @@ use std::time::Instant;
 use anyhow::Context;
 use clap::Parser;
 use sideburn::adapters::{
-    FullConfig, Ia3Config, LnTuningConfig, Method, PTuningConfig, PrefixTuningConfig, PromptInit, PromptTuningConfig,
+    FullConfig, Ia3Config, LnTuningConfig, LoHaConfig, LoKrConfig, Lycoris, Method, OftConfig, PTuningConfig,
+    PrefixTuningConfig, PromptInit, PromptTuningConfig, VeraConfig,
 };
 use sideburn::prelude::*;
 
@@ -51,7 +52,13 @@ struct Candidate {
 
 fn candidates() -> Vec<Candidate> {
     fn lora() -> LoraConfig {
-        LoraConfig { r: 32, lora_alpha: 64.0, lora_dropout: 0.05, ..LoraConfig::new(["q", "v"]) }
+        LoraConfig {
+            r: 32,
+            lora_alpha: 64.0,
+            lora_dropout: 0.05,
+            common: Common::seq_2_seq(),
+            ..LoraConfig::new(["q", "v"])
+        }
     }
     fn add(model: &mut T5, method: impl Method, key: Key) -> anyhow::Result<()> {
         attach(model, "adapter", method, key)?;
@@ -60,7 +67,11 @@ fn candidates() -> Vec<Candidate> {
     fn prompt(model: &mut T5, tokenizer: &Tokenizer, key: Key) -> anyhow::Result<()> {
         let text = "Summarize the following conversation.".to_owned();
         let prompt_tuning_init = PromptInit::Text { ids: tokenizer.encode(&text, None)?.ids, text };
-        add(model, PromptTuningConfig { prompt_tuning_init, ..PromptTuningConfig::new(20) }, key)
+        add(
+            model,
+            PromptTuningConfig { prompt_tuning_init, common: Common::seq_2_seq(), ..PromptTuningConfig::new(20) },
+            key,
+        )
     }
     let one = |name, learning_rate, attach| Candidate { name, attach, learning_rate, loraplus_lr_ratio: 1.0 };
     vec![
@@ -72,11 +83,25 @@ fn candidates() -> Vec<Candidate> {
         one("lora, all linear", 4e-3, |model, _, key| {
             add(model, LoraConfig { targets: TargetModules::all_linear().into(), ..lora() }, key)
         }),
+        one("loha", 4e-3, |model, _, key| {
+            let lycoris = Lycoris { r: 8, alpha: 16.0, ..Lycoris::default() };
+            add(model, LoHaConfig { lycoris, ..LoHaConfig::new(["q", "v"]) }, key)
+        }),
+        one("lokr", 4e-3, |model, _, key| {
+            let lycoris = Lycoris { r: 8, alpha: 16.0, ..Lycoris::default() };
+            add(model, LoKrConfig { lycoris, ..LoKrConfig::new(["q", "v"]) }, key)
+        }),
+        one("vera", 2e-2, |model, _, key| add(model, VeraConfig { r: 64, ..VeraConfig::new(["q", "v"]) }, key)),
+        one("oft", 2e-3, |model, _, key| add(model, OftConfig::new(["q", "v"]), key)),
         one("ia3", 2e-2, |model, _, key| add(model, Ia3Config::default(), key)),
         one("ln tuning", 2e-2, |model, _, key| add(model, LnTuningConfig::default(), key)),
         one("prompt tuning", 1e-1, prompt),
-        one("p-tuning", 5e-3, |model, _, key| add(model, PTuningConfig::new(20), key)),
-        one("prefix tuning", 3e-2, |model, _, key| add(model, PrefixTuningConfig::new(20), key)),
+        one("p-tuning", 5e-3, |model, _, key| {
+            add(model, PTuningConfig { common: Common::seq_2_seq(), ..PTuningConfig::new(20) }, key)
+        }),
+        one("prefix tuning", 3e-2, |model, _, key| {
+            add(model, PrefixTuningConfig { common: Common::seq_2_seq(), ..PrefixTuningConfig::new(20) }, key)
+        }),
     ]
 }
 
