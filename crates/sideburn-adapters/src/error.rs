@@ -129,6 +129,14 @@ pub enum AdapterError {
         /// Why not.
         reason: &'static str,
     },
+    /// An adapter of which no other can be made.
+    #[error("no other adapter can be made of {name:?}: {reason}")]
+    NotCombinable {
+        /// The adapter.
+        name: String,
+        /// Why not, and what to do.
+        reason: String,
+    },
     /// A pass that names adapters for another number of rows than the batch has.
     #[error("the pass names adapters for {named} rows, the batch has {rows}; name one, or none, for each row")]
     RowsWithoutAdapters {

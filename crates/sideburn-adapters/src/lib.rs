@@ -9,6 +9,7 @@
 //!   [`Pass::with_adapters`] one for each row of a batch;
 //! * [`save_adapter`], [`load_adapter`] and [`swap_adapter`] exchange adapters with `peft`;
 //! * [`save_burn_lora`] and [`load_burn_lora`] do the same for Burn modules that are not made for this crate;
+//! * [`combine`] makes one adapter of several;
 //! * [`merge`], [`unmerge`] and [`merge_and_unload`] work adapters into the base weights;
 //! * [`load_base`] and [`save_base`] exchange base weights with `transformers`;
 //! * [`ParameterReport`] counts.
@@ -32,9 +33,11 @@
 
 mod base;
 mod burn_modules;
+mod combine;
 mod embedding;
 mod error;
 mod fields;
+mod linalg;
 mod linear;
 mod merge;
 mod method;
@@ -51,6 +54,7 @@ mod tensors;
 
 pub use base::{Precision, freeze, load_base, save_base};
 pub use burn_modules::{load_burn_lora, save_burn_lora};
+pub use combine::{Combination, combine};
 pub use embedding::{AdaptedTable, AdaptedVector};
 pub use error::{AdapterError, Misshapen};
 pub use fields::Fields;

@@ -234,6 +234,19 @@ pub(crate) fn attach_dyn<M: AdaptedModel>(
     method: Arc<dyn Method>,
     key: Key,
 ) -> Result<Vec<String>, AdapterError> {
+    let adapted = add(model, name, method, key)?;
+    set_trainable(model, &[name])?;
+    set_active(model, &[name])?;
+    Ok(adapted)
+}
+
+/// Adds a new adapter, and leaves all else as it is: the adapter is not active, although its tensors could be trained.
+pub(crate) fn add<M: AdaptedModel>(
+    model: &mut M,
+    name: &str,
+    method: Arc<dyn Method>,
+    key: Key,
+) -> Result<Vec<String>, AdapterError> {
     check_name(name)?;
     if model.adapters().get(name).is_ok() {
         return Err(AdapterError::NameTaken { name: name.to_owned() });
@@ -262,7 +275,6 @@ pub(crate) fn attach_dyn<M: AdaptedModel>(
         _ => None,
     };
 
-    freeze(model);
     let (key, device) = (key.fold_in_name(name), model.device());
     let (mut shared, mut adapted) = (Shared::new(), Vec::new());
     let mut planned: HashMap<String, Vec<Arc<dyn Rule>>> = HashMap::new();
@@ -288,7 +300,6 @@ pub(crate) fn attach_dyn<M: AdaptedModel>(
     }
     let entry = Entry { name: name.to_owned(), method, active: false, merged: false, not_by_row };
     model.adapters_mut().entries.push(entry);
-    set_active(model, &[name])?;
     Ok(adapted)
 }
 

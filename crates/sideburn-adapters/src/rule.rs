@@ -152,6 +152,14 @@ impl TensorName {
         }
     }
 
+    /// The same without the name of the place.
+    pub(crate) fn part(&self) -> &str {
+        match self {
+            Self::AtPlace(suffix) => suffix,
+            Self::Whole(name) | Self::Unsaved(name) => name,
+        }
+    }
+
     /// The same, if the file holds it.
     pub(crate) fn in_file(&self, place: &str) -> Option<String> {
         (!matches!(self, Self::Unsaved(_))).then(|| self.at(place))

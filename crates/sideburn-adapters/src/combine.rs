@@ -1,0 +1,316 @@
+//! New adapters made of others.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use burn::module::Module;
+use burn::tensor::{DType, Tensor, TensorData};
+use sideburn_kernels::Key;
+
+use crate::AdapterError;
+use crate::linalg::Svd;
+use crate::methods::LoraConfig;
+use crate::model::AdaptedModel;
+use crate::registry::{add, slots_of, try_each_slots};
+use crate::targets::TargetModules;
+use crate::tensors::frozen_param;
+
+/// How several adapters become one; `combination_type` of `peft`.
+///
+/// Adapter `i` has at a place the factors `A_i` and `B_i`, and `s_i` is its weight there times its scaling. The update
+/// that the adapters make together, `sum s_i B_i A_i`, is kept by `Cat` alone. The others but `Svd` add up the factors:
+/// `A = sum sign(s_i) sqrt|s_i| A_i` and `B = sum sqrt|s_i| B_i`, so that `B A` has products of factors of different
+/// adapters in it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Combination {
+    /// The factors as they are.
+    Linear,
+    /// `A = [s_1 A_1; s_2 A_2; ...]` and `B = [B_1, B_2, ...]`: the exact update, of as high a rank as all have together.
+    Cat,
+    /// The nearest to the exact update that has this rank, or the largest rank of the adapters.
+    Svd {
+        /// The rank of the new adapter.
+        rank: Option<usize>,
+    },
+    /// TIES (Yadav et al., 2023): of each factor the elements of the largest magnitude; the sign of an element is that of
+    /// its sum, and the mean is taken of those that have this sign.
+    Ties {
+        /// The share of elements that are kept.
+        density: f64,
+    },
+    /// DARE (Yu et al., 2023): elements dropped at random, the others divided by the density.
+    DareLinear {
+        /// The share of elements that are kept.
+        density: f64,
+        /// What they are drawn with.
+        key: Key,
+    },
+    /// Elements dropped as in DARE, and signs elected as in TIES.
+    DareTies {
+        /// The share of elements that are kept.
+        density: f64,
+        /// What they are drawn with.
+        key: Key,
+    },
+    /// Of each factor the elements of the largest magnitude.
+    MagnitudePrune {
+        /// The share of elements that are kept.
+        density: f64,
+    },
+}
+
+/// The factors `A [r, in]` and `B [out, r]` at a place.
+type Factors = [Tensor<2>; 2];
+
+/// What one adapter has at a place.
+struct Part<'a> {
+    adapter: &'a str,
+    factors: Factors,
+    scale: f64,
+}
+
+/// Makes one LoRA adapter of several, each with a weight, and attaches it as `name`: `add_weighted_adapter` of `peft`.
+/// What is active and what is trainable stay as they are.
+///
+/// The new adapter has its scaling, 1, and one rank everywhere, filled up with zeros; it has the first one's dropout and
+/// common fields. Where an adapter has nothing, the others are combined without it. `peft` takes over `use_rslora` and
+/// `use_dora` of the first adapter as well, which makes another update of the same factors.
+///
+/// # Errors
+/// If an adapter is unknown, named twice, merged, or more than plain LoRA; if ranks differ where factors are added up; if
+/// a number is out of range; or if the new name cannot be one or is taken. The model is then as before.
+pub fn combine<M: AdaptedModel>(
+    model: &mut M,
+    name: &str,
+    adapters: &[(&str, f64)],
+    how: Combination,
+) -> Result<(), AdapterError> {
+    how.validate()?;
+    let mut places = BTreeMap::<String, Vec<Part<'_>>>::new();
+    let (mut configs, mut ranks) = (Vec::new(), Vec::new());
+    for (index, (adapter, weight)) in adapters.iter().enumerate() {
+        if adapters[..index].iter().any(|(earlier, _)| earlier == adapter) {
+            return Err(not_combinable(adapter, "it is named twice; add up its weights"));
+        }
+        if !weight.is_finite() {
+            return Err(not_combinable(adapter, format!("its weight is {weight}; give a finite one")));
+        }
+        let (config, factors) = (config(model, adapter)?, factors(model, adapter)?);
+        configs.push(config);
+        ranks.push(factors.values().map(rank).max().unwrap_or(0));
+        for (place, factors) in factors {
+            let scale = weight * config.rank_and_scaling(&place)?.1;
+            places.entry(place).or_default().push(Part { adapter, factors, scale });
+        }
+    }
+    let Some(first) = configs.first() else {
+        let (found, expected) = ("none".into(), "at least one adapter");
+        return Err(AdapterError::InvalidField { field: "adapters", found, expected });
+    };
+    let r = match how {
+        Combination::Cat => ranks.into_iter().sum(),
+        Combination::Svd { rank: Some(rank) } => rank,
+        _ => ranks.into_iter().max().unwrap_or(0),
+    };
+    let mut combined = BTreeMap::new();
+    for (place, parts) in &places {
+        let factors = how.factors(place, parts, r)?;
+        if !factors.iter().all(|factor| factor.clone().is_finite().all().into_scalar::<bool>()) {
+            let reason = format!("{place} would not be finite; check all tensors and weights for NaN and infinity");
+            return Err(not_combinable(parts[0].adapter, reason));
+        }
+        combined.insert(place.clone(), factors);
+    }
+    let config = LoraConfig {
+        r,
+        lora_alpha: r as f64,
+        lora_dropout: first.lora_dropout,
+        common: first.common.clone(),
+        ..LoraConfig::new(TargetModules::Names(places.into_keys().collect()))
+    };
+    attach_factors(model, name, config, &combined)
+}
+
+impl Combination {
+    fn validate(self) -> Result<(), AdapterError> {
+        let invalid = |field, found: String, expected| Err(AdapterError::InvalidField { field, found, expected });
+        match (self, self.density_and_key()) {
+            (Self::Svd { rank: Some(0) }, _) => invalid("svd_rank", "0".into(), "a rank of at least 1"),
+            (_, Some((density, _))) if !(density > 0.0 && density <= 1.0) => {
+                invalid("density", density.to_string(), "a share in (0, 1]")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The share of elements that are kept, and what they are drawn with if they are.
+    fn density_and_key(self) -> Option<(f64, Option<Key>)> {
+        match self {
+            Self::Linear | Self::Cat | Self::Svd { .. } => None,
+            Self::Ties { density } | Self::MagnitudePrune { density } => Some((density, None)),
+            Self::DareLinear { density, key } | Self::DareTies { density, key } => Some((density, Some(key))),
+        }
+    }
+
+    /// The new factors at a place, of rank `r`.
+    fn factors(self, place: &str, parts: &[Part<'_>], r: usize) -> Result<Factors, AdapterError> {
+        let [a, b] = match self {
+            Self::Cat => stacked(parts),
+            Self::Svd { .. } => {
+                let [a, b] = stacked(parts);
+                let Svd { u, s, vt } = Svd::of_product(b, a).leading(r);
+                [vt, u * s].map(|factor| factor.cast(DType::F32))
+            }
+            _ => {
+                check_ranks(place, parts)?;
+                [self.sum(place, parts, 0), self.sum(place, parts, 1)]
+            }
+        };
+        Ok([padded(a, 0, r), padded(b, 1, r)])
+    }
+
+    /// The weighted sum of one factor of all parts, the `index`th.
+    fn sum(self, place: &str, parts: &[Part<'_>], index: usize) -> Tensor<2> {
+        let thinned = |part: &Part<'_>| {
+            let tensor = part.factors[index].clone();
+            match self.density_and_key() {
+                None => tensor,
+                Some((density, None)) => pruned(tensor, density),
+                Some((density, Some(key))) => {
+                    dropped(tensor, density, key.fold_in_name(place).fold_in_name(part.adapter).fold_in(index as u64))
+                }
+            }
+        };
+        let weight = |part: &Part<'_>| part.scale.abs().sqrt() * if index == 0 { part.scale.signum() } else { 1.0 };
+        let add = |terms: Vec<Tensor<2>>| terms.into_iter().reduce(|sum, term| sum + term).expect("a part at least");
+        let tensors: Vec<Tensor<2>> = parts.iter().map(thinned).collect();
+        let weighted = tensors.iter().zip(parts).map(|(tensor, part)| tensor.clone().mul_scalar(weight(part)));
+        if !matches!(self, Self::Ties { .. } | Self::DareTies { .. }) {
+            return add(weighted.collect());
+        }
+        let elected = add(tensors.clone()).greater_equal_elem(0.0).float().mul_scalar(2.0).sub_scalar(1.0);
+        let agree: Vec<Tensor<2>> =
+            tensors.iter().map(|tensor| tensor.clone().sign().equal(elected.clone()).float()).collect();
+        add(weighted.zip(&agree).map(|(term, agrees)| term * agrees.clone()).collect()) / add(agree).clamp_min(1.0)
+    }
+}
+
+/// Refuses parts whose factors cannot be added up.
+fn check_ranks(place: &str, parts: &[Part<'_>]) -> Result<(), AdapterError> {
+    for pair in parts.windows(2) {
+        let [(first, r), (second, other)] = [0, 1].map(|index| (pair[index].adapter, rank(&pair[index].factors)));
+        if r != other {
+            let reason = format!("its rank at {place} is {other}, that of {first:?} is {r}; take Cat or Svd");
+            return Err(not_combinable(second, reason));
+        }
+    }
+    Ok(())
+}
+
+/// The elements of the largest magnitude, the earlier ones of equal, and zeros.
+fn pruned(tensor: Tensor<2>, density: f64) -> Tensor<2> {
+    on_host(tensor, |values| {
+        let mut order: Vec<usize> = (0..values.len()).collect();
+        order.sort_by(|i, j| values[*j].abs().total_cmp(&values[*i].abs()));
+        let kept = (density * values.len() as f64) as usize;
+        order[kept..].iter().for_each(|index| values[*index] = 0.0);
+    })
+}
+
+/// Elements drawn with `key`, divided by the density, and zeros.
+fn dropped(tensor: Tensor<2>, density: f64, key: Key) -> Tensor<2> {
+    on_host(tensor, |values| {
+        for (index, value) in values.iter_mut().enumerate() {
+            *value = if key.uniform(index as u64) < density { *value / density as f32 } else { 0.0 };
+        }
+    })
+}
+
+/// The tensor, of `f32`, with its values changed.
+fn on_host(tensor: Tensor<2>, change: impl FnOnce(&mut [f32])) -> Tensor<2> {
+    let (shape, device) = (tensor.dims(), tensor.device());
+    let mut values: Vec<f32> = tensor.into_data().try_into_vec().expect("a tensor that was cast to f32");
+    change(&mut values);
+    Tensor::from_data(TensorData::new(values, shape), &device)
+}
+
+/// `[s_1 A_1; s_2 A_2; ...]` and `[B_1, B_2, ...]`.
+fn stacked(parts: &[Part<'_>]) -> Factors {
+    let a = parts.iter().map(|part| part.factors[0].clone().mul_scalar(part.scale)).collect();
+    let b = parts.iter().map(|part| part.factors[1].clone()).collect();
+    [Tensor::cat(a, 0), Tensor::cat(b, 1)]
+}
+
+/// The tensor with zeros up to `size` in a dimension.
+fn padded(tensor: Tensor<2>, dim: usize, size: usize) -> Tensor<2> {
+    let mut shape = tensor.dims();
+    shape[dim] = size - shape[dim];
+    if shape[dim] == 0 {
+        return tensor;
+    }
+    let zeros = Tensor::zeros(shape, &tensor.device());
+    Tensor::cat(vec![tensor, zeros], dim)
+}
+
+fn rank(factors: &Factors) -> usize {
+    factors[0].dims()[0]
+}
+
+/// The configuration of a LoRA adapter that is not merged.
+fn config<'a, M: AdaptedModel>(model: &'a M, name: &str) -> Result<&'a LoraConfig, AdapterError> {
+    let entry = model.adapters().get(name)?;
+    if entry.is_merged() {
+        return Err(AdapterError::IsMerged { name: name.to_owned() });
+    }
+    let kind = entry.method().peft_type();
+    entry.method().downcast_ref().ok_or_else(|| not_combinable(name, format!("it is {kind}; take adapters of LORA")))
+}
+
+/// The factors of a LoRA adapter that has nothing but these, by place.
+fn factors<M: AdaptedModel>(model: &M, name: &str) -> Result<BTreeMap<String, Factors>, AdapterError> {
+    let mut factors = BTreeMap::new();
+    for (place, slot) in slots_of(model, name) {
+        for spec in slot.rule().tensors() {
+            let tensor = spec.name.part();
+            if !["lora_A.weight", "lora_B.weight", "lora_embedding_A", "lora_embedding_B"].contains(&tensor) {
+                let reason = format!("it has {tensor} at {place}; take adapters that are nothing but factors of LoRA");
+                return Err(not_combinable(name, reason));
+            }
+        }
+        let own = slot.tensors();
+        factors.insert(place, [0, 1].map(|index| own[index].val().inner().cast(DType::F32)));
+    }
+    Ok(factors)
+}
+
+/// Attaches a LoRA adapter with these factors, neither active nor trainable.
+fn attach_factors<M: AdaptedModel>(
+    model: &mut M,
+    name: &str,
+    config: LoraConfig,
+    factors: &BTreeMap<String, Factors>,
+) -> Result<(), AdapterError> {
+    let mut attached = model.clone();
+    add(&mut attached, name, Arc::new(config), Key::from_seed(0))?;
+    try_each_slots(&mut attached, |place, slots| {
+        for slot in slots.iter_mut().filter(|slot| slot.name() == name) {
+            for (index, param) in slot.tensors_mut().iter_mut().enumerate() {
+                *param = match factors.get(place) {
+                    Some(factors) => {
+                        let values = factors[index].clone().into_data().try_into_vec().expect("factors in f32");
+                        frozen_param(values, &factors[index].dims(), &param.lazy_device())
+                    }
+                    None => param.clone().no_grad(),
+                };
+            }
+        }
+        Ok(())
+    })?;
+    *model = attached;
+    Ok(())
+}
+
+fn not_combinable(name: &str, reason: impl Into<String>) -> AdapterError {
+    AdapterError::NotCombinable { name: name.to_owned(), reason: reason.into() }
+}
