@@ -24,6 +24,41 @@
 #[doc = include_str!("../../../README.md")]
 struct Readme;
 
+/// And those of the pages about methods.
+#[cfg(doctest)]
+mod methods {
+    #[doc = include_str!("../../../docs/methods/README.md")]
+    struct Index;
+    #[doc = include_str!("../../../docs/methods/adalora.md")]
+    struct Adalora;
+    #[doc = include_str!("../../../docs/methods/dora.md")]
+    struct Dora;
+    #[doc = include_str!("../../../docs/methods/full.md")]
+    struct Full;
+    #[doc = include_str!("../../../docs/methods/ia3.md")]
+    struct Ia3;
+    #[doc = include_str!("../../../docs/methods/ln_tuning.md")]
+    struct LnTuning;
+    #[doc = include_str!("../../../docs/methods/loha.md")]
+    struct Loha;
+    #[doc = include_str!("../../../docs/methods/lokr.md")]
+    struct Lokr;
+    #[doc = include_str!("../../../docs/methods/lora.md")]
+    struct Lora;
+    #[doc = include_str!("../../../docs/methods/oft.md")]
+    struct Oft;
+    #[doc = include_str!("../../../docs/methods/prefix_tuning.md")]
+    struct PrefixTuning;
+    #[doc = include_str!("../../../docs/methods/prompt_tuning.md")]
+    struct PromptTuning;
+    #[doc = include_str!("../../../docs/methods/registry.md")]
+    struct Registry;
+    #[doc = include_str!("../../../docs/methods/trainable_tokens.md")]
+    struct TrainableTokens;
+    #[doc = include_str!("../../../docs/methods/vera.md")]
+    struct Vera;
+}
+
 pub mod device;
 
 pub use sideburn_adapters as adapters;
