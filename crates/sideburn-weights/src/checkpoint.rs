@@ -176,7 +176,7 @@ fn check_holders(
 
 /// Whether there is anything of that name, a dangling link included: that one should be reported, not passed over for
 /// the next candidate.
-fn present(path: &Path) -> Result<bool, WeightsError> {
+pub(crate) fn present(path: &Path) -> Result<bool, WeightsError> {
     match path.symlink_metadata() {
         Ok(_) => Ok(true),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),

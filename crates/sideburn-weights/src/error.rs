@@ -237,6 +237,15 @@ pub enum WeightsError {
         found: Vec<String>,
     },
 
+    /// A directory has none of the files that named tensors may be in.
+    #[error("{dir:?} has neither {} nor {}; check the path", names[0], names[1])]
+    NoStateDict {
+        /// The directory.
+        dir: PathBuf,
+        /// The names of the files looked for.
+        names: [String; 2],
+    },
+
     /// A directory has weights as pickles only.
     #[error(
         "{dir:?} holds its weights only as pickles ({}). A pickle is a program, and this one is not run. Convert it in \

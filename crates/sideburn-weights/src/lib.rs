@@ -8,6 +8,7 @@
 //! * [`SafetensorsFile`] is one file. Opening it reads the header alone; [`SafetensorsFile::read`] reads the bytes of
 //!   one tensor. Nothing is memory-mapped, so a file that shrinks under a reader is an error and not a crash.
 //! * [`TorchFile`] is one file of `torch.save` (`.bin`, `.pt`) that holds a state dict.
+//! * [`StateDict`] is whichever of the two a directory has under one name.
 //! * [`write_safetensors`], [`write_atomic`] and [`AtomicDir`] never leave a half-written file under its final name.
 //!
 //! Reading is strict. A file that is one byte too short or too long, a key that appears twice, a tensor that two
@@ -42,6 +43,7 @@ mod file;
 mod header;
 mod index;
 mod pickle;
+mod state_dict;
 mod tensor;
 mod torch_file;
 mod unique_map;
@@ -53,5 +55,6 @@ pub use error::WeightsError;
 pub use file::SafetensorsFile;
 pub use header::TensorInfo;
 pub use safetensors::Dtype;
+pub use state_dict::StateDict;
 pub use tensor::Tensor;
 pub use torch_file::TorchFile;
