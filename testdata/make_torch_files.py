@@ -1,6 +1,6 @@
 """Makes the files of `torch.save` in torch/, and the same tensors as safetensors:
 
-    python make_torch_files.py OUT        # writes OUT/*.pt and OUT/expected.safetensors
+    python make_torch_files.py OUT        # writes OUT/*.pt, OUT/expected.safetensors and OUT/lora_rslora.bin
 
 Needs torch and safetensors. README.md says what every file is.
 """
@@ -11,7 +11,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 
 def tensors():
@@ -90,6 +90,10 @@ def main(out):
     torch.save(torch.nn.Linear(2, 1), out / "module.pt")
     torch.save({"epoch": 3, "model": {"w": torch.ones(1)}, "w": torch.ones(1)}, out / "training.pt")
     torch.save({"w": torch.ones(1, dtype=torch.complex64)}, out / "complex.pt")
+
+    # An adapter as older releases of peft saved it.
+    adapter = Path(__file__).parent / "adapters/lora_rslora/adapter_model.safetensors"
+    torch.save(load_file(adapter), out / "lora_rslora.bin")
 
 
 if __name__ == "__main__":

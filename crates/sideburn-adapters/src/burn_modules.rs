@@ -9,10 +9,10 @@ use std::path::Path;
 
 use burn::module::{LoraAdapter, Module, ModuleVisitor, Param, Reparameterizer};
 use burn::tensor::{Device, Tensor, TensorData};
-use sideburn_weights::SafetensorsFile;
+use sideburn_weights::StateDict;
 
 use crate::method::Method;
-use crate::peft_dir::{open_adapter, write_adapter};
+use crate::peft_dir::{AdapterDir, Files, pretty};
 use crate::tensors::to_file;
 use crate::{AdapterError, LoraConfig, Misshapen, TargetModules};
 
@@ -60,7 +60,7 @@ pub fn save_burn_lora<M: Module>(
         rank_pattern: others.map(|(site, own)| (regex::escape(site), *own)).collect(),
         ..LoraConfig::new(TargetModules::Names(ranks.keys().cloned().collect()))
     };
-    write_adapter(&config.to_json(), tensors, directory.as_ref())
+    Files { config: pretty(&config.to_json()), tensors, base: None, card: None }.write(directory.as_ref())
 }
 
 /// Attaches the LoRA adapter in a PEFT directory to any Burn module, as an adapter of Burn's; all other parameters are
@@ -74,14 +74,15 @@ pub fn load_burn_lora<M: Module>(
     site: impl Fn(&str) -> String,
     directory: impl AsRef<Path>,
 ) -> Result<M, AdapterError> {
-    let (method, file) = open_adapter(directory.as_ref())?;
+    let saved = AdapterDir::open(directory)?;
+    let (method, file) = (saved.method()?, saved.tensors());
     let Some(config) = method.downcast_ref::<LoraConfig>().filter(|config| config.is_plain()) else {
         let value = format!("{:?} with more than two factors at each layer", method.peft_type());
         return Err(AdapterError::UnsupportedField { field: "peft_type".into(), value });
     };
     let mut attaching = Attaching {
         config,
-        file: &file,
+        file,
         site,
         unexpected: file.names().map(str::to_owned).collect(),
         missing: Vec::new(),
@@ -127,7 +128,7 @@ impl ModuleVisitor for Found {
 /// Makes adapters of Burn's from the tensors of a file.
 struct Attaching<'a, S> {
     config: &'a LoraConfig,
-    file: &'a SafetensorsFile,
+    file: &'a StateDict,
     site: S,
     unexpected: BTreeSet<String>,
     missing: Vec<String>,

@@ -7,12 +7,13 @@
 //! * [`attach`] freezes the base and adds the trainable tensors of a [`Method`], such as [`LoraConfig`];
 //! * [`set_active`], [`set_trainable`], [`without_adapters`] and [`delete`] choose among named adapters over one base, and
 //!   [`Pass::with_adapters`] one for each row of a batch;
-//! * [`save_adapter`], [`load_adapter`] and [`swap_adapter`] exchange adapters with `peft`;
+//! * [`save_adapter`], [`load_adapter`] and [`swap_adapter`] exchange adapters with `peft`, and [`AdapterDir`]
+//!   opens one without a model;
 //! * [`save_burn_lora`] and [`load_burn_lora`] do the same for Burn modules that are not made for this crate;
 //! * [`combine`] makes one adapter of several;
 //! * [`merge`], [`unmerge`] and [`merge_and_unload`] work adapters into the base weights;
 //! * [`load_base`] and [`save_base`] exchange base weights with `transformers`;
-//! * [`ParameterReport`] counts.
+//! * [`ParameterReport`] counts, and [`fingerprint`] tells bases apart.
 //!
 //! A method is one file: a configuration, which is a [`Method`], and what it does at a place of a model, which is a
 //! [`Rule`].
@@ -37,12 +38,14 @@ mod combine;
 mod embedding;
 mod error;
 mod fields;
+mod fingerprint;
 mod linalg;
 mod linear;
 mod merge;
 mod method;
 mod methods;
 mod model;
+mod model_card;
 mod pass;
 mod peft_dir;
 mod registry;
@@ -58,6 +61,7 @@ pub use combine::{Combination, combine};
 pub use embedding::{AdaptedTable, AdaptedVector};
 pub use error::{AdapterError, Misshapen};
 pub use fields::Fields;
+pub use fingerprint::fingerprint;
 pub use linear::AdaptedLinear;
 pub use merge::{merge, merge_and_unload, unmerge};
 pub use method::{Common, Company, Method, Outline, Place, PlaceKind, Plan, read_config};
@@ -68,7 +72,7 @@ pub use methods::{
 };
 pub use model::{AdaptedModel, ModelShape, Weight, WeightMut};
 pub use pass::Pass;
-pub use peft_dir::{load_adapter, read_config_file, save_adapter, swap_adapter};
+pub use peft_dir::{AdapterDir, load_adapter, read_config_file, save_adapter, swap_adapter};
 pub use registry::{
     AdapterSet, Entry, adapter_tensors, attach, delete, set_active, set_adapter_tensors, set_trainable,
     without_adapters,

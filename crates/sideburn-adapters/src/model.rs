@@ -3,6 +3,7 @@
 use burn::module::Module;
 use burn::tensor::Device;
 
+use crate::rule::Weights;
 use crate::slot::Slot;
 use crate::{AdaptedLinear, AdaptedTable, AdaptedVector, AdapterSet};
 
@@ -29,6 +30,15 @@ pub enum WeightMut<'a> {
 }
 
 impl<'a> Weight<'a> {
+    /// The weights of the base.
+    pub(crate) fn base(&self) -> Weights {
+        match self {
+            Self::Linear(linear) => linear.base(),
+            Self::Vector(vector) => Weights { weight: vector.weight().val().unsqueeze(), bias: None },
+            Self::Table(table) => Weights { weight: table.weight().val(), bias: None },
+        }
+    }
+
     /// What adapters have here.
     pub fn slots(&self) -> &'a [Slot] {
         match self {

@@ -1,25 +1,32 @@
-//! Adapters in the PEFT directory format: `adapter_config.json` and `adapter_model.safetensors`.
+//! Adapters in the PEFT directory format: `adapter_config.json`, and `adapter_model.safetensors` or, from older releases
+//! of `peft`, `adapter_model.bin`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::module::Param;
 use serde_json::Value;
 use sideburn_kernels::Key;
-use sideburn_weights::{AtomicDir, SafetensorsFile, Tensor, write_safetensors};
+use sideburn_weights::{AtomicDir, StateDict, Tensor, write_atomic, write_safetensors};
 
 use crate::method::{Method, Outline, read_config};
+use crate::model_card::model_card;
 use crate::registry::{attach_dyn, slots_of, try_each_slots};
 use crate::tensors::{frozen_param, to_file};
-use crate::{AdaptedModel, AdapterError, Misshapen};
+use crate::{AdaptedModel, AdapterError, Misshapen, fingerprint};
 
 const CONFIG_FILE: &str = "adapter_config.json";
-const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+/// What the file of tensors is called, without its extension.
+const TENSORS: &str = "adapter_model";
+const CARD_FILE: &str = "README.md";
+/// The key in the metadata of the tensors under which the base's fingerprint stands.
+const BASE_FINGERPRINT: &str = "sideburn.base_fingerprint";
 /// No adapter configuration comes near this; a larger file is something else.
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
-/// Saves the adapter called `name` as a directory that `peft.PeftModel.from_pretrained` reads.
+/// Saves the adapter called `name` as a directory that `peft.PeftModel.from_pretrained` reads, with the
+/// [`fingerprint`] of its base, and a model card (`README.md`) unless there is one.
 ///
 /// The directory appears whole or not at all; of an existing one only the files of the same names are replaced.
 ///
@@ -42,22 +49,108 @@ pub fn save_adapter<M: AdaptedModel>(model: &M, name: &str, directory: impl AsRe
     for (field, value) in method.model_fields(&Outline::of(model)) {
         config[field] = value;
     }
-    write_adapter(&config, tensors, directory.as_ref())
+    Files {
+        config: pretty(&config),
+        tensors,
+        base: Some(fingerprint(model)),
+        card: Some(model_card(method.as_ref(), &model.shape())),
+    }
+    .write(directory.as_ref())
 }
 
-/// Writes a PEFT directory.
-pub(crate) fn write_adapter(
-    config: &Value,
-    tensors: BTreeMap<String, Tensor>,
-    directory: &Path,
-) -> Result<(), AdapterError> {
-    let directory = AtomicDir::create(directory)?;
-    let json = serde_json::to_string_pretty(config).expect("a JSON value is always printable");
-    sideburn_weights::write_atomic(directory.path().join(CONFIG_FILE), (json + "\n").as_bytes())?;
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    write_safetensors(directory.path().join(WEIGHTS_FILE), tensors, Some(metadata))?;
-    directory.commit()?;
-    Ok(())
+/// What a PEFT directory holds.
+pub(crate) struct Files {
+    /// The text of the configuration.
+    pub(crate) config: String,
+    pub(crate) tensors: BTreeMap<String, Tensor>,
+    /// The fingerprint of the base, if it is known.
+    pub(crate) base: Option<String>,
+    /// The model card, if there is to be one.
+    pub(crate) card: Option<String>,
+}
+
+/// The text of a configuration.
+pub(crate) fn pretty(config: &Value) -> String {
+    serde_json::to_string_pretty(config).expect("a JSON value is always printable") + "\n"
+}
+
+impl Files {
+    pub(crate) fn write(self, directory: &Path) -> Result<(), AdapterError> {
+        let directory = AtomicDir::create(directory)?;
+        write_atomic(directory.path().join(CONFIG_FILE), self.config.as_bytes())?;
+        let base = self.base.map(|fingerprint| (BASE_FINGERPRINT.to_owned(), fingerprint));
+        let metadata = base.into_iter().chain([("format".to_owned(), "pt".to_owned())]).collect();
+        let file = directory.path().join(format!("{TENSORS}.safetensors"));
+        write_safetensors(file, self.tensors, Some(metadata))?;
+        // A card that somebody has written stays, and so does a link to one.
+        let has_card = directory.target().join(CARD_FILE).symlink_metadata().is_ok();
+        if let Some(card) = self.card.filter(|_| !has_card) {
+            write_atomic(directory.path().join(CARD_FILE), card.as_bytes())?;
+        }
+        directory.commit()?;
+        Ok(())
+    }
+}
+
+/// An adapter in a PEFT directory, opened without a model: its configuration has been read, its tensors have not.
+#[derive(Debug)]
+pub struct AdapterDir {
+    path: PathBuf,
+    /// As it stands in the file.
+    text: String,
+    config: Value,
+    tensors: StateDict,
+}
+
+impl AdapterDir {
+    /// Opens `adapter_config.json`, and `adapter_model.safetensors` or, if there is none, `adapter_model.bin`.
+    ///
+    /// # Errors
+    /// If a file is missing or broken. What the configuration asks for is not looked at.
+    pub fn open(directory: impl AsRef<Path>) -> Result<Self, AdapterError> {
+        let path = directory.as_ref().to_owned();
+        let (text, config) = read_json(&path.join(CONFIG_FILE))?;
+        let tensors = StateDict::open(&path, TENSORS)?;
+        Ok(Self { path, text, config, tensors })
+    }
+
+    /// The fields of the configuration.
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// The method that the configuration describes.
+    ///
+    /// # Errors
+    /// If it asks for what is not supported; the file is named.
+    pub fn method(&self) -> Result<Arc<dyn Method>, AdapterError> {
+        method_of(&self.path.join(CONFIG_FILE), &self.config)
+    }
+
+    /// The tensors.
+    pub fn tensors(&self) -> &StateDict {
+        &self.tensors
+    }
+
+    /// The [`fingerprint`] of the base that the adapter was saved with, if Sideburn has saved it.
+    ///
+    /// Loading does not compare it: the same base stored in another precision has another fingerprint.
+    pub fn base_fingerprint(&self) -> Option<&str> {
+        self.tensors.metadata(BASE_FINGERPRINT)
+    }
+
+    /// Writes the adapter to `directory`, the configuration as it stands and the tensors as safetensors in their own
+    /// dtypes.
+    ///
+    /// # Errors
+    /// If the configuration asks for what is not supported, a tensor cannot be read, or the directory cannot be written.
+    pub fn save(&self, directory: impl AsRef<Path>) -> Result<(), AdapterError> {
+        self.method()?;
+        let read = |name: &str| Ok((name.to_owned(), self.tensors.read(name)?));
+        let tensors = self.tensors.names().map(read).collect::<Result<_, AdapterError>>()?;
+        let base = self.base_fingerprint().map(str::to_owned);
+        Files { config: self.text.clone(), tensors, base, card: None }.write(directory.as_ref())
+    }
 }
 
 /// Attaches the adapter in a PEFT directory to `model` under `name`, alone active and alone trainable.
@@ -71,11 +164,11 @@ pub fn load_adapter<M: AdaptedModel>(
     name: &str,
     directory: impl AsRef<Path>,
 ) -> Result<(), AdapterError> {
-    let (method, file) = open_adapter(directory.as_ref())?;
+    let saved = AdapterDir::open(directory)?;
     // All is tried on a copy, which shares the weights, so that an error leaves the model as it was.
     let mut adapted = model.clone();
-    attach_dyn(&mut adapted, name, method, Key::from_seed(0))?;
-    fill(&mut adapted, name, &file)?;
+    attach_dyn(&mut adapted, name, saved.method()?, Key::from_seed(0))?;
+    fill(&mut adapted, name, &saved.tensors)?;
     *model = adapted;
     Ok(())
 }
@@ -90,37 +183,30 @@ pub fn swap_adapter<M: AdaptedModel>(
     name: &str,
     directory: impl AsRef<Path>,
 ) -> Result<(), AdapterError> {
-    let directory = directory.as_ref();
     let entry = model.adapters().get(name)?;
     if entry.is_merged() {
         return Err(AdapterError::IsMerged { name: name.to_owned() });
     }
-    let (method, file) = open_adapter(directory)?;
-    let (mut own, mut other) = (entry.method().to_json(), method.to_json());
+    let saved = AdapterDir::open(directory)?;
+    let (mut own, mut other) = (entry.method().to_json(), saved.method()?.to_json());
     for field in ["base_model_name_or_path", "task_type", "init_lora_weights", "lora_dropout"] {
         for config in [&mut own, &mut other] {
             config.as_object_mut().expect("a configuration is an object").remove(field);
         }
     }
     if own != other {
-        let path = directory.join(CONFIG_FILE);
+        let path = saved.path.join(CONFIG_FILE);
         let message = format!("{other} is another configuration than that of the adapter {name:?}, {own}");
         return Err(AdapterError::UnreadableConfig { path, message });
     }
     let mut swapped = model.clone();
-    fill(&mut swapped, name, &file)?;
+    fill(&mut swapped, name, &saved.tensors)?;
     *model = swapped;
     Ok(())
 }
 
-/// The configuration of a PEFT directory, and its tensors.
-pub(crate) fn open_adapter(directory: &Path) -> Result<(Arc<dyn Method>, SafetensorsFile), AdapterError> {
-    let method = read_config_file(&directory.join(CONFIG_FILE))?;
-    Ok((method, SafetensorsFile::open(directory.join(WEIGHTS_FILE))?))
-}
-
 /// Fills the tensors of an attached adapter from a file.
-fn fill<M: AdaptedModel>(model: &mut M, name: &str, file: &SafetensorsFile) -> Result<(), AdapterError> {
+fn fill<M: AdaptedModel>(model: &mut M, name: &str, file: &StateDict) -> Result<(), AdapterError> {
     let mut unexpected: BTreeSet<String> = file.names().map(str::to_owned).collect();
     let (mut missing, mut misshapen) = (BTreeSet::new(), Vec::new());
     let mut read = HashMap::new();
@@ -170,6 +256,11 @@ fn fill<M: AdaptedModel>(model: &mut M, name: &str, file: &SafetensorsFile) -> R
 /// # Errors
 /// If the file cannot be read, is not JSON, or asks for what is not supported; the file is named.
 pub fn read_config_file(path: &Path) -> Result<Arc<dyn Method>, AdapterError> {
+    method_of(path, &read_json(path)?.1)
+}
+
+/// The text of a configuration, and what it says.
+fn read_json(path: &Path) -> Result<(String, Value), AdapterError> {
     let unreadable = |message: String| AdapterError::UnreadableConfig { path: path.to_owned(), message };
     let size = std::fs::metadata(path).map_err(|error| unreadable(error.to_string()))?.len();
     if size > MAX_CONFIG_BYTES {
@@ -177,5 +268,9 @@ pub fn read_config_file(path: &Path) -> Result<Arc<dyn Method>, AdapterError> {
     }
     let text = std::fs::read_to_string(path).map_err(|error| unreadable(error.to_string()))?;
     let value = serde_json::from_str(&text).map_err(|error| unreadable(error.to_string()))?;
-    read_config(&value).map_err(|error| AdapterError::InFile { path: path.to_owned(), source: Box::new(error) })
+    Ok((text, value))
+}
+
+fn method_of(path: &Path, config: &Value) -> Result<Arc<dyn Method>, AdapterError> {
+    read_config(config).map_err(|error| AdapterError::InFile { path: path.to_owned(), source: Box::new(error) })
 }

@@ -140,7 +140,10 @@ impl LoraConfig {
     }
 
     /// The rank at a layer, and what the product of its factors is multiplied by.
-    pub(crate) fn rank_and_scaling(&self, site: &str) -> Result<(usize, f64), AdapterError> {
+    ///
+    /// # Errors
+    /// If a pattern is not a regular expression.
+    pub fn rank_and_scaling(&self, site: &str) -> Result<(usize, f64), AdapterError> {
         let r = pattern_value(&self.rank_pattern, site)?.unwrap_or(self.r);
         let alpha = pattern_value(&self.alpha_pattern, site)?.unwrap_or(self.lora_alpha);
         Ok((r, self.scaling_of(r, alpha)))
