@@ -1,0 +1,50 @@
+//! `sideburn adapter convert`: from `adapter_model.bin` to `adapter_model.safetensors`.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::Serialize;
+use sideburn::adapters::AdapterDir;
+
+use crate::report::{Finding, count};
+
+/// Write an adapter anew, its tensors as adapter_model.safetensors
+///
+/// For adapters of older releases of peft, which are adapter_model.bin. The pickle in it is not run: it is read for its
+/// tensors, and refused if it asks for anything else. Tensors keep their names, dtypes and bits; adapter_config.json is
+/// checked and copied. The output may be the same directory.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Directory with adapter_config.json and adapter_model.bin or adapter_model.safetensors
+    #[arg(value_name = "DIR")]
+    adapter: PathBuf,
+    /// Directory to write to
+    #[arg(long, value_name = "DIR")]
+    output: PathBuf,
+}
+
+#[derive(Serialize)]
+pub(crate) struct Converted {
+    from: String,
+    output: String,
+    tensors: usize,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<Converted> {
+    let adapter = AdapterDir::open(&args.adapter)?;
+    adapter.save(&args.output)?;
+    let tensors = adapter.tensors();
+    Ok(Converted {
+        from: tensors.path().display().to_string(),
+        output: args.output.display().to_string(),
+        tensors: tensors.names().len(),
+    })
+}
+
+impl Finding for Converted {}
+
+impl fmt::Display for Converted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} written to {}", count(self.tensors, "tensor"), self.from, self.output)
+    }
+}

@@ -1,0 +1,104 @@
+//! What commands find, as text and as JSON.
+
+use std::fmt::{self, Display};
+
+use serde::Serialize;
+
+/// What a command has found, ready to be printed.
+pub(crate) struct Report {
+    /// For people.
+    pub(crate) text: String,
+    /// For programs.
+    pub(crate) json: String,
+    /// Whether the verdict, if there is one, is good.
+    pub(crate) passed: bool,
+}
+
+/// Something that a command can find.
+pub(crate) trait Finding: Display + Serialize {
+    /// Whether the verdict, if there is one, is good.
+    fn passed(&self) -> bool {
+        true
+    }
+}
+
+impl Report {
+    pub(crate) fn new(found: impl Finding) -> Self {
+        let json = serde_json::to_string_pretty(&found).expect("plain fields, and maps with text as keys");
+        Self { text: found.to_string().trim_end().to_owned(), json, passed: found.passed() }
+    }
+}
+
+/// How one check ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Verdict {
+    Ok,
+    Warning,
+    Failed,
+    NotChecked,
+}
+
+impl Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Ok => "ok",
+            Self::Warning => "warning",
+            Self::Failed => "FAILED",
+            Self::NotChecked => "not checked",
+        })
+    }
+}
+
+/// Writes rows of cells, the columns aligned. The last cell of a row may have several lines.
+pub(crate) fn table<const N: usize>(f: &mut fmt::Formatter<'_>, rows: &[[String; N]]) -> fmt::Result {
+    let mut widths = [0; N];
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row).take(N - 1) {
+            *width = (*width).max(cell.chars().count() + 2);
+        }
+    }
+    let indent = format!("\n{}", " ".repeat(widths.iter().sum()));
+    for row in rows {
+        for (width, cell) in widths.iter().zip(row).take(N - 1) {
+            write!(f, "{cell:width$}")?;
+        }
+        writeln!(f, "{}", row[N - 1].replace('\n', &indent))?;
+    }
+    Ok(())
+}
+
+/// Digits in groups of three.
+pub(crate) fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let groups: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().map(|group| str::from_utf8(group).expect("digits")).collect();
+    groups.join(",")
+}
+
+/// A number to four or five digits.
+pub(crate) fn number(value: f64) -> String {
+    match value.abs() {
+        0.0 => "0".to_owned(),
+        size if (1e-3..1e6).contains(&size) => format!("{value:.4}"),
+        _ => format!("{value:.3e}"),
+    }
+}
+
+/// `one site`, `two sites`: a number with what it counts.
+pub(crate) fn count(number: usize, what: &str) -> String {
+    format!("{} {what}{}", grouped(number), if number == 1 { "" } else { "s" })
+}
+
+/// The messages of an error and of all that caused it. Those that the one before has repeated are left out.
+pub(crate) fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for message in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = message;
+        } else if !text.contains(&message) {
+            text += &format!(": {message}");
+        }
+    }
+    text
+}

@@ -1,0 +1,230 @@
+//! `sideburn verify`: whether a model computes here what it computed elsewhere.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use anyhow::ensure;
+use serde::Serialize;
+use sideburn::prelude::*;
+
+use crate::forward::{logits, max_difference, values};
+use crate::reference::{Rectangle, Reference};
+use crate::report::{Finding, Verdict, count, number, table};
+
+/// Hold a model, with or without an adapter, against what transformers and peft have computed
+///
+/// The reference is a safetensors file with `input_ids` and `attention_mask` (padded on the right), `decoder_input_ids`
+/// and `logits`; and, if you like, `labels` (-100 where there are none) and `loss`, and `greedy_ids` as generate returns
+/// them. docs/verify.md has the lines of Python that write one from your own model. Fails if a number differs by more
+/// than the tolerance, or any token.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Directory of the model
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Directory of an adapter for it
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
+    /// File of inputs and of what they must give
+    #[arg(long, value_name = "FILE")]
+    reference: PathBuf,
+    /// The largest absolute difference that passes
+    #[arg(long, default_value_t = 1e-4)]
+    tolerance: f32,
+    /// Where to compute: flex (the CPU), wgpu, vulkan, metal or cuda, with :INDEX behind a GPU's
+    #[arg(long, default_value = "flex")]
+    device: String,
+}
+
+#[derive(Serialize)]
+pub(crate) struct Verification {
+    model: String,
+    adapter: Option<String>,
+    reference: String,
+    tolerance: f32,
+    passed: bool,
+    tensors: Vec<Check>,
+}
+
+/// What became of one tensor of the reference.
+#[derive(Serialize)]
+struct Check {
+    tensor: String,
+    verdict: Verdict,
+    #[serde(flatten)]
+    outcome: Outcome,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Outcome {
+    /// `null` in JSON if it is not a number.
+    Numbers {
+        largest_difference: f32,
+    },
+    Tokens {
+        rows: usize,
+        rows_that_differ: usize,
+        first_difference: Option<TokenDifference>,
+    },
+    NotChecked {
+        reason: String,
+    },
+}
+
+#[derive(Serialize)]
+struct TokenDifference {
+    row: usize,
+    column: usize,
+    found: i64,
+    expected: i64,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<Verification> {
+    let mut reference = Reference::open(&args.reference)?;
+    let mut model = T5::from_dir(&args.model, &parse_device(&args.device)?)?;
+    if let Some(adapter) = &args.adapter {
+        load_adapter(&mut model, "default", adapter)?;
+    }
+    let mut tensors = check_all(&model, &mut reference, args.tolerance)?;
+    for tensor in reference.into_unread() {
+        let reason = match tensor.as_str() {
+            "beam4_ids" => "there is no beam search yet",
+            "labels" => "there is no `loss`",
+            "loss" => "there are no `labels`",
+            _ => "the name is unknown",
+        };
+        tensors.push(Check::none(tensor, reason));
+    }
+    Ok(Verification {
+        model: args.model.display().to_string(),
+        adapter: args.adapter.as_ref().map(|adapter| adapter.display().to_string()),
+        reference: args.reference.display().to_string(),
+        tolerance: args.tolerance,
+        passed: tensors.iter().all(|check| check.verdict != Verdict::Failed),
+        tensors,
+    })
+}
+
+fn check_all(model: &T5, reference: &mut Reference, tolerance: f32) -> anyhow::Result<Vec<Check>> {
+    let mask = reference.integers("attention_mask")?;
+    ensure!(mask.values.iter().all(|kept| matches!(kept, 0 | 1)), "`attention_mask` has other values than 0 and 1");
+    let source = reference.integers("input_ids")?;
+    ensure!(
+        [source.rows, source.columns] == [mask.rows, mask.columns],
+        "`attention_mask` is {} x {}, `input_ids` is {} x {}",
+        mask.rows,
+        mask.columns,
+        source.rows,
+        source.columns
+    );
+    let source = source.cut(&mask.lengths(|kept| kept == 0)?)?;
+    let rows = source.len();
+
+    let input = reference.integers("decoder_input_ids")?;
+    ensure!(input.rows == rows, "`decoder_input_ids` has {} rows, `input_ids` has {rows}", input.rows);
+    let (shape, expected) = reference.floats("logits")?;
+    let own_shape = [rows, input.columns, model.config().vocab_size];
+    ensure!(shape == own_shape, "`logits` has the shape {shape:?}, those of this model have {own_shape:?}");
+    let found = logits(model, &source, &input.whole()?)?;
+    let mut checks = vec![Check::numbers("logits", max_difference(&found, &expected), tolerance)];
+
+    if reference.has("labels") && reference.has("loss") {
+        let labels = reference.integers("labels")?;
+        let (_, expected) = reference.floats("loss")?;
+        ensure!(expected.len() == 1, "`loss` has {} values, expected one", expected.len());
+        let target = labels.lengths(|label| label == -100).and_then(|lengths| labels.cut(&lengths));
+        checks.push(match target {
+            Ok(target) => {
+                let batch = Seq2SeqBatch::new(source.clone(), target)?;
+                let losses = values(model.token_losses(&batch, &mut Pass::evaluate())?)?;
+                let mean = losses.iter().copied().map(f64::from).sum::<f64>() / losses.len() as f64;
+                Check::numbers("loss", max_difference(&[mean as f32], &expected), tolerance)
+            }
+            Err(error) => Check::none("loss".to_owned(), &format!("{error:#}")),
+        });
+    }
+    if reference.has("greedy_ids") {
+        let expected = reference.integers("greedy_ids")?;
+        ensure!(expected.rows == rows, "`greedy_ids` has {} rows, `input_ids` has {rows}", expected.rows);
+        checks.push(Check::tokens("greedy_ids", &write_greedily(model, &source, expected.columns)?, &expected));
+    }
+    Ok(checks)
+}
+
+/// What `generate` of transformers returns without sampling and beams: the start token, then each row's tokens to its end,
+/// then padding.
+fn write_greedily(model: &T5, source: &TokenRows, width: usize) -> anyhow::Result<Vec<i64>> {
+    let &T5Config { decoder_start_token_id, eos_token_id, pad_token_id, .. } = model.config();
+    let max_new_tokens = width - 1;
+    let config = GreedyConfig { max_new_tokens, decoder_start_token_id, eos_token_id, no_repeat_ngram_size: 0 };
+    let padding = std::iter::repeat(pad_token_id);
+    let written = greedy(model.start_decoding(source)?, &config)?.into_iter();
+    let whole = written.flat_map(|row| {
+        [decoder_start_token_id].into_iter().chain(row).chain(padding.clone()).take(width).collect::<Vec<_>>()
+    });
+    Ok(whole.map(i64::from).collect())
+}
+
+impl Check {
+    fn numbers(tensor: &str, largest_difference: f32, tolerance: f32) -> Self {
+        // What is not a number is not within any tolerance.
+        let verdict = if largest_difference <= tolerance { Verdict::Ok } else { Verdict::Failed };
+        Self { tensor: tensor.to_owned(), verdict, outcome: Outcome::Numbers { largest_difference } }
+    }
+
+    fn tokens(tensor: &str, found: &[i64], expected: &Rectangle) -> Self {
+        let Rectangle { rows, columns, .. } = *expected;
+        let row_pairs = || found.chunks(columns).zip(expected.values.chunks(columns));
+        let rows_that_differ = row_pairs().filter(|(found, expected)| found != expected).count();
+        let first = found.iter().zip(&expected.values).position(|(found, expected)| found != expected);
+        let first_difference = first.map(|at| TokenDifference {
+            row: at / columns,
+            column: at % columns,
+            found: found[at],
+            expected: expected.values[at],
+        });
+        let verdict = if rows_that_differ == 0 { Verdict::Ok } else { Verdict::Failed };
+        let outcome = Outcome::Tokens { rows, rows_that_differ, first_difference };
+        Self { tensor: tensor.to_owned(), verdict, outcome }
+    }
+
+    fn none(tensor: String, reason: &str) -> Self {
+        Self { tensor, verdict: Verdict::NotChecked, outcome: Outcome::NotChecked { reason: reason.to_owned() } }
+    }
+}
+
+impl Finding for Verification {
+    fn passed(&self) -> bool {
+        self.passed
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Numbers { largest_difference } => {
+                write!(f, "differs by at most {}", number((*largest_difference).into()))
+            }
+            Self::Tokens { rows, first_difference: None, .. } => write!(f, "{} equal", count(*rows, "row")),
+            Self::Tokens { rows, rows_that_differ, first_difference: Some(first) } => {
+                let TokenDifference { row, column, found, expected } = first;
+                let rows = count(*rows, "row");
+                write!(f, "{rows_that_differ} of {rows} differ, first row {row}, column {column}: ")?;
+                write!(f, "{found}, expected {expected}")
+            }
+            Self::NotChecked { reason } => f.write_str(reason),
+        }
+    }
+}
+
+impl fmt::Display for Verification {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let row = |check: &Check| [check.verdict.to_string(), check.tensor.clone(), check.outcome.to_string()];
+        table(f, &self.tensors.iter().map(row).collect::<Vec<_>>())?;
+        let verdict = if self.passed { "agrees" } else { "does not agree" };
+        let adapter = self.adapter.iter().map(|adapter| format!(" with {adapter}")).collect::<String>();
+        let Self { model, reference, tolerance, .. } = self;
+        write!(f, "\n{model}{adapter} {verdict} with {reference} (tolerance {tolerance:e})")
+    }
+}
