@@ -9,7 +9,7 @@ use sideburn_kernels::Key;
 
 use crate::AdapterError;
 use crate::linalg::Svd;
-use crate::methods::LoraConfig;
+use crate::methods::{LoraConfig, LoraInit};
 use crate::model::AdaptedModel;
 use crate::registry::{add, slots_of, try_each_slots};
 use crate::targets::TargetModules;
@@ -74,8 +74,9 @@ struct Part<'a> {
 /// What is active and what is trainable stay as they are.
 ///
 /// The new adapter has its scaling, 1, and one rank everywhere, filled up with zeros; it has the first one's dropout and
-/// common fields. Where an adapter has nothing, the others are combined without it. `peft` takes over `use_rslora` and
-/// `use_dora` of the first adapter as well, which makes another update of the same factors.
+/// common fields. Where an adapter has nothing, the others are combined without it. One that began as a part of the base
+/// ([`LoraInit`]) takes part as plain LoRA of twice its rank. `peft` takes over `use_rslora` and `use_dora` of the first
+/// adapter as well, which makes another update of the same factors.
 ///
 /// # Errors
 /// If an adapter is unknown, named twice, merged, or more than plain LoRA; if ranks differ where factors are added up; if
@@ -130,6 +131,33 @@ pub fn combine<M: AdaptedModel>(
         ..LoraConfig::new(TargetModules::Names(places.into_keys().collect()))
     };
     attach_factors(model, name, config, &combined)
+}
+
+/// Makes plain LoRA of an adapter that began as a part of the base ([`LoraInit`]), and attaches it as `name`: of twice the
+/// rank, and computing the same. What is active and what is trainable stay as they are.
+///
+/// `path_initial_model_for_weight_conversion` of `peft`: the factors are `[A; A_0]` and `[B, -B_0]`.
+///
+/// # Errors
+/// If the adapter is unknown, merged, plain LoRA already, or has more than factors; or if the new name cannot be one or is
+/// taken. The model is then as before.
+pub fn to_plain_lora<M: AdaptedModel>(model: &mut M, adapter: &str, name: &str) -> Result<(), AdapterError> {
+    let config = config(model, adapter)?;
+    if !config.init_lora_weights.is_part_of_base() {
+        return Err(not_combinable(adapter, "it is plain LoRA already"));
+    }
+    let factors = factors(model, adapter)?;
+    // Such that the scaling stays.
+    let times = if config.use_rslora { std::f64::consts::SQRT_2 } else { 2.0 };
+    let plain = LoraConfig {
+        r: 2 * config.r,
+        lora_alpha: times * config.lora_alpha,
+        rank_pattern: config.rank_pattern.iter().map(|(pattern, r)| (pattern.clone(), 2 * r)).collect(),
+        alpha_pattern: config.alpha_pattern.iter().map(|(pattern, alpha)| (pattern.clone(), times * alpha)).collect(),
+        init_lora_weights: LoraInit::Default,
+        ..config.clone()
+    };
+    attach_factors(model, name, plain, &factors)
 }
 
 impl Combination {
@@ -267,19 +295,29 @@ fn config<'a, M: AdaptedModel>(model: &'a M, name: &str) -> Result<&'a LoraConfi
     entry.method().downcast_ref().ok_or_else(|| not_combinable(name, format!("it is {kind}; take adapters of LORA")))
 }
 
-/// The factors of a LoRA adapter that has nothing but these, by place.
+/// The factors of a LoRA adapter that has nothing but these, by place. Those that began as a part of the base are followed
+/// by what takes it out: `[A; A_0]` and `[B, -B_0]`.
 fn factors<M: AdaptedModel>(model: &M, name: &str) -> Result<BTreeMap<String, Factors>, AdapterError> {
     let mut factors = BTreeMap::new();
     for (place, slot) in slots_of(model, name) {
-        for spec in slot.rule().tensors() {
-            let tensor = spec.name.part();
-            if !["lora_A.weight", "lora_B.weight", "lora_embedding_A", "lora_embedding_B"].contains(&tensor) {
-                let reason = format!("it has {tensor} at {place}; take adapters that are nothing but factors of LoRA");
+        let specs = slot.rule().tensors();
+        let names: Vec<&str> = specs.iter().map(|spec| spec.name.part()).collect();
+        let own: Vec<_> = slot.tensors().iter().map(|param| param.val().inner().cast(DType::F32)).collect();
+        let [a, b] = match (&names[..], &own[..]) {
+            (["lora_A.weight", "lora_B.weight"] | ["lora_embedding_A", "lora_embedding_B"], [a, b]) => {
+                [a.clone(), b.clone()]
+            }
+            (["lora_A.weight", "lora_B.weight", "initial_A", "initial_B"], [a, b, first_a, first_b]) => [
+                Tensor::cat(vec![a.clone(), first_a.clone()], 0),
+                Tensor::cat(vec![b.clone(), first_b.clone().neg()], 1),
+            ],
+            _ => {
+                let names = names.join(" and ");
+                let reason = format!("it has {names} at {place}; take adapters that are nothing but factors of LoRA");
                 return Err(not_combinable(name, reason));
             }
-        }
-        let own = slot.tensors();
-        factors.insert(place, [0, 1].map(|index| own[index].val().inner().cast(DType::F32)));
+        };
+        factors.insert(place, [a, b]);
     }
     Ok(factors)
 }

@@ -96,6 +96,16 @@ pub enum AdapterError {
         /// The error.
         source: Box<AdapterError>,
     },
+    /// An adapter that no file holds all of.
+    #[error("`{field}` is {value}, which draws at random what no file holds; {remedy}")]
+    NotStorable {
+        /// The field, as `peft` calls it.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// An adapter name that is in use.
     #[error("the model already has an adapter called {name:?}; choose another name")]
     NameTaken {

@@ -10,7 +10,7 @@
 //! * [`save_adapter`], [`load_adapter`] and [`swap_adapter`] exchange adapters with `peft`, and [`AdapterDir`]
 //!   opens one without a model;
 //! * [`save_burn_lora`] and [`load_burn_lora`] do the same for Burn modules that are not made for this crate;
-//! * [`combine`] makes one adapter of several;
+//! * [`combine`] makes one adapter of several, and [`to_plain_lora`] plain LoRA of PiSSA and OLoRA;
 //! * [`merge`], [`unmerge`] and [`merge_and_unload`] work adapters into the base weights;
 //! * [`load_base`] and [`save_base`] exchange base weights with `transformers`;
 //! * [`ParameterReport`] counts, and [`fingerprint`] tells bases apart.
@@ -57,7 +57,7 @@ mod tensors;
 
 pub use base::{Precision, freeze, load_base, save_base};
 pub use burn_modules::{load_burn_lora, save_burn_lora};
-pub use combine::{Combination, combine};
+pub use combine::{Combination, combine, to_plain_lora};
 pub use embedding::{AdaptedTable, AdaptedVector};
 pub use error::{AdapterError, Misshapen};
 pub use fields::Fields;

@@ -1,7 +1,8 @@
 //! Decompositions of matrices, apart from any graph, in `f64` where the device has it.
 
 use burn::linalg;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Tensor, TensorData};
+use sideburn_kernels::Key;
 
 /// More sweeps of the QR iteration for a singular value than any matrix of numbers needs; two are usual.
 const SWEEPS: usize = 100;
@@ -35,6 +36,22 @@ impl Svd {
         Self { u: left.u.matmul(core.u), s: core.s, vt: core.vt.matmul(right.vt) }
     }
 
+    /// The `rank` largest singular values of `matrix`, about: by `rounds` of subspace iteration that begins with columns
+    /// drawn with `key` (Halko et al., 2011, algorithm 4.4). As `torch.svd_lowrank`.
+    pub(crate) fn sketched(matrix: Tensor<2>, rank: usize, rounds: usize, key: Key) -> Self {
+        let matrix = wide(matrix);
+        let [_, n] = matrix.dims();
+        let draws: Vec<f32> = (0..(n * rank) as u64).map(|index| key.normal(index) as f32).collect();
+        let sketch = wide(Tensor::from_data(TensorData::new(draws, [n, rank]), &matrix.device()));
+        let mut basis = Self::of(matrix.clone().matmul(sketch)).u;
+        for _ in 0..rounds {
+            let rows = Self::of(matrix.clone().transpose().matmul(basis)).u;
+            basis = Self::of(matrix.clone().matmul(rows)).u;
+        }
+        let core = Self::of(basis.clone().transpose().matmul(matrix));
+        Self { u: basis.matmul(core.u), ..core }
+    }
+
     /// The `rank` largest singular values, or all if there are fewer, with signs that the matrix alone determines: the
     /// largest element in each row of `V^T` is positive.
     pub(crate) fn leading(self, rank: usize) -> Self {
@@ -46,6 +63,42 @@ impl Svd {
     }
 }
 
+/// `Q [m, n]` of `Q R = matrix [m, n]` where `m >= n`: orthonormal columns such that no element on the diagonal of R is
+/// negative, by Householder's reflections. Burn's own QR makes a square Q first.
+pub(crate) fn orthonormal(matrix: Tensor<2>) -> Tensor<2> {
+    let matrix = wide(matrix);
+    let [m, n] = matrix.dims();
+    let mut columns: Vec<f64> = matrix.clone().transpose().into_data().iter().collect();
+    let mut reflections = Vec::with_capacity(n);
+    for k in 0..n {
+        let mut v = columns[k * m..][..m].to_vec();
+        v[..k].fill(0.0);
+        v[k] += norm(&v).copysign(v[k]);
+        let norm = norm(&v);
+        if norm > 0.0 {
+            v.iter_mut().for_each(|x| *x /= norm);
+        }
+        columns[k * m..].chunks_exact_mut(m).for_each(|column| reflect(column, &v));
+        reflections.push(v);
+    }
+    let mut q = vec![0.0; m * n];
+    for (k, column) in q.chunks_exact_mut(m).enumerate() {
+        column[k] = if columns[k * m + k] < 0.0 { -1.0 } else { 1.0 };
+        reflections.iter().rev().for_each(|v| reflect(column, v));
+    }
+    Tensor::from_data(TensorData::new(q, [n, m]), (&matrix.device(), matrix.dtype())).transpose()
+}
+
+fn norm(v: &[f64]) -> f64 {
+    v.iter().map(|x| x * x).sum::<f64>().sqrt()
+}
+
+/// `x - 2 v (v x)`, for a `v` of length 1 or 0.
+fn reflect(x: &mut [f64], v: &[f64]) {
+    let twice = 2.0 * x.iter().zip(v).map(|(x, v)| x * v).sum::<f64>();
+    x.iter_mut().zip(v).for_each(|(x, v)| *x -= twice * v);
+}
+
 /// The values alone, as precise as the device can hold them.
 pub(crate) fn wide(matrix: Tensor<2>) -> Tensor<2> {
     let matrix = matrix.inner();
@@ -55,8 +108,7 @@ pub(crate) fn wide(matrix: Tensor<2>) -> Tensor<2> {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{Device, TensorData};
-    use sideburn_kernels::Key;
+    use burn::tensor::Device;
 
     use super::*;
 
@@ -107,6 +159,43 @@ mod tests {
         let (left, right) = (random([30, 4], 4), random([4, 20], 5));
         let twice = (Tensor::cat(vec![left.clone(); 2], 1), Tensor::cat(vec![right.clone(); 2], 0));
         check(Svd::of_product(twice.0, twice.1), wide(left).matmul(wide(right)).mul_scalar(2.0), 4);
+    }
+
+    #[test]
+    fn a_sketch_finds_the_largest() {
+        let product = |Svd { u, s, vt }| (u * s).matmul(vt);
+        let low = wide(random([40, 4], 8)).matmul(wide(random([4, 30], 9)));
+        check(Svd::sketched(low.clone(), 4, 0, Key::from_seed(0)).leading(4), low, 4);
+        for (m, n) in [(40, 30), (30, 40)] {
+            // Its fifth singular value is about a tenth of the fourth.
+            let matrix =
+                wide(random([m, 4], 10)).matmul(wide(random([4, n], 11))) + wide(random([m, n], 12)).mul_scalar(0.1);
+            let expected = product(Svd::of(matrix.clone()).leading(4));
+            let errors = [0, 1, 2, 20].map(|rounds| {
+                let found = Svd::sketched(matrix.clone(), 4, rounds, Key::from_seed(0)).leading(4);
+                distance(product(found), expected.clone())
+            });
+            assert!(errors.is_sorted_by(|a, b| a > b) && errors[3] < 1e-12, "{errors:?}");
+        }
+    }
+
+    #[test]
+    fn columns_become_orthonormal() {
+        let zeros = Tensor::zeros([9, 1], &Device::flex());
+        for matrix in [
+            random([9, 9], 11),
+            random([64, 5], 12),
+            random([1, 1], 13),
+            Tensor::cat(vec![random([9, 2], 14), zeros, random([9, 2], 14), random([9, 1], 15)], 1),
+        ] {
+            let [_, n] = matrix.dims();
+            let q = orthonormal(matrix.clone());
+            let r = q.clone().transpose().matmul(wide(matrix.clone()));
+            assert!(distance(q.clone().transpose().matmul(q.clone()), identity(n)) < 1e-12, "orthonormal");
+            assert!(distance(q.matmul(r.clone()), matrix) < 1e-12, "the columns of the matrix, and no others");
+            let r: Vec<f64> = r.into_data().try_into_vec().unwrap();
+            assert!((0..n).all(|i| r[i * n + i] > -1e-12 && r[i * n..][..i].iter().all(|x| x.abs() < 1e-12)), "{r:?}");
+        }
     }
 
     #[test]

@@ -38,6 +38,14 @@ pub trait Method: Any + Debug + Send + Sync {
         Map::new()
     }
 
+    /// Refuses what a file cannot hold.
+    ///
+    /// # Errors
+    /// If an adapter that is read back from its file would be another.
+    fn check_storable(&self) -> Result<(), AdapterError> {
+        Ok(())
+    }
+
     /// Which rules go where in a model, but for `modules_to_save`.
     ///
     /// # Errors

@@ -31,9 +31,10 @@ const MAX_CONFIG_BYTES: u64 = 16 << 20;
 /// The directory appears whole or not at all; of an existing one only the files of the same names are replaced.
 ///
 /// # Errors
-/// If the model has no such adapter, or the directory cannot be written.
+/// If the model has no such adapter, its file would not hold all of it, or the directory cannot be written.
 pub fn save_adapter<M: AdaptedModel>(model: &M, name: &str, directory: impl AsRef<Path>) -> Result<(), AdapterError> {
     let method = model.adapters().get(name)?.method();
+    method.check_storable()?;
     let mut tensors = BTreeMap::new();
     for (place, slot) in slots_of(model, name) {
         let own: Vec<_> = slot.tensors().iter().map(Param::val).collect();
@@ -124,7 +125,10 @@ impl AdapterDir {
     /// # Errors
     /// If it asks for what is not supported; the file is named.
     pub fn method(&self) -> Result<Arc<dyn Method>, AdapterError> {
-        method_of(&self.path.join(CONFIG_FILE), &self.config)
+        let path = self.path.join(CONFIG_FILE);
+        let method = method_of(&path, &self.config)?;
+        method.check_storable().map_err(|source| AdapterError::InFile { path, source: Box::new(source) })?;
+        Ok(method)
     }
 
     /// The tensors.
@@ -189,10 +193,14 @@ pub fn swap_adapter<M: AdaptedModel>(
     }
     let saved = AdapterDir::open(directory)?;
     let (mut own, mut other) = (entry.method().to_json(), saved.method()?.to_json());
-    for field in ["base_model_name_or_path", "task_type", "init_lora_weights", "lora_dropout"] {
-        for config in [&mut own, &mut other] {
-            config.as_object_mut().expect("a configuration is an object").remove(field);
+    for config in [&mut own, &mut other] {
+        let fields = config.as_object_mut().expect("a configuration is an object");
+        for field in ["base_model_name_or_path", "task_type", "lora_dropout"] {
+            fields.remove(field);
         }
+        // How factors began is past, unless they began as a part of the base.
+        let is_past = |init: &Value| init.as_str().is_none_or(|init| init == "gaussian");
+        fields.retain(|field, value| field != "init_lora_weights" || !is_past(value));
     }
     if own != other {
         let path = saved.path.join(CONFIG_FILE);

@@ -4,6 +4,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use burn::tensor::{Int, Tensor};
+use sideburn_kernels::Key;
 
 use crate::Pass;
 
@@ -141,13 +142,15 @@ pub enum TensorName {
     Whole(String),
     /// None: it follows from the configuration, and all places share it that give it one name.
     Unsaved(String),
+    /// None: it follows from the configuration and from the base weight of its place.
+    UnsavedAtPlace(&'static str),
 }
 
 impl TensorName {
     /// The name of the tensor at `place`.
     pub(crate) fn at(&self, place: &str) -> String {
         match self {
-            Self::AtPlace(suffix) => format!("base_model.model.{place}.{suffix}"),
+            Self::AtPlace(suffix) | Self::UnsavedAtPlace(suffix) => format!("base_model.model.{place}.{suffix}"),
             Self::Whole(name) | Self::Unsaved(name) => name.clone(),
         }
     }
@@ -155,14 +158,14 @@ impl TensorName {
     /// The same without the name of the place.
     pub(crate) fn part(&self) -> &str {
         match self {
-            Self::AtPlace(suffix) => suffix,
+            Self::AtPlace(suffix) | Self::UnsavedAtPlace(suffix) => suffix,
             Self::Whole(name) | Self::Unsaved(name) => name,
         }
     }
 
     /// The same, if the file holds it.
     pub(crate) fn in_file(&self, place: &str) -> Option<String> {
-        (!matches!(self, Self::Unsaved(_))).then(|| self.at(place))
+        (!matches!(self, Self::Unsaved(_) | Self::UnsavedAtPlace(_))).then(|| self.at(place))
     }
 }
 
@@ -180,13 +183,18 @@ pub enum Init {
     /// Normal, with mean zero and this deviation.
     Normal(f64),
     /// What the function makes of the base weights of the place (at a model's input: of its embedding), when the tensor
-    /// is first needed.
-    FromBase(Arc<dyn Fn(Weights) -> Tensor<2> + Send + Sync>),
+    /// is first needed, and of a key that all tensors of the adapter at the place have in common.
+    FromBase(Arc<dyn Fn(Weights, Key) -> Tensor<2> + Send + Sync>),
 }
 
 impl Init {
     /// What `compute` makes of the base weights.
     pub fn from_base(compute: impl Fn(Weights) -> Tensor<2> + Send + Sync + 'static) -> Self {
+        Self::from_base_and_key(move |base, _| compute(base))
+    }
+
+    /// What `compute` makes of the base weights and draws with the key of the place.
+    pub fn from_base_and_key(compute: impl Fn(Weights, Key) -> Tensor<2> + Send + Sync + 'static) -> Self {
         Self::FromBase(Arc::new(compute))
     }
 }

@@ -33,9 +33,9 @@ impl Slot {
         shared: &mut Shared,
     ) -> Self {
         let mut tensor = |(index, spec): (usize, TensorSpec)| {
-            let init = || init(&spec, key.fold_in(index as u64), base.clone(), device);
+            let init = || init(&spec, (key, index as u64), base.clone(), device);
             match &spec.name {
-                TensorName::AtPlace(_) => init(),
+                TensorName::AtPlace(_) | TensorName::UnsavedAtPlace(_) => init(),
                 TensorName::Whole(whole) | TensorName::Unsaved(whole) => {
                     shared.entry(whole.clone()).or_insert_with(init).clone()
                 }
@@ -77,8 +77,9 @@ impl Slot {
 /// The base weights of a place, to be asked for when they are needed.
 pub(crate) type Base = Arc<dyn Fn() -> Weights + Send + Sync>;
 
-fn init(spec: &TensorSpec, key: Key, base: Base, device: &Device) -> Param<Tensor<2>> {
-    let dims = spec.dims();
+/// The tensor with this index, of a slot with this key.
+fn init(spec: &TensorSpec, (slot, index): (Key, u64), base: Base, device: &Device) -> Param<Tensor<2>> {
+    let (dims, key) = (spec.dims(), slot.fold_in(index));
     let param = match &spec.init {
         Init::Zeros => lazy_weight(dims, device, |_| 0.0),
         Init::Ones => lazy_weight(dims, device, |_| 1.0),
@@ -97,7 +98,7 @@ fn init(spec: &TensorSpec, key: Key, base: Base, device: &Device) -> Param<Tenso
         Init::FromBase(compute) => {
             let compute = compute.clone();
             let init = move |device: &Device, require_grad| {
-                compute(base()).detach().to_device(device).set_require_grad(require_grad)
+                compute(base(), slot).detach().to_device(device).set_require_grad(require_grad)
             };
             Param::uninitialized(ParamId::new(), init, device.clone(), true, dims.into())
         }

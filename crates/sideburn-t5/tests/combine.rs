@@ -66,7 +66,9 @@ fn as_peft_combines() {
     ] {
         let directory = format!("adapters/combined/{golden}");
         let (model, saved) = (combined(&parts, how), tempfile::tempdir().unwrap());
-        let io = Golden::open(&format!("{directory}/io.safetensors"));
+        // Singular values are exact here; those of `peft`, in f32, move the logits by 8.9e-5.
+        let io = if golden == "svd" { "exact" } else { "io" };
+        let io = Golden::open(&format!("{directory}/{io}.safetensors"));
         let difference = max_difference(&logits(&model, &["new"]), &io.floats("logits"));
         println!("{golden}: logits differ by at most {difference:e}");
         assert!(difference <= 1e-4, "{golden}: logits differ by {difference:e}");
@@ -188,8 +190,12 @@ fn what_cannot_be_combined() {
         (&[("a", 1.0), ("a", 1.0)], linear, "no other adapter can be made of \"a\": it is named twice"),
         (&[("a", f64::NAN)], linear, "its weight is NaN"),
         (&[("a", 1.0), ("ia3", 1.0)], linear, "made of \"ia3\": it is IA3; take adapters of LORA"),
-        (&[("dora", 1.0)], linear, "it has lora_magnitude_vector at decoder.block.1.layer.0.SelfAttention.v"),
-        (&[("bias", 1.0)], linear, "it has lora_B.bias at"),
+        (
+            &[("dora", 1.0)],
+            linear,
+            "it has lora_A.weight and lora_B.weight and lora_magnitude_vector at decoder.block.1",
+        ),
+        (&[("bias", 1.0)], linear, "and lora_B.bias at decoder.block.1"),
         (&[("head", 1.0)], linear, "it has base_layer.weight at lm_head"),
         (&[("copies", 1.0)], linear, "it has weight at encoder.final_layer_norm"),
         (&[("nan", 1.0)], linear, "made of \"nan\": decoder.block.1.layer.0.SelfAttention.v would not be finite"),

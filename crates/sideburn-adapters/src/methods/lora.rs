@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sideburn_kernels::low_rank;
 
-use super::{Replace, kaiming, trainable_tokens::TokenRows, usual_targets};
+use super::{LoraInit, Replace, trainable_tokens::TokenRows, usual_targets};
 use crate::fields::Fields;
 use crate::method::{Common, Company, Method, Outline, Place, PlaceKind, Plan};
 use crate::rule::{Call, Init, Rule, TensorSpec, Weights};
@@ -27,19 +27,6 @@ pub enum LoraBias {
     All,
     /// Those of the adapted layers.
     LoraOnly,
-}
-
-/// How the factors begin.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum LoraInit {
-    /// A uniform in `±1 / sqrt(in)`, which is PyTorch's `kaiming_uniform_(a=sqrt(5))`, and B zero.
-    #[default]
-    Default,
-    /// A normal with deviation `1 / r`, and B zero.
-    Gaussian,
-    /// Both as PyTorch makes new layers, so that the adapter changes the output from the first; for tests.
-    Random,
 }
 
 /// What to adapt and how; the fields are named as in `peft.LoraConfig`.
@@ -119,7 +106,7 @@ impl LoraConfig {
             lora_dropout: fields.optional("lora_dropout", "a probability in [0, 1)")?.unwrap_or(0.0),
             targets: Targets::read(fields)?,
             bias: fields.optional("bias", "\"none\", \"all\" or \"lora_only\"")?.unwrap_or_default(),
-            init_lora_weights: read_init(fields)?,
+            init_lora_weights: LoraInit::read(fields)?,
             use_rslora: fields.flag("use_rslora")?,
             use_dora: fields.flag("use_dora")?,
             lora_bias: fields.flag("lora_bias")?,
@@ -151,12 +138,14 @@ impl LoraConfig {
 
     /// Whether there are two factors at each layer and nothing else, nor anywhere else.
     pub(crate) fn is_plain(&self) -> bool {
-        let extra = self.use_dora || self.lora_bias || self.bias != LoraBias::None;
-        !extra && self.trainable_token_indices.is_empty() && self.common.modules_to_save.is_empty()
+        let extra = self.use_dora || self.lora_bias || self.init_lora_weights.is_part_of_base();
+        let elsewhere = self.bias != LoraBias::None || !self.common.modules_to_save.is_empty();
+        !extra && !elsewhere && self.trainable_token_indices.is_empty()
     }
 
     fn rule(&self, place: &Place) -> Result<LoraRule, AdapterError> {
         let (r, scaling) = self.rank_and_scaling(&place.name)?;
+        self.init_lora_weights.check(place, r, scaling)?;
         Ok(LoraRule {
             kind: place.kind,
             r,
@@ -198,19 +187,6 @@ impl TokenIndices {
     }
 }
 
-fn read_init(fields: &Fields<'_>) -> Result<LoraInit, AdapterError> {
-    match fields.value("init_lora_weights") {
-        None | Some(Value::Null | Value::Bool(true)) => Ok(LoraInit::Default),
-        Some(Value::Bool(false)) => Ok(LoraInit::Random),
-        Some(Value::String(name)) if name == "gaussian" => Ok(LoraInit::Gaussian),
-        // How it begins is past, and it left the base as it was. LoftQ did not.
-        Some(Value::String(name)) if name == "orthogonal" => Ok(LoraInit::Default),
-        Some(other) => {
-            Err(AdapterError::UnsupportedField { field: "init_lora_weights".into(), value: other.to_string() })
-        }
-    }
-}
-
 /// A number as Python writes it: whole ones without a point.
 pub(super) fn number(value: f64) -> Value {
     if value.fract() == 0.0 && value.abs() < 1e15 { json!(value as i64) } else { json!(value) }
@@ -245,23 +221,22 @@ impl Method for LoraConfig {
         if self.use_dora && self.lora_bias {
             return invalid("lora_bias", "true".into(), "false, as DoRA has no place for a bias");
         }
+        if self.init_lora_weights.is_part_of_base() && (self.use_dora || self.lora_bias) {
+            let init = self.init_lora_weights.to_json().to_string();
+            return invalid("init_lora_weights", init, "another one, where DoRA or a bias of LoRA's is used");
+        }
         Ok(())
     }
 
     fn fields(&self) -> Map<String, Value> {
         let alphas: Map<String, Value> =
             self.alpha_pattern.iter().map(|(pattern, alpha)| (pattern.clone(), number(*alpha))).collect();
-        let init = match self.init_lora_weights {
-            LoraInit::Default => json!(true),
-            LoraInit::Gaussian => json!("gaussian"),
-            LoraInit::Random => json!(false),
-        };
         let Value::Object(mut fields) = json!({
             "r": self.r,
             "lora_alpha": number(self.lora_alpha),
             "lora_dropout": self.lora_dropout,
             "bias": self.bias,
-            "init_lora_weights": init,
+            "init_lora_weights": self.init_lora_weights.to_json(),
             "use_rslora": self.use_rslora,
             "use_dora": self.use_dora,
             "lora_bias": self.lora_bias,
@@ -282,11 +257,20 @@ impl Method for LoraConfig {
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
         let can_be_targeted = |place: &Place| place.is_linear() || place.is_embedding();
         let places = self.targets.select(model, can_be_targeted, usual_targets(model))?;
-        if let Some(place) = places.iter().find(|place| place.is_embedding() && (self.use_dora || self.lora_bias)) {
+        let part_of_base = self.init_lora_weights.is_part_of_base();
+        let only_linear = self.use_dora || self.lora_bias || part_of_base;
+        if let Some(place) = places.iter().find(|place| place.is_embedding() && only_linear) {
             return Err(AdapterError::InvalidField {
                 field: "target_modules",
                 found: format!("such that it selects the embedding {}", place.name),
-                expected: "linear layers, where DoRA or a bias of LoRA's is used",
+                expected: "linear layers, where DoRA, a bias of LoRA's, PiSSA or OLoRA is used",
+            });
+        }
+        if part_of_base && self.stores_head(model)? {
+            return Err(AdapterError::InvalidField {
+                field: "target_modules",
+                found: format!("such that it names the output head {}", model.shape.head),
+                expected: "other layers, as `peft` stores the head without the part that PiSSA or OLoRA trains",
             });
         }
         let mut plan = Plan::default();
@@ -320,6 +304,18 @@ impl Method for LoraConfig {
         Ok(plan)
     }
 
+    fn check_storable(&self) -> Result<(), AdapterError> {
+        match self.init_lora_weights {
+            LoraInit::Pissa { iterations: Some(_) } => Err(AdapterError::NotStorable {
+                field: "init_lora_weights",
+                value: self.init_lora_weights.to_json().to_string(),
+                remedy: "convert the adapter before it is saved, by `to_plain_lora` or in `peft` with \
+                         `path_initial_model_for_weight_conversion`",
+            }),
+            _ => Ok(()),
+        }
+    }
+
     fn company(&self) -> Company {
         match self.use_dora || self.bias != LoraBias::None || !self.trainable_token_indices.is_empty() {
             true => Company::Alone,
@@ -332,6 +328,9 @@ impl Method for LoraConfig {
 ///
 /// At a linear layer `lora_A [r, in]` and `lora_B [out, r]`: `y + s (dropout(x) A^T) B^T`. At an embedding
 /// `lora_embedding_A [r, rows]` and `lora_embedding_B [width, r]`: the table `W + s (B A)^T`. Neither is ever formed.
+///
+/// Factors that begin as a part of the base weight have frozen copies of their first values `A_0`, `B_0`, which take it out
+/// of the base: `y - s (x A_0^T) B_0^T + s (dropout(x) A^T) B^T`.
 ///
 /// DoRA's magnitude `m [out]`, by default the norms of the rows of `W`, makes of this `W' = m (W + s B A) / |W + s B A|`
 /// with the norm of each row, through which no gradient goes (section 4.3 of the paper).
@@ -357,6 +356,11 @@ impl LoraRule {
         (own + mixed + delta.mul_scalar(self.scaling * self.scaling)).sqrt().transpose()
     }
 
+    /// What the factors began as, if that is a part of the base.
+    fn initial(&self, own: &[Tensor<2>]) -> Option<[Tensor<2>; 2]> {
+        self.init.is_part_of_base().then(|| [own[2].clone(), own[3].clone()])
+    }
+
     /// `W + s B A`, or for an embedding `W + s (B A)^T`.
     fn merged(&self, weight: Tensor<2>, a: &Tensor<2>, b: &Tensor<2>) -> Tensor<2> {
         let delta = b.clone().matmul(a.clone()).mul_scalar(self.scaling);
@@ -375,13 +379,7 @@ impl Rule for LoraRule {
             ];
         }
         let PlaceKind::Linear { out, input, .. } = self.kind else { unreachable!("no target of LoRA") };
-        let (a, b) = match self.init {
-            LoraInit::Default => (kaiming(input), Init::Zeros),
-            LoraInit::Gaussian => (Init::Normal(1.0 / r as f64), Init::Zeros),
-            LoraInit::Random => (kaiming(input), kaiming(r)),
-        };
-        let mut tensors =
-            vec![TensorSpec::new("lora_A.weight", [r, input], a), TensorSpec::new("lora_B.weight", [out, r], b)];
+        let mut tensors = self.init.tensors([out, input], r, self.scaling);
         if self.bias {
             tensors.push(TensorSpec::new("lora_B.bias", [out], Init::Zeros));
         }
@@ -398,7 +396,11 @@ impl Rule for LoraRule {
         let x = in_dtype(call.x.clone(), a.dtype());
         let dropout = pass.next_dropout(self.dropout);
         if !self.dora {
-            let mut delta = low_rank(x, a, b, self.scaling, dropout);
+            let mut delta = low_rank(x.clone(), a, b, self.scaling, dropout);
+            if let Some([a, b]) = self.initial(own) {
+                // It makes the base what is left of it, of which nothing is dropped.
+                delta = delta - low_rank(x, a, b, self.scaling, None);
+            }
             if self.bias {
                 delta = delta + own[2].clone().mul_scalar(self.scaling);
             }
@@ -439,6 +441,9 @@ impl Rule for LoraRule {
     fn merge(&self, base: Weights, own: &[Tensor<2>]) -> Result<Weights, &'static str> {
         let (a, b) = (&own[0], &own[1]);
         let mut weight = self.merged(base.weight.clone(), a, b);
+        if let Some([a, b]) = self.initial(own) {
+            weight = self.merged(weight, &a, &b.neg());
+        }
         if self.dora {
             weight = weight * (own[2].clone() / self.norms(&base.weight, a, b)).transpose();
         }
@@ -448,5 +453,31 @@ impl Rule for LoraRule {
             (false, bias) => bias,
         };
         Ok(Weights { weight, bias })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sideburn_kernels::Key;
+
+    use super::super::tests::{assert_merged_as_computed, random};
+    use super::*;
+
+    #[test]
+    fn what_is_left_of_the_base_sees_no_dropout() {
+        let config =
+            LoraConfig { r: 2, lora_dropout: 0.5, init_lora_weights: LoraInit::Olora, ..LoraConfig::new(["q"]) };
+        let rule = config.rule(&Place::of("q", [5, 7])).unwrap();
+        assert_merged_as_computed(&rule, [5, 7]);
+
+        let own = [[2, 7], [5, 2], [2, 7], [5, 2]].map(|dims| random(dims, 1.0, dims[0] as u64));
+        let (x, y, weights) = (random([4, 7], 1.0, 3), random([4, 5], 1.0, 4), random([5, 7], 1.0, 5));
+        let call = Call { x: &x, weights: &Weights { weight: weights, bias: None } };
+        let pass = || Pass::train(Key::from_seed(6));
+        let found = rule.output(y.clone(), &call, &own, &mut pass());
+        let [a, b, first_a, first_b] = own;
+        let trained = low_rank(x.clone(), a, b, rule.scaling, pass().next_dropout(0.5));
+        let expected = y + (trained - low_rank(x.clone(), first_a, first_b, rule.scaling, None));
+        assert_eq!((found - expected).abs().max().into_scalar::<f32>(), 0.0);
     }
 }

@@ -5,6 +5,7 @@ mod ia3;
 mod loha;
 mod lokr;
 mod lora;
+mod lora_init;
 mod lycoris;
 mod oft;
 mod prefix;
@@ -19,7 +20,8 @@ pub use adalora::{AdaLoraConfig, RankAllocator, Triplets, adalora_regularisation
 pub use ia3::Ia3Config;
 pub use loha::LoHaConfig;
 pub use lokr::LoKrConfig;
-pub use lora::{LoraBias, LoraConfig, LoraInit};
+pub use lora::{LoraBias, LoraConfig};
+pub use lora_init::LoraInit;
 pub use lycoris::Lycoris;
 pub use oft::OftConfig;
 pub use prefix::PrefixTuningConfig;
