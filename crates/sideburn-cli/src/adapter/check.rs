@@ -85,21 +85,31 @@ fn look_into(adapter: &AdapterDir, args: &Args, base: &mut T5, found: &mut Found
     if found.failed() {
         return Ok(());
     }
-    if let Some(lora) = method.downcast_ref::<LoraConfig>() {
-        let updates = lora_updates(adapter, lora)?;
-        let idle = updates.iter().filter(|(_, update)| update.norm == 0.0).count();
-        match idle {
-            0 => found.add("training", Verdict::Ok, "no site is as it was before training"),
-            _ => {
-                let detail = format!("a factor is zero at {} of {}: never trained", idle, count(updates.len(), "site"));
-                found.add("training", Verdict::Warning, detail);
-            }
-        }
-    } else {
-        found.add("training", Verdict::NotChecked, "only LoRA shows it");
+    match method.downcast_ref::<LoraConfig>() {
+        Some(lora) => check_training(adapter, lora, found)?,
+        None => found.add("training", Verdict::NotChecked, "only LoRA shows it"),
     }
-
     let own = fingerprint(base);
+    check_fit(args, base, found);
+    check_fingerprint(adapter.base_fingerprint(), &own, found);
+    Ok(())
+}
+
+fn check_training(adapter: &AdapterDir, lora: &LoraConfig, found: &mut Found) -> anyhow::Result<()> {
+    let updates = lora_updates(adapter, lora)?;
+    let idle = updates.iter().filter(|(_, update)| update.norm == 0.0).count();
+    match idle {
+        0 => found.add("training", Verdict::Ok, "no site is as it was before training"),
+        _ => {
+            let detail = format!("a factor is zero at {idle} of {}: never trained", count(updates.len(), "site"));
+            found.add("training", Verdict::Warning, detail);
+        }
+    }
+    Ok(())
+}
+
+/// Whether the tensors are those that the configuration means on this base.
+fn check_fit(args: &Args, base: &mut T5, found: &mut Found) {
     match load_adapter(base, "default", &args.adapter) {
         Ok(()) => {
             found.add("places", Verdict::Ok, "the base has them");
@@ -115,7 +125,11 @@ fn look_into(adapter: &AdapterDir, args: &Args, base: &mut T5, found: &mut Found
         }
         Err(error) => found.add("places", Verdict::Failed, error.to_string()),
     }
-    match adapter.base_fingerprint() {
+}
+
+/// Whether the fingerprint that was `saved` is the base's `own`. If all else fits, another one is no error.
+fn check_fingerprint(saved: Option<&str>, own: &str, found: &mut Found) {
+    match saved {
         None => {
             found.add("fingerprint", Verdict::Warning, "the file has none: which base it was saved on is not known")
         }
@@ -128,7 +142,6 @@ fn look_into(adapter: &AdapterDir, args: &Args, base: &mut T5, found: &mut Found
             found.add("fingerprint", verdict, format!("{saved} in the file, {own} of the base: {reason}"));
         }
     }
-    Ok(())
 }
 
 /// The tensors that have values which are not finite, each with the first of these.
