@@ -2,6 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
+use sideburn_kernels::linear;
 
 use crate::Pass;
 use crate::rule::{Rule, Weights};
@@ -38,7 +39,7 @@ impl AdaptedTable {
     /// The products of `x [n, width]` with all rows: `[n, rows]`, where the table is an output head as well.
     pub fn scores(&self, x: Tensor<2>, pass: &Pass) -> Tensor<2> {
         let scores = |x: Tensor<2>, slots: Vec<(&dyn Rule, Vec<Tensor<2>>)>| {
-            let scores = x.clone().matmul(self.table(&slots).transpose());
+            let scores = linear(x.clone(), self.table(&slots));
             slots.iter().fold(scores, |scores, (rule, own)| rule.scores(scores, &x, own))
         };
         match pass.routes() {
@@ -48,6 +49,15 @@ impl AdaptedTable {
                 routes.join(parts.map(|(adapter, x)| scores(x, self.of(adapter.as_deref()))).collect())
             }
         }
+    }
+
+    /// The table, if it is all that there is to the output head in this pass.
+    pub fn plain_table(&self, pass: &Pass) -> Option<Tensor<2>> {
+        let adapted = match pass.routes() {
+            Some(_) => !self.slots.is_empty(),
+            None => self.slots.iter().any(Slot::is_active),
+        };
+        (!adapted).then(|| self.weight.val())
     }
 
     /// The whole table, with whatever stands in for it.

@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
-use sideburn_kernels::Key;
+use sideburn_kernels::{Key, adapted_linear, linear};
 
 use crate::Pass;
 use crate::rule::{Call, Rule, Weights};
@@ -45,8 +45,7 @@ impl AdaptedLinear {
     pub fn forward(&self, x: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
         let Some(routes) = pass.routes().cloned() else {
             let slots = values(self.slots.iter().filter(|slot| slot.is_active()));
-            let weights = replaced(self.base(), &slots);
-            return output(product(input(&x, &slots), &weights), &x, &weights, &slots, pass);
+            return forward(x, replaced(self.base(), &slots), &slots, pass);
         };
         let base = self.base();
         let slots: Vec<_> = routes.adapters().iter().map(|name| values(self.slots_of(name.as_deref()))).collect();
@@ -59,13 +58,21 @@ impl AdaptedLinear {
         let products = routes.split_sorted(product(Tensor::cat(inputs, 0), &base));
         let outputs = parts.iter().zip(&slots).zip(products).map(|((x, slots), y)| {
             if slots.iter().any(|(rule, _)| rule.replaces()) {
-                let weights = replaced(base.clone(), slots);
-                output(product(input(x, slots), &weights), x, &weights, slots, pass)
+                forward(x.clone(), replaced(base.clone(), slots), slots, pass)
             } else {
                 output(y, x, &base, slots, pass)
             }
         });
         routes.join(outputs.collect())
+    }
+
+    /// The weight `[out, in]`, if `x W^T` is all that the layer does in this pass.
+    pub fn plain_weight(&self, pass: &Pass) -> Option<Tensor<2>> {
+        let adapted = match pass.routes() {
+            Some(_) => !self.slots.is_empty(),
+            None => self.slots.iter().any(Slot::is_active),
+        };
+        (!adapted && self.bias.is_none()).then(|| self.weight.val())
     }
 
     /// The weights of the base layer.
@@ -122,8 +129,19 @@ impl AdaptedLinear {
 /// Rules with the values of their tensors.
 type Slots<'a> = [(&'a dyn Rule, Vec<Tensor<2>>)];
 
+/// The layer with these weights and what the slots do to it.
+fn forward(x: Tensor<2>, weights: Weights, slots: &Slots<'_>, pass: &mut Pass) -> Tensor<2> {
+    if let ([(rule, own)], None) = (slots, &weights.bias)
+        && own.iter().all(|tensor| tensor.dtype() == x.dtype())
+        && let Some(branch) = rule.low_rank(own, pass)
+    {
+        return adapted_linear(x, weights.weight, branch);
+    }
+    output(product(input(&x, slots), &weights), &x, &weights, slots, pass)
+}
+
 fn product(x: Tensor<2>, Weights { weight, bias }: &Weights) -> Tensor<2> {
-    let y = x.matmul(weight.clone().transpose());
+    let y = linear(x, weight.clone());
     match bias {
         Some(bias) => y + bias.clone(),
         None => y,

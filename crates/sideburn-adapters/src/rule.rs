@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use burn::tensor::{Int, Tensor};
-use sideburn_kernels::Key;
+use sideburn_kernels::{Key, LowRank};
 
 use crate::Pass;
 
@@ -25,6 +25,12 @@ pub trait Rule: Debug + Send + Sync {
     /// At a linear layer: the output `[n, out]`, given that of the base layer and the adapters before this one.
     fn output(&self, y: Tensor<2>, _call: &Call<'_>, _own: &[Tensor<2>], _pass: &mut Pass) -> Tensor<2> {
         y
+    }
+
+    /// At a linear layer: the branch, if adding a low-rank branch to the base layer is all that the rule does there; then
+    /// one operation computes both, and [`output`](Self::output) is not called.
+    fn low_rank(&self, _own: &[Tensor<2>], _pass: &mut Pass) -> Option<LowRank> {
+        None
     }
 
     /// At an embedding: the rows `[n, width]` of the tokens `ids [n]`.

@@ -2,6 +2,16 @@
 
 use burn_cubecl::CubeBackend;
 
-use crate::ops::FusedOps;
+use crate::attention::AttentionOps;
+use crate::dropout::DropoutOps;
+use crate::gate::GateOps;
+use crate::linear::LinearOps;
+use crate::loss::LossOps;
+use crate::norm::NormOps;
 
-impl FusedOps for CubeBackend {}
+impl AttentionOps for CubeBackend {}
+impl DropoutOps for CubeBackend {}
+impl GateOps for CubeBackend {}
+impl LinearOps for CubeBackend {}
+impl LossOps for CubeBackend {}
+impl NormOps for CubeBackend {}

@@ -5,16 +5,18 @@
 //!
 //! | operation | kept for the backward pass | composed of primitives, Burn would keep |
 //! |---|---|---|
-//! | [`dropout`] | nothing: the mask is drawn again from its [`Key`] | the mask, as floats |
-//! | [`low_rank`] | `x`, `A`, `B` (shared, not copied) | also `dropout(x)`, its mask and `dropout(x) A^T` |
+//! | [`dropout`], [`add_dropout`] | nothing: the mask is drawn again from its [`Key`] | the mask, as floats |
+//! | [`linear`] | the weight; `x` only if the weight is trained | both |
+//! | [`adapted_linear`], [`low_rank`] | `x`, `W`, `A`, `B` (shared, not copied) | also `dropout(x)`, its mask and `dropout(x) A^T` |
 //! | [`rms_norm`] | `x`, `weight` | three tensors of the size of `x` |
 //! | [`gelu_gate`] | `gate`, `up` | nine tensors of the size of `gate` |
-//! | [`attention`] | `q`, `k`, `v`, the weights before dropout | five tensors of the size of the scores |
-//! | [`cross_entropy`] | `logits`, `labels` | also the log-softmax |
+//! | [`attention`] | `q`, `k`, `v`, the bias by distance | five tensors of the size of the scores |
+//! | [`linear_cross_entropy`] | a gradient of the size of the hidden states | the logits, twice |
 //!
-//! On [`Device::flex`](burn::tensor::Device::flex) the elementwise parts and reductions are one pass over memory, parallel
-//! over rows, and products are Burn's; on the CubeCL backends (`wgpu`, `vulkan`, `metal`, `cuda`) each operation is composed
-//! of Burn's primitives, which Burn fuses.
+//! On [`Device::flex`](burn::tensor::Device::flex) each is a kernel of this crate: products over the `gemm` crate, everything
+//! else in passes over blocks that stay in cache, results in memory that is used again, no score matrix and no
+//! logits in memory. On the CubeCL backends (`wgpu`, `vulkan`, `metal`, `cuda`), and for dtypes other than `f32`, each
+//! operation is composed of Burn's primitives, which Burn fuses. [`set_path`] has that form run on the CPU as well.
 //!
 //! On the CPU a mask is a pure function of its [`Key`]. On the CubeCL backends it is drawn from Burn's generator, which is
 //! seeded with the key each time: train with one thread in a process there, or the masks of two threads may mix.
@@ -31,16 +33,25 @@
 //! gradient.into_data().assert_eq(&y.into_data(), false);
 //! ```
 
-mod api;
-mod autodiff;
+mod attention;
+mod dropout;
 #[cfg(feature = "flex")]
 mod flex;
+mod gate;
 #[cfg(feature = "gpu")]
 mod gpu;
-mod ops;
-mod reference;
+mod linear;
+mod loss;
+mod norm;
+mod path;
 mod row_layout;
 
-pub use api::{attention, cross_entropy, dropout, gelu_gate, low_rank, rms_norm};
+pub use attention::{Sight, attention};
+pub use dropout::{add_dropout, dropout};
+pub use gate::gelu_gate;
+pub use linear::{LowRank, adapted_linear, linear, low_rank};
+pub use loss::{cross_entropy, linear_cross_entropy};
+pub use norm::rms_norm;
+pub use path::{Path, path, set_path};
 pub use row_layout::RowLayout;
 pub use sideburn_batch::Key;

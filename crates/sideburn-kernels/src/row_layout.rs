@@ -1,28 +1,24 @@
 //! Where the rows of a batch lie in the matrix of tokens that layers see.
 
-use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use std::ops::Range;
+use std::sync::Arc;
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use sideburn_batch::TokenRows;
 
-/// The map between a matrix of tokens, `[tokens, width]`, which linear layers and norms see, and rows of tokens,
-/// `[rows, columns, width]`, which attention sees.
+/// Where the rows of a batch lie in a matrix of tokens, `[tokens, width]`, which is what layers see.
 ///
-/// A batch is *packed* on the CPU: the matrix holds real tokens only, so that padding costs nothing outside attention.
-/// On a GPU it is *padded*: the matrix is the rectangle of all rows, with the columns rounded up so that shapes, and
+/// A batch is *packed* on the CPU: the matrix holds real tokens only, row after row, so that padding costs nothing at
+/// all. On a GPU it is *padded*: the matrix is the rectangle of all rows, with the columns rounded up so that shapes, and
 /// with them compiled and tuned kernels, repeat. Either way the lengths say what is padding, never a token's value.
 /// No other type knows which of the two a batch is.
 #[derive(Clone, Debug)]
 pub struct RowLayout {
-    lengths: Vec<usize>,
+    lengths: Arc<[usize]>,
     columns: usize,
-    packed: Option<Indices>,
+    /// Where each row begins, if they follow each other without padding.
+    packed: Option<Arc<[usize]>>,
     device: Device,
-}
-
-/// The matrix row of each place in the rectangle, and the place of each matrix row.
-#[derive(Clone, Debug)]
-struct Indices {
-    to_rows: Tensor<1, Int>,
-    to_tokens: Tensor<1, Int>,
 }
 
 /// Columns of padded batches are rounded up to a multiple of this.
@@ -43,24 +39,14 @@ impl RowLayout {
     /// If there is no row, or an empty one.
     pub fn packed(lengths: &[usize], device: &Device) -> Self {
         let layout = Self::padded(lengths, 1, device);
-        if lengths.iter().all(|length| *length == layout.columns) {
+        if !layout.has_padding() {
             return layout;
         }
-        let (mut to_rows, mut to_tokens, mut token) = (Vec::new(), Vec::new(), 0);
-        for (row, length) in lengths.iter().enumerate() {
-            for column in 0..layout.columns {
-                if column < *length {
-                    to_rows.push(token);
-                    to_tokens.push((row * layout.columns + column) as i32);
-                    token += 1;
-                } else {
-                    // What stands in a place of padding is never looked at; any finite row will do.
-                    to_rows.push(0);
-                }
-            }
-        }
-        let indices = Indices { to_rows: int_tensor(to_rows, device), to_tokens: int_tensor(to_tokens, device) };
-        Self { packed: Some(indices), ..layout }
+        let starts = lengths.iter().scan(0, |end, length| {
+            *end += length;
+            Some(*end - length)
+        });
+        Self { packed: Some(starts.collect()), ..layout }
     }
 
     /// A layout of full rows, with the columns rounded up to a multiple of `bucket`.
@@ -68,9 +54,18 @@ impl RowLayout {
     /// # Panics
     /// If there is no row, or an empty one, or `bucket` is zero.
     pub fn padded(lengths: &[usize], bucket: usize, device: &Device) -> Self {
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        Self::in_columns(lengths, longest.next_multiple_of(bucket), device)
+    }
+
+    /// A layout of full rows with this many columns: a cache with room for more tokens.
+    ///
+    /// # Panics
+    /// If there is no row, or an empty one, or one that is longer.
+    pub fn in_columns(lengths: &[usize], columns: usize, device: &Device) -> Self {
         assert!(!lengths.is_empty() && !lengths.contains(&0), "every row of a batch needs a token");
-        let columns = lengths.iter().copied().max().unwrap_or(0).next_multiple_of(bucket);
-        Self { lengths: lengths.to_vec(), columns, packed: None, device: device.clone() }
+        assert!(lengths.iter().all(|length| *length <= columns), "a row is longer than {columns} columns");
+        Self { lengths: lengths.into(), columns, packed: None, device: device.clone() }
     }
 
     /// The number of rows.
@@ -86,6 +81,58 @@ impl RowLayout {
     /// The number of real tokens in each row.
     pub fn lengths(&self) -> &[usize] {
         &self.lengths
+    }
+
+    /// The number of tokens in the matrix.
+    pub fn tokens(&self) -> usize {
+        match self.packed {
+            Some(_) => self.lengths.iter().sum(),
+            None => self.rows() * self.columns,
+        }
+    }
+
+    /// Where the real tokens of a row are in the matrix.
+    pub fn row(&self, row: usize) -> Range<usize> {
+        let start = self.packed.as_ref().map_or(row * self.columns, |starts| starts[row]);
+        start..start + self.lengths[row]
+    }
+
+    /// Whether there are tokens in the matrix that belong to no row.
+    pub fn has_padding(&self) -> bool {
+        self.packed.is_none() && self.lengths.iter().any(|length| *length < self.columns)
+    }
+
+    /// The tokens, padding and all, of these rows, in the order in which [`select_rows`](Self::select_rows) lays them out.
+    pub fn tokens_of_rows(&self, rows: &[usize]) -> Vec<usize> {
+        let tokens = |row: &usize| match self.packed {
+            Some(_) => self.row(*row),
+            None => row * self.columns..(row + 1) * self.columns,
+        };
+        rows.iter().flat_map(tokens).collect()
+    }
+
+    /// The layout of these rows alone, in this order.
+    pub fn select_rows(&self, rows: &[usize]) -> Self {
+        let lengths: Vec<usize> = rows.iter().map(|row| self.lengths[*row]).collect();
+        match self.packed {
+            Some(_) => Self::packed(&lengths, &self.device),
+            None => Self::in_columns(&lengths, self.columns, &self.device),
+        }
+    }
+
+    /// For each place in the rectangle of all rows, the token that stands there, if the matrix is not that rectangle. In
+    /// a place of padding it is some token of the matrix; it is never to be looked at.
+    pub(crate) fn token_of_each_place(&self) -> Option<Vec<i32>> {
+        self.packed.as_ref()?;
+        let place = |row| self.row(row).chain(std::iter::repeat(0)).take(self.columns);
+        Some((0..self.rows()).flat_map(place).map(|token| token as i32).collect())
+    }
+
+    /// The inverse: the place of each token.
+    pub(crate) fn place_of_each_token(&self) -> Option<Vec<i32>> {
+        self.packed.as_ref()?;
+        let places = |row| row * self.columns..row * self.columns + self.lengths[row];
+        Some((0..self.rows()).flat_map(places).map(|place| place as i32).collect())
     }
 
     /// For each row of the token matrix, the row of the batch that it belongs to.
@@ -111,7 +158,7 @@ impl RowLayout {
     /// # Panics
     /// If `rows` has other lengths than this layout.
     pub fn ids(&self, rows: &TokenRows, pad: u32) -> Tensor<1, Int> {
-        assert_eq!(rows.lengths(), self.lengths, "these rows belong to another layout");
+        assert_eq!(rows.lengths(), &*self.lengths, "these rows belong to another layout");
         let ids: Vec<i32> = match self.packed {
             Some(_) => rows.ids().iter().map(|id| *id as i32).collect(),
             None => rows
@@ -122,64 +169,13 @@ impl RowLayout {
         int_tensor(ids, &self.device)
     }
 
-    /// Token matrix to rows: `[tokens, width]` to `[rows, columns, width]`.
-    pub fn to_rows(&self, x: Tensor<2>) -> Tensor<3> {
-        let width = x.dims()[1];
-        let x = match &self.packed {
-            Some(indices) => x.select(0, indices.to_rows.clone()),
-            None => x,
-        };
-        x.reshape([self.rows(), self.columns, width])
-    }
-
-    /// Rows to token matrix: `[rows, columns, width]` to `[tokens, width]`.
-    pub fn to_tokens(&self, x: Tensor<3>) -> Tensor<2> {
-        let [rows, columns, width] = x.dims();
-        let x = x.reshape([rows * columns, width]);
-        match &self.packed {
-            Some(indices) => x.select(0, indices.to_tokens.clone()),
-            None => x,
-        }
-    }
-
     /// The rows of the token matrix that hold real tokens, in the order of [`TokenRows::ids`].
     pub fn real_tokens(&self, x: Tensor<2>) -> Tensor<2> {
-        if self.packed.is_some() || self.lengths.iter().all(|length| *length == self.columns) {
+        if !self.has_padding() {
             return x;
         }
-        let real = self.lengths.iter().enumerate();
-        let index = real.flat_map(|(row, length)| (0..*length).map(move |column| (row * self.columns + column) as i32));
+        let index = (0..self.rows()).flat_map(|row| self.row(row)).map(|token| token as i32);
         x.select(0, int_tensor(index.collect(), &self.device))
-    }
-
-    /// True where a key is padding, `[rows, 1, 1, columns]`.
-    pub fn key_mask(&self) -> Tensor<4, Bool> {
-        let mask: Vec<bool> =
-            self.lengths.iter().flat_map(|length| (0..self.columns).map(move |key| key >= *length)).collect();
-        bool_tensor(mask, [self.rows(), 1, 1, self.columns], &self.device)
-    }
-
-    /// True where a query may not look at a key: padding, and what comes after the query.
-    /// `[rows, 1, columns, columns]`.
-    pub fn causal_mask(&self) -> Tensor<4, Bool> {
-        self.causal_mask_behind(0)
-    }
-
-    /// The same, with `before` keys in front of each row that every query may look at:
-    /// `[rows, 1, columns, before + columns]`.
-    pub fn causal_mask_behind(&self, before: usize) -> Tensor<4, Bool> {
-        let columns = self.columns;
-        let mask: Vec<bool> = self
-            .lengths
-            .iter()
-            .flat_map(|length| {
-                (0..columns).flat_map(move |query| {
-                    let own = (0..columns).map(move |key| key > query || key >= *length);
-                    std::iter::repeat_n(false, before).chain(own)
-                })
-            })
-            .collect();
-        bool_tensor(mask, [self.rows(), 1, columns, before + columns], &self.device)
     }
 }
 
@@ -198,10 +194,6 @@ fn int_tensor(values: Vec<i32>, device: &Device) -> Tensor<1, Int> {
     Tensor::from_data(TensorData::new(values, [length]), device)
 }
 
-fn bool_tensor(values: Vec<bool>, shape: [usize; 4], device: &Device) -> Tensor<4, Bool> {
-    Tensor::from_data(TensorData::new(values, shape), device)
-}
-
 #[cfg(all(test, feature = "flex"))]
 mod tests {
     use super::*;
@@ -217,26 +209,24 @@ mod tests {
     #[test]
     fn packed_and_padded_layouts_hold_the_same_rows() {
         let (rows, device) = (rows(), Device::flex());
-        for layout in [RowLayout::packed(rows.lengths(), &device), RowLayout::padded(rows.lengths(), 4, &device)] {
+        let layouts = [RowLayout::packed(rows.lengths(), &device), RowLayout::padded(rows.lengths(), 4, &device)];
+        for layout in &layouts {
             let ids: Tensor<2> = layout.ids(&rows, 9).float().unsqueeze_dim(1);
-            let spread = layout.to_rows(ids.clone());
-            assert_eq!(spread.dims(), [2, layout.columns(), 1]);
-            let first: Vec<f32> = spread.clone().slice([0..2, 0..1]).into_data().try_into_vec().unwrap();
-            assert_eq!(first, [3.0, 0.0]);
-            layout.to_tokens(spread).into_data().assert_eq(&ids.clone().into_data(), true);
+            assert_eq!(ids.dims(), [layout.tokens(), 1]);
+            let values: Vec<f32> = ids.to_data().try_into_vec().unwrap();
+            assert_eq!([layout.row(0), layout.row(1)].map(|row| &values[row]), [[3.0, 4.0, 5.0].as_slice(), &[0.0]]);
             let real = layout.real_tokens(ids);
             real.into_data().assert_eq(&column(&[3.0, 4.0, 5.0, 0.0], &device).into_data(), true);
         }
-        assert_eq!(RowLayout::padded(rows.lengths(), 4, &device).columns(), 4);
+        assert_eq!(layouts.map(|layout| (layout.columns(), layout.has_padding())), [(3, false), (4, true)]);
     }
 
     #[test]
-    fn masks_come_from_lengths() {
+    fn a_packed_matrix_and_the_rectangle_of_its_rows_map_to_each_other() {
         let layout = RowLayout::packed(&[3, 1], &Device::flex());
-        let mask = |mask: Tensor<4, Bool>| mask.into_data().iter::<bool>().collect::<Vec<_>>();
-        assert_eq!(mask(layout.key_mask()), [false, false, false, false, true, true]);
-        let causal = mask(layout.causal_mask());
-        assert_eq!(causal[..9], [false, true, true, false, false, true, false, false, false]);
-        assert_eq!(causal[9..], [false, true, true, false, true, true, false, true, true]);
+        assert_eq!(layout.token_of_each_place().unwrap(), [0, 1, 2, 3, 0, 0]);
+        assert_eq!(layout.place_of_each_token().unwrap(), [0, 1, 2, 3]);
+        let full = RowLayout::packed(&[2, 2], &Device::flex());
+        assert!(full.token_of_each_place().is_none(), "it is the rectangle");
     }
 }

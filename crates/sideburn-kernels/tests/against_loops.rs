@@ -4,9 +4,12 @@
 mod loops;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use loops::{Sizes, check, check_at_scale, mask, numbers};
+use loops::{Sizes, check, check_at_scale, numbers};
 use proptest::prelude::*;
-use sideburn_kernels::{Key, attention, cross_entropy, dropout, gelu_gate, low_rank, rms_norm};
+use sideburn_kernels::{
+    Key, LowRank, RowLayout, Sight, adapted_linear, add_dropout, attention, cross_entropy, dropout, gelu_gate, linear,
+    linear_cross_entropy, low_rank, rms_norm,
+};
 
 const KEY: Key = Key::from_seed(5);
 
@@ -21,20 +24,66 @@ fn kept<const D: usize>(shape: [usize; D], probability: f64) -> Vec<f64> {
     kept.iter().map(|x| if *x == 0.0 { 0.0 } else { 1.0 / (1.0 - probability) }).collect()
 }
 
-/// The sizes of an attention, with every way to broadcast its bias and mask.
+/// Rows of different lengths, each kind of sight, with and without a bias.
 fn sizes() -> impl Strategy<Value = Sizes> {
-    let size = (1..3usize, 1..4usize, 1..6usize, 1..8usize, prop::sample::select(vec![1, 3, 8, 64]));
-    (size, 0..5, any::<bool>()).prop_map(|((rows, heads, queries, keys, width), bias, each_query)| {
-        let bias = match bias {
-            0 => [1, 1, 1, 1],
-            1 => [1, heads, queries, keys],
-            2 => [1, 1, queries, keys],
-            3 => [1, heads, 1, keys],
-            _ => [1, heads, queries, 1],
+    let rows = prop::collection::vec((1..6usize, 1..8usize), 1..4);
+    let size = (rows, 1..4usize, prop::sample::select(vec![1, 3, 8, 64, 128]));
+    (size, 0..3, any::<bool>()).prop_map(|((rows, heads, width), kind, biased)| {
+        let (queries, mut keys): (Vec<usize>, Vec<usize>) = rows.iter().copied().unzip();
+        let longest = *queries.iter().max().unwrap();
+        let before = rows[0].1 - 1;
+        let (causal_from, origin, distances) = match kind {
+            // All keys of another text, which have no places.
+            0 => (None, 0, 1),
+            // All keys of the same rows.
+            1 => {
+                keys.clone_from(&queries);
+                (None, longest - 1, 2 * longest - 1)
+            }
+            // The keys up to the query's own, with some before the first.
+            _ => {
+                keys = queries.iter().map(|queries| before + queries).collect();
+                (Some(before), before + longest - 1, before + longest)
+            }
         };
-        let mask = [rows, 1, if each_query { queries } else { 1 }, keys];
-        Sizes { rows, heads, queries, keys, width, bias, mask }
+        Sizes { queries, keys, heads, width, causal_from, distances: if biased { distances } else { 1 }, origin }
     })
+}
+
+fn sight(sizes: &Sizes, device: &Device) -> Sight {
+    let [queries, keys] = [&sizes.queries, &sizes.keys].map(|lengths| RowLayout::packed(lengths, device));
+    match sizes.causal_from {
+        Some(first) => Sight::up_to_own_place(sizes.heads, &queries, &keys, first),
+        None if sizes.queries == sizes.keys && sizes.origin > 0 => Sight::own_rows(sizes.heads, &queries),
+        None => Sight::everything(sizes.heads, &queries, &keys),
+    }
+}
+
+/// Holds an attention of these sizes against the loops.
+fn check_attention(sizes: &Sizes, seed: u64, p: f64) {
+    let kept = kept(sizes.scores(), p);
+    // Unscaled scores of wide heads would saturate the softmax: the queries are made smaller instead.
+    let shrunk = |x: Vec<f64>| x.iter().map(|x| f64::from((x / (sizes.width as f64).sqrt()) as f32)).collect();
+    let count = |shape: [usize; 2]| shape.iter().product::<usize>();
+    let inputs = [
+        shrunk(numbers(seed, count(sizes.q()))),
+        numbers(seed + 1, count(sizes.k())),
+        numbers(seed + 2, count(sizes.k())),
+        numbers(seed + 3, count(sizes.bias())),
+    ];
+    // A bias that is the same for all keys changes nothing: its gradient is a sum of many terms that is zero.
+    let scale = if sizes.distances == 1 { 5.0 } else { 0.1 };
+    check_at_scale(
+        scale,
+        &inputs,
+        |x| loops::attention(sizes, x, &kept),
+        |x| {
+            let [q, k, v, bias] = [(0, sizes.q()), (1, sizes.k()), (2, sizes.k()), (3, sizes.bias())]
+                .map(|(i, dims)| x[i].clone().reshape(dims));
+            let dropout = (p > 0.0).then_some((p, KEY));
+            attention(q, k, v, bias, &sight(sizes, &x[0].device()), dropout).reshape([count(sizes.q())])
+        },
+    );
 }
 
 proptest! {
@@ -76,7 +125,62 @@ proptest! {
         let gate: Vec<f64> = numbers(1, n * d).iter().map(|x| f64::from((x * stretch) as f32)).collect();
         let reference = |x: &[Vec<f64>]| loops::gelu_gate(&x[0], &x[1]);
         check(&[gate, numbers(2, n * d)], reference, |x| {
-            gelu_gate(x[0].clone().reshape([n, d]), x[1].clone().reshape([n, d])).reshape([n * d])
+            gelu_gate(x[0].clone().reshape([n, d]), x[1].clone().reshape([n, d]), None).reshape([n * d])
+        });
+    }
+
+    #[test]
+    fn what_is_dropped_behind_a_gate_or_before_a_sum(n in 1..6usize, d in width(), p in prop::sample::select(vec![0.1, 0.5])) {
+        let kept = kept([n, d], p);
+        let inputs = [numbers(1, n * d), numbers(2, n * d)];
+        let drop = |x: Vec<f64>| x.iter().zip(&kept).map(|(x, kept)| x * kept).collect::<Vec<f64>>();
+        check(&inputs, |x| drop(loops::gelu_gate(&x[0], &x[1])), |x| {
+            gelu_gate(x[0].clone().reshape([n, d]), x[1].clone().reshape([n, d]), Some((p, KEY))).reshape([n * d])
+        });
+        let sum = |x: &[Vec<f64>]| x[0].iter().zip(drop(x[1].clone())).map(|(x, y)| x + y).collect();
+        check(&inputs, sum, |x| add_dropout(x[0].clone(), x[1].clone(), Some((p, KEY))));
+    }
+
+    #[test]
+    fn linear_is_the_loops(n in 1..12usize, d in width(), out in width()) {
+        check(&[numbers(1, n * d), numbers(2, out * d)], |x| loops::linear(&x[0], &x[1], d), |x| {
+            linear(x[0].clone().reshape([n, d]), x[1].clone().reshape([out, d])).reshape([n * out])
+        });
+    }
+
+    #[test]
+    fn adapted_linear_is_the_loops(n in 1..12usize, d in width(), out in width(), r in 1..5usize, drop: bool) {
+        let p = if drop { 0.25 } else { 0.0 };
+        let (kept, scale) = (kept([n, d], p), 1.7);
+        let inputs = [numbers(1, n * d), numbers(2, out * d), numbers(3, r * d), numbers(4, out * r)];
+        let reference = |x: &[Vec<f64>]| {
+            let branch = loops::low_rank(&x[0], &x[2], &x[3], &kept, [d, r], scale);
+            loops::linear(&x[0], &x[1], d).iter().zip(branch).map(|(y, branch)| y + branch).collect()
+        };
+        // Gradients are sums over up to 128 outputs, twice over.
+        check_at_scale(5.0, &inputs, reference, |x| {
+            let matrix = |index: usize, dims: [usize; 2]| x[index].clone().reshape(dims);
+            let branch = LowRank { a: matrix(2, [r, d]), b: matrix(3, [out, r]), scale, dropout: drop.then_some((p, KEY)) };
+            adapted_linear(matrix(0, [n, d]), matrix(1, [out, d]), branch).reshape([n * out])
+        });
+    }
+
+    #[test]
+    fn linear_cross_entropy_is_the_loops(
+        n in 1..6usize,
+        d in prop::sample::select(vec![1, 3, 8]),
+        classes in prop::sample::select(vec![1, 2, 13, 101, 1300]),
+        smoothing in prop::sample::select(vec![0.0, 0.1, 1.0]),
+    ) {
+        let labels: Vec<usize> = (0..n as u64).map(|i| KEY.below(i, classes as u64) as usize).collect();
+        let inputs = [numbers(1, n * d), numbers(2, classes * d)];
+        // With all of the weight on the mean, gradients of one class are what is left of sums.
+        let reference = |x: &[Vec<f64>]| loops::linear_cross_entropy(&x[0], &x[1], &labels, d, smoothing);
+        check_at_scale(0.5, &inputs, reference, |x| {
+            let labels: Vec<i32> = labels.iter().map(|label| *label as i32).collect();
+            let labels = Tensor::<1, Int>::from_data(TensorData::new(labels, [n]), &x[0].device());
+            let (hidden, weight) = (x[0].clone().reshape([n, d]), x[1].clone().reshape([classes, d]));
+            linear_cross_entropy(hidden, weight, labels, smoothing)
         });
     }
 
@@ -92,25 +196,7 @@ proptest! {
 
     #[test]
     fn attention_is_the_loops(sizes in sizes(), drop: bool, seed in 0..1000u64) {
-        let p = if drop { 0.3 } else { 0.0 };
-        let (kept, masked) = (kept(sizes.scores(), p), sizes.masked(seed));
-        // Unscaled scores of wide heads would saturate the softmax: the queries are made smaller instead.
-        let shrunk = |x: Vec<f64>| x.iter().map(|x| f64::from((x / (sizes.width as f64).sqrt()) as f32)).collect();
-        let inputs = [
-            shrunk(numbers(seed, sizes.q().iter().product())),
-            numbers(seed + 1, sizes.k().iter().product()),
-            numbers(seed + 2, sizes.k().iter().product()),
-            numbers(seed + 3, sizes.bias.iter().product()),
-        ];
-        // A bias that is the same for all keys changes nothing: its gradient is a sum of many terms that is zero.
-        let scale = if sizes.bias[3] == 1 { 5.0 } else { 0.1 };
-        check_at_scale(scale, &inputs, |x| loops::attention(&sizes, x, &masked, &kept), |x| {
-            let shaped = |x: &Tensor<1>, shape: [usize; 4]| x.clone().reshape(shape);
-            let (q, k, v) = (shaped(&x[0], sizes.q()), shaped(&x[1], sizes.k()), shaped(&x[2], sizes.k()));
-            let mask = mask(&masked, sizes.mask, &x[0].device());
-            let out = attention(q, k, v, shaped(&x[3], sizes.bias), mask, drop.then_some((p, KEY)));
-            out.reshape([sizes.q().iter().product::<usize>()])
-        });
+        check_attention(&sizes, seed, if drop { 0.3 } else { 0.0 });
     }
 }
 
@@ -126,20 +212,47 @@ fn sizes_of_many_tasks_are_the_loops() {
     check(
         &[numbers(1, n * d), numbers(2, n * d)],
         |x| loops::gelu_gate(&x[0], &x[1]),
-        |x| gelu_gate(x[0].clone().reshape([n, d]), x[1].clone().reshape([n, d])).reshape([n * d]),
+        |x| gelu_gate(x[0].clone().reshape([n, d]), x[1].clone().reshape([n, d]), None).reshape([n * d]),
     );
-    let sizes = Sizes { rows: 3, heads: 4, queries: 61, keys: 67, width: 2, bias: [1, 4, 61, 67], mask: [3, 1, 1, 67] };
-    let (masked, kept) = (sizes.masked(3), kept(sizes.scores(), 0.1));
-    let count = |shape: [usize; 4]| shape.iter().product();
-    let inputs = [count(sizes.q()), count(sizes.k()), count(sizes.k()), count(sizes.bias)].map(|n| numbers(4, n));
+    // More queries than a block, in rows of different lengths.
+    let (queries, heads, width) = (vec![61, 130, 64], 2, 3);
+    let own = Sizes {
+        queries: queries.clone(),
+        keys: queries.clone(),
+        heads,
+        width,
+        causal_from: None,
+        distances: 259,
+        origin: 129,
+    };
+    check_attention(&own, 3, 0.1);
+    check_attention(&Sizes { causal_from: Some(0), distances: 130, ..own }, 4, 0.1);
+    // More rows than a block, more classes than a chunk.
+    let (n, d, classes) = (150, 5, 1100);
+    let labels: Vec<usize> = (0..n as u64).map(|i| KEY.below(i, classes as u64) as usize).collect();
     check(
-        &inputs,
-        |x| loops::attention(&sizes, x, &masked, &kept),
+        &[numbers(1, n * d), numbers(2, classes * d)],
+        |x| loops::linear_cross_entropy(&x[0], &x[1], &labels, d, 0.1),
         |x| {
-            let mask = mask(&masked, sizes.mask, &x[0].device());
-            let (q, k, v) = (x[0].clone().reshape(sizes.q()), x[1].clone(), x[2].clone().reshape(sizes.k()));
-            let out = attention(q, k.reshape(sizes.k()), v, x[3].clone().reshape(sizes.bias), mask, Some((0.1, KEY)));
-            out.reshape([count(sizes.q())])
+            let labels: Vec<i32> = labels.iter().map(|label| *label as i32).collect();
+            let labels = Tensor::<1, Int>::from_data(TensorData::new(labels, [n]), &x[0].device());
+            let (hidden, weight) = (x[0].clone().reshape([n, d]), x[1].clone().reshape([classes, d]));
+            linear_cross_entropy(hidden, weight, labels, 0.1)
+        },
+    );
+    let (d, out, r) = (16, 24, 2);
+    let kept = kept([n, d], 0.25);
+    check(
+        &[numbers(1, n * d), numbers(2, out * d), numbers(3, r * d), numbers(4, out * r)],
+        |x| {
+            let branch = loops::low_rank(&x[0], &x[2], &x[3], &kept, [d, r], 0.5);
+            loops::linear(&x[0], &x[1], d).iter().zip(branch).map(|(y, branch)| y + branch).collect()
+        },
+        |x| {
+            let matrix = |index: usize, dims: [usize; 2]| x[index].clone().reshape(dims);
+            let (a, b) = (matrix(2, [r, d]), matrix(3, [out, r]));
+            let branch = LowRank { a, b, scale: 0.5, dropout: Some((0.25, KEY)) };
+            adapted_linear(matrix(0, [n, d]), matrix(1, [out, d]), branch).reshape([n * out])
         },
     );
 }

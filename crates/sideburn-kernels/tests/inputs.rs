@@ -4,20 +4,26 @@
 mod loops;
 
 use burn::tensor::{Device, Int, Tensor, s};
-use loops::{Sizes, assert_near, bits, f32s, mask, numbers, values};
-use sideburn_kernels::{Key, attention, cross_entropy, dropout, gelu_gate, low_rank, rms_norm};
+use loops::{assert_near, bits, f32s, numbers, values};
+use sideburn_kernels::{
+    Key, LowRank, RowLayout, Sight, adapted_linear, add_dropout, attention, cross_entropy, dropout, gelu_gate, linear,
+    linear_cross_entropy, low_rank, rms_norm,
+};
 
 const KEY: Key = Key::from_seed(2);
-const SIZES: Sizes = Sizes { rows: 2, heads: 3, queries: 4, keys: 5, width: 8, bias: [1, 3, 4, 5], mask: [2, 1, 4, 5] };
-
 fn labels(labels: &[i32], device: &Device) -> Tensor<1, Int> {
     Tensor::from_ints(labels, device)
 }
 
-fn attend(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Tensor<4>) -> Tensor<4> {
-    let mask = mask(&SIZES.masked(1), SIZES.mask, &q.device());
-    attention(q, k, v, bias, mask, Some((0.1, KEY)))
+/// Attention of three heads, of width 4, in two rows.
+fn attend(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, bias: Tensor<2>) -> Tensor<2> {
+    let [queries, keys] = [[4, 2], [5, 3]].map(|lengths| RowLayout::packed(&lengths, &q.device()));
+    let sight = Sight::up_to_own_place(3, &queries, &keys, 1);
+    attention(q, k, v, bias, &sight, Some((0.1, KEY)))
 }
+
+/// The shapes of its inputs.
+const ATTENDED: [[usize; 2]; 4] = [[6, 12], [8, 12], [8, 12], [3, 5]];
 
 /// The gradient of each leaf, of which those named by the bits of `tracked` require one.
 fn gradients<const D: usize, const N: usize>(
@@ -52,7 +58,7 @@ fn only_tracked_inputs_get_a_gradient() {
         assert!(low(tracked) == expected, "low_rank, tracked {tracked:03b}");
     }
     let attention = |tracked| {
-        let leaves = [SIZES.q(), SIZES.k(), SIZES.k(), SIZES.bias].map(|shape| f32s(shape[2] as u64, shape, &device));
+        let leaves = [0, 1, 2, 3].map(|leaf| f32s(leaf as u64, ATTENDED[leaf], &device));
         gradients(tracked, leaves, |[q, k, v, bias]| attend(q, k, v, bias))
     };
     let all = attention(0b1111);
@@ -60,11 +66,37 @@ fn only_tracked_inputs_get_a_gradient() {
         let expected = [0, 1, 2, 3].map(|leaf| all[leaf].clone().filter(|_| tracked >> leaf & 1 == 1));
         assert!(attention(tracked) == expected, "attention, tracked {tracked:04b}");
     }
-    let gate = |tracked| {
-        gradients(tracked, [f32s(1, [3, 5], &device), f32s(2, [3, 5], &device)], |[gate, up]| gelu_gate(gate, up))
+    let adapted = |tracked| {
+        let shapes = [[7, 16], [9, 16], [2, 16], [9, 2]];
+        let leaves = [0, 1, 2, 3].map(|leaf| f32s(leaf as u64, shapes[leaf], &device));
+        gradients(tracked, leaves, |[x, weight, a, b]| {
+            adapted_linear(x, weight, LowRank { a, b, scale: 0.5, dropout: Some((0.2, KEY)) })
+        })
     };
-    let all = gate(0b11);
-    assert!(gate(0b01) == [all[0].clone(), None] && gate(0b10) == [None, all[1].clone()], "gelu_gate");
+    let all = adapted(0b1111);
+    for tracked in 0..16 {
+        for (leaf, all) in adapted(tracked).into_iter().zip(&all).enumerate().map(|(leaf, pair)| (leaf, pair)) {
+            let (found, expected) = all;
+            assert_eq!(found.is_some(), tracked >> leaf & 1 == 1, "adapted_linear, tracked {tracked:04b}");
+            // With nothing but `x` trained, its two gradients are summed as they come.
+            assert!(found.is_none() || leaf == 0 || found == *expected, "adapted_linear, tracked {tracked:04b}");
+        }
+    }
+    let two = |op: fn(Tensor<2>, Tensor<2>) -> Tensor<2>, what: &str| {
+        let run = |tracked| gradients(tracked, [f32s(1, [3, 5], &device), f32s(2, [3, 5], &device)], |[x, y]| op(x, y));
+        let all = run(0b11);
+        assert!(run(0b01) == [all[0].clone(), None] && run(0b10) == [None, all[1].clone()], "{what}");
+    };
+    two(|gate, up| gelu_gate(gate, up, None), "gelu_gate");
+    two(linear, "linear");
+    two(|x, y| add_dropout(x, y, Some((0.2, KEY))), "add_dropout");
+    two(
+        |hidden, weight| {
+            let labels = labels(&[0, 2, 1], &hidden.device());
+            linear_cross_entropy(hidden, weight, labels, 0.1).unsqueeze()
+        },
+        "linear_cross_entropy",
+    );
     let norm = |tracked| {
         gradients(tracked, [f32s(1, [3, 5], &device), f32s(2, [1, 5], &device)], |[x, w]| {
             rms_norm(x, w.reshape([5]), 1e-6)
@@ -94,7 +126,10 @@ fn views_give_what_their_copies_give() {
             dropout(x.clone(), 0.5, KEY).transpose(),
             low_rank(x.clone(), a.clone(), b.clone(), 1.0, None).transpose(),
             rms_norm(x.clone(), column, 1e-6).transpose(),
-            gelu_gate(x.clone(), up.clone()).transpose(),
+            gelu_gate(x.clone(), up.clone(), Some((0.5, KEY))).transpose(),
+            add_dropout(x.clone(), up.clone(), Some((0.5, KEY))).transpose(),
+            linear(x.clone(), up.clone()).transpose(),
+            linear_cross_entropy(x.clone(), up.clone(), labels(&[0, 5, 3, 1, 2, 2], &device), 0.1).reshape([1, 6]),
             cross_entropy(x.clone(), labels(&[0, 8, 3, 1, 2, 2], &device)).reshape([1, 6]),
         ];
         let loss = |y: &Tensor<2>| (y.clone() * f32s(6, y.dims(), &device)).sum();
@@ -110,25 +145,49 @@ fn views_give_what_their_copies_give() {
 
 #[test]
 fn attention_takes_views() {
-    // Heads as models make them: [rows, tokens, heads * width] split and transposed; a mask broadcast from [1, keys].
     let device = Device::flex().autodiff();
-    let heads = |seed, [rows, heads, tokens, width]: [usize; 4]| {
-        f32s(seed, [rows, tokens, heads, width], &device).swap_dims(1, 2)
-    };
-    let copy = |x: &Tensor<4>| Tensor::<4>::from_data(x.to_data(), &device);
-    let bias = f32s(7, [4, 5, 3], &device).permute([2, 0, 1]).unsqueeze::<4>();
-    let open = mask(&[false, true, false, false, true], [1, 1, 1, 5], &device);
-    let run = |views: bool| {
-        let leaf = |x: Tensor<4>| if views { x } else { copy(&x) }.require_grad();
-        let [q, k, v, bias] = [heads(1, SIZES.q()), heads(2, SIZES.k()), heads(3, SIZES.k()), bias.clone()].map(leaf);
-        let mask = open.clone().expand([2, 1, 4, 5]);
-        let mask = if views { mask } else { Tensor::from_data(mask.to_data(), &device) };
-        let y = attention(q.clone(), k.clone(), v.clone(), bias.clone(), mask, Some((0.3, KEY)));
-        let gradients = y.clone().swap_dims(1, 2).powi_scalar(3).sum().backward();
+    let run = |which: usize| {
+        let leaves = [0, 1, 2, 3].map(|leaf| view_and_copy(leaf as u64, ATTENDED[leaf], &device)[which].clone());
+        let [q, k, v, bias] = leaves.map(Tensor::require_grad);
+        let y = attend(q.clone(), k.clone(), v.clone(), bias.clone());
+        let gradients = y.clone().transpose().powi_scalar(3).sum().backward();
         [q, k, v, bias].map(|x| values(x.grad(&gradients).unwrap())).into_iter().chain([values(y)]).collect::<Vec<_>>()
     };
-    for (index, (view, copy)) in run(true).iter().zip(run(false)).enumerate() {
+    for (index, (view, copy)) in run(1).iter().zip(run(0)).enumerate() {
         assert_near(&format!("result {index}"), view, &copy, 1e-6);
+    }
+}
+
+#[test]
+fn padding_changes_nothing() {
+    // The same rows with room behind them, which holds what must not be looked at.
+    let device = Device::flex().autodiff();
+    let lengths = [3, 1];
+    let run = |layout: &RowLayout| {
+        let leaf = |seed| {
+            let real = f32s(seed, [4, 4], &device);
+            let mut out = Tensor::full([layout.tokens(), 4], 1e3, &device);
+            for (row, start) in [(0, 0), (1, 3)] {
+                let tokens = layout.row(row);
+                out = out.slice_assign([tokens.clone(), 0..4], real.clone().slice([start..start + tokens.len(), 0..4]));
+            }
+            out.detach().require_grad()
+        };
+        let (q, k, v) = (leaf(1), leaf(2), leaf(3));
+        let bias = f32s(4, [2, 2 * layout.columns() - 1], &device);
+        // The same column for the same distance.
+        let bias = bias.clone().slice([0..2, 0..5]).mul_scalar(0.0) + f32s(4, [2, 5], &device);
+        let bias = Tensor::cat(vec![Tensor::zeros([2, layout.columns() - 3], &device), bias], 1);
+        let bias = Tensor::cat(vec![bias, Tensor::zeros([2, layout.columns() - 3], &device)], 1);
+        let y = layout.real_tokens(attention(q.clone(), k.clone(), v.clone(), bias, &Sight::own_rows(2, layout), None));
+        let gradients = y.clone().powi_scalar(2).sum().backward();
+        let gradients = [q, k, v].map(|x| values(layout.real_tokens(x.grad(&gradients).unwrap())));
+        gradients.into_iter().chain([values(y)]).collect::<Vec<_>>()
+    };
+    let packed = run(&RowLayout::packed(&lengths, &device));
+    let padded = run(&RowLayout::in_columns(&lengths, 6, &device));
+    for (index, (padded, packed)) in padded.iter().zip(&packed).enumerate() {
+        assert_near(&format!("result {index}"), padded, packed, 1e-6);
     }
 }
 
@@ -144,18 +203,24 @@ fn what_is_not_finite_is_not_hidden() {
             assert!(!finite(row) && finite(1 - row), "{what} of {bad}: {y:?}");
         };
         not_finite(0, "cross_entropy", values(cross_entropy(with(bad), labels(&[1, 1], &device))));
-        not_finite(0, "gelu_gate", values(gelu_gate(with(bad), ones())));
-        not_finite(0, "gelu_gate", values(gelu_gate(ones(), with(bad))));
+        not_finite(0, "gelu_gate", values(gelu_gate(with(bad), ones(), None)));
+        not_finite(0, "gelu_gate", values(gelu_gate(ones(), with(bad), None)));
         not_finite(0, "rms_norm", values(rms_norm(with(bad), Tensor::ones([3], &device), 1e-6)));
         let low = low_rank(with(bad), Tensor::ones([1, 3], &device), Tensor::ones([4, 1], &device), 1.0, None);
         not_finite(0, "low_rank", values(low));
         let (kept, dropped) = (values(dropout(with(bad), 0.01, KEY)), values(dropout(ones(), 0.01, KEY)));
         assert!(dropped[0] != 0.0, "the key must keep element 0 for this test to say anything");
         not_finite(0, "dropout", kept);
-        let q = with(bad).reshape([2, 1, 1, 3]);
-        let (k, bias) = (Tensor::ones([2, 1, 2, 3], &device), Tensor::zeros([1, 1, 1, 1], &device));
-        let y = attention(q, k.clone(), k, bias, mask(&[false; 4], [2, 1, 1, 2], &device), None);
-        not_finite(0, "attention", values(y));
+        let rows = RowLayout::packed(&[1, 1], &device);
+        let sight = Sight::everything(1, &rows, &rows);
+        not_finite(
+            0,
+            "attention",
+            values(attention(with(bad), ones(), ones(), Tensor::zeros([1, 1], &device), &sight, None)),
+        );
+        not_finite(0, "linear", values(linear(with(bad), ones())));
+        let loss = linear_cross_entropy(with(bad), ones(), labels(&[1, 1], &device), 0.0);
+        not_finite(0, "linear_cross_entropy", values(loss));
     }
     // A logit of minus infinity is a probability of zero, which is fine unless it is the label's.
     let logits = with(f32::NEG_INFINITY);
@@ -177,7 +242,7 @@ fn large_numbers_do_not_overflow() {
 
     // gelu of large numbers is the identity or zero.
     let gate = Tensor::<2>::from_floats([[-1e4, -30.0, 30.0, 1e4]], &device).require_grad();
-    let y = gelu_gate(gate.clone(), Tensor::ones([1, 4], &device));
+    let y = gelu_gate(gate.clone(), Tensor::ones([1, 4], &device), None);
     assert_near("gelu", &values(y.clone())[..3], &[0.0, 0.0, 30.0], 1e-7);
     assert_eq!(values(y.clone())[3], 1e4);
     assert_near("slope", &values(gate.grad(&y.sum().backward()).unwrap()), &[0.0, 0.0, 1.0, 1.0], 1e-6);
@@ -188,22 +253,12 @@ fn gelu_is_exact_far_below_zero() {
     // Relative to the value itself: 1 + tanh cancels there.
     for x in [-0.5_f64, -2.0, -3.5, -5.0] {
         let gate = Tensor::<2>::from_floats([[x]], &Device::flex());
-        let y = values(gelu_gate(gate, Tensor::ones([1, 1], &Device::flex())))[0];
+        let y = values(gelu_gate(gate, Tensor::ones([1, 1], &Device::flex()), None))[0];
         // x / (1 + exp(-2 u)), the same function.
         let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
         let expected = x / (1.0 + (-2.0 * u).exp());
         assert!((y / expected - 1.0).abs() < 1e-5, "gelu({x}): {y} instead of {expected}");
     }
-}
-
-#[test]
-fn masked_keys_have_no_weight_whatever_they_hold() {
-    let device = Device::flex();
-    let (q, v) = (f32s(1, [1, 1, 1, 2], &device), f32s(2, [1, 1, 3, 2], &device));
-    let bias = Tensor::<4>::from_floats([[[[-1e9, 0.0, 3e38]]]], &device);
-    let open = mask(&[false, true, true], [1, 1, 1, 3], &device);
-    let y = attention(q, v.clone().mul_scalar(1e3), v.clone(), bias, open, None);
-    assert_eq!(values(y), values(v)[..2]);
 }
 
 #[test]
@@ -241,7 +296,7 @@ fn rms_norm_refuses_a_misfitting_weight() {
 #[test]
 #[should_panic(expected = "gate and up must have one shape")]
 fn gelu_gate_refuses_different_shapes() {
-    gelu_gate(f32s(1, [4, 8], &Device::flex()), f32s(1, [8, 4], &Device::flex()));
+    gelu_gate(f32s(1, [4, 8], &Device::flex()), f32s(1, [8, 4], &Device::flex()), None);
 }
 
 #[test]
@@ -262,35 +317,50 @@ fn cross_entropy_refuses_the_label_to_be_ignored_of_other_libraries() {
     cross_entropy(f32s(1, [2, 8], &Device::flex()), labels(&[-100, 0], &Device::flex()));
 }
 
-/// An attention of zeros with these shapes.
-fn attention_of(q: [usize; 4], k: [usize; 4], v: [usize; 4], bias: [usize; 4], masked: [usize; 4]) {
-    let zeros = |shape| Tensor::<4>::zeros(shape, &Device::flex());
-    let masked = mask(&vec![false; masked.iter().product()], masked, &Device::flex());
-    attention(zeros(q), zeros(k), zeros(v), zeros(bias), masked, None);
+#[test]
+#[should_panic(expected = "x [n, in], weight [out, in], a [r, in] and b [out, r] must fit")]
+fn adapted_linear_refuses_misfitting_factors() {
+    let [x, weight, a, b] = [[4, 8], [3, 8], [2, 8], [8, 2]].map(|shape| f32s(1, shape, &Device::flex()));
+    adapted_linear(x, weight, LowRank { a, b, scale: 1.0, dropout: None });
+}
+
+#[test]
+#[should_panic(expected = "label smoothing lies in [0, 1], not at 1.5")]
+fn too_much_smoothing_is_refused() {
+    let x = f32s(1, [2, 2], &Device::flex());
+    linear_cross_entropy(x.clone(), x, labels(&[0, 1], &Device::flex()), 1.5);
+}
+
+/// An attention of zeros with these shapes, over two rows of 2 queries and 3 keys.
+fn attention_of(heads: usize, q: [usize; 2], k: [usize; 2], v: [usize; 2], bias: [usize; 2]) {
+    let zeros = |shape| Tensor::<2>::zeros(shape, &Device::flex());
+    let [queries, keys] = [2, 3].map(|length| RowLayout::packed(&[length, length], &Device::flex()));
+    let sight = Sight::up_to_own_place(heads, &queries, &keys, 1);
+    attention(zeros(q), zeros(k), zeros(v), zeros(bias), &sight, None);
 }
 
 #[test]
 #[should_panic(expected = "k and v must have one shape")]
 fn attention_refuses_values_without_keys() {
-    attention_of([2, 3, 4, 8], [2, 3, 5, 8], [2, 3, 6, 8], [1; 4], [2, 1, 1, 5]);
+    attention_of(2, [4, 8], [6, 8], [5, 8], [1, 1]);
 }
 
 #[test]
-#[should_panic(expected = "q [rows, heads, queries, width] and k must fit")]
+#[should_panic(expected = "q and k must be as their rows are laid out")]
 fn attention_refuses_other_rows() {
-    attention_of([2, 3, 4, 8], [1, 3, 5, 8], [1, 3, 5, 8], [1; 4], [2, 1, 1, 5]);
+    attention_of(2, [5, 8], [6, 8], [6, 8], [1, 1]);
 }
 
 #[test]
-#[should_panic(expected = "bias [2, 3, 4, 5] does not broadcast to [1, 3, 4, 5]")]
-fn attention_refuses_a_bias_for_each_row() {
-    attention_of([2, 3, 4, 8], [2, 3, 5, 8], [2, 3, 5, 8], [2, 3, 4, 5], [2, 1, 1, 5]);
+#[should_panic(expected = "bias [2, 2] has no column for some of the distances")]
+fn attention_refuses_a_bias_for_fewer_distances() {
+    attention_of(2, [4, 8], [6, 8], [6, 8], [2, 2]);
 }
 
 #[test]
-#[should_panic(expected = "mask [1, 1, 1, 5] does not broadcast to [2, 1, 4, 5]")]
-fn attention_refuses_one_mask_for_all_rows() {
-    attention_of([2, 3, 4, 8], [2, 3, 5, 8], [2, 3, 5, 8], [1; 4], [1, 1, 1, 5]);
+#[should_panic(expected = "8 columns do not make 3 heads")]
+fn attention_refuses_heads_that_do_not_fit() {
+    attention_of(3, [4, 8], [6, 8], [6, 8], [1, 1]);
 }
 
 #[test]
@@ -317,8 +387,8 @@ fn what_is_shared_is_not_overwritten() {
         leaves.map(|leaf| leaf.grad(&gradients).map(values))
     };
     // One incoming gradient for three operations.
-    let together = gradients(&|[a, b, c, d]| gelu_gate(a.clone(), b.clone()) + norm(c) + loss(d).expand([4, 5]));
-    let [a, b, ..] = gradients(&|[a, b, ..]| gelu_gate(a.clone(), b.clone()));
+    let together = gradients(&|[a, b, c, d]| gelu_gate(a.clone(), b.clone(), None) + norm(c) + loss(d).expand([4, 5]));
+    let [a, b, ..] = gradients(&|[a, b, ..]| gelu_gate(a.clone(), b.clone(), None));
     let [_, _, c, _] = gradients(&|[_, _, c, _]| norm(c));
     let [.., d] = gradients(&|[.., d]| loss(d).expand([4, 5]));
     assert_eq!(together, [a, b, c, d]);

@@ -4,7 +4,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use sideburn_adapters::Pass;
 use sideburn_batch::TokenRows;
 use sideburn_generate::Decoder;
-use sideburn_kernels::RowLayout;
+use sideburn_kernels::{RowLayout, Sight};
 
 use crate::T5Error;
 use crate::layers::{KeysValues, Scores};
@@ -20,8 +20,8 @@ pub struct Decoding {
     model: T5,
     pass: Pass,
     cross: Cross,
-    /// For each block, once there is a token; before that a prefix, if an adapter has one.
-    own: Vec<KeysValues>,
+    /// For each block.
+    own: Vec<Cache>,
     rows: usize,
     /// The tokens in `own`.
     position: usize,
@@ -50,9 +50,58 @@ impl T5 {
         let encoded = model.encode(source, &mut pass)?;
         let cross = model.decoder.cross(&encoded.hidden, &encoded.layout, &mut pass);
         let rows = source.len();
-        let prefix = model.adapters.prefix(&mut pass).map(|layers| KeysValues::of_prefix(layers, rows));
-        let position = prefix.as_ref().map_or(0, |layers| layers[0].tokens());
-        Ok(Decoding { model, pass, cross, own: prefix.unwrap_or_default(), rows, position })
+        let prefix = model.adapters.prefix(&mut pass).map(KeysValues::of_prefix).unwrap_or_default();
+        let position = prefix.first().map_or(0, KeysValues::tokens);
+        let mut own: Vec<Cache> = model.decoder.blocks.iter().map(|_| Cache::default()).collect();
+        for (cache, prefix) in own.iter_mut().zip(prefix) {
+            let of_all_rows = |part: Tensor<2>| part.unsqueeze_dim::<3>(0).repeat_dim(0, rows);
+            cache.append(of_all_rows(prefix.keys), of_all_rows(prefix.values), 0);
+        }
+        Ok(Decoding { model, pass, cross, own, rows, position })
+    }
+}
+
+/// The keys and values of one block's tokens so far, `[rows, capacity, heads * d_kv]`, with room for more.
+#[derive(Clone, Debug, Default)]
+struct Cache {
+    held: Option<(Tensor<3>, Tensor<3>)>,
+}
+
+/// The capacity of a cache is a multiple of this: it grows seldom, and shapes repeat.
+const CAPACITY_STEP: usize = 64;
+
+impl Cache {
+    /// Writes keys and values `[rows, tokens, heads * d_kv]` behind the `used` tokens that are there.
+    fn append(&mut self, keys: Tensor<3>, values: Tensor<3>, used: usize) {
+        let [rows, tokens, width] = keys.dims();
+        let grown = |held: Option<Tensor<3>>, like: &Tensor<3>| {
+            let capacity = held.as_ref().map_or(0, |held| held.dims()[1]);
+            if used + tokens <= capacity {
+                return held.expect("it has room");
+            }
+            let more = (used + tokens).next_multiple_of(CAPACITY_STEP) - capacity;
+            let room = Tensor::zeros([rows, more, width], (&like.device(), like.dtype()));
+            held.into_iter().chain([room]).reduce(|held, room| Tensor::cat(vec![held, room], 1)).expect("there is room")
+        };
+        let (held_keys, held_values) = self.held.take().unzip();
+        let write = |held: Tensor<3>, fresh| held.slice_assign([0..rows, used..used + tokens, 0..width], fresh);
+        let held = (write(grown(held_keys, &keys), keys), write(grown(held_values, &values), values));
+        self.held = Some(held);
+    }
+
+    /// What is held, as a matrix of tokens.
+    fn tokens(&self) -> KeysValues {
+        let (keys, values) = self.held.clone().expect("something was appended");
+        let flat = |part: Tensor<3>| {
+            let [rows, capacity, width] = part.dims();
+            part.reshape([rows * capacity, width])
+        };
+        KeysValues { keys: flat(keys), values: flat(values) }
+    }
+
+    fn select_rows(&mut self, index: &Tensor<1, Int>) {
+        let select = |part: Tensor<3>| part.select(0, index.clone());
+        self.held = self.held.take().map(|(keys, values)| (select(keys), select(values)));
     }
 }
 
@@ -67,23 +116,21 @@ impl Decoder for Decoding {
         assert_eq!(tokens.len(), self.rows, "every row needs its last token");
         let input = TokenRows::from_rows(tokens.iter().map(|token| [*token])).expect("one token in each row");
         let layout = RowLayout::packed(input.lengths(), &self.model.device());
-        let keys = self.position + 1;
+        let used = self.position;
+        let capacity = (used + 1).next_multiple_of(CAPACITY_STEP);
+        let keys = RowLayout::in_columns(&vec![used + 1; self.rows], capacity, layout.device());
         let own = Scores {
-            bias: self.model.decoder.position_bias(self.position, 1, keys),
-            mask: Tensor::from_data(
-                TensorData::new(vec![false; self.rows * keys], [self.rows, 1, 1, keys]),
-                layout.device(),
-            ),
+            bias: self.model.decoder.position_bias(used, 0),
+            sight: Sight::up_to_own_place(self.model.config().num_heads, &layout, &keys, used),
         };
         self.pass.enter(&layout);
         let x = self.model.embed(&input, &layout, &self.pass)?;
         let caches = &mut self.own;
-        let hidden = self.model.decoder.run(x, &layout, &own, Some(&self.cross), &mut self.pass, |block, fresh| {
-            match caches.get_mut(block) {
-                Some(cache) => *cache = cache.clone().then(fresh),
-                None => caches.push(fresh),
-            }
-            caches[block].clone()
+        let hidden = self.model.decoder.run(x, &own, Some(&self.cross), &mut self.pass, |block, fresh| {
+            let [rows, width] = fresh.keys.dims();
+            let one = |part: Tensor<2>| part.reshape([rows, 1, width]);
+            caches[block].append(one(fresh.keys), one(fresh.values), used);
+            caches[block].tokens()
         });
         self.position += 1;
         Ok(self.model.head(hidden, &mut self.pass))
@@ -91,13 +138,19 @@ impl Decoder for Decoding {
 
     fn select_rows(&mut self, rows: &[usize]) {
         let device = self.model.device();
-        let index: Vec<i32> = rows.iter().map(|row| *row as i32).collect();
-        let index = Tensor::<1, Int>::from_data(TensorData::new(index, [rows.len()]), &device);
-        for cache in self.own.iter_mut().chain(&mut self.cross.blocks) {
-            cache.keys = cache.keys.clone().select(0, index.clone());
-            cache.values = cache.values.clone().select(0, index.clone());
+        let index = |index: Vec<usize>| {
+            let index: Vec<i32> = index.into_iter().map(|index| index as i32).collect();
+            let length = index.len();
+            Tensor::<1, Int>::from_data(TensorData::new(index, [length]), &device)
+        };
+        let own = index(rows.to_vec());
+        self.own.iter_mut().for_each(|cache| cache.select_rows(&own));
+        let tokens = index(self.cross.layout.tokens_of_rows(rows));
+        for KeysValues { keys, values } in &mut self.cross.blocks {
+            *keys = keys.clone().select(0, tokens.clone());
+            *values = values.clone().select(0, tokens.clone());
         }
-        self.cross.scores.mask = self.cross.scores.mask.clone().select(0, index);
+        self.cross.layout = self.cross.layout.select_rows(rows);
         self.pass.select_rows(rows);
         self.rows = rows.len();
     }

@@ -1,9 +1,9 @@
 //! The layers of a T5 block.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Bool, Device, Tensor, activation};
+use burn::tensor::{Device, Int, Tensor, activation};
 use sideburn_adapters::{AdaptedLinear, AdaptedVector, Key, Pass, Prefix};
-use sideburn_kernels::{RowLayout, attention, gelu_gate, rms_norm};
+use sideburn_kernels::{Sight, attention, gelu_gate, rms_norm};
 
 use crate::config::{FeedForward, T5Config};
 
@@ -38,44 +38,44 @@ pub(crate) struct Attention {
     pub(crate) k: AdaptedLinear,
     pub(crate) v: AdaptedLinear,
     pub(crate) o: AdaptedLinear,
-    heads: usize,
     dropout: f64,
 }
 
-/// What attention looks at: keys and values `[rows, heads, keys, d_kv]`.
+/// What attention looks at: keys and values of tokens, `[tokens, heads * d_kv]`.
 #[derive(Clone, Debug)]
 pub(crate) struct KeysValues {
-    pub(crate) keys: Tensor<4>,
-    pub(crate) values: Tensor<4>,
+    pub(crate) keys: Tensor<2>,
+    pub(crate) values: Tensor<2>,
 }
 
 impl KeysValues {
-    /// What a prefix gives each layer to look at, for each of `rows` rows.
-    pub(crate) fn of_prefix(layers: Vec<Prefix>, rows: usize) -> Vec<Self> {
-        let repeated = |part: Tensor<3>| part.unsqueeze_dim::<4>(0).repeat_dim(0, rows);
-        let of = |Prefix { keys, values }| Self { keys: repeated(keys), values: repeated(values) };
-        layers.into_iter().map(of).collect()
+    /// What a prefix gives each layer to look at.
+    pub(crate) fn of_prefix(layers: Vec<Prefix>) -> Vec<Self> {
+        let tokens = |part: Tensor<3>| {
+            let [heads, tokens, width] = part.dims();
+            part.swap_dims(0, 1).reshape([tokens, heads * width])
+        };
+        layers.into_iter().map(|Prefix { keys, values }| Self { keys: tokens(keys), values: tokens(values) }).collect()
     }
 
-    /// The number of tokens in each row.
+    /// The number of tokens.
     pub(crate) fn tokens(&self) -> usize {
-        self.keys.dims()[2]
+        self.keys.dims()[0]
     }
 
-    /// These, and `later` ones.
-    pub(crate) fn then(self, later: Self) -> Self {
-        Self {
-            keys: Tensor::cat(vec![self.keys, later.keys], 2),
-            values: Tensor::cat(vec![self.values, later.values], 2),
-        }
+    /// The tokens of these and, behind them, those of `later`, from which `places` picks.
+    pub(crate) fn pick_with(self, later: Self, places: &Tensor<1, Int>) -> Self {
+        let pick = |first, later| Tensor::cat(vec![first, later], 0).select(0, places.clone());
+        Self { keys: pick(self.keys, later.keys), values: pick(self.values, later.values) }
     }
 }
 
-/// What is added to the scores, and where they are masked; see [`attention`].
+/// What is added to the scores, and which keys a query sees; see [`attention`].
 #[derive(Clone, Debug)]
 pub(crate) struct Scores {
-    pub(crate) bias: Tensor<4>,
-    pub(crate) mask: Tensor<4, Bool>,
+    /// `[heads, distances]`, or `[1, 1]`.
+    pub(crate) bias: Tensor<2>,
+    pub(crate) sight: Sight,
 }
 
 impl Attention {
@@ -90,41 +90,21 @@ impl Attention {
             k: linear("k", inner, outer, outer),
             v: linear("v", inner, outer, outer),
             o: linear("o", outer, inner, inner),
-            heads: config.num_heads,
             dropout: config.dropout_rate,
         }
     }
 
     /// Keys and values of the tokens `x`.
-    pub(crate) fn keys_values(&self, x: &Tensor<2>, layout: &RowLayout, pass: &mut Pass) -> KeysValues {
-        KeysValues {
-            keys: self.split_heads(self.k.forward(x.clone(), pass), layout),
-            values: self.split_heads(self.v.forward(x.clone(), pass), layout),
-        }
+    pub(crate) fn keys_values(&self, x: &Tensor<2>, pass: &mut Pass) -> KeysValues {
+        KeysValues { keys: self.k.forward(x.clone(), pass), values: self.v.forward(x.clone(), pass) }
     }
 
     /// Lets the tokens `x` look at `seen`.
-    pub(crate) fn forward(
-        &self,
-        x: Tensor<2>,
-        layout: &RowLayout,
-        seen: KeysValues,
-        scores: &Scores,
-        pass: &mut Pass,
-    ) -> Tensor<2> {
-        let q = self.split_heads(self.q.forward(x, pass), layout);
+    pub(crate) fn forward(&self, x: Tensor<2>, seen: KeysValues, scores: &Scores, pass: &mut Pass) -> Tensor<2> {
+        let q = self.q.forward(x, pass);
         let dropout = pass.next_dropout(self.dropout);
-        let mixed = attention(q, seen.keys, seen.values, scores.bias.clone(), scores.mask.clone(), dropout);
-        let [rows, heads, queries, width] = mixed.dims();
-        let mixed = layout.to_tokens(mixed.swap_dims(1, 2).reshape([rows, queries, heads * width]));
+        let mixed = attention(q, seen.keys, seen.values, scores.bias.clone(), &scores.sight, dropout);
         self.o.forward(mixed, pass)
-    }
-
-    /// `[tokens, heads * d_kv]` to `[rows, heads, columns, d_kv]`.
-    fn split_heads(&self, x: Tensor<2>, layout: &RowLayout) -> Tensor<4> {
-        let x = layout.to_rows(x);
-        let [rows, columns, inner] = x.dims();
-        x.reshape([rows, columns, self.heads, inner / self.heads]).swap_dims(1, 2)
     }
 }
 
@@ -158,12 +138,14 @@ impl FeedForwardLayer {
     pub(crate) fn forward(&self, x: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
         let hidden = match self.wi.as_slice() {
             [gate, up] => {
-                let gate = gate.forward(x.clone(), pass);
-                gelu_gate(gate, up.forward(x, pass))
+                let (gate, up) = (gate.forward(x.clone(), pass), up.forward(x, pass));
+                gelu_gate(gate, up, pass.next_dropout(self.dropout))
             }
-            wi => activation::relu(wi[0].forward(x, pass)),
+            wi => {
+                let hidden = activation::relu(wi[0].forward(x, pass));
+                pass.dropout(hidden, self.dropout)
+            }
         };
-        let hidden = pass.dropout(hidden, self.dropout);
         self.wo.forward(hidden, pass)
     }
 }

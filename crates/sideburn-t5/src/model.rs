@@ -1,10 +1,10 @@
 //! The encoder-decoder with its output head.
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use sideburn_adapters::{AdaptedLinear, AdaptedTable, AdapterSet, Key, Pass, random_weight};
 use sideburn_batch::{Seq2SeqBatch, TokenRows};
-use sideburn_kernels::{RowLayout, cross_entropy};
+use sideburn_kernels::{RowLayout, Sight, cross_entropy, linear_cross_entropy};
 
 use crate::T5Error;
 use crate::config::T5Config;
@@ -71,13 +71,14 @@ impl T5 {
         let lengths: Vec<usize> = source.lengths().iter().map(|length| length + added).collect();
         let layout = RowLayout::new(&lengths, &self.device());
         pass.enter(&layout);
-        let columns = layout.columns();
-        let scores = Scores { bias: self.encoder.position_bias(0, columns, columns), mask: layout.key_mask() };
+        let far = layout.columns() - 1;
+        let sight = Sight::own_rows(self.config.num_heads, &layout);
+        let scores = Scores { bias: self.encoder.position_bias(far, far), sight };
         let x = match virtual_tokens {
             Some(tokens) => self.embed_behind(tokens, source, &layout, pass)?,
             None => self.embed(source, &layout, pass)?,
         };
-        let hidden = self.encoder.run(x, &layout, &scores, None, pass, |_, fresh| fresh);
+        let hidden = self.encoder.run(x, &scores, None, pass, |_, fresh| fresh);
         Ok(Encoded { hidden, layout })
     }
 
@@ -93,35 +94,47 @@ impl T5 {
         assert_eq!(input.len(), encoded.layout.rows(), "every encoded row needs one row of decoder input");
         self.adapters.check(pass, input.len())?;
         let layout = RowLayout::new(input.lengths(), &self.device());
-        let columns = layout.columns();
         pass.enter(&encoded.layout);
         let cross = self.decoder.cross(&encoded.hidden, &encoded.layout, pass);
         pass.enter(&layout);
         let x = self.embed(input, &layout, pass)?;
-        let prefix = self.adapters.prefix(pass).map(|layers| KeysValues::of_prefix(layers, layout.rows()));
-        let before = prefix.as_ref().map_or(0, |layers| layers[0].tokens());
-        let scores = Scores {
-            bias: self.decoder.position_bias(before, columns, before + columns),
-            mask: layout.causal_mask_behind(before),
+        let heads = self.config.num_heads;
+        let hidden = match self.adapters.prefix(pass).map(KeysValues::of_prefix) {
+            None => {
+                let bias = self.decoder.position_bias(layout.columns() - 1, 0);
+                let own = Scores { bias, sight: Sight::up_to_own_place(heads, &layout, &layout, 0) };
+                self.decoder.run(x, &own, Some(&cross), pass, |_, fresh| fresh)
+            }
+            Some(prefix) => {
+                let before = prefix[0].tokens();
+                let lengths: Vec<usize> = input.lengths().iter().map(|length| before + length).collect();
+                let keys = RowLayout::new(&lengths, &self.device());
+                let places = places_behind(before, &layout, &keys);
+                let bias = self.decoder.position_bias(before + layout.columns() - 1, 0);
+                let own = Scores { bias, sight: Sight::up_to_own_place(heads, &layout, &keys, before) };
+                self.decoder
+                    .run(x, &own, Some(&cross), pass, |block, fresh| prefix[block].clone().pick_with(fresh, &places))
+            }
         };
-        let hidden = self.decoder.run(x, &layout, &scores, Some(&cross), pass, |block, fresh| match &prefix {
-            Some(layers) => layers[block].clone().then(fresh),
-            None => fresh,
-        });
         pass.enter_real_tokens(&layout);
         Ok(layout.real_tokens(hidden))
     }
 
     /// The logits `[tokens, vocab_size]` of the decoder's hidden states.
     pub fn head(&self, hidden: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
-        let hidden = if self.config.scales_decoder_outputs() {
-            hidden.mul_scalar(1.0 / (self.config.d_model as f64).sqrt())
-        } else {
-            hidden
-        };
+        let hidden = self.scaled(hidden);
         match &self.lm_head {
             Some(head) => head.forward(hidden, pass),
             None => self.shared.scores(hidden, pass),
+        }
+    }
+
+    /// The hidden states as the head expects them.
+    fn scaled(&self, hidden: Tensor<2>) -> Tensor<2> {
+        if self.config.scales_decoder_outputs() {
+            hidden.mul_scalar(1.0 / (self.config.d_model as f64).sqrt())
+        } else {
+            hidden
         }
     }
 
@@ -134,10 +147,16 @@ impl T5 {
         self.check_ids(target)?;
         let encoded = self.encode(batch.source(), pass)?;
         let hidden = self.decode(&encoded, &self.shift_right(target), pass)?;
-        let logits = self.head(hidden, pass);
         let labels: Vec<i32> = target.ids().iter().map(|id| *id as i32).collect();
         let labels = Tensor::from_data(TensorData::new(labels, [target.tokens()]), &self.device());
-        Ok(cross_entropy(logits, labels))
+        let plain = match &self.lm_head {
+            Some(head) => head.plain_weight(pass),
+            None => self.shared.plain_table(pass),
+        };
+        Ok(match plain {
+            Some(weight) => linear_cross_entropy(self.scaled(hidden), weight, labels, 0.0),
+            None => cross_entropy(self.head(hidden, pass), labels),
+        })
     }
 
     /// What the decoder reads to write `target`: the start token, and all tokens but the last.
@@ -164,15 +183,9 @@ impl T5 {
         layout: &RowLayout,
         pass: &Pass,
     ) -> Result<Tensor<2>, T5Error> {
-        let embedded = self.embed(rows, &RowLayout::packed(rows.lengths(), &self.device()), pass)?;
-        let (added, mut start) = (virtual_tokens.dims()[0] as u32, 0);
-        // Where each token of the longer rows stands among the virtual tokens and, behind them, all embedded ones.
-        let places = TokenRows::from_rows(rows.lengths().iter().map(|length| {
-            let own = added + start..added + start + *length as u32;
-            start += *length as u32;
-            (0..added).chain(own).collect::<Vec<u32>>()
-        }));
-        let places = layout.ids(&places.expect("rows longer than those of a batch"), 0);
+        let own = RowLayout::packed(rows.lengths(), &self.device());
+        let embedded = self.embed(rows, &own, pass)?;
+        let places = places_behind(virtual_tokens.dims()[0], &own, layout);
         Ok(Tensor::cat(vec![virtual_tokens, embedded], 0).select(0, places))
     }
 
@@ -183,4 +196,14 @@ impl T5 {
             None => Ok(()),
         }
     }
+}
+
+/// For rows of which each begins with the same `added` tokens, and goes on with those that `own` lays out: where each
+/// token of `layout` stands among the added ones and, behind them, all own ones.
+fn places_behind(added: usize, own: &RowLayout, layout: &RowLayout) -> Tensor<1, Int> {
+    let rows = (0..own.rows()).map(|row| {
+        let own = own.row(row).map(|token| (added + token) as u32);
+        (0..added as u32).chain(own).collect::<Vec<u32>>()
+    });
+    layout.ids(&TokenRows::from_rows(rows).expect("rows longer than those of a batch"), 0)
 }

@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use sideburn_adapters::{AdaptedTable, Key, Pass, random_weight};
-use sideburn_kernels::RowLayout;
+use sideburn_kernels::{RowLayout, Sight, add_dropout};
 
 use crate::config::T5Config;
 use crate::layers::{Attention, FeedForwardLayer, KeysValues, RmsNorm, Scores};
@@ -33,11 +33,21 @@ pub(crate) struct Stack {
     dropout: f64,
 }
 
-/// What the decoder's blocks see of the encoder: for each block its keys and values, and one mask for all.
+/// What the decoder's blocks see of the encoder: for each block its keys and values, and where the rows lie in them.
 #[derive(Clone, Debug)]
 pub(crate) struct Cross {
     pub(crate) blocks: Vec<KeysValues>,
-    pub(crate) scores: Scores,
+    pub(crate) layout: RowLayout,
+}
+
+impl Cross {
+    /// Scores of the tokens that `queries` lays out.
+    fn scores(&self, heads: usize, queries: &RowLayout) -> Scores {
+        // Positions in the source and in the target do not relate.
+        let like = &self.blocks[0].keys;
+        let bias = Tensor::zeros([1, 1], (&like.device(), like.dtype()));
+        Scores { bias, sight: Sight::everything(heads, queries, &self.layout) }
+    }
 }
 
 impl Stack {
@@ -76,56 +86,49 @@ impl Stack {
     pub(crate) fn run(
         &self,
         x: Tensor<2>,
-        layout: &RowLayout,
         own: &Scores,
         cross: Option<&Cross>,
         pass: &mut Pass,
         mut cache: impl FnMut(usize, KeysValues) -> KeysValues,
     ) -> Tensor<2> {
+        let cross = cross.map(|cross| (cross, cross.scores(own.sight.heads, &own.sight.queries)));
         let mut hidden = pass.dropout(x, self.dropout);
         for (index, block) in self.blocks.iter().enumerate() {
             let normed = block.self_norm.forward(hidden.clone());
-            let seen = cache(index, block.self_attention.keys_values(&normed, layout, pass));
-            let output = block.self_attention.forward(normed, layout, seen, own, pass);
-            hidden = hidden + pass.dropout(output, self.dropout);
+            let seen = cache(index, block.self_attention.keys_values(&normed, pass));
+            let output = block.self_attention.forward(normed, seen, own, pass);
+            hidden = add_dropout(hidden, output, pass.next_dropout(self.dropout));
 
-            if let (Some(attention), Some(norm), Some(cross)) = (&block.cross_attention, &block.cross_norm, cross) {
+            if let (Some(attention), Some(norm), Some((cross, scores))) =
+                (&block.cross_attention, &block.cross_norm, &cross)
+            {
                 let seen = cross.blocks[index].clone();
-                let output = attention.forward(norm.forward(hidden.clone()), layout, seen, &cross.scores, pass);
-                hidden = hidden + pass.dropout(output, self.dropout);
+                let output = attention.forward(norm.forward(hidden.clone()), seen, scores, pass);
+                hidden = add_dropout(hidden, output, pass.next_dropout(self.dropout));
             }
 
             let output = block.feed_forward.forward(block.feed_forward_norm.forward(hidden.clone()), pass);
-            hidden = hidden + pass.dropout(output, self.dropout);
+            hidden = add_dropout(hidden, output, pass.next_dropout(self.dropout));
         }
         pass.dropout(self.final_norm.forward(hidden), self.dropout)
     }
 
-    /// The bias of `queries` positions from `first` on, each looking at `keys` positions from 0 on:
-    /// `[1, heads, queries, keys]`.
-    pub(crate) fn position_bias(&self, first: usize, queries: usize, keys: usize) -> Tensor<4> {
+    /// The bias of keys from `back` places before their query to `ahead` places behind it: `[heads, back + 1 + ahead]`.
+    pub(crate) fn position_bias(&self, back: usize, ahead: usize) -> Tensor<2> {
         let table = self.relative_attention_bias.value();
-        let [buckets, heads] = table.dims();
-        let index: Vec<i32> = (first..first + queries)
-            .flat_map(|query| (0..keys).map(move |key| (key, query)))
-            .map(|(key, query)| {
-                relative_position_bucket(key, query, self.bidirectional, buckets, self.max_distance) as i32
-            })
-            .collect();
-        let index = Tensor::<1, Int>::from_data(TensorData::new(index, [queries * keys]), &table.device());
-        table.select(0, index).reshape([queries, keys, heads]).permute([2, 0, 1]).unsqueeze()
+        let buckets = table.dims()[0];
+        let bucket = |key| relative_position_bucket(key, back, self.bidirectional, buckets, self.max_distance) as i32;
+        let index: Vec<i32> = (0..=back + ahead).map(bucket).collect();
+        let index = Tensor::<1, Int>::from_data(TensorData::new(index, [back + 1 + ahead]), &table.device());
+        table.select(0, index).transpose()
     }
 
     /// What the decoder's blocks see of the encoder's output.
     pub(crate) fn cross(&self, encoded: &Tensor<2>, layout: &RowLayout, pass: &mut Pass) -> Cross {
         let attentions = self.blocks.iter().filter_map(|block| block.cross_attention.as_ref());
         Cross {
-            blocks: attentions.map(|attention| attention.keys_values(encoded, layout, pass)).collect(),
-            // Positions in the source and in the target do not relate.
-            scores: Scores {
-                bias: Tensor::zeros([1; 4], (&encoded.device(), encoded.dtype())),
-                mask: layout.key_mask(),
-            },
+            blocks: attentions.map(|attention| attention.keys_values(encoded, pass)).collect(),
+            layout: layout.clone(),
         }
     }
 }

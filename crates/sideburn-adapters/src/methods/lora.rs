@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use burn::tensor::{Int, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use sideburn_kernels::low_rank;
+use sideburn_kernels::{LowRank, low_rank};
 
 use super::{LoraInit, Replace, trainable_tokens::TokenRows, usual_targets};
 use crate::fields::Fields;
@@ -422,6 +422,14 @@ impl Rule for LoraRule {
         let bare = x.clone().matmul(weight.transpose());
         let delta = bare * gain.clone().sub_scalar(1.0) + low_rank(x, a, b, self.scaling, None) * gain;
         y + in_dtype(delta, outer)
+    }
+
+    fn low_rank(&self, own: &[Tensor<2>], pass: &mut Pass) -> Option<LowRank> {
+        if self.dora || self.bias || self.init.is_part_of_base() {
+            return None;
+        }
+        let dropout = pass.next_dropout(self.dropout);
+        Some(LowRank { a: own[0].clone(), b: own[1].clone(), scale: self.scaling, dropout })
     }
 
     fn rows(&self, rows: Tensor<2>, ids: &Tensor<1, Int>, own: &[Tensor<2>]) -> Tensor<2> {

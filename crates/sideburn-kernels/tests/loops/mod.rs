@@ -152,68 +152,97 @@ pub(crate) fn cross_entropy(logits: &[f64], labels: &[usize]) -> Vec<f64> {
     .collect()
 }
 
-/// The sizes of one attention, and which of its bias and mask dimensions are broadcast.
+/// The losses of [`cross_entropy`], smoothed, of the logits `hidden W^T`.
+pub(crate) fn linear_cross_entropy(
+    hidden: &[f64],
+    weight: &[f64],
+    labels: &[usize],
+    d: usize,
+    smoothing: f64,
+) -> Vec<f64> {
+    let logits = product_transposed(hidden, weight, d);
+    let classes = weight.len() / d;
+    let one = cross_entropy(&logits, labels);
+    // The mean over all classes of the loss that each would have as the label.
+    let mean = logits.chunks(classes).zip(labels).zip(&one).map(|((row, label), loss)| {
+        let normaliser = loss + row[*label];
+        normaliser - row.iter().sum::<f64>() / classes as f64
+    });
+    one.iter().zip(mean).map(|(one, mean)| (1.0 - smoothing) * one + smoothing * mean).collect()
+}
+
+pub(crate) fn linear(x: &[f64], weight: &[f64], input: usize) -> Vec<f64> {
+    product_transposed(x, weight, input)
+}
+
+/// One attention: how many queries and keys each row has, and who sees whom.
 #[derive(Clone, Debug)]
 pub(crate) struct Sizes {
-    pub(crate) rows: usize,
+    pub(crate) queries: Vec<usize>,
+    pub(crate) keys: Vec<usize>,
     pub(crate) heads: usize,
-    pub(crate) queries: usize,
-    pub(crate) keys: usize,
     pub(crate) width: usize,
-    pub(crate) bias: [usize; 4],
-    pub(crate) mask: [usize; 4],
+    /// The place of the first query among the keys, if no query sees keys behind its own place.
+    pub(crate) causal_from: Option<usize>,
+    /// Columns of the bias; 1 for a bias that is the same for all.
+    pub(crate) distances: usize,
+    /// The column for a key at its query's place.
+    pub(crate) origin: usize,
 }
 
 impl Sizes {
-    pub(crate) fn q(&self) -> [usize; 4] {
-        [self.rows, self.heads, self.queries, self.width]
+    pub(crate) fn q(&self) -> [usize; 2] {
+        [self.queries.iter().sum(), self.heads * self.width]
     }
 
-    pub(crate) fn k(&self) -> [usize; 4] {
-        [self.rows, self.heads, self.keys, self.width]
+    pub(crate) fn k(&self) -> [usize; 2] {
+        [self.keys.iter().sum(), self.heads * self.width]
     }
 
+    pub(crate) fn bias(&self) -> [usize; 2] {
+        if self.distances == 1 { [1, 1] } else { [self.heads, self.distances] }
+    }
+
+    /// The shape that masks are drawn for.
     pub(crate) fn scores(&self) -> [usize; 4] {
-        [self.rows, self.heads, self.queries, self.keys]
-    }
-
-    /// About a third of the keys masked, never a query's last: that one is always open.
-    pub(crate) fn masked(&self, seed: u64) -> Vec<bool> {
-        let draw = |i: usize| !(i + 1).is_multiple_of(self.keys) && Key::from_seed(seed).uniform(i as u64) < 0.35;
-        (0..self.mask.iter().product()).map(draw).collect()
+        let most = |lengths: &[usize]| lengths.iter().copied().max().unwrap();
+        [self.queries.len(), self.heads, most(&self.queries), most(&self.keys)]
     }
 }
 
-/// Where an index of the scores lies in a tensor that is broadcast to them.
-fn broadcast_at(shape: [usize; 4], index: [usize; 4]) -> usize {
-    (0..4).fold(0, |at, dim| at * shape[dim] + if shape[dim] == 1 { 0 } else { index[dim] })
-}
-
-pub(crate) fn attention(sizes: &Sizes, inputs: &[Vec<f64>], masked: &[bool], kept: &[f64]) -> Vec<f64> {
+pub(crate) fn attention(sizes: &Sizes, inputs: &[Vec<f64>], kept: &[f64]) -> Vec<f64> {
     let [q, k, v, bias] = inputs else { panic!("four inputs") };
-    let at = |shape: [usize; 4], index: [usize; 4]| broadcast_at(shape, index);
+    let [_, _, most_queries, most_keys] = sizes.scores();
+    let columns = sizes.heads * sizes.width;
     let mut out = vec![0.0; q.len()];
-    for row in 0..sizes.rows {
+    let (mut first_query, mut first_key) = (0, 0);
+    for (row, (queries, keys)) in sizes.queries.iter().zip(&sizes.keys).enumerate() {
         for head in 0..sizes.heads {
-            for query in 0..sizes.queries {
-                let mut weights = vec![0.0; sizes.keys];
-                for (key, weight) in weights.iter_mut().enumerate() {
-                    let score = |x| q[at(sizes.q(), [row, head, query, x])] * k[at(sizes.k(), [row, head, key, x])];
-                    let index = [row, head, query, key];
-                    if !masked[at(sizes.mask, index)] {
-                        let score: f64 = (0..sizes.width).map(score).sum();
-                        *weight = (score + bias[at(sizes.bias, index)]).exp();
-                    }
-                }
+            for query in 0..*queries {
+                let seen = sizes.causal_from.map_or(*keys, |first| (first + query + 1).min(*keys));
+                let at = |token: usize, x: usize| token * columns + head * sizes.width + x;
+                let weight = |key: usize| {
+                    let product = |x| q[at(first_query + query, x)] * k[at(first_key + key, x)];
+                    let score: f64 = (0..sizes.width).map(product).sum();
+                    let bias = if sizes.distances == 1 {
+                        bias[0]
+                    } else {
+                        let place = sizes.causal_from.unwrap_or(0) + query;
+                        bias[head * sizes.distances + sizes.origin + key - place]
+                    };
+                    (score + bias).exp()
+                };
+                let weights: Vec<f64> = (0..seen).map(weight).collect();
                 let sum: f64 = weights.iter().sum();
                 for (key, weight) in weights.iter().enumerate() {
-                    let weight = weight / sum * kept[at(sizes.scores(), [row, head, query, key])];
+                    let place = ((row * sizes.heads + head) * most_queries + query) * most_keys + key;
                     for x in 0..sizes.width {
-                        out[at(sizes.q(), [row, head, query, x])] += weight * v[at(sizes.k(), [row, head, key, x])];
+                        out[at(first_query + query, x)] += weight / sum * kept[place] * v[at(first_key + key, x)];
                     }
                 }
             }
         }
+        (first_query, first_key) = (first_query + queries, first_key + keys);
     }
     out
 }

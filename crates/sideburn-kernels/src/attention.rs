@@ -1,0 +1,340 @@
+//! Attention over rows of tokens, each row by itself.
+
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::tensor::{BoolTensor, Device, FloatTensor, IntTensor};
+use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension};
+use burn::tensor::{IndexingUpdateOp, IntDType, Shape, Tensor, TensorData};
+use sideburn_batch::Key;
+
+use crate::RowLayout;
+use crate::dropout::{DropoutOps, drop, probability_and_key};
+
+/// Which keys a query looks at, and what is added to its scores.
+#[derive(Clone, Debug)]
+pub struct Sight {
+    /// The number of heads.
+    pub heads: usize,
+    /// Where the queries of each row lie.
+    pub queries: RowLayout,
+    /// Where the keys of each row lie; as many rows.
+    pub keys: RowLayout,
+    /// `None` if each query sees all keys of its row. If the first query of each row stands where key `first` does, and
+    /// may not look at keys that stand behind it: `Some(first)`.
+    pub causal_from: Option<usize>,
+    /// Which column of the bias is for a key at the place of its query. For a key `d` places behind, it is column
+    /// `origin + d`, where the first query has place [`first`](Self::first).
+    pub origin: usize,
+    /// The place of the first query of each row among the keys.
+    pub first: usize,
+}
+
+/// Attention with a bias that goes by relative position, `dropout(softmax(q k^T + bias)) v`, unscaled as in T5 (Raffel
+/// et al., 2020, section 2.1), row by row and head by head. Scores are worked out again in the backward pass; on the
+/// CPU they are never in memory for more than a few queries at a time.
+///
+/// # Shapes
+/// `q [queries, heads * width]`, `k` and `v [keys, heads * width]`, as `sight` lays out the rows,
+/// `bias [heads, places]` or, for none, `[1, 1]` of zero, give `[queries, heads * width]`. What comes out at a token that belongs to
+/// no row is finite and means nothing.
+///
+/// # Panics
+/// If `dropout` holds a probability outside `[0, 1)`, the shapes do not fit, or the bias has no column for some distance.
+pub fn attention(
+    q: Tensor<2>,
+    k: Tensor<2>,
+    v: Tensor<2>,
+    bias: Tensor<2>,
+    sight: &Sight,
+    dropout: Option<(f64, Key)>,
+) -> Tensor<2> {
+    let (probability, key) = probability_and_key(dropout);
+    sight.assert_fits(q.dims(), k.dims(), v.dims(), bias.dims());
+    let [q, k, v, bias] = [q, k, v, bias].map(Tensor::into_dispatch);
+    Tensor::from_dispatch(Dispatch::attention_forward(q, k, v, bias, sight.clone(), probability, key))
+}
+
+impl Sight {
+    /// Every query sees all keys of its row; there are no positions.
+    pub fn everything(heads: usize, queries: &RowLayout, keys: &RowLayout) -> Self {
+        Self { heads, queries: queries.clone(), keys: keys.clone(), causal_from: None, origin: 0, first: 0 }
+    }
+
+    /// Every query sees all keys of its row, which are the queries' own tokens. The bias has a column for each distance
+    /// from `1 - columns` to `columns - 1`.
+    pub fn own_rows(heads: usize, layout: &RowLayout) -> Self {
+        Self { origin: layout.columns() - 1, ..Self::everything(heads, layout, layout) }
+    }
+
+    /// Every query sees the keys of its row up to its own place, which for the first query is `first`. The bias has a
+    /// column for each distance from `-(first + columns - 1)` to 0 at least.
+    pub fn up_to_own_place(heads: usize, queries: &RowLayout, keys: &RowLayout, first: usize) -> Self {
+        let origin = first + queries.columns() - 1;
+        Self { causal_from: Some(first), origin, first, ..Self::everything(heads, queries, keys) }
+    }
+
+    /// How many of `keys` keys the query with this index sees.
+    pub(crate) fn seen(&self, query: usize, keys: usize) -> usize {
+        self.causal_from.map_or(keys, |first| keys.min(first + query + 1))
+    }
+
+    /// The column of the bias for the first key, as the query with this index sees it.
+    pub(crate) fn first_column(&self, query: usize) -> usize {
+        self.origin - self.first - query
+    }
+
+    fn assert_fits(&self, q: [usize; 2], k: [usize; 2], v: [usize; 2], bias: [usize; 2]) {
+        let Self { heads, queries, keys, .. } = self;
+        assert!(*heads > 0 && q[1] % heads == 0, "{} columns do not make {heads} heads", q[1]);
+        assert_eq!(k, v, "k and v must have one shape");
+        assert_eq!(q[1], k[1], "q [queries, heads * width] and k must fit");
+        assert_eq!(queries.rows(), keys.rows(), "every row of queries needs one row of keys");
+        assert_eq!((q[0], k[0]), (queries.tokens(), keys.tokens()), "q and k must be as their rows are laid out");
+        let far = self.first + queries.columns() - 1;
+        assert!(
+            bias == [1, 1] || bias[0] == *heads && far <= self.origin && self.seen_columns() <= bias[1],
+            "bias {bias:?} has no column for some of the distances, or not {heads} heads"
+        );
+    }
+
+    /// How many columns of the bias are in use.
+    fn seen_columns(&self) -> usize {
+        let last = |query: usize| {
+            let seen = self.seen(query, self.keys.columns());
+            (self.origin + seen).saturating_sub(self.first + query)
+        };
+        last(0).max(last(self.queries.columns() - 1))
+    }
+}
+
+/// Attention on a backend's tensors.
+#[backend_extension(Flex: cfg(feature = "flex"), Cube: cfg(feature = "gpu"), Fusion: cfg(feature = "gpu"), Autodiff)]
+pub(crate) trait AttentionOps: DropoutOps {
+    /// See [`attention`].
+    #[fusion(default)]
+    fn attention_forward(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        sight: Sight,
+        probability: f64,
+        key: Key,
+    ) -> FloatTensor<Self> {
+        composed::<Self>(q, k, v, bias, &sight, probability, key)
+    }
+
+    /// Its gradients with respect to `q`, `k`, `v` and, if it is asked for, `bias` (otherwise anything).
+    #[fusion(default)]
+    fn attention_backward(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        sight: Sight,
+        of_bias: bool,
+        probability: f64,
+        key: Key,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        composed_backward::<Self>([q, k, v, bias], gradient, &sight, of_bias, probability, key)
+    }
+}
+
+/// What a masked score is set to: small enough that its softmax is zero, and finite, so that no NaN can come of it.
+const MASKED: f64 = -1e30;
+
+/// Indices as a tensor.
+fn indices<B: Backend>(values: Vec<i32>, device: &Device<B>) -> IntTensor<B> {
+    let length = values.len();
+    B::int_from_data(TensorData::new(values, [length]), device)
+}
+
+/// Tokens `[tokens, heads * width]` as rows `[rows, heads, columns, width]`.
+fn to_rows<B: Backend>(x: FloatTensor<B>, layout: &RowLayout, heads: usize) -> FloatTensor<B> {
+    let width = x.shape()[1] / heads;
+    let x = match layout.token_of_each_place() {
+        Some(tokens) => {
+            let tokens = indices::<B>(tokens, &x.device());
+            B::float_select(x, 0, tokens)
+        }
+        None => x,
+    };
+    let x = B::float_reshape(x, Shape::from([layout.rows(), layout.columns(), heads, width]));
+    B::float_swap_dims(x, 1, 2)
+}
+
+/// The inverse.
+fn to_tokens<B: Backend>(x: FloatTensor<B>, layout: &RowLayout) -> FloatTensor<B> {
+    let (heads, width) = (x.shape()[1], x.shape()[3]);
+    let places = layout.rows() * layout.columns();
+    let x = B::float_reshape(B::float_swap_dims(x, 1, 2), Shape::from([places, heads * width]));
+    match layout.place_of_each_token() {
+        Some(places) => {
+            let places = indices::<B>(places, &x.device());
+            B::float_select(x, 0, places)
+        }
+        None => x,
+    }
+}
+
+/// Rows `[rows, heads, columns, width]` with zeros where there is padding.
+fn without_padding<B: Backend>(x: FloatTensor<B>, layout: &RowLayout) -> FloatTensor<B> {
+    let (rows, columns) = (layout.rows(), layout.columns());
+    if layout.lengths().iter().all(|length| *length == columns) {
+        return x;
+    }
+    let padding = |length: usize| (0..columns).map(move |column| column >= length);
+    let padding: Vec<bool> = layout.lengths().iter().flat_map(|length| padding(*length)).collect();
+    let mask = B::bool_from_data(TensorData::new(padding, [rows, 1, columns, 1]), &x.device());
+    let mask = B::bool_expand(mask, x.shape());
+    B::float_mask_fill(x, mask, 0.0.into())
+}
+
+/// For each query and key the column of the bias, clamped to those there are: `[queries * keys]`.
+fn bias_columns<B: Backend>(bias: &FloatTensor<B>, sight: &Sight) -> IntTensor<B> {
+    let (device, columns) = (bias.device(), bias.shape()[1] as i64);
+    let (queries, keys) = (sight.queries.columns(), sight.keys.columns());
+    let range = |count: usize, shape: [usize; 2]| {
+        B::int_reshape(B::int_arange(0..count as i64, &device, IntDType::I32), Shape::from(shape))
+    };
+    let expand = |x| B::int_expand(x, Shape::from([queries, keys]));
+    let distance = B::int_sub(expand(range(keys, [1, keys])), expand(range(queries, [queries, 1])));
+    let column = B::int_add_scalar(distance, ((sight.origin - sight.first) as i64).into());
+    B::int_reshape(B::int_clamp(column, 0.into(), (columns - 1).into()), Shape::from([queries * keys]))
+}
+
+/// True where a query may not look at a key: `[rows, 1, queries or 1, keys]`.
+fn mask<B: Backend>(sight: &Sight, device: &Device<B>) -> BoolTensor<B> {
+    let (rows, keys) = (sight.keys.rows(), sight.keys.columns());
+    let queries = if sight.causal_from.is_some() { sight.queries.columns() } else { 1 };
+    let of_row = |length: usize| {
+        let of_query = move |query| (0..keys).map(move |key| key >= sight.seen(query, keys).min(length));
+        (0..queries).flat_map(of_query)
+    };
+    let mask: Vec<bool> = sight.keys.lengths().iter().flat_map(|length| of_row(*length)).collect();
+    B::bool_from_data(TensorData::new(mask, [rows, 1, queries, keys]), device)
+}
+
+/// The weights before dropout, `[rows, heads, queries, keys]`, of rows.
+fn weights<B: Backend>(q: FloatTensor<B>, k: FloatTensor<B>, bias: FloatTensor<B>, sight: &Sight) -> FloatTensor<B> {
+    let device = q.device();
+    let scores = B::float_matmul(q, B::float_swap_dims(k, 2, 3));
+    let scores = if bias.shape().num_elements() == 1 {
+        B::float_add(scores, B::float_reshape(bias, Shape::from([1; 4])))
+    } else {
+        let columns = bias_columns::<B>(&bias, sight);
+        let shape = [1, sight.heads, sight.queries.columns(), sight.keys.columns()];
+        B::float_add(scores, B::float_reshape(B::float_select(bias, 1, columns), Shape::from(shape)))
+    };
+    let mask = B::bool_expand(mask::<B>(sight, &device), scores.shape());
+    B::softmax(B::float_mask_fill(scores, mask, MASKED.into()), 3)
+}
+
+pub(crate) fn composed<B: DropoutOps>(
+    q: FloatTensor<B>,
+    k: FloatTensor<B>,
+    v: FloatTensor<B>,
+    bias: FloatTensor<B>,
+    sight: &Sight,
+    probability: f64,
+    key: Key,
+) -> FloatTensor<B> {
+    let q = to_rows::<B>(q, &sight.queries, sight.heads);
+    let [k, v] = [k, v].map(|x| to_rows::<B>(x, &sight.keys, sight.heads));
+    let weights = drop::<B>(weights::<B>(q, k, bias, sight), probability, key);
+    to_tokens::<B>(B::float_matmul(weights, v), &sight.queries)
+}
+
+pub(crate) fn composed_backward<B: DropoutOps>(
+    [q, k, v, bias]: [FloatTensor<B>; 4],
+    gradient: FloatTensor<B>,
+    sight: &Sight,
+    of_bias: bool,
+    probability: f64,
+    key: Key,
+) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
+    let [q, gradient] = [q, gradient].map(|x| to_rows::<B>(x, &sight.queries, sight.heads));
+    let gradient = without_padding::<B>(gradient, &sight.queries);
+    let [k, v] = [k, v].map(|x| to_rows::<B>(x, &sight.keys, sight.heads));
+    let weights = weights::<B>(q.clone(), k.clone(), bias.clone(), sight);
+    let dropped = drop::<B>(weights.clone(), probability, key);
+    let of_v = B::float_matmul(B::float_swap_dims(dropped, 2, 3), gradient.clone());
+    let of_weights = drop::<B>(B::float_matmul(gradient, B::float_swap_dims(v, 2, 3)), probability, key);
+    // The gradient of a softmax: `weights * (of_weights - sum(weights * of_weights))`.
+    let sum = B::float_sum_dim(B::float_mul(weights.clone(), of_weights.clone()), 3);
+    let scores = B::float_mul(weights, B::float_sub(of_weights, sum));
+    let of_bias = match of_bias {
+        false => bias,
+        true if bias.shape().num_elements() == 1 => {
+            B::float_reshape(B::float_sum_dims(scores.clone(), &[0, 1, 2, 3]), Shape::from([1, 1]))
+        }
+        true => {
+            let (columns, shape) = (bias_columns::<B>(&bias, sight), scores.shape());
+            let sums =
+                B::float_reshape(B::float_sum_dim(scores.clone(), 0), Shape::from([sight.heads, shape[2] * shape[3]]));
+            let zeros = B::float_zeros(bias.shape(), &bias.device(), bias.dtype().into());
+            B::float_select_assign(zeros, 1, columns, sums, IndexingUpdateOp::Add)
+        }
+    };
+    let of_k = B::float_matmul(B::float_swap_dims(scores.clone(), 2, 3), q);
+    let of_q = B::float_matmul(scores, k);
+    (
+        to_tokens::<B>(of_q, &sight.queries),
+        to_tokens::<B>(of_k, &sight.keys),
+        to_tokens::<B>(of_v, &sight.keys),
+        of_bias,
+    )
+}
+
+impl<B: AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff<B, C> {
+    fn attention_forward(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        sight: Sight,
+        probability: f64,
+        key: Key,
+    ) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct Attention;
+        #[derive(Clone, Debug)]
+        struct Kept<B: Backend> {
+            q: FloatTensor<B>,
+            k: FloatTensor<B>,
+            v: FloatTensor<B>,
+            bias: FloatTensor<B>,
+            sight: Sight,
+            probability: f64,
+            key: Key,
+        }
+        impl<B: AttentionOps> Backward<B, 4> for Attention {
+            type State = Kept<B>;
+            fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, _: &mut Checkpointer) {
+                let gradient = grads.consume::<B>(&ops.node);
+                let Kept { q, k, v, bias, sight, probability, key } = ops.state;
+                let of_bias = ops.parents[3].is_some();
+                let (q, k, v, bias) = B::attention_backward(q, k, v, bias, gradient, sight, of_bias, probability, key);
+                for (node, gradient) in ops.parents.into_iter().zip([q, k, v, bias]) {
+                    if let Some(node) = node {
+                        grads.register::<B>(node.id, gradient);
+                    }
+                }
+            }
+        }
+
+        let ((q, node_q), (k, node_k)) = (q.into_parts(), k.into_parts());
+        let ((v, node_v), (bias, node_bias)) = (v.into_parts(), bias.into_parts());
+        let nodes = [node_q, node_k, node_v, node_bias];
+        match Backward::<B, 4>::prepare::<C>(Attention, nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let [q2, k2, v2, bias2] = [&q, &k, &v, &bias].map(Clone::clone);
+                let output = B::attention_forward(q2, k2, v2, bias2, sight.clone(), probability, key);
+                prep.finish(Kept { q, k, v, bias, sight, probability, key }, output)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::attention_forward(q, k, v, bias, sight, probability, key)),
+        }
+    }
+}

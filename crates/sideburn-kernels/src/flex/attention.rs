@@ -1,0 +1,305 @@
+//! Attention on the CPU: one task for each row and head, a block of queries at a time, scores in cache only.
+
+use burn::backend::{Flex, TensorMetadata};
+use rayon::prelude::*;
+use sideburn_batch::Key;
+
+use super::elementwise::Mask;
+use super::memory::Buffer;
+use super::products::{Before, Mat, MatMut, Parts, Workers, product};
+use super::simd::{exp, largest, sum, vectorized};
+use super::{Primitive, contiguous, is_fused, matrix};
+use crate::attention::{self, AttentionOps, Sight};
+
+/// Queries that a task takes at once.
+const BLOCK: usize = 64;
+
+impl AttentionOps for Flex {
+    fn attention_forward(
+        q: Primitive,
+        k: Primitive,
+        v: Primitive,
+        bias: Primitive,
+        sight: Sight,
+        probability: f64,
+        key: Key,
+    ) -> Primitive {
+        if !is_fused(&[&q, &k, &v, &bias]) {
+            return attention::composed::<Flex>(q, k, v, bias, &sight, probability, key);
+        }
+        let [q, k, v, bias] = [q, k, v, bias].map(contiguous);
+        let shape = q.shape();
+        let mut out = if sight.queries.has_padding() {
+            Buffer::zeros(shape.num_elements())
+        } else {
+            Buffer::new(shape.num_elements())
+        };
+        let parts = Parts::new(&mut out, shape[0], shape[1]);
+        let heads = Heads::new([&q, &k, &v, &bias], &sight, Mask::new(probability, key));
+        heads.each(|head| head.forward(parts));
+        out.into_tensor(shape)
+    }
+
+    fn attention_backward(
+        q: Primitive,
+        k: Primitive,
+        v: Primitive,
+        bias: Primitive,
+        gradient: Primitive,
+        sight: Sight,
+        of_bias: bool,
+        probability: f64,
+        key: Key,
+    ) -> (Primitive, Primitive, Primitive, Primitive) {
+        if !is_fused(&[&q, &k, &v, &bias, &gradient]) {
+            let inputs = [q, k, v, bias];
+            return attention::composed_backward::<Flex>(inputs, gradient, &sight, of_bias, probability, key);
+        }
+        let [q, k, v, bias, gradient] = [q, k, v, bias, gradient].map(contiguous);
+        let zeros_if = |padded: bool, x: &Primitive| {
+            let size = x.shape().num_elements();
+            if padded { Buffer::zeros(size) } else { Buffer::new(size) }
+        };
+        let [padded_queries, padded_keys] = [sight.queries.has_padding(), sight.keys.has_padding()];
+        let mut of_q = zeros_if(padded_queries, &q);
+        let [mut of_k, mut of_v] = [&k, &v].map(|x| zeros_if(padded_keys, x));
+        let out = Gradients {
+            q: Parts::new(&mut of_q, q.shape()[0], q.shape()[1]),
+            k: Parts::new(&mut of_k, k.shape()[0], k.shape()[1]),
+            v: Parts::new(&mut of_v, v.shape()[0], v.shape()[1]),
+        };
+        let heads = Heads::new([&q, &k, &v, &bias], &sight, Mask::new(probability, key));
+        let sums = heads.each(|head| head.backward(matrix(&gradient), &out, of_bias));
+        let mut total = Buffer::zeros(bias.shape().num_elements());
+        let width = bias.shape()[1];
+        for (index, of_bias) in sums.into_iter().enumerate() {
+            let head = if bias.shape()[0] == 1 { 0 } else { index % sight.heads };
+            total[head * width..].iter_mut().zip(of_bias.iter().flatten()).for_each(|(total, x)| *total += x);
+        }
+        (
+            of_q.into_tensor(q.shape()),
+            of_k.into_tensor(k.shape()),
+            of_v.into_tensor(v.shape()),
+            total.into_tensor(bias.shape()),
+        )
+    }
+}
+
+/// Where the gradients go.
+struct Gradients<'a> {
+    q: Parts<'a>,
+    k: Parts<'a>,
+    v: Parts<'a>,
+}
+
+/// The inputs of an attention.
+struct Heads<'a> {
+    q: Mat<'a>,
+    k: Mat<'a>,
+    v: Mat<'a>,
+    bias: Mat<'a>,
+    sight: &'a Sight,
+    mask: Option<Mask>,
+    width: usize,
+}
+
+impl<'a> Heads<'a> {
+    fn new([q, k, v, bias]: [&'a Primitive; 4], sight: &'a Sight, mask: Option<Mask>) -> Self {
+        let width = q.shape()[1] / sight.heads;
+        let [q, k, v, bias] = [q, k, v, bias].map(matrix);
+        Self { q, k, v, bias, sight, mask, width }
+    }
+
+    /// Runs `task` for each head of each row, in their order.
+    fn each<R: Send>(&self, task: impl Fn(Head<'_>) -> R + Sync) -> Vec<R> {
+        let Sight { heads, queries, keys, .. } = self.sight;
+        // Short rows make small tasks, of which a few go together.
+        let work = queries.columns() * keys.columns() * self.width;
+        let together = ((1 << 16) / work.max(1)).clamp(1, 16);
+        let head = |index: usize| {
+            let (row, head) = (index / heads, index % heads);
+            let columns = head * self.width..(head + 1) * self.width;
+            let part = |x: Mat<'a>, tokens| x.rows(tokens).columns(columns.clone());
+            let bias_row = if self.bias.shape()[0] == 1 { 0 } else { head };
+            Head {
+                q: part(self.q, queries.row(row)),
+                k: part(self.k, keys.row(row)),
+                v: part(self.v, keys.row(row)),
+                bias: self.bias.rows(bias_row..bias_row + 1).row_major(),
+                sight: self.sight,
+                mask: self.mask,
+                index,
+                row,
+                columns,
+            }
+        };
+        (0..queries.rows() * heads).into_par_iter().with_min_len(together).map(|index| task(head(index))).collect()
+    }
+}
+
+/// One head of one row.
+struct Head<'a> {
+    /// `[queries, width]`.
+    q: Mat<'a>,
+    /// `[keys, width]`.
+    k: Mat<'a>,
+    v: Mat<'a>,
+    bias: &'a [f32],
+    sight: &'a Sight,
+    mask: Option<Mask>,
+    index: usize,
+    row: usize,
+    /// Its columns in the matrices of all heads.
+    columns: std::ops::Range<usize>,
+}
+
+impl Head<'_> {
+    /// Blocks of queries, each with the number of keys that they see: the first query, how many, how many keys.
+    fn blocks(&self) -> impl Iterator<Item = (usize, usize, usize)> {
+        let ([queries, _], [keys, _]) = (self.q.shape(), self.k.shape());
+        (0..queries).step_by(BLOCK).map(move |first| {
+            let count = BLOCK.min(queries - first);
+            (first, count, self.sight.seen(first + count - 1, keys))
+        })
+    }
+
+    /// The exponentials of a block's scores below their largest, `[count, keys]`, and the inverse of each row's sum.
+    fn exponentials(&self, out: &mut [f32], inverse: &mut [f32], (first, count, keys): (usize, usize, usize)) {
+        let q = self.q.rows(first..first + count);
+        if count == 1 && self.k.shape()[0] > 1 {
+            let q = q.row(0);
+            vectorized(|| {
+                out.iter_mut().enumerate().for_each(|(key, out)| *out = sum([q, self.k.row(key)], |[q, k]| q * k))
+            });
+        } else {
+            let k = self.k.rows(0..keys);
+            product(MatMut::new(out, count, keys), q, k.t(), 1.0, Before::Forgotten, Workers::One);
+        }
+        vectorized(|| {
+            for (index, (row, inverse)) in out.chunks_exact_mut(keys).zip(inverse).enumerate() {
+                let query = first + index;
+                let (row, unseen) = row.split_at_mut(self.sight.seen(query, keys));
+                match self.bias {
+                    [bias] => row.iter_mut().for_each(|x| *x += bias),
+                    bias => {
+                        row.iter_mut().zip(&bias[self.sight.first_column(query)..]).for_each(|(x, bias)| *x += bias)
+                    }
+                }
+                let max = largest(row);
+                row.iter_mut().for_each(|x| *x = exp(*x - max));
+                *inverse = 1.0 / sum([row], |[x]| x);
+                unseen.fill(0.0);
+            }
+        });
+    }
+
+    /// Where the elements of a query's row of weights begin in the mask.
+    fn first_draw(&self, query: usize) -> usize {
+        let (queries, keys) = (self.sight.queries.columns(), self.sight.keys.columns());
+        (self.index * queries + query) * keys
+    }
+
+    fn forward(&self, out: Parts<'_>) {
+        let [keys, _] = self.k.shape();
+        let mut scores = Buffer::new(BLOCK.min(self.q.shape()[0]) * keys);
+        let mut factors = self.mask.map(|_| Buffer::new(keys));
+        let mut inverse = [0f32; BLOCK];
+        let tokens = self.sight.queries.row(self.row);
+        for block @ (first, count, keys) in self.blocks() {
+            let scores = &mut scores[..count * keys];
+            self.exponentials(scores, &mut inverse, block);
+            if let (Some(mask), Some(factors)) = (self.mask, &mut factors) {
+                vectorized(|| {
+                    for (index, row) in scores.chunks_exact_mut(keys).enumerate() {
+                        mask.factors(self.first_draw(first + index), &mut factors[..keys]);
+                        row.iter_mut().zip(factors.iter()).for_each(|(x, factor)| *x *= factor);
+                    }
+                });
+            }
+            let rows = tokens.start + first..tokens.start + first + count;
+            // SAFETY: each task has its own row and head, and its blocks have rows of their own.
+            let mut out = unsafe { out.part(rows, self.columns.clone()) };
+            let v = self.v.rows(0..keys);
+            if count == 1 {
+                let out = out.row(0);
+                vectorized(|| {
+                    out.fill(0.0);
+                    for (key, weight) in scores.iter().enumerate() {
+                        out.iter_mut().zip(v.row(key)).for_each(|(out, v)| *out += weight * v);
+                    }
+                });
+            } else {
+                let scores = Mat::new(scores, count, keys);
+                product(out.by_ref(), scores, v, 1.0, Before::Forgotten, Workers::One);
+            }
+            for (index, inverse) in inverse[..count].iter().enumerate() {
+                out.row(index).iter_mut().for_each(|x| *x *= inverse);
+            }
+        }
+    }
+
+    /// Writes the gradients of this head, and returns that of its row of the bias if it is asked for.
+    fn backward(&self, gradient: Mat<'_>, out: &Gradients<'_>, of_bias: bool) -> Option<Vec<f32>> {
+        let ([queries, _], [keys, _]) = (self.q.shape(), self.k.shape());
+        let (query_tokens, key_tokens) = (self.sight.queries.row(self.row), self.sight.keys.row(self.row));
+        let gradient = gradient.rows(query_tokens.clone()).columns(self.columns.clone());
+        // SAFETY: each task has its own row and head.
+        let (mut of_k, mut of_v) = unsafe {
+            (out.k.part(key_tokens.clone(), self.columns.clone()), out.v.part(key_tokens, self.columns.clone()))
+        };
+        for key in 0..keys {
+            of_k.row(key).fill(0.0);
+            of_v.row(key).fill(0.0);
+        }
+        let size = BLOCK.min(queries) * keys;
+        let [mut weights, mut scores] = [(); 2].map(|()| Buffer::new(size));
+        let mut dropped = self.mask.map(|_| Buffer::new(size));
+        let mut inverse = [0f32; BLOCK];
+        let mut bias_sums = of_bias.then(|| vec![0f32; self.bias.len()]);
+        for block @ (first, count, keys) in self.blocks() {
+            let (weights, scores) = (&mut weights[..count * keys], &mut scores[..count * keys]);
+            let mut dropped = dropped.as_deref_mut().map(|dropped| &mut dropped[..count * keys]);
+            self.exponentials(weights, &mut inverse, block);
+            let gradient = gradient.rows(first..first + count);
+            let v = self.v.rows(0..keys).t();
+            product(MatMut::new(scores, count, keys), gradient, v, 1.0, Before::Forgotten, Workers::One);
+            vectorized(|| {
+                for (index, (weights, scores)) in
+                    weights.chunks_exact_mut(keys).zip(scores.chunks_exact_mut(keys)).enumerate()
+                {
+                    weights.iter_mut().for_each(|x| *x *= inverse[index]);
+                    if let (Some(mask), Some(dropped)) = (self.mask, &mut dropped) {
+                        let dropped = &mut dropped[index * keys..][..keys];
+                        mask.factors(self.first_draw(first + index), dropped);
+                        scores.iter_mut().zip(dropped.iter()).for_each(|(x, factor)| *x *= factor);
+                        dropped.iter_mut().zip(weights.iter()).for_each(|(factor, x)| *factor *= x);
+                    }
+                    let total = sum([weights, scores], |[weight, x]| weight * x);
+                    scores.iter_mut().zip(weights.iter()).for_each(|(x, weight)| *x = weight * (*x - total));
+                }
+            });
+            let mixed = Mat::new(dropped.as_deref().unwrap_or(weights), count, keys);
+            product(of_v.by_ref().first_rows(keys), mixed.t(), gradient, 1.0, Before::Kept, Workers::One);
+            let scores_matrix = Mat::new(scores, count, keys);
+            let q = self.q.rows(first..first + count);
+            product(of_k.by_ref().first_rows(keys), scores_matrix.t(), q, 1.0, Before::Kept, Workers::One);
+            let rows = query_tokens.start + first..query_tokens.start + first + count;
+            // SAFETY: each task has its own row and head, and its blocks have rows of their own.
+            let of_q = unsafe { out.q.part(rows, self.columns.clone()) };
+            product(of_q, scores_matrix, self.k.rows(0..keys), 1.0, Before::Forgotten, Workers::One);
+            if let Some(sums) = &mut bias_sums {
+                for (index, scores) in scores.chunks_exact(keys).enumerate() {
+                    match &mut sums[..] {
+                        [total] => *total += sum([scores], |[x]| x),
+                        sums => {
+                            let seen = self.sight.seen(first + index, keys);
+                            let sums = &mut sums[self.sight.first_column(first + index)..];
+                            sums.iter_mut().zip(&scores[..seen]).for_each(|(sum, x)| *sum += x);
+                        }
+                    }
+                }
+            }
+        }
+        bias_sums
+    }
+}

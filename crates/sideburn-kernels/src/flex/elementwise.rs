@@ -1,0 +1,255 @@
+//! Dropout, the norm and the gate on the CPU: one pass over memory each, shared out by rows.
+
+use burn::backend::Flex;
+use burn::backend::TensorMetadata;
+use burn::backend::ops::FloatTensorOps;
+use burn::tensor::FloatDType;
+use rayon::prelude::*;
+use sideburn_batch::Key;
+
+use super::memory::Buffer;
+use super::simd::{exp, sum, vectorized};
+use super::{Primitive, TASK, contiguous, is_fused, overwritable, rows_per_task, values};
+use crate::dropout::{self, DropoutOps};
+use crate::gate::{self, GELU_CUBIC, GateOps, SQRT_2_OVER_PI};
+use crate::norm::{self, NormOps};
+
+/// The mask of a dropout: for each element of a tensor, zero or the scale of what is kept.
+#[derive(Clone, Copy)]
+pub(super) struct Mask {
+    key: Key,
+    threshold: u32,
+    scale: f32,
+}
+
+impl Mask {
+    /// The mask, if anything is dropped.
+    pub(super) fn new(probability: f64, key: Key) -> Option<Self> {
+        let scale = (1.0 / (1.0 - probability)) as f32;
+        (probability > 0.0).then_some(Self { key, threshold: (probability * 2f64.powi(32)) as u32, scale })
+    }
+
+    /// The factors of the elements from `first` on.
+    #[inline(always)]
+    pub(super) fn factors(&self, first: usize, out: &mut [f32]) {
+        let factor = |bits: u32| if bits >= self.threshold { self.scale } else { 0.0 };
+        // Each 64-bit draw decides two neighbours.
+        let mut pair = (first / 2) as u64;
+        let (head, out) = out.split_at_mut((first % 2).min(out.len()));
+        if let [head] = head {
+            *head = factor((self.key.bits(pair) >> 32) as u32);
+            pair += 1;
+        }
+        let (pairs, last) = out.as_chunks_mut::<2>();
+        for out in &mut *pairs {
+            let bits = self.key.bits(pair);
+            *out = [factor(bits as u32), factor((bits >> 32) as u32)];
+            pair += 1;
+        }
+        if let [last] = last {
+            *last = factor(self.key.bits(pair) as u32);
+        }
+    }
+
+    /// Hands the factors of the elements from `first` on to `apply`, a few at a time, each with where it begins.
+    #[inline(always)]
+    fn in_blocks(&self, first: usize, len: usize, mut apply: impl FnMut(usize, &[f32])) {
+        let mut factors = [0f32; 256];
+        for start in (0..len).step_by(factors.len()) {
+            let count = factors.len().min(len - start);
+            self.factors(first + start, &mut factors[..count]);
+            apply(start, &factors[..count]);
+        }
+    }
+}
+
+impl DropoutOps for Flex {
+    fn keyed_dropout(x: Primitive, probability: f64, key: Key) -> Primitive {
+        let Some(mask) = Mask::new(probability, key) else { return x };
+        if !is_fused(&[&x]) {
+            // The same elements as in the fused form, and no use of the backend's generator, which threads share.
+            let mut factors = vec![0f32; x.shape().num_elements()];
+            mask.factors(0, &mut factors);
+            let factors = Primitive::from_data(burn::tensor::TensorData::new(factors, x.shape()));
+            let kept = Flex::float_sign(Flex::float_cast(factors, FloatDType::from(x.dtype())));
+            return Flex::float_mul_scalar(Flex::float_mul(x, kept), (1.0 / (1.0 - probability)).into());
+        }
+        let x = contiguous(x);
+        let mut out = Buffer::new(values(&x).len());
+        out.par_chunks_mut(TASK).zip(values(&x).par_chunks(TASK)).enumerate().for_each(|(task, (out, x))| {
+            vectorized(|| {
+                mask.in_blocks(task * TASK, x.len(), |start, factors| {
+                    let (out, x) = (&mut out[start..], &x[start..]);
+                    out.iter_mut().zip(x).zip(factors).for_each(|((out, x), factor)| *out = x * factor);
+                });
+            });
+        });
+        out.into_tensor(x.shape())
+    }
+
+    fn add_dropout(residual: Primitive, x: Primitive, probability: f64, key: Key) -> Primitive {
+        let mask = Mask::new(probability, key);
+        let Some(mask) = mask.filter(|_| is_fused(&[&residual, &x])) else {
+            return Flex::float_add(residual, dropout::drop::<Flex>(x, probability, key));
+        };
+        let (residual, mut x) = (contiguous(residual), overwritable(x));
+        let tasks = x.storage_mut::<f32>().par_chunks_mut(TASK).zip(values(&residual).par_chunks(TASK)).enumerate();
+        tasks.for_each(|(task, (x, residual))| {
+            vectorized(|| {
+                mask.in_blocks(task * TASK, residual.len(), |start, factors| {
+                    let (x, residual) = (&mut x[start..], &residual[start..]);
+                    x.iter_mut().zip(residual).zip(factors).for_each(|((x, y), factor)| *x = y + *x * factor);
+                });
+            });
+        });
+        x
+    }
+}
+
+impl NormOps for Flex {
+    fn rms_norm(x: Primitive, weight: Primitive, epsilon: f64) -> Primitive {
+        if !is_fused(&[&x, &weight]) {
+            return norm::composed::<Flex>(x, weight, epsilon);
+        }
+        let (x, weight) = (contiguous(x), contiguous(weight));
+        let (width, weight) = (values(&weight).len(), values(&weight));
+        let mut out = Buffer::new(values(&x).len());
+        let chunk = rows_per_task(width) * width;
+        out.par_chunks_mut(chunk).zip(values(&x).par_chunks(chunk)).for_each(|(out, x)| {
+            vectorized(|| {
+                for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                    let inverse = inverse_rms(x, epsilon);
+                    for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+                        *out = x * inverse * weight;
+                    }
+                }
+            });
+        });
+        out.into_tensor(x.shape())
+    }
+
+    fn rms_norm_backward_x(x: Primitive, weight: Primitive, gradient: Primitive, epsilon: f64) -> Primitive {
+        if !is_fused(&[&x, &weight, &gradient]) {
+            return norm::composed_backward_x::<Flex>(x, weight, gradient, epsilon);
+        }
+        let (x, weight, mut gradient) = (contiguous(x), contiguous(weight), overwritable(gradient));
+        let (width, weight) = (values(&weight).len(), values(&weight));
+        let chunk = rows_per_task(width) * width;
+        let tasks = gradient.storage_mut::<f32>().par_chunks_mut(chunk).zip(values(&x).par_chunks(chunk));
+        tasks.for_each(|(gradient, x)| {
+            vectorized(|| {
+                for (gradient, x) in gradient.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                    let inverse = inverse_rms(x, epsilon);
+                    let product = sum([x, gradient, weight], |[x, g, w]| x * g * w);
+                    let pull = product / width as f32 * inverse * inverse;
+                    for ((gradient, x), weight) in gradient.iter_mut().zip(x).zip(weight) {
+                        *gradient = inverse * (*gradient * weight - x * pull);
+                    }
+                }
+            });
+        });
+        gradient
+    }
+
+    fn rms_norm_backward_weight(x: Primitive, gradient: Primitive, epsilon: f64) -> Primitive {
+        if !is_fused(&[&x, &gradient]) {
+            return norm::composed_backward_weight::<Flex>(x, gradient, epsilon);
+        }
+        let (x, gradient) = (contiguous(x), contiguous(gradient));
+        let width = x.shape()[1];
+        let chunk = rows_per_task(width) * width;
+        // One sum for each task, and these in order: the same whatever the number of threads.
+        let sums = values(&x).par_chunks(chunk).zip(values(&gradient).par_chunks(chunk)).map(|(x, gradient)| {
+            let mut sums = vec![0f32; width];
+            vectorized(|| {
+                for (x, gradient) in x.chunks_exact(width).zip(gradient.chunks_exact(width)) {
+                    let inverse = inverse_rms(x, epsilon);
+                    sums.iter_mut().zip(x).zip(gradient).for_each(|((sum, x), g)| *sum += x * inverse * g);
+                }
+            });
+            sums
+        });
+        let sums: Vec<Vec<f32>> = sums.collect();
+        let mut total = Buffer::zeros(width);
+        for sums in sums {
+            total.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
+        }
+        total.into_tensor([width])
+    }
+}
+
+#[inline(always)]
+fn inverse_rms(x: &[f32], epsilon: f64) -> f32 {
+    let square = sum([x], |[x]| x * x);
+    1.0 / (square / x.len() as f32 + epsilon as f32).sqrt()
+}
+
+impl GateOps for Flex {
+    fn gelu_gate(gate: Primitive, up: Primitive, probability: f64, key: Key) -> Primitive {
+        if !is_fused(&[&gate, &up]) {
+            return dropout::drop::<Flex>(gate::composed::<Flex>(gate, up), probability, key);
+        }
+        let (gate, up, mask) = (contiguous(gate), contiguous(up), Mask::new(probability, key));
+        let mut out = Buffer::new(values(&gate).len());
+        let tasks = out.par_chunks_mut(TASK).zip(values(&gate).par_chunks(TASK)).zip(values(&up).par_chunks(TASK));
+        tasks.enumerate().for_each(|(task, ((out, gate), up))| {
+            vectorized(|| {
+                for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+                    *out = gate * gelu_sigmoid(*gate) * up;
+                }
+                if let Some(mask) = mask {
+                    mask.in_blocks(task * TASK, up.len(), |start, factors| {
+                        out[start..].iter_mut().zip(factors).for_each(|(out, factor)| *out *= factor);
+                    });
+                }
+            });
+        });
+        out.into_tensor(gate.shape())
+    }
+
+    fn gelu_gate_backward(
+        gate: Primitive,
+        up: Primitive,
+        gradient: Primitive,
+        probability: f64,
+        key: Key,
+    ) -> (Primitive, Primitive) {
+        if !is_fused(&[&gate, &up, &gradient]) {
+            let gradient = dropout::drop::<Flex>(gradient, probability, key);
+            return gate::composed_backward::<Flex>(gate, up, gradient);
+        }
+        let (gate, up, mut gradient) = (contiguous(gate), contiguous(up), overwritable(gradient));
+        let mask = Mask::new(probability, key);
+        let mut of_up = Buffer::new(values(&up).len());
+        let tasks = gradient.storage_mut::<f32>().par_chunks_mut(TASK).zip(of_up.par_chunks_mut(TASK));
+        let tasks = tasks.zip(values(&gate).par_chunks(TASK)).zip(values(&up).par_chunks(TASK));
+        tasks.enumerate().for_each(|(task, (((gradient, of_up), gate), up))| {
+            vectorized(|| {
+                const LINEAR: f32 = 2.0 * SQRT_2_OVER_PI as f32;
+                const SQUARE: f32 = (6.0 * GELU_CUBIC * SQRT_2_OVER_PI) as f32;
+                if let Some(mask) = mask {
+                    mask.in_blocks(task * TASK, up.len(), |start, factors| {
+                        gradient[start..].iter_mut().zip(factors).for_each(|(gradient, factor)| *gradient *= factor);
+                    });
+                }
+                for (((gradient, of_up), x), up) in gradient.iter_mut().zip(of_up).zip(gate).zip(up) {
+                    let sigmoid = gelu_sigmoid(*x);
+                    let slope = sigmoid + x * sigmoid * (1.0 - sigmoid) * (LINEAR + SQUARE * x * x);
+                    *of_up = *gradient * x * sigmoid;
+                    *gradient *= slope * up;
+                }
+            });
+        });
+        let shape = up.shape();
+        (gradient, of_up.into_tensor(shape))
+    }
+}
+
+/// `(1 + tanh(u)) / 2` with the `u` of the tanh approximation, as `1 / (1 + exp(-2 u))`: nothing cancels where the tanh
+/// is near -1.
+#[inline(always)]
+fn gelu_sigmoid(x: f32) -> f32 {
+    const LINEAR: f32 = -2.0 * SQRT_2_OVER_PI as f32;
+    const CUBIC: f32 = (-2.0 * SQRT_2_OVER_PI * GELU_CUBIC) as f32;
+    1.0 / (1.0 + exp(x * (LINEAR + CUBIC * x * x)))
+}

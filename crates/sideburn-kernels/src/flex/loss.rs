@@ -1,0 +1,288 @@
+//! Cross-entropy on the CPU: softmax rows in one pass, and the output head a chunk of classes at a time.
+
+use burn::backend::tensor::IntTensor;
+use burn::backend::{Flex, TensorMetadata};
+use rayon::prelude::*;
+
+use super::memory::Buffer;
+use super::products::{Before, Mat, MatMut, Parts, Workers, product};
+use super::simd::{exp, largest, sum, vectorized};
+use super::{Primitive, contiguous, is_fused, matrix, overwritable, values};
+use crate::linear::LinearOps;
+use crate::loss::{self, LossOps};
+
+/// Rows of hidden states that a task takes.
+const ROWS: usize = 128;
+/// Classes that a task takes at once.
+const CHUNK: usize = 512;
+/// Tasks that there are at least, if there are classes enough: with few rows, the classes are shared out.
+const TASKS: usize = 8;
+
+impl LossOps for Flex {
+    fn cross_entropy(logits: Primitive, labels: IntTensor<Flex>) -> Primitive {
+        let classes = logits.shape()[1];
+        let indices = class_indices(labels.clone(), classes);
+        if !is_fused(&[&logits]) {
+            return loss::composed::<Flex>(logits, labels);
+        }
+        let logits = contiguous(logits);
+        let mut out = Buffer::new(indices.len());
+        out.par_iter_mut().zip(values(&logits).par_chunks(classes)).zip(&indices).for_each(|((out, row), label)| {
+            let (max, sum) = vectorized(|| softmax_normaliser(row));
+            *out = max + sum.ln() - row[*label];
+        });
+        out.into_tensor([indices.len()])
+    }
+
+    fn cross_entropy_backward(logits: Primitive, labels: IntTensor<Flex>, gradient: Primitive) -> Primitive {
+        if !is_fused(&[&logits, &gradient]) {
+            return loss::composed_backward::<Flex>(logits, labels, gradient);
+        }
+        let (mut logits, gradient) = (overwritable(logits), contiguous(gradient));
+        let classes = logits.shape()[1];
+        let labels = class_indices(labels, classes);
+        let rows = logits.storage_mut::<f32>().par_chunks_mut(classes);
+        rows.zip(labels.par_iter().zip(values(&gradient))).for_each(|(row, (label, gradient))| {
+            vectorized(|| {
+                let (max, sum) = softmax_normaliser(row);
+                let scale = gradient / sum;
+                row.iter_mut().for_each(|logit| *logit = exp(*logit - max) * scale);
+            });
+            row[*label] -= gradient;
+        });
+        logits
+    }
+
+    fn linear_cross_entropy(
+        hidden: Primitive,
+        weight: Primitive,
+        labels: IntTensor<Flex>,
+        smoothing: f64,
+    ) -> Primitive {
+        let indices = class_indices(labels.clone(), weight.shape()[0]);
+        if !is_fused(&[&hidden, &weight]) {
+            return loss::composed_smoothed::<Flex>(Flex::linear_forward(hidden, weight), labels, smoothing);
+        }
+        let (hidden, weight) = (contiguous(hidden), contiguous(weight));
+        Head { hidden: &hidden, weight: &weight, labels: &indices, smoothing: smoothing as f32 }.run(false).0
+    }
+
+    fn linear_cross_entropy_and_gradient(
+        hidden: Primitive,
+        weight: Primitive,
+        labels: IntTensor<Flex>,
+        smoothing: f64,
+    ) -> (Primitive, Primitive) {
+        let indices = class_indices(labels.clone(), weight.shape()[0]);
+        if !is_fused(&[&hidden, &weight]) {
+            return loss::composed_linear_and_gradient::<Flex>(hidden, weight, labels, smoothing);
+        }
+        let (hidden, weight) = (contiguous(hidden), contiguous(weight));
+        Head { hidden: &hidden, weight: &weight, labels: &indices, smoothing: smoothing as f32 }.run(true)
+    }
+
+    fn linear_cross_entropy_backward_weight(
+        hidden: Primitive,
+        weight: Primitive,
+        labels: IntTensor<Flex>,
+        gradient: Primitive,
+        smoothing: f64,
+    ) -> Primitive {
+        if !is_fused(&[&hidden, &weight, &gradient]) {
+            return loss::composed_linear_backward_weight::<Flex>(hidden, weight, labels, gradient, smoothing);
+        }
+        let indices = class_indices(labels, weight.shape()[0]);
+        let [hidden, weight, gradient] = [hidden, weight, gradient].map(contiguous);
+        let head = Head { hidden: &hidden, weight: &weight, labels: &indices, smoothing: smoothing as f32 };
+        head.backward_weight(values(&gradient))
+    }
+}
+
+fn class_indices(labels: IntTensor<Flex>, classes: usize) -> Vec<usize> {
+    let index = |label: i64| {
+        let index = usize::try_from(label).ok().filter(|index| *index < classes);
+        index.unwrap_or_else(|| panic!("label {label} is none of {classes} classes"))
+    };
+    labels.into_data().iter::<i64>().map(index).collect()
+}
+
+/// The largest logit, and the sum of `exp(logit - largest)`.
+#[inline(always)]
+fn softmax_normaliser(row: &[f32]) -> (f32, f32) {
+    let max = largest(row);
+    (max, sum([row], |[logit]| exp(logit - max)))
+}
+
+/// An output head with the labels of its rows.
+struct Head<'a> {
+    hidden: &'a Primitive,
+    weight: &'a Primitive,
+    labels: &'a [usize],
+    smoothing: f32,
+}
+
+/// What some classes contribute to a few rows: the state of softmaxes on their way.
+struct Partial {
+    /// The largest logit of each row so far.
+    max: Vec<f32>,
+    /// The sum of `exp(logit - max)` of each row.
+    sum: Vec<f32>,
+    /// The sum of all logits of each row, for smoothing.
+    total: Vec<f32>,
+    /// The sum of `exp(logit - max) * weight` of each row, `[rows, d]`, if gradients are wanted.
+    mixed: Option<Buffer>,
+}
+
+impl Head<'_> {
+    /// The loss of each row and, if it is asked for, its gradient with respect to the hidden state.
+    fn run(&self, gradient: bool) -> (Primitive, Primitive) {
+        let [n, d] = [self.labels.len(), self.hidden.shape()[1]];
+        let classes = self.weight.shape()[0];
+        let row_blocks = n.div_ceil(ROWS).max(1);
+        // How the work is shared out is a function of the sizes alone, and so is how sums are rounded.
+        let shares = TASKS.div_ceil(row_blocks).min(classes.div_ceil(CHUNK)).max(1);
+        let share = classes.div_ceil(shares);
+        let partials: Vec<Partial> = (0..row_blocks * shares)
+            .into_par_iter()
+            .with_max_len(1)
+            .map(|task| {
+                let (block, part) = (task / shares, task % shares);
+                let rows = block * ROWS..((block + 1) * ROWS).min(n);
+                self.partial(rows, (part * share).min(classes)..((part + 1) * share).min(classes), gradient)
+            })
+            .collect();
+
+        let mut losses = Buffer::new(n);
+        let mut of_hidden = Buffer::new(if gradient { n * d } else { 0 });
+        let (hidden, weight) = (matrix(self.hidden), matrix(self.weight));
+        // The mean of the rows of the weight, which smoothing pulls to.
+        let mean = (gradient && self.smoothing > 0.0).then(|| {
+            let mut mean = vec![0f32; d];
+            for class in 0..classes {
+                mean.iter_mut().zip(weight.row(class)).for_each(|(mean, w)| *mean += w / classes as f32);
+            }
+            mean
+        });
+        for row in 0..n {
+            let parts = &partials[row / ROWS * shares..][..shares];
+            let index = row % ROWS;
+            let max = parts.iter().map(|part| part.max[index]).fold(f32::NEG_INFINITY, f32::max);
+            // A NaN must not be hidden: it is in a sum, whatever the maximum.
+            let scales: Vec<f32> = parts.iter().map(|part| (part.max[index] - max).exp()).collect();
+            let sum: f32 = parts.iter().zip(&scales).map(|(part, scale)| part.sum[index] * scale).sum();
+            let label = weight.row(self.labels[row]);
+            let logit = vectorized(|| super::simd::sum([hidden.row(row), label], |[x, w]| x * w));
+            let normaliser = max + sum.ln();
+            let total: f32 = parts.iter().map(|part| part.total[index]).sum();
+            losses[row] = if self.smoothing > 0.0 {
+                normaliser - (1.0 - self.smoothing) * logit - self.smoothing * total / classes as f32
+            } else {
+                normaliser - logit
+            };
+            if gradient {
+                let out = &mut of_hidden[row * d..][..d];
+                out.iter_mut().zip(label).for_each(|(out, w)| *out = (self.smoothing - 1.0) * w);
+                if let Some(mean) = &mean {
+                    out.iter_mut().zip(mean).for_each(|(out, mean)| *out -= self.smoothing * mean);
+                }
+                for (part, scale) in parts.iter().zip(&scales) {
+                    let mixed = &part.mixed.as_ref().expect("gradients were asked for")[index * d..][..d];
+                    out.iter_mut().zip(mixed).for_each(|(out, x)| *out += scale / sum * x);
+                }
+            }
+        }
+        let shape = if gradient { [n, d] } else { [0, d] };
+        (losses.into_tensor([n]), of_hidden.into_tensor(shape))
+    }
+
+    /// Goes through some of the classes for some of the rows.
+    fn partial(&self, rows: std::ops::Range<usize>, classes: std::ops::Range<usize>, gradient: bool) -> Partial {
+        let (size, d) = (rows.len(), self.hidden.shape()[1]);
+        let (hidden, weight) = (matrix(self.hidden).rows(rows), matrix(self.weight));
+        let mut partial = Partial {
+            max: vec![f32::NEG_INFINITY; size],
+            sum: vec![0.0; size],
+            total: vec![0.0; size],
+            mixed: gradient.then(|| Buffer::zeros(size * d)),
+        };
+        let mut logits = Buffer::new(size * CHUNK.min(classes.len()));
+        let end = classes.end;
+        for first in classes.step_by(CHUNK) {
+            let count = CHUNK.min(end - first);
+            let logits = &mut logits[..size * count];
+            let weight = weight.rows(first..first + count);
+            let to = MatMut::new(logits, size, count);
+            product(to, hidden, weight.t(), 1.0, Before::Forgotten, Workers::One);
+            vectorized(|| {
+                for (row, logits) in logits.chunks_exact_mut(count).enumerate() {
+                    let before = partial.max[row];
+                    let max = largest(logits).max(before);
+                    // Where every logit so far is minus infinity, nothing is to be scaled.
+                    let shift = if max == f32::NEG_INFINITY { 0.0 } else { max };
+                    if self.smoothing > 0.0 {
+                        partial.total[row] += sum([logits], |[x]| x);
+                    }
+                    logits.iter_mut().for_each(|x| *x = exp(*x - shift));
+                    let scale = if max > before { (before - shift).exp() } else { 1.0 };
+                    partial.sum[row] = partial.sum[row] * scale + sum([logits], |[x]| x);
+                    partial.max[row] = max;
+                    if let Some(mixed) = &mut partial.mixed
+                        && scale != 1.0
+                    {
+                        mixed[row * d..][..d].iter_mut().for_each(|x| *x *= scale);
+                    }
+                }
+            });
+            if let Some(mixed) = &mut partial.mixed {
+                let logits = Mat::new(logits, size, count);
+                product(MatMut::new(mixed, size, d), logits, weight, 1.0, Before::Kept, Workers::One);
+            }
+        }
+        partial
+    }
+
+    /// The gradient of the weight, with logits worked out once more: each task has some of the classes.
+    fn backward_weight(&self, gradient: &[f32]) -> Primitive {
+        let [n, d] = [self.labels.len(), self.hidden.shape()[1]];
+        let classes = self.weight.shape()[0];
+        let (hidden, weight) = (matrix(self.hidden), matrix(self.weight));
+        // The logarithm of each row's normaliser, from its plain loss.
+        let losses = Head { smoothing: 0.0, ..*self }.run(false).0;
+        let normalisers: Vec<f32> = (0..n)
+            .map(|row| {
+                let label = weight.row(self.labels[row]);
+                let logit = sum([hidden.row(row), label], |[x, w]| x * w);
+                values(&losses)[row] + logit
+            })
+            .collect();
+        let mut of_weight = Buffer::new(classes * d);
+        let parts = Parts::new(&mut of_weight, classes, d);
+        (0..classes.div_ceil(CHUNK)).into_par_iter().with_max_len(1).for_each(|chunk| {
+            let range = chunk * CHUNK..((chunk + 1) * CHUNK).min(classes);
+            // SAFETY: each task has rows of its own.
+            let mut out = unsafe { parts.part(range.clone(), 0..d) };
+            let mut logits = Buffer::new(ROWS.min(n) * range.len());
+            for first in (0..n).step_by(ROWS) {
+                let rows = first..(first + ROWS).min(n);
+                let logits = &mut logits[..rows.len() * range.len()];
+                let hidden = hidden.rows(rows.clone());
+                let to = MatMut::new(logits, rows.len(), range.len());
+                product(to, hidden, weight.rows(range.clone()).t(), 1.0, Before::Forgotten, Workers::One);
+                for (row, logits) in rows.clone().zip(logits.chunks_exact_mut(range.len())) {
+                    let (normaliser, gradient) = (normalisers[row], gradient[row]);
+                    let smoothed = self.smoothing / classes as f32;
+                    vectorized(|| {
+                        logits.iter_mut().for_each(|x| *x = (exp(*x - normaliser) - smoothed) * gradient);
+                    });
+                    if range.contains(&self.labels[row]) {
+                        logits[self.labels[row] - range.start] -= (1.0 - self.smoothing) * gradient;
+                    }
+                }
+                let before = if first == 0 { Before::Forgotten } else { Before::Kept };
+                let logits = Mat::new(logits, rows.len(), range.len());
+                product(out.by_ref(), logits.t(), hidden, 1.0, before, Workers::One);
+            }
+        });
+        of_weight.into_tensor([classes, d])
+    }
+}

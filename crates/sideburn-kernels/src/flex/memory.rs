@@ -1,0 +1,198 @@
+//! Memory for results, used again: a fresh page costs the kernel more time to clear than most operations take to fill.
+//!
+//! A step of training makes and drops the same few hundred tensors again and again. Buffers of dropped tensors wait here
+//! for the next result of about their size. What waits and what is in use together never exceed what was in use at
+//! the busiest moment, as far as this module knows: before a new buffer is made, waiting ones that do not fit are freed.
+
+use std::collections::BTreeMap;
+use std::mem::MaybeUninit;
+use std::sync::{Mutex, PoisonError};
+
+use burn::tensor::{Bytes, DType, TensorData};
+use burn_std::{AccessError, AccessPolicy, AllocationController, AllocationProperty};
+
+use super::Primitive;
+
+/// What a cache line holds. Buffers begin at one, so that no vector of a product straddles two.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([f32; LINE]);
+
+const LINE: usize = 16;
+
+/// Buffers below this many lines (64 KiB) are left to the allocator, which keeps them.
+const SMALLEST: usize = 1024;
+
+/// Buffers that wait, by their lines.
+struct Pool {
+    waiting: BTreeMap<usize, Vec<Vec<Line>>>,
+    waiting_lines: usize,
+    used_lines: usize,
+    most_used_lines: usize,
+}
+
+static POOL: Mutex<Pool> =
+    Mutex::new(Pool { waiting: BTreeMap::new(), waiting_lines: 0, used_lines: 0, most_used_lines: 0 });
+
+fn pool() -> std::sync::MutexGuard<'static, Pool> {
+    // The counts are changed by code that cannot panic, so that a poisoned pool is a whole one.
+    POOL.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Pool {
+    /// A buffer that waits and is at most an eighth larger than asked for.
+    fn take(&mut self, lines: usize) -> Option<Vec<Line>> {
+        let (&size, buffers) = self.waiting.range_mut(lines..=lines + lines / 8).next()?;
+        let buffer = buffers.pop().expect("a size is listed while a buffer has it");
+        if buffers.is_empty() {
+            self.waiting.remove(&size);
+        }
+        self.waiting_lines -= size;
+        Some(buffer)
+    }
+
+    /// Buffers to be freed, so that `lines` more fit below the most that was in use.
+    fn make_room(&mut self, lines: usize) -> Vec<Vec<Line>> {
+        self.most_used_lines = self.most_used_lines.max(self.used_lines + lines);
+        let mut freed = Vec::new();
+        while self.used_lines + lines + self.waiting_lines > self.most_used_lines {
+            let Some(mut entry) = self.waiting.last_entry() else { break };
+            freed.extend(entry.get_mut().pop());
+            self.waiting_lines -= entry.key();
+            if entry.get().is_empty() {
+                entry.remove();
+            }
+        }
+        freed
+    }
+}
+
+/// Memory for `f32` values, which hold anything at first.
+pub(crate) struct Buffer {
+    lines: Vec<Line>,
+    len: usize,
+}
+
+impl Buffer {
+    /// Memory for `len` values. What they are is not said; they are never uninitialised.
+    pub(crate) fn new(len: usize) -> Self {
+        let lines = len.div_ceil(LINE);
+        if lines < SMALLEST {
+            return Self { lines: vec![Line([0.0; LINE]); lines], len };
+        }
+        let mut pool = pool();
+        let (buffer, freed) = match pool.take(lines) {
+            Some(buffer) => (Some(buffer), Vec::new()),
+            None => (None, pool.make_room(lines)),
+        };
+        let size = buffer.as_ref().map_or(lines, Vec::len);
+        pool.used_lines += size;
+        drop(pool);
+        drop(freed);
+        Self { lines: buffer.unwrap_or_else(|| vec![Line([0.0; LINE]); lines]), len }
+    }
+
+    /// Memory for `len` zeros.
+    pub(crate) fn zeros(len: usize) -> Self {
+        let mut buffer = Self::new(len);
+        buffer.fill(0.0);
+        buffer
+    }
+
+    /// The tensor of this shape that the values make.
+    pub(crate) fn into_tensor(self, shape: impl Into<burn::tensor::Shape>) -> Primitive {
+        let len = self.len * size_of::<f32>();
+        // SAFETY: the first `len` bytes of a buffer are initialised, as all of its memory is from the start.
+        let bytes = unsafe { Bytes::from_controller(Box::new(self), len) };
+        Primitive::from_data(TensorData::from_bytes(bytes, shape, DType::F32))
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if self.lines.len() < SMALLEST {
+            return;
+        }
+        let buffer = std::mem::take(&mut self.lines);
+        let mut pool = pool();
+        pool.used_lines -= buffer.len();
+        pool.waiting_lines += buffer.len();
+        pool.waiting.entry(buffer.len()).or_default().push(buffer);
+    }
+}
+
+impl std::ops::Deref for Buffer {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        // SAFETY: a line is sixteen floats without padding, and there are lines for `len` floats.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+    }
+}
+
+impl std::ops::DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as in `deref`; the lines are borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+impl AllocationController for Buffer {
+    fn alloc_align(&self) -> usize {
+        align_of::<Line>()
+    }
+
+    fn property(&self) -> AllocationProperty {
+        AllocationProperty::Other
+    }
+
+    unsafe fn memory_mut(&mut self, _: AccessPolicy) -> Result<&mut [MaybeUninit<u8>], AccessError> {
+        let len = self.len * size_of::<f32>();
+        // SAFETY: any initialised memory may be seen as bytes; that only initialised ones are written is for the caller.
+        Ok(unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), len) })
+    }
+
+    fn memory(&self, _: AccessPolicy) -> Result<&[MaybeUninit<u8>], AccessError> {
+        // SAFETY: any initialised memory may be seen as bytes.
+        Ok(unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len * size_of::<f32>()) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_dropped_is_used_again() {
+        // Sizes that no other test of this process uses.
+        let len = SMALLEST * LINE + 3333;
+        let mut first = Buffer::new(len);
+        first.fill(7.0);
+        let place = first.as_ptr();
+        drop(first);
+        let second = Buffer::new(len - 100);
+        assert_eq!((second.as_ptr(), second[5]), (place, 7.0));
+        let third = Buffer::new(len);
+        assert_ne!(third.as_ptr(), place, "it is in use");
+    }
+
+    #[test]
+    fn a_tensor_gives_its_memory_back() {
+        let len = SMALLEST * LINE * 3 + 77;
+        let mut buffer = Buffer::new(len);
+        buffer.iter_mut().enumerate().for_each(|(index, value)| *value = index as f32);
+        let place = buffer.as_ptr();
+        let tensor = buffer.into_tensor([len]);
+        assert_eq!(tensor.as_slice::<f32>().unwrap()[len - 1], (len - 1) as f32);
+        let mut copy = tensor.clone();
+        copy.storage_mut::<f32>()[0] = 5.0;
+        assert_eq!(tensor.as_slice::<f32>().unwrap()[0], 0.0, "what is shared is copied before it is written to");
+        drop(tensor);
+        assert_eq!(Buffer::new(len).as_ptr(), place);
+    }
+
+    #[test]
+    fn an_empty_buffer_is_fine() {
+        assert!(Buffer::new(0).is_empty() && Buffer::zeros(1).len() == 1);
+    }
+}

@@ -1,0 +1,62 @@
+//! CPU kernels for the Flex backend in `f32`; other dtypes take the composed form.
+//!
+//! Work is shared out in tasks whose sizes follow from the shapes alone, and sums are taken in the order of the tasks, so
+//! that results do not depend on the number of threads.
+
+mod attention;
+mod elementwise;
+mod linear;
+mod loss;
+mod memory;
+mod products;
+mod simd;
+
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Flex, TensorMetadata};
+use burn::tensor::DType;
+
+use crate::path::{Path, path};
+use memory::Buffer;
+use products::Mat;
+
+type Primitive = FloatTensor<Flex>;
+
+/// Elements that one task works on: large enough to hide the scheduling, small enough to share out.
+const TASK: usize = 16 * 1024;
+
+/// Whether the fused form is to be run on these tensors.
+fn is_fused(tensors: &[&Primitive]) -> bool {
+    path() == Path::Fused && tensors.iter().all(|tensor| tensor.dtype() == DType::F32)
+}
+
+/// The tensor in row-major order, so that [`values`] can borrow it.
+fn contiguous(x: Primitive) -> Primitive {
+    if x.as_slice::<f32>().is_some() { x } else { x.to_contiguous() }
+}
+
+fn values(x: &Primitive) -> &[f32] {
+    x.as_slice().expect("a contiguous f32 tensor")
+}
+
+/// A contiguous tensor of two dimensions as a matrix.
+fn matrix(x: &Primitive) -> Mat<'_> {
+    let [rows, columns]: [usize; 2] = x.shape().as_slice().try_into().expect("a matrix");
+    Mat::new(values(x), rows, columns)
+}
+
+/// The tensor in row-major order, to be overwritten through `storage_mut`: in place if nothing else holds it. Fresh
+/// memory costs more than most of these kernels.
+fn overwritable(x: Primitive) -> Primitive {
+    let x = contiguous(x);
+    if x.is_unique() && x.storage::<f32>().len() == values(&x).len() {
+        return x;
+    }
+    let mut copy = Buffer::new(values(&x).len());
+    copy.copy_from_slice(values(&x));
+    copy.into_tensor(x.shape())
+}
+
+/// Rows of `width` elements that make about one task.
+fn rows_per_task(width: usize) -> usize {
+    (TASK / width.max(1)).max(1)
+}

@@ -1,0 +1,115 @@
+//! The gated activation of T5 1.1's feed-forward layer.
+
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
+use burn::tensor::Tensor;
+use sideburn_batch::Key;
+
+use crate::dropout::{DropoutOps, drop, probability_and_key};
+
+/// `dropout(gelu(gate) * up)` with the tanh approximation of GELU (`gelu_new` of `transformers`): the inside of T5 1.1's
+/// feed-forward layer (Shazeer, 2020).
+///
+/// # Shapes
+/// `gate` and `up` of equal shape `[n, d]`.
+///
+/// # Panics
+/// If the shapes differ, or `dropout` holds a probability outside `[0, 1)`.
+pub fn gelu_gate(gate: Tensor<2>, up: Tensor<2>, dropout: Option<(f64, Key)>) -> Tensor<2> {
+    assert_eq!(gate.dims(), up.dims(), "gate and up must have one shape");
+    let (probability, key) = probability_and_key(dropout);
+    Tensor::from_dispatch(Dispatch::gelu_gate(gate.into_dispatch(), up.into_dispatch(), probability, key))
+}
+
+/// `sqrt(2 / pi)`, of the tanh approximation of GELU (Hendrycks and Gimpel, 2016, section 2).
+pub(crate) const SQRT_2_OVER_PI: f64 = 0.797_884_560_802_865_4;
+/// The cubic coefficient of the same approximation.
+pub(crate) const GELU_CUBIC: f64 = 0.044_715;
+
+/// The gate on a backend's tensors.
+#[backend_extension(Flex: cfg(feature = "flex"), Cube: cfg(feature = "gpu"), Fusion: cfg(feature = "gpu"), Autodiff)]
+pub(crate) trait GateOps: DropoutOps {
+    /// See [`gelu_gate`].
+    #[fusion(default)]
+    fn gelu_gate(gate: FloatTensor<Self>, up: FloatTensor<Self>, probability: f64, key: Key) -> FloatTensor<Self> {
+        drop::<Self>(composed::<Self>(gate, up), probability, key)
+    }
+
+    /// Its gradients with respect to `gate` and `up`.
+    #[fusion(default)]
+    fn gelu_gate_backward(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        probability: f64,
+        key: Key,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        composed_backward::<Self>(gate, up, drop::<Self>(gradient, probability, key))
+    }
+}
+
+/// `tanh(sqrt(2 / pi) (x + 0.044715 x^3))`.
+fn tanh_term<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    let square = B::float_mul(x.clone(), x.clone());
+    let inner = B::float_add_scalar(B::float_mul_scalar(square, GELU_CUBIC.into()), 1.0.into());
+    B::float_tanh(B::float_mul_scalar(B::float_mul(inner, x), SQRT_2_OVER_PI.into()))
+}
+
+pub(crate) fn composed<B: Backend>(gate: FloatTensor<B>, up: FloatTensor<B>) -> FloatTensor<B> {
+    let tanh = tanh_term::<B>(gate.clone());
+    let half = B::float_mul_scalar(B::float_mul(gate, B::float_add_scalar(tanh, 1.0.into())), 0.5.into());
+    B::float_mul(half, up)
+}
+
+/// `gelu'(x) = (1 + t) / 2 + x (1 - t^2) / 2 * sqrt(2 / pi) (1 + 3 * 0.044715 x^2)` with the tanh term `t`.
+pub(crate) fn composed_backward<B: Backend>(
+    gate: FloatTensor<B>,
+    up: FloatTensor<B>,
+    gradient: FloatTensor<B>,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let tanh = tanh_term::<B>(gate.clone());
+    let square = B::float_mul(gate.clone(), gate.clone());
+    let inner = B::float_add_scalar(
+        B::float_mul_scalar(square, (3.0 * GELU_CUBIC * SQRT_2_OVER_PI).into()),
+        SQRT_2_OVER_PI.into(),
+    );
+    let sech_square = B::float_add_scalar(B::float_neg(B::float_mul(tanh.clone(), tanh.clone())), 1.0.into());
+    let curved = B::float_mul(B::float_mul(gate.clone(), sech_square), inner);
+    let slope = B::float_mul_scalar(B::float_add(B::float_add_scalar(tanh, 1.0.into()), curved), 0.5.into());
+    let of_up = composed::<B>(gate, gradient.clone());
+    (B::float_mul(B::float_mul(slope, up), gradient), of_up)
+}
+
+impl<B: GateOps, C: CheckpointStrategy> GateOps for Autodiff<B, C> {
+    fn gelu_gate(gate: FloatTensor<Self>, up: FloatTensor<Self>, probability: f64, key: Key) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct GeluGate;
+        impl<B: GateOps> Backward<B, 2> for GeluGate {
+            type State = (FloatTensor<B>, FloatTensor<B>, f64, Key);
+            fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+                let gradient = grads.consume::<B>(&ops.node);
+                let [node_gate, node_up] = ops.parents;
+                let (gate, up, probability, key) = ops.state;
+                let (of_gate, of_up) = B::gelu_gate_backward(gate, up, gradient, probability, key);
+                if let Some(node) = node_gate {
+                    grads.register::<B>(node.id, of_gate);
+                }
+                if let Some(node) = node_up {
+                    grads.register::<B>(node.id, of_up);
+                }
+            }
+        }
+
+        let ((gate, node_gate), (up, node_up)) = (gate.into_parts(), up.into_parts());
+        match Backward::<B, 2>::prepare::<C>(GeluGate, [node_gate, node_up]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let kept = (gate.clone(), up.clone(), probability, key);
+                prep.finish(kept, B::gelu_gate(gate, up, probability, key))
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::gelu_gate(gate, up, probability, key)),
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! Cross-entropy, from logits or from what the output head makes them of.
+
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension};
+use burn::tensor::{IndexingUpdateOp, Int, Shape, Tensor};
+
+use crate::linear::LinearOps;
+
+/// The negative log-likelihood, in nats, of each row's label under the softmax of its logits.
+///
+/// There is no label to be ignored: rows without one are not to be passed.
+///
+/// # Shapes
+/// `logits [n, classes]`, `labels [n]` with values in `0..classes`, give `[n]`.
+///
+/// # Panics
+/// If there is not one label for each row, or, on the CPU, a label is no class. A GPU is not asked: it would have to be
+/// waited for.
+pub fn cross_entropy(logits: Tensor<2>, labels: Tensor<1, Int>) -> Tensor<1> {
+    assert_eq!(logits.dims()[0], labels.dims()[0], "every row of logits needs one label");
+    Tensor::from_dispatch(Dispatch::cross_entropy(logits.into_dispatch(), labels.into_dispatch()))
+}
+
+/// The cross-entropy of the logits `hidden W^T`, which on the CPU are never all in memory: the classes are gone through
+/// a chunk at a time with a running maximum (Milakov and Gimelshein, 2018), and the gradient with respect to `hidden`
+/// is summed up on the way, as attention with classes for keys (Dao et al., 2022).
+///
+/// With label smoothing (Szegedy et al., 2015, section 7) the loss of a row is `(1 - smoothing)` times that of its label,
+/// plus `smoothing` times the mean over all classes, as `torch.nn.functional.cross_entropy` has it.
+///
+/// # Shapes
+/// `hidden [n, d]`, `weight [classes, d]`, `labels [n]` with values in `0..classes`, give `[n]`, in nats.
+///
+/// # Panics
+/// If the shapes do not fit, `smoothing` is not in `[0, 1]`, or, on the CPU, a label is no class.
+pub fn linear_cross_entropy(hidden: Tensor<2>, weight: Tensor<2>, labels: Tensor<1, Int>, smoothing: f64) -> Tensor<1> {
+    assert_eq!(hidden.dims()[0], labels.dims()[0], "every row of hidden states needs one label");
+    assert_eq!(hidden.dims()[1], weight.dims()[1], "hidden [n, d] and weight [classes, d] must fit");
+    assert!((0.0..=1.0).contains(&smoothing), "label smoothing lies in [0, 1], not at {smoothing}");
+    let [hidden, weight] = [hidden, weight].map(Tensor::into_dispatch);
+    Tensor::from_dispatch(Dispatch::linear_cross_entropy(hidden, weight, labels.into_dispatch(), smoothing))
+}
+
+/// The losses on a backend's tensors.
+#[backend_extension(Flex: cfg(feature = "flex"), Cube: cfg(feature = "gpu"), Fusion: cfg(feature = "gpu"), Autodiff)]
+pub(crate) trait LossOps: LinearOps {
+    /// See [`cross_entropy`].
+    #[fusion(default)]
+    fn cross_entropy(logits: FloatTensor<Self>, labels: IntTensor<Self>) -> FloatTensor<Self> {
+        composed::<Self>(logits, labels)
+    }
+
+    /// Its gradient with respect to `logits`, from the gradient `[n]` of its output.
+    #[fusion(default)]
+    fn cross_entropy_backward(
+        logits: FloatTensor<Self>,
+        labels: IntTensor<Self>,
+        gradient: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        composed_backward::<Self>(logits, labels, gradient)
+    }
+
+    /// See [`linear_cross_entropy`].
+    #[fusion(default)]
+    fn linear_cross_entropy(
+        hidden: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        labels: IntTensor<Self>,
+        smoothing: f64,
+    ) -> FloatTensor<Self> {
+        composed_smoothed::<Self>(Self::linear_forward(hidden, weight), labels, smoothing)
+    }
+
+    /// The same with the gradient `[n, d]` of each row's loss with respect to its hidden state.
+    #[fusion(default)]
+    fn linear_cross_entropy_and_gradient(
+        hidden: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        labels: IntTensor<Self>,
+        smoothing: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        composed_linear_and_gradient::<Self>(hidden, weight, labels, smoothing)
+    }
+
+    /// The gradient with respect to `weight`, from the gradient `[n]` of the losses.
+    #[fusion(default)]
+    fn linear_cross_entropy_backward_weight(
+        hidden: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        labels: IntTensor<Self>,
+        gradient: FloatTensor<Self>,
+        smoothing: f64,
+    ) -> FloatTensor<Self> {
+        composed_linear_backward_weight::<Self>(hidden, weight, labels, gradient, smoothing)
+    }
+}
+
+pub(crate) fn composed<B: Backend>(logits: FloatTensor<B>, labels: IntTensor<B>) -> FloatTensor<B> {
+    composed_smoothed::<B>(logits, labels, 0.0)
+}
+
+/// `gradient * (softmax(logits) - one_hot(labels))`.
+pub(crate) fn composed_backward<B: Backend>(
+    logits: FloatTensor<B>,
+    labels: IntTensor<B>,
+    gradient: FloatTensor<B>,
+) -> FloatTensor<B> {
+    composed_smoothed_backward::<B>(logits, labels, gradient, 0.0)
+}
+
+pub(crate) fn composed_linear_and_gradient<B: LinearOps>(
+    hidden: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    labels: IntTensor<B>,
+    smoothing: f64,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let logits = B::linear_forward(hidden, weight.clone());
+    let ones = B::float_ones(Shape::from([logits.shape()[0]]), &logits.device(), logits.dtype().into());
+    let of_logits = composed_smoothed_backward::<B>(logits.clone(), labels.clone(), ones, smoothing);
+    (composed_smoothed::<B>(logits, labels, smoothing), B::linear_backward_x(weight, of_logits))
+}
+
+pub(crate) fn composed_linear_backward_weight<B: LinearOps>(
+    hidden: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    labels: IntTensor<B>,
+    gradient: FloatTensor<B>,
+    smoothing: f64,
+) -> FloatTensor<B> {
+    let logits = B::linear_forward(hidden.clone(), weight);
+    let of_logits = composed_smoothed_backward::<B>(logits, labels, gradient, smoothing);
+    B::linear_backward_weight(hidden, of_logits)
+}
+
+pub(crate) fn composed_smoothed<B: Backend>(
+    logits: FloatTensor<B>,
+    labels: IntTensor<B>,
+    smoothing: f64,
+) -> FloatTensor<B> {
+    let rows = logits.shape()[0];
+    let index = B::int_reshape(labels, Shape::from([rows, 1]));
+    let log_softmax = B::log_softmax(logits, 1);
+    let picked = B::float_neg(B::float_gather(1, log_softmax.clone(), index));
+    let loss = if smoothing > 0.0 {
+        let mean = B::float_mul_scalar(B::float_mean_dim(log_softmax, 1), (-smoothing).into());
+        B::float_add(B::float_mul_scalar(picked, (1.0 - smoothing).into()), mean)
+    } else {
+        picked
+    };
+    B::float_reshape(loss, Shape::from([rows]))
+}
+
+/// `gradient * (softmax(logits) - (1 - smoothing) one_hot(labels) - smoothing / classes)`.
+fn composed_smoothed_backward<B: Backend>(
+    logits: FloatTensor<B>,
+    labels: IntTensor<B>,
+    gradient: FloatTensor<B>,
+    smoothing: f64,
+) -> FloatTensor<B> {
+    let [rows, classes] = [logits.shape()[0], logits.shape()[1]];
+    let column = B::float_reshape(gradient, Shape::from([rows, 1]));
+    let index = B::int_reshape(labels, Shape::from([rows, 1]));
+    let mut softmax = B::softmax(logits, 1);
+    if smoothing > 0.0 {
+        softmax = B::float_sub_scalar(softmax, (smoothing / classes as f64).into());
+    }
+    let softmax = B::float_mul(softmax, column.clone());
+    let picked = B::float_mul_scalar(column, (smoothing - 1.0).into());
+    B::float_scatter(1, softmax, index, picked, IndexingUpdateOp::Add)
+}
+
+impl<B: LossOps, C: CheckpointStrategy> LossOps for Autodiff<B, C> {
+    fn cross_entropy(logits: FloatTensor<Self>, labels: IntTensor<Self>) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct CrossEntropy;
+        impl<B: LossOps> Backward<B, 1> for CrossEntropy {
+            type State = (FloatTensor<B>, IntTensor<B>);
+            fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+                let (logits, labels) = ops.state;
+                unary::<B, _>(ops.parents, ops.node, grads, |gradient| {
+                    B::cross_entropy_backward(logits, labels, gradient)
+                });
+            }
+        }
+
+        let (logits, node) = logits.into_parts();
+        match Backward::<B, 1>::prepare::<C>(CrossEntropy, [node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((logits.clone(), labels.clone()), B::cross_entropy(logits, labels)),
+            OpsKind::UnTracked(prep) => prep.finish(B::cross_entropy(logits, labels)),
+        }
+    }
+
+    fn linear_cross_entropy(
+        hidden: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        labels: IntTensor<Self>,
+        smoothing: f64,
+    ) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct LinearCrossEntropy;
+        #[derive(Clone, Debug)]
+        struct Kept<B: Backend> {
+            /// The gradient of each row's loss with respect to its hidden state.
+            of_hidden: FloatTensor<B>,
+            /// What the gradient of the weight is made of, if it is trained.
+            for_weight: Option<(FloatTensor<B>, FloatTensor<B>, IntTensor<B>, f64)>,
+        }
+        impl<B: LossOps> Backward<B, 2> for LinearCrossEntropy {
+            type State = Kept<B>;
+            fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+                let gradient = grads.consume::<B>(&ops.node);
+                let [node_hidden, node_weight] = ops.parents;
+                let Kept { of_hidden, for_weight } = ops.state;
+                if let (Some(node), Some((hidden, weight, labels, smoothing))) = (node_weight, for_weight) {
+                    let of_weight =
+                        B::linear_cross_entropy_backward_weight(hidden, weight, labels, gradient.clone(), smoothing);
+                    grads.register::<B>(node.id, of_weight);
+                }
+                if let Some(node) = node_hidden {
+                    let rows = gradient.shape()[0];
+                    let column = B::float_reshape(gradient, Shape::from([rows, 1]));
+                    grads.register::<B>(node.id, B::float_mul(of_hidden, column));
+                }
+            }
+        }
+
+        let is_trained = weight.is_tracked();
+        let ((hidden, node_hidden), (weight, node_weight)) = (hidden.into_parts(), weight.into_parts());
+        match Backward::<B, 2>::prepare::<C>(LinearCrossEntropy, [node_hidden, node_weight]).compute_bound().stateful()
+        {
+            OpsKind::Tracked(prep) => {
+                let for_weight = is_trained.then(|| (hidden.clone(), weight.clone(), labels.clone(), smoothing));
+                let (loss, of_hidden) = B::linear_cross_entropy_and_gradient(hidden, weight, labels, smoothing);
+                prep.finish(Kept { of_hidden, for_weight }, loss)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::linear_cross_entropy(hidden, weight, labels, smoothing)),
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Root-mean-square normalisation.
+
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension};
+use burn::tensor::{Shape, Tensor};
+
+/// `x / sqrt(mean(x^2) + epsilon) * weight` over the last dimension: layer normalisation without mean and bias (Zhang
+/// and Sennrich, 2019), `T5LayerNorm` of `transformers`. Sums are taken in `f32` or wider.
+///
+/// # Shapes
+/// `x [n, d]`, `weight [d]` give `[n, d]`.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> Tensor<2> {
+    assert_eq!(x.dims()[1], weight.dims()[0], "x [n, d] and weight [d] must fit");
+    Tensor::from_dispatch(Dispatch::rms_norm(x.into_dispatch(), weight.into_dispatch(), epsilon))
+}
+
+/// The norm on a backend's tensors.
+#[backend_extension(Flex: cfg(feature = "flex"), Cube: cfg(feature = "gpu"), Fusion: cfg(feature = "gpu"), Autodiff)]
+pub(crate) trait NormOps: Backend {
+    /// See [`rms_norm`].
+    #[fusion(default)]
+    fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
+        composed::<Self>(x, weight, epsilon)
+    }
+
+    /// Its gradient with respect to `x`.
+    #[fusion(default)]
+    fn rms_norm_backward_x(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> FloatTensor<Self> {
+        composed_backward_x::<Self>(x, weight, gradient, epsilon)
+    }
+
+    /// Its gradient with respect to `weight`.
+    #[fusion(default)]
+    fn rms_norm_backward_weight(x: FloatTensor<Self>, gradient: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
+        composed_backward_weight::<Self>(x, gradient, epsilon)
+    }
+}
+
+/// `1 / sqrt(mean(x^2) + epsilon)`, with the last dimension kept at size 1.
+fn inverse_rms<B: Backend>(x: FloatTensor<B>, epsilon: f64) -> FloatTensor<B> {
+    let mean = B::float_mean_dim(B::float_mul(x.clone(), x), 1);
+    B::float_recip(B::float_sqrt(B::float_add_scalar(mean, epsilon.into())))
+}
+
+fn as_row<B: Backend>(weight: FloatTensor<B>) -> FloatTensor<B> {
+    let width = weight.shape()[0];
+    B::float_reshape(weight, Shape::from([1, width]))
+}
+
+pub(crate) fn composed<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>, epsilon: f64) -> FloatTensor<B> {
+    let inverse = inverse_rms::<B>(x.clone(), epsilon);
+    B::float_mul(B::float_mul(x, inverse), as_row::<B>(weight))
+}
+
+/// With `r = 1 / rms(x)` and `g = gradient * weight`: `r g - r^3 x mean(g x)`.
+pub(crate) fn composed_backward_x<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    gradient: FloatTensor<B>,
+    epsilon: f64,
+) -> FloatTensor<B> {
+    let inverse = inverse_rms::<B>(x.clone(), epsilon);
+    let g = B::float_mul(gradient, as_row::<B>(weight));
+    let normalised = B::float_mul(x, inverse.clone());
+    let mean = B::float_mean_dim(B::float_mul(g.clone(), normalised.clone()), 1);
+    B::float_mul(B::float_sub(g, B::float_mul(normalised, mean)), inverse)
+}
+
+pub(crate) fn composed_backward_weight<B: Backend>(
+    x: FloatTensor<B>,
+    gradient: FloatTensor<B>,
+    epsilon: f64,
+) -> FloatTensor<B> {
+    let width = x.shape()[1];
+    let inverse = inverse_rms::<B>(x.clone(), epsilon);
+    let product = B::float_mul(B::float_mul(x, inverse), gradient);
+    B::float_reshape(B::float_sum_dim(product, 0), Shape::from([width]))
+}
+
+impl<B: NormOps, C: CheckpointStrategy> NormOps for Autodiff<B, C> {
+    fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct RmsNorm;
+        impl<B: NormOps> Backward<B, 2> for RmsNorm {
+            type State = (FloatTensor<B>, FloatTensor<B>, f64);
+            fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+                let gradient = grads.consume::<B>(&ops.node);
+                let [node_x, node_weight] = ops.parents;
+                let (x, weight, epsilon) = ops.state;
+                if let Some(node) = node_weight {
+                    let value = B::rms_norm_backward_weight(x.clone(), gradient.clone(), epsilon);
+                    grads.register::<B>(node.id, value);
+                }
+                if let Some(node) = node_x {
+                    grads.register::<B>(node.id, B::rms_norm_backward_x(x, weight, gradient, epsilon));
+                }
+            }
+        }
+
+        let ((x, node_x), (weight, node_weight)) = (x.into_parts(), weight.into_parts());
+        match Backward::<B, 2>::prepare::<C>(RmsNorm, [node_x, node_weight]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                prep.finish((x.clone(), weight.clone(), epsilon), B::rms_norm(x, weight, epsilon))
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::rms_norm(x, weight, epsilon)),
+        }
+    }
+}
