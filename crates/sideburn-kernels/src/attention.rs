@@ -86,7 +86,7 @@ impl Sight {
 
     fn assert_fits(&self, q: [usize; 2], k: [usize; 2], v: [usize; 2], bias: [usize; 2]) {
         let Self { heads, queries, keys, .. } = self;
-        assert!(*heads > 0 && q[1] % heads == 0, "{} columns do not make {heads} heads", q[1]);
+        assert!(*heads > 0 && q[1].is_multiple_of(*heads), "{} columns do not make {heads} heads", q[1]);
         assert_eq!(k, v, "k and v must have one shape");
         assert_eq!(q[1], k[1], "q [queries, heads * width] and k must fit");
         assert_eq!(queries.rows(), keys.rows(), "every row of queries needs one row of keys");
@@ -127,6 +127,7 @@ pub(crate) trait AttentionOps: DropoutOps {
 
     /// Its gradients with respect to `q`, `k`, `v` and, if it is asked for, `bias` (otherwise anything).
     #[fusion(default)]
+    #[allow(clippy::too_many_arguments, reason = "backend extensions take tensors one by one")]
     fn attention_backward(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,

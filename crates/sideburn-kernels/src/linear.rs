@@ -149,6 +149,7 @@ pub(crate) trait LinearOps: DropoutOps {
 
     /// Its gradients with respect to `x`, `a` and `b`.
     #[fusion(default)]
+    #[allow(clippy::too_many_arguments, reason = "backend extensions take tensors one by one")]
     fn adapted_linear_backward(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,

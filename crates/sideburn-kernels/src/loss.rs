@@ -206,7 +206,14 @@ impl<B: LossOps, C: CheckpointStrategy> LossOps for Autodiff<B, C> {
             /// The gradient of each row's loss with respect to its hidden state.
             of_hidden: FloatTensor<B>,
             /// What the gradient of the weight is made of, if it is trained.
-            for_weight: Option<(FloatTensor<B>, FloatTensor<B>, IntTensor<B>, f64)>,
+            for_weight: Option<Inputs<B>>,
+        }
+        #[derive(Clone, Debug)]
+        struct Inputs<B: Backend> {
+            hidden: FloatTensor<B>,
+            weight: FloatTensor<B>,
+            labels: IntTensor<B>,
+            smoothing: f64,
         }
         impl<B: LossOps> Backward<B, 2> for LinearCrossEntropy {
             type State = Kept<B>;
@@ -214,7 +221,7 @@ impl<B: LossOps, C: CheckpointStrategy> LossOps for Autodiff<B, C> {
                 let gradient = grads.consume::<B>(&ops.node);
                 let [node_hidden, node_weight] = ops.parents;
                 let Kept { of_hidden, for_weight } = ops.state;
-                if let (Some(node), Some((hidden, weight, labels, smoothing))) = (node_weight, for_weight) {
+                if let (Some(node), Some(Inputs { hidden, weight, labels, smoothing })) = (node_weight, for_weight) {
                     let of_weight =
                         B::linear_cross_entropy_backward_weight(hidden, weight, labels, gradient.clone(), smoothing);
                     grads.register::<B>(node.id, of_weight);
@@ -232,7 +239,12 @@ impl<B: LossOps, C: CheckpointStrategy> LossOps for Autodiff<B, C> {
         match Backward::<B, 2>::prepare::<C>(LinearCrossEntropy, [node_hidden, node_weight]).compute_bound().stateful()
         {
             OpsKind::Tracked(prep) => {
-                let for_weight = is_trained.then(|| (hidden.clone(), weight.clone(), labels.clone(), smoothing));
+                let for_weight = is_trained.then(|| Inputs {
+                    hidden: hidden.clone(),
+                    weight: weight.clone(),
+                    labels: labels.clone(),
+                    smoothing,
+                });
                 let (loss, of_hidden) = B::linear_cross_entropy_and_gradient(hidden, weight, labels, smoothing);
                 prep.finish(Kept { of_hidden, for_weight }, loss)
             }

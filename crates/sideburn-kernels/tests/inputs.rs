@@ -75,8 +75,7 @@ fn only_tracked_inputs_get_a_gradient() {
     };
     let all = adapted(0b1111);
     for tracked in 0..16 {
-        for (leaf, all) in adapted(tracked).into_iter().zip(&all).enumerate().map(|(leaf, pair)| (leaf, pair)) {
-            let (found, expected) = all;
+        for (leaf, (found, expected)) in adapted(tracked).into_iter().zip(&all).enumerate() {
             assert_eq!(found.is_some(), tracked >> leaf & 1 == 1, "adapted_linear, tracked {tracked:04b}");
             // With nothing but `x` trained, its two gradients are summed as they come.
             assert!(found.is_none() || leaf == 0 || found == *expected, "adapted_linear, tracked {tracked:04b}");
