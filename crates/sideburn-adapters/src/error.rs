@@ -26,16 +26,16 @@ impl fmt::Display for Misshapen {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AdapterError {
-    /// Targets that select no site.
+    /// Targets that mean no place, or none that the method can adapt.
     #[error(
-        "target_modules {targets:?} match{} no linear layer of the model; choose among: {}",
+        "target_modules {targets:?} match{} nothing in the model that can be adapted so; choose among: {}",
         if targets.len() == 1 { "es" } else { "" },
         sites.join(", ")
     )]
     UnmatchedTargets {
-        /// The targets without a site.
+        /// The targets.
         targets: Vec<String>,
-        /// All sites of the model.
+        /// The places of the model that could be targeted.
         sites: Vec<String>,
     },
     /// Names in `modules_to_save` that name nothing.

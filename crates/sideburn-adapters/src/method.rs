@@ -10,7 +10,7 @@ use crate::AdapterError;
 use crate::fields::Fields;
 use crate::model::{AdaptedModel, ModelShape, Weight};
 use crate::rule::Rule;
-use crate::targets::is_suffix;
+use crate::targets::{Targets, is_suffix};
 
 /// A method of fine-tuning, configured.
 ///
@@ -23,6 +23,16 @@ pub trait Method: Any + Debug + Send + Sync {
 
     /// The fields that all methods have.
     fn common(&self) -> &Common;
+
+    /// Which places it names, if its configuration has a field for them.
+    fn targets(&self) -> Option<&Targets> {
+        None
+    }
+
+    /// Whether it can adapt such a place, if it is named.
+    fn can_target(&self, place: &Place) -> bool {
+        place.is_linear()
+    }
 
     /// Refuses values that mean nothing.
     ///

@@ -217,14 +217,17 @@ pub(crate) fn for_each_slots<M: AdaptedModel>(model: &mut M, mut change: impl Fn
 /// cost grows with the number of places, not with the size of the base.
 ///
 /// # Errors
-/// If the name cannot be one or is taken, or the configuration means nothing or does not fit the model. The model is then
-/// as before.
+/// If the name cannot be one or is taken, or the configuration means nothing or does not fit the model: every name in
+/// `target_modules` must match something. The model is then as before.
 pub fn attach<M: AdaptedModel>(
     model: &mut M,
     name: &str,
     method: impl Method,
     key: Key,
 ) -> Result<Vec<String>, AdapterError> {
+    if let Some(targets) = method.targets() {
+        targets.check_all_match(&Outline::of(model), |place| method.can_target(place))?;
+    }
     attach_dyn(model, name, Arc::new(method), key)
 }
 

@@ -49,29 +49,26 @@ impl TargetModules {
 
     /// For each of `places`, whether it is chosen. `head` names the output head, which `all-linear` leaves out.
     ///
+    /// A name that no place has is passed over, as by `peft`, while another one matches.
+    ///
     /// # Errors
-    /// If a name or the pattern matches no place, or the pattern is not a regular expression.
+    /// If a name means only places that cannot be targeted, nothing matches, or the pattern is not a regular expression.
     fn select(
         &self,
         places: &[Place],
         can_be_targeted: &impl Fn(&Place) -> bool,
         head: &str,
     ) -> Result<Vec<bool>, AdapterError> {
-        let unmatched = |targets: Vec<String>| {
-            Err(AdapterError::UnmatchedTargets {
-                targets,
-                sites: places.iter().filter(|place| can_be_targeted(place)).map(|place| place.name.clone()).collect(),
-            })
-        };
+        let unmatched = |targets| Err(unmatched_targets(targets, places, can_be_targeted));
         let matches: Vec<bool> = match self {
             Self::Names(names) => {
-                let idle: Vec<String> = names
-                    .iter()
-                    .filter(|name| !places.iter().any(|place| can_be_targeted(place) && is_suffix(&place.name, name)))
-                    .cloned()
-                    .collect();
-                if !idle.is_empty() || names.is_empty() {
-                    return unmatched(idle);
+                let misplaced = |name: &&String| {
+                    let mut named = places.iter().filter(|place| is_suffix(&place.name, name)).peekable();
+                    named.peek().is_some() && !named.any(can_be_targeted)
+                };
+                let misplaced: Vec<String> = names.iter().filter(misplaced).cloned().collect();
+                if !misplaced.is_empty() {
+                    return unmatched(misplaced);
                 }
                 self.matches(places.iter())?
             }
@@ -113,10 +110,34 @@ impl<T: Into<TargetModules>> From<T> for Targets {
 }
 
 impl Targets {
+    /// The names in `target_modules` that no place of the model has.
+    ///
+    /// A new adapter with one is refused by [`attach`](crate::attach). One that is loaded is not: `peft` is content if
+    /// another name matches, and writes the usual names of a family into files, of which a model may not have all.
+    pub fn unmatched(&self, model: &Outline) -> Vec<String> {
+        let Some(TargetModules::Names(names)) = &self.target_modules else { return Vec::new() };
+        let is_unmatched = |name: &&String| !model.places.iter().any(|place| is_suffix(&place.name, name));
+        names.iter().filter(is_unmatched).cloned().collect()
+    }
+
+    /// Refuses names that no place of the model has.
+    ///
+    /// # Errors
+    /// If there is one; those places are listed that could be meant.
+    pub(crate) fn check_all_match(
+        &self,
+        model: &Outline,
+        can_be_targeted: impl Fn(&Place) -> bool,
+    ) -> Result<(), AdapterError> {
+        let targets = self.unmatched(model);
+        if targets.is_empty() { Ok(()) } else { Err(unmatched_targets(targets, &model.places, can_be_targeted)) }
+    }
+
     /// The chosen ones among those places of a model that can be. `usual` are the targets where none are given.
     ///
     /// # Errors
-    /// If a name or pattern matches nothing, or is not a regular expression, or nothing is left.
+    /// If nothing matches or is left, a name means only places that cannot be targeted, or a pattern is not a regular
+    /// expression.
     pub fn select<'a>(
         &self,
         model: &'a Outline,
@@ -195,6 +216,11 @@ impl Targets {
     }
 }
 
+fn unmatched_targets(targets: Vec<String>, places: &[Place], can_be_targeted: impl Fn(&Place) -> bool) -> AdapterError {
+    let sites = places.iter().filter(|place| can_be_targeted(place)).map(|place| place.name.clone()).collect();
+    AdapterError::UnmatchedTargets { targets, sites }
+}
+
 /// A list, or its only element.
 #[derive(Deserialize)]
 #[serde(untagged)]
@@ -266,13 +292,34 @@ mod tests {
     }
 
     #[test]
-    fn every_name_must_match() {
-        let error = select(["q", "query"]).unwrap_err().to_string();
-        assert!(error.contains("\"query\"") && !error.contains("\"q\""), "{error}");
+    fn some_name_must_match() {
+        assert_eq!(select(["q", "query"]).unwrap(), select(["q"]).unwrap(), "as in peft");
+        let error = select(["key", "query"]).unwrap_err().to_string();
+        assert!(error.contains("[\"key\", \"query\"] match nothing"), "{error}");
         assert!(error.contains("decoder.0.q"), "the sites are listed: {error}");
         let error = select(pattern("(")).unwrap_err().to_string();
         assert!(error.starts_with("target_modules \"(\" is not a regular expression that is supported"), "{error}");
         assert!(select(TargetModules::Names(Vec::new())).is_err(), "an adapter without sites");
+    }
+
+    #[test]
+    fn names_without_a_place_are_told() {
+        let outline = Outline::of_linear(&["encoder.0.q", "lm_head"]);
+        let unmatched = |targets: Targets| targets.unmatched(&outline);
+        assert_eq!(unmatched(["query", "q", "k"].into()), ["query", "k"]);
+        for targets in [["q"].into(), pattern("k").into(), TargetModules::all_linear().into(), Targets::default()] {
+            assert!(unmatched(targets).is_empty(), "what is not a name is whole or nothing");
+        }
+    }
+
+    #[test]
+    fn a_name_of_something_else_is_refused() {
+        let mut outline = Outline::of_linear(&["encoder.0.q", "encoder.0.norm"]);
+        outline.places[1].kind = PlaceKind::Vector { len: 2 };
+        let select = |targets: Targets| targets.select(&outline, Place::is_linear, None).map(|places| places.len());
+        let error = select(["q", "norm"].into()).unwrap_err().to_string();
+        assert!(error.contains("[\"norm\"] matches nothing") && error.ends_with("among: encoder.0.q"), "{error}");
+        assert_eq!(select(["q", "standard"].into()).unwrap(), 1);
     }
 
     #[test]

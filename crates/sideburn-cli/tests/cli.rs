@@ -249,6 +249,28 @@ fn check_warns_of_what_was_never_trained() {
 }
 
 #[test]
+fn check_warns_of_targets_that_nothing_has() {
+    let directory = changed(ADAPTER, |_| {});
+    let config = directory.path().join("adapter_config.json");
+    let mut fields: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    fields["target_modules"] = json!(["q", "v", "query_key_value", "c_attn"]);
+    fs::write(&config, fields.to_string()).unwrap();
+    let checks = check(0, directory.path(), &[]);
+    assert_verdicts(&checks, &[("fingerprint", "warning"), ("places", "warning")]);
+    assert_eq!(checks["places"].1, "target_modules that nothing in the base has: query_key_value, c_attn");
+    let found = json(0, args!["adapter", "check", directory.path(), "--base", golden(BASE)]);
+    assert_eq!(found["unmatched_targets"], json!(["query_key_value", "c_attn"]));
+    let text = run(args!["adapter", "check", directory.path(), "--base", golden(BASE)]).stdout;
+    assert_contains(&text, &["warning  places         target_modules that nothing in the base has: query_key_value"]);
+
+    fields["target_modules"] = json!(["query_key_value", "c_attn"]);
+    fs::write(&config, fields.to_string()).unwrap();
+    let checks = check(1, directory.path(), &[]);
+    assert_eq!(checks["places"].0, "failed");
+    assert_contains(&checks["places"].1, &["[\"query_key_value\", \"c_attn\"] match nothing in the model"]);
+}
+
+#[test]
 fn check_lists_names_that_do_not_fit() {
     let directory = changed(ADAPTER, |tensors| {
         let b = tensors.remove(Q_B).unwrap();

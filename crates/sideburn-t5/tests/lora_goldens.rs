@@ -4,8 +4,8 @@
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, Gradients, Tensor};
 use sideburn_adapters::{
-    AdaptedModel, AdapterError, Key, LoraConfig, Method, ParameterReport, Pass, adapter_tensors, attach, load_adapter,
-    save_adapter,
+    AdaptedModel, AdapterError, Key, LnTuningConfig, LoraConfig, Method, Outline, ParameterReport, Pass, Targets,
+    adapter_tensors, attach, load_adapter, save_adapter,
 };
 use sideburn_batch::{Seq2SeqBatch, TokenRows};
 use sideburn_t5::{T5, T5Config};
@@ -235,17 +235,22 @@ fn dropout_is_on_in_training_only_and_follows_its_key() {
     assert_ne!(losses(&mut Pass::train(key)), losses(&mut Pass::evaluate()));
 }
 
-/// Loads an adapter directory made of a configuration and the golden's weights, and gives the error's text.
-fn refusal(change: impl FnOnce(&mut LoraConfig)) -> String {
-    let mut model = T5::from_dir(golden::path("t5_gated_untied"), &Device::flex()).unwrap();
-    let before = ParameterReport::of(&model);
+/// Loads an adapter directory made of a changed configuration and the golden's weights.
+fn load_with(model: &mut T5, change: impl FnOnce(&mut LoraConfig)) -> Result<(), AdapterError> {
     let directory = tempfile::tempdir().unwrap();
     let weights = golden::path("lora/t5_gated_untied/adapter_model.safetensors");
     std::fs::copy(weights, directory.path().join("adapter_model.safetensors")).unwrap();
     let mut config = LoraConfig { r: 8, lora_alpha: 16.0, ..LoraConfig::new(["q", "v"]) };
     change(&mut config);
     std::fs::write(directory.path().join("adapter_config.json"), config.to_json().to_string()).unwrap();
-    let error = load_adapter(&mut model, "default", directory.path()).unwrap_err().to_string();
+    load_adapter(model, "default", directory.path())
+}
+
+/// The text of the error.
+fn refusal(change: impl FnOnce(&mut LoraConfig)) -> String {
+    let mut model = T5::from_dir(golden::path("t5_gated_untied"), &Device::flex()).unwrap();
+    let before = ParameterReport::of(&model);
+    let error = load_with(&mut model, change).unwrap_err().to_string();
     assert_eq!(ParameterReport::of(&model), before, "a refused adapter leaves nothing behind");
     error
 }
@@ -265,6 +270,32 @@ fn adapters_that_do_not_fit_are_refused_with_the_full_list() {
     assert!(unmatched.contains("[\"query\"]") && unmatched.contains("EncDecAttention.o"), "{unmatched}");
     let zero = refusal(|config| config.r = 0);
     assert!(zero.contains("adapter_config.json: `r` is 0"), "{zero}");
+}
+
+/// `peft` is content if one name matches.
+#[test]
+fn names_that_nothing_has_are_for_new_adapters_only_an_error() {
+    let mut model = T5::from_dir(golden::path("t5_gated_untied"), &Device::flex()).unwrap();
+    let more = || Targets::from(["q", "v", "query_key_value"]);
+    let error = attach(&mut model, "new", LoraConfig::new(more()), Key::from_seed(0)).unwrap_err().to_string();
+    assert!(error.contains("target_modules [\"query_key_value\"] matches nothing in the model"), "{error}");
+    assert!(error.contains("among: shared, encoder.block.0.layer.0.SelfAttention.q, "), "{error}");
+    let norms = LnTuningConfig { targets: ["layer_norm", "ln_f"].into(), ..LnTuningConfig::default() };
+    let error = attach(&mut model, "new", norms, Key::from_seed(0)).unwrap_err().to_string();
+    assert!(error.contains("[\"ln_f\"]") && error.contains("among: encoder.block.0.layer.0.layer_norm, "), "{error}");
+
+    load_with(&mut model, |config| config.targets = more()).unwrap();
+    let method = model.adapters().get("default").unwrap().method().clone();
+    assert_eq!(method.targets().unwrap().unmatched(&Outline::of(&model)), ["query_key_value"]);
+    let plain = adapted("t5_gated_untied", "lora/t5_gated_untied", &Device::flex());
+    let report = ParameterReport::of(&model);
+    assert_eq!(report, ParameterReport::of(&plain), "what is adapted is the same");
+    // And it is saved as it came.
+    let directory = tempfile::tempdir().unwrap();
+    save_adapter(&model, "default", directory.path()).unwrap();
+    let mut again = T5::from_dir(golden::path("t5_gated_untied"), &Device::flex()).unwrap();
+    load_adapter(&mut again, "default", directory.path()).unwrap();
+    assert_eq!(ParameterReport::of(&again), report);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use super::{check, check_finite, check_probability, check_rank};
 use crate::fields::Fields;
 use crate::method::{Common, Company, Method, Outline, Place, Plan};
 use crate::rule::{Call, Init, Rule, TensorSpec, Weights};
-use crate::targets::{TargetModules, Targets, is_suffix};
+use crate::targets::Targets;
 use crate::tensors::in_dtype;
 use crate::{AdaptedModel, AdapterError, Pass, adapter_tensors};
 
@@ -135,6 +135,10 @@ impl Method for AdaLoraConfig {
         &self.common
     }
 
+    fn targets(&self) -> Option<&Targets> {
+        Some(&self.targets)
+    }
+
     fn validate(&self) -> Result<(), AdapterError> {
         check_rank("init_r", self.init_r)?;
         check_rank("target_r", self.target_r)?;
@@ -190,16 +194,11 @@ impl Method for AdaLoraConfig {
     }
 
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
-        let names_something = |name: &str| model.places.iter().any(|place| is_suffix(&place.name, name));
-        let mut targets = self.targets.clone();
-        if targets.target_modules.is_none() && model.shape.model_type == "t5" {
-            targets.target_modules = Some(["q", "k", "v", "o", "wi", "wo"].into());
-        }
-        if let Some(TargetModules::Names(names)) = &mut targets.target_modules {
-            // One of the usual targets, which `peft` writes into the file even if the model has no layer of that name.
-            names.retain(|name| name != "wi" || names_something(name));
-        }
-        let places = targets.select(model, Place::is_linear, None)?;
+        let usual: Option<&[&str]> = match model.shape.model_type {
+            "t5" => Some(&["q", "k", "v", "o", "wi", "wo"]),
+            _ => None,
+        };
+        let places = self.targets.select(model, Place::is_linear, usual)?;
         let is_adapted = |layer: &&String| places.iter().any(|place| place.name == **layer);
         if let Some(stranger) = self.rank_pattern.keys().find(|layer| !is_adapted(layer)) {
             let (field, found) = ("rank_pattern", format!("such that it names {stranger:?}"));

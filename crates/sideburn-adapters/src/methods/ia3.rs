@@ -42,6 +42,10 @@ impl Method for Ia3Config {
         &self.common
     }
 
+    fn targets(&self) -> Option<&Targets> {
+        Some(&self.targets)
+    }
+
     fn validate(&self) -> Result<(), AdapterError> {
         Ok(())
     }

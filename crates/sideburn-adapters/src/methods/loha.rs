@@ -45,6 +45,10 @@ impl Method for LoHaConfig {
         &self.common
     }
 
+    fn targets(&self) -> Option<&Targets> {
+        Some(&self.targets)
+    }
+
     fn validate(&self) -> Result<(), AdapterError> {
         self.lycoris.validate()
     }

@@ -85,6 +85,10 @@ impl Method for LoKrConfig {
         &self.common
     }
 
+    fn targets(&self) -> Option<&Targets> {
+        Some(&self.targets)
+    }
+
     fn validate(&self) -> Result<(), AdapterError> {
         if self.decompose_factor == Some(0) {
             let (field, expected) = ("decompose_factor", "-1, or a number of at least 1");

@@ -201,6 +201,14 @@ impl Method for LoraConfig {
         &self.common
     }
 
+    fn targets(&self) -> Option<&Targets> {
+        Some(&self.targets)
+    }
+
+    fn can_target(&self, place: &Place) -> bool {
+        place.is_linear() || place.is_embedding()
+    }
+
     fn validate(&self) -> Result<(), AdapterError> {
         let invalid = |field, found: String, expected| Err(AdapterError::InvalidField { field, found, expected });
         if self.r == 0 {
@@ -255,8 +263,7 @@ impl Method for LoraConfig {
     }
 
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
-        let can_be_targeted = |place: &Place| place.is_linear() || place.is_embedding();
-        let places = self.targets.select(model, can_be_targeted, usual_targets(model))?;
+        let places = self.targets.select(model, |place| self.can_target(place), usual_targets(model))?;
         let part_of_base = self.init_lora_weights.is_part_of_base();
         let only_linear = self.use_dora || self.lora_bias || part_of_base;
         if let Some(place) = places.iter().find(|place| place.is_embedding() && only_linear) {

@@ -93,6 +93,10 @@ impl Method for OftConfig {
         &self.common
     }
 
+    fn targets(&self) -> Option<&Targets> {
+        Some(&self.targets)
+    }
+
     fn validate(&self) -> Result<(), AdapterError> {
         let invalid = |field, found, expected| Err(AdapterError::InvalidField { field, found, expected });
         match (self.r, self.oft_block_size, self.num_cayley_neumann_terms) {

@@ -178,6 +178,14 @@ impl Method for LnTuningConfig {
         &self.common
     }
 
+    fn targets(&self) -> Option<&Targets> {
+        Some(&self.targets)
+    }
+
+    fn can_target(&self, place: &Place) -> bool {
+        matches!(place.kind, PlaceKind::Vector { .. })
+    }
+
     fn validate(&self) -> Result<(), AdapterError> {
         Ok(())
     }
@@ -191,13 +199,13 @@ impl Method for LnTuningConfig {
     }
 
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
-        let is_vector = |place: &Place| matches!(place.kind, PlaceKind::Vector { .. });
         let usual: Vec<&str> = match model.shape.model_type {
             "t5" => vec!["layer_norm", "final_layer_norm"],
             "falcon" => vec!["input_layernorm", "post_attention_layernorm", "ln_f"],
             _ => Vec::new(),
         };
-        let places = self.targets.select(model, is_vector, (!usual.is_empty()).then_some(&usual))?;
+        let places =
+            self.targets.select(model, |place| self.can_target(place), (!usual.is_empty()).then_some(&usual))?;
         Plan::of(places, |place| Ok(Replace::weight(place, "ln_tuning_layers.weight", "ln_tuning_layers.bias")))
     }
 

@@ -76,6 +76,10 @@ impl Method for VeraConfig {
         &self.common
     }
 
+    fn targets(&self) -> Option<&Targets> {
+        Some(&self.targets)
+    }
+
     fn validate(&self) -> Result<(), AdapterError> {
         check_rank("r", self.r)?;
         check_probability("vera_dropout", self.vera_dropout)?;

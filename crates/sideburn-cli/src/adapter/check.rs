@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::ensure;
 use serde::Serialize;
-use sideburn::adapters::{AdapterDir, AdapterError, LoraConfig, fingerprint};
+use sideburn::adapters::{AdapterDir, AdapterError, LoraConfig, Outline, fingerprint};
 use sideburn::prelude::*;
 
 use super::tensors::lora_updates;
@@ -15,8 +15,9 @@ use crate::report::{Finding, Verdict, count, table};
 ///
 /// Fails if its files are broken, its configuration asks for what Sideburn does not have, a value is infinite or not a
 /// number, or its tensors are not those that the configuration means on this base. Warns if a LoRA was never trained at a
-/// site (B is zero), and if the adapter was saved on another base: adapters that Sideburn saves remember a fingerprint of
-/// the base's weights. The same base stored in another precision has another fingerprint, so that this alone is no error.
+/// site (B is zero), if a name in target_modules matches nothing on this base, and if the adapter was saved on another base:
+/// adapters that Sideburn saves remember a fingerprint of the base's weights. The same base stored in another precision has
+/// another fingerprint, so that this alone is no error.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Directory of the adapter
@@ -39,6 +40,8 @@ pub(crate) struct Checkup {
     base: String,
     strict: bool,
     passed: bool,
+    /// Names in `target_modules` that nothing in the base has.
+    unmatched_targets: Vec<String>,
     checks: Vec<Check>,
 }
 
@@ -62,7 +65,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Checkup> {
     let any = |verdict| checks.iter().any(|check| check.verdict == verdict);
     let spoilt = any(Verdict::Failed) || (args.strict && any(Verdict::Warning));
     let [adapter, base] = [&args.adapter, &args.base].map(|path| path.display().to_string());
-    Ok(Checkup { adapter, base, strict: args.strict, passed: !spoilt, checks })
+    let unmatched_targets = found.unmatched_targets;
+    Ok(Checkup { adapter, base, strict: args.strict, passed: !spoilt, unmatched_targets, checks })
 }
 
 fn look_into(adapter: &AdapterDir, args: &Args, base: &mut T5, found: &mut Found) -> anyhow::Result<()> {
@@ -90,6 +94,8 @@ fn look_into(adapter: &AdapterDir, args: &Args, base: &mut T5, found: &mut Found
         None => found.add("training", Verdict::NotChecked, "only LoRA shows it"),
     }
     let own = fingerprint(base);
+    let targets = method.targets();
+    found.unmatched_targets = targets.map(|targets| targets.unmatched(&Outline::of(base))).unwrap_or_default();
     check_fit(args, base, found);
     check_fingerprint(adapter.base_fingerprint(), &own, found);
     Ok(())
@@ -112,12 +118,12 @@ fn check_training(adapter: &AdapterDir, lora: &LoraConfig, found: &mut Found) ->
 fn check_fit(args: &Args, base: &mut T5, found: &mut Found) {
     match load_adapter(base, "default", &args.adapter) {
         Ok(()) => {
-            found.add("places", Verdict::Ok, "the base has them");
+            found.add_places();
             found.add("names", Verdict::Ok, "none is missing or unexpected");
             found.add("shapes", Verdict::Ok, "as the base has them");
         }
         Err(AdapterError::TensorsDoNotFit { missing, unexpected, misshapen, .. }) => {
-            found.add("places", Verdict::Ok, "the base has them");
+            found.add_places();
             let names = [("missing", missing), ("unexpected", unexpected)];
             let names = names.iter().flat_map(|(what, names)| names.iter().map(move |name| format!("{what}: {name}")));
             found.add_list("names", "none is missing or unexpected", names);
@@ -159,11 +165,24 @@ fn broken_values(adapter: &AdapterDir) -> anyhow::Result<Vec<String>> {
 
 /// The checks that were made.
 #[derive(Default)]
-struct Found(Vec<Check>);
+struct Found {
+    checks: Vec<Check>,
+    unmatched_targets: Vec<String>,
+}
 
 impl Found {
     fn add(&mut self, check: &'static str, verdict: Verdict, detail: impl Into<String>) {
-        self.0.push(Check { check, verdict, detail: detail.into() });
+        self.checks.push(Check { check, verdict, detail: detail.into() });
+    }
+
+    /// That the base has places for the adapter, if not for every name.
+    fn add_places(&mut self) {
+        match self.unmatched_targets.join(", ") {
+            none if none.is_empty() => self.add("places", Verdict::Ok, "the base has them"),
+            names => {
+                self.add("places", Verdict::Warning, format!("target_modules that nothing in the base has: {names}"))
+            }
+        }
     }
 
     /// A check that has failed if there is anything in `wrong`.
@@ -176,12 +195,12 @@ impl Found {
     }
 
     fn failed(&self) -> bool {
-        self.0.iter().any(|check| check.verdict == Verdict::Failed)
+        self.checks.iter().any(|check| check.verdict == Verdict::Failed)
     }
 
     fn take(&mut self, check: &'static str) -> Check {
-        match self.0.iter().position(|found| found.check == check) {
-            Some(index) => self.0.swap_remove(index),
+        match self.checks.iter().position(|found| found.check == check) {
+            Some(index) => self.checks.swap_remove(index),
             None => Check { check, verdict: Verdict::NotChecked, detail: "because of what has failed".to_owned() },
         }
     }
