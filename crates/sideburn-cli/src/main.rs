@@ -1,4 +1,4 @@
-//! `sideburn`: looks into adapters, merges and converts them, and holds a model against reference numbers.
+//! `sideburn`: looks into adapters, merges, combines and converts them, and holds a model against reference numbers.
 
 #![forbid(unsafe_code)]
 
@@ -23,6 +23,8 @@ Examples:
     sideburn adapter check my-adapter --base flan-t5-base
   A model of its own, for programs that know no adapters:
     sideburn adapter merge my-adapter --base flan-t5-base --output merged --precision bf16
+  One adapter out of several:
+    sideburn adapter combine news talk --weights 0.7,0.3 --base flan-t5-base --output both
   adapter_model.bin to adapter_model.safetensors:
     sideburn adapter convert old-adapter --output my-adapter
   Whether Sideburn computes what transformers computed:
@@ -30,7 +32,7 @@ Examples:
 
 Exit status: 0 if all is well, 1 if a check fails, 2 if a command cannot be run.";
 
-/// Looks into adapters of Hugging Face peft, merges and converts them, and holds a model against reference numbers
+/// Looks into adapters of Hugging Face peft, merges, combines and converts them, and holds a model against reference numbers
 ///
 /// Models and adapters are directories as transformers and peft write them. Nothing is fetched from a network.
 #[derive(Parser)]
@@ -45,7 +47,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Inspect, check, merge and convert adapters
+    /// Inspect, check, merge, combine and convert adapters
     #[command(subcommand)]
     Adapter(adapter::Command),
     Verify(verify::Args),

@@ -1,6 +1,7 @@
 //! `sideburn adapter`: what can be done with the directory of an adapter.
 
 mod check;
+mod combine;
 mod convert;
 mod inspect;
 mod merge;
@@ -15,6 +16,7 @@ pub(crate) enum Command {
     Inspect(inspect::Args),
     Check(check::Args),
     Merge(merge::Args),
+    Combine(combine::Args),
     Convert(convert::Args),
 }
 
@@ -23,6 +25,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<Report> {
         Command::Inspect(args) => inspect::run(&args).map(Report::new),
         Command::Check(args) => check::run(&args).map(Report::new),
         Command::Merge(args) => merge::run(&args).map(Report::new),
+        Command::Combine(args) => combine::run(&args).map(Report::new),
         Command::Convert(args) => convert::run(&args).map(Report::new),
     }
 }
