@@ -68,7 +68,7 @@ pub use method::{Common, Company, Method, Outline, Place, PlaceKind, Plan, read_
 pub use methods::{
     AdaLoraConfig, FullConfig, Ia3Config, LnTuningConfig, LoHaConfig, LoKrConfig, LoraBias, LoraConfig, LoraInit,
     Lycoris, OftConfig, PTuningConfig, PrefixTuningConfig, PromptInit, PromptTuningConfig, RankAllocator,
-    TrainableTokensConfig, Triplets, VeraConfig, adalora_regularisation,
+    TrainableTokensConfig, Triplets, VeraConfig, adalora_regularisation, peft_types,
 };
 pub use model::{AdaptedModel, ModelShape, Weight, WeightMut};
 pub use pass::Pass;

@@ -118,6 +118,11 @@ impl Common {
         Self { task_type: Some("SEQ_2_SEQ_LM".to_owned()), ..Self::default() }
     }
 
+    /// Of a model that continues a text.
+    pub fn causal_lm() -> Self {
+        Self { task_type: Some("CAUSAL_LM".to_owned()), ..Self::default() }
+    }
+
     /// Reads the fields.
     ///
     /// # Errors

@@ -78,7 +78,7 @@ pub struct ModelShape {
     pub d_model: usize,
     /// Layers of the decoder.
     pub num_layers: usize,
-    /// Attention heads of the decoder.
+    /// Heads of the decoder's self-attention that have keys and values of their own.
     pub num_heads: usize,
     /// The width of each head.
     pub d_kv: usize,

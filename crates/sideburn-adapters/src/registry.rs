@@ -114,7 +114,8 @@ impl AdapterSet {
         }
     }
 
-    /// Embeddings `[tokens, width]` of virtual tokens before those of every source row.
+    /// Embeddings `[tokens, width]` of virtual tokens before those of every source row, or in a model that is a decoder
+    /// alone, of every row.
     pub fn virtual_tokens(&self, pass: &mut Pass) -> Option<Tensor<2>> {
         let slots = values(self.input.iter().filter(|slot| slot.is_active()));
         slots.iter().find_map(|(rule, own)| rule.virtual_tokens(own, pass))

@@ -55,6 +55,11 @@ pub(crate) const ALL: [(&str, Read); 13] = [
     ("VERA", |fields| Ok(Arc::new(VeraConfig::read(fields)?))),
 ];
 
+/// The `peft_type` of every method that this crate has.
+pub fn peft_types() -> impl Iterator<Item = &'static str> {
+    ALL.into_iter().map(|(peft_type, _)| peft_type)
+}
+
 /// The layers that LoRA and most of its kin adapt where none are named.
 fn usual_targets(model: &Outline) -> Option<&'static [&'static str]> {
     match model.shape.model_type {
