@@ -7,46 +7,14 @@ use burn::module::{Lora, Module, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Distribution, Tensor};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use sideburn::adapters::{AdaptedLinear, AdaptedModel, AdapterSet, ModelShape, Weight, WeightMut};
+use sideburn::adapters::{AdaptedLinear, TargetModules};
 use sideburn::prelude::{Key, LoraConfig, Pass, attach};
+use sideburn_benches::Layers;
 
 const TOKENS: usize = 2048;
 const INPUT: usize = 512;
 const OUTPUT: usize = 384;
 const RANK: usize = 32;
-
-/// A model of one layer.
-#[derive(Module, Debug)]
-struct OneLayer {
-    linear: AdaptedLinear,
-    adapters: AdapterSet,
-}
-
-impl AdaptedModel for OneLayer {
-    fn weights(&self) -> Vec<(String, Weight<'_>)> {
-        vec![("linear".to_owned(), Weight::Linear(&self.linear))]
-    }
-
-    fn weights_mut(&mut self) -> Vec<(String, WeightMut<'_>)> {
-        vec![("linear".to_owned(), WeightMut::Linear(&mut self.linear))]
-    }
-
-    fn shape(&self) -> ModelShape {
-        ModelShape::of_layers()
-    }
-
-    fn device(&self) -> Device {
-        self.linear.device()
-    }
-
-    fn adapters(&self) -> &AdapterSet {
-        &self.adapters
-    }
-
-    fn adapters_mut(&mut self) -> &mut AdapterSet {
-        &mut self.adapters
-    }
-}
 
 fn bench(criterion: &mut Criterion) {
     let device = Device::flex().autodiff();
@@ -57,14 +25,14 @@ fn bench(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(flops)).sample_size(20);
 
     for dropout in [0.0, 0.05] {
-        let linear = AdaptedLinear::random(OUTPUT, INPUT, 0.05, Key::from_seed(0), &device);
-        let mut factored = OneLayer { linear, adapters: AdapterSet::default() };
-        let config = LoraConfig { r: RANK, lora_alpha: 64.0, lora_dropout: dropout, ..LoraConfig::new(["linear"]) };
+        let mut factored = Layers::random(1, [OUTPUT, INPUT], &device);
+        let (lora_dropout, all) = (dropout, TargetModules::all_linear());
+        let config = LoraConfig { r: RANK, lora_alpha: 64.0, lora_dropout, ..LoraConfig::new(all) };
         attach(&mut factored, "default", config, Key::from_seed(1)).expect("one site");
         group.bench_function(format!("factored, dropout {dropout}"), |bencher| {
             bencher.iter_batched(
                 x,
-                |x| black_box(factored.linear.forward(x, &mut Pass::train(Key::from_seed(2))).sum().backward()),
+                |x| black_box(factored.layers[0].forward(x, &mut Pass::train(Key::from_seed(2))).sum().backward()),
                 BatchSize::LargeInput,
             );
         });

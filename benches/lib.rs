@@ -1,15 +1,17 @@
 //! Benchmarks of Sideburn; run them with `cargo bench`, or one with `cargo bench --bench NAME`.
 //!
 //! * `adapted_linear`: a linear layer with LoRA, factored as here, as Burn's own dense update, and merged.
+//! * `many_adapters`: layers with one adapter and with 35, of which one is active, and attaching one more.
 //! * `lora_step`: a LoRA training step of FLAN-T5-small's architecture, in tokens per second.
 //! * `step_memory`: peak memory and time of a LoRA step, here and with Burn's `apply_lora`.
 //! * `rouge`: ROUGE over a corpus.
 //!
-//! This library holds what `lora_step` and `step_memory` measure.
+//! This library holds what several of them measure.
 
 use std::convert::Infallible;
 
 use burn::module::{Lora, Module, ParamGroup};
+use sideburn::adapters::{AdaptedLinear, AdaptedModel, AdapterSet, ModelShape, Weight, WeightMut};
 use sideburn::prelude::*;
 use sideburn::t5::FeedForward;
 
@@ -62,4 +64,48 @@ fn batch() -> Seq2SeqBatch {
             .expect("full rows")
     };
     Seq2SeqBatch::new(rows(SOURCE, key.fold_in(0)), rows(TARGET, key.fold_in(1))).expect("as many targets as sources")
+}
+
+/// Linear layers side by side, as a model that can be adapted.
+#[derive(Module, Debug)]
+pub struct Layers {
+    /// The layers, called `layer.0`, `layer.1` and so on.
+    pub layers: Vec<AdaptedLinear>,
+    adapters: AdapterSet,
+}
+
+impl Layers {
+    /// This many random layers `[out, input]`.
+    pub fn random(layers: usize, [out, input]: [usize; 2], device: &Device) -> Self {
+        let layer = |index| AdaptedLinear::random(out, input, 0.05, Key::from_seed(0).fold_in(index), device);
+        Self { layers: (0..layers as u64).map(layer).collect(), adapters: AdapterSet::default() }
+    }
+}
+
+impl AdaptedModel for Layers {
+    fn weights(&self) -> Vec<(String, Weight<'_>)> {
+        let weight = |(index, layer)| (format!("layer.{index}"), Weight::Linear(layer));
+        self.layers.iter().enumerate().map(weight).collect()
+    }
+
+    fn weights_mut(&mut self) -> Vec<(String, WeightMut<'_>)> {
+        let weight = |(index, layer)| (format!("layer.{index}"), WeightMut::Linear(layer));
+        self.layers.iter_mut().enumerate().map(weight).collect()
+    }
+
+    fn shape(&self) -> ModelShape {
+        ModelShape::of_layers()
+    }
+
+    fn device(&self) -> Device {
+        self.layers[0].device()
+    }
+
+    fn adapters(&self) -> &AdapterSet {
+        &self.adapters
+    }
+
+    fn adapters_mut(&mut self) -> &mut AdapterSet {
+        &mut self.adapters
+    }
 }
