@@ -11,7 +11,8 @@
 //!   opens one without a model;
 //! * [`save_burn_lora`] and [`load_burn_lora`] do the same for Burn modules that are not made for this crate;
 //! * [`combine`] makes one adapter of several, and [`to_plain_lora`] plain LoRA of PiSSA and OLoRA;
-//! * [`merge`], [`unmerge`] and [`merge_and_unload`] work adapters into the base weights;
+//! * [`merge`], [`unmerge`] and [`merge_and_unload`] work adapters into the base weights, and [`merge_drift`] measures
+//!   what that costs;
 //! * [`load_base`] and [`save_base`] exchange base weights with `transformers`;
 //! * [`ParameterReport`] counts, and [`fingerprint`] tells bases apart.
 //!
@@ -63,7 +64,7 @@ pub use error::{AdapterError, Misshapen};
 pub use fields::Fields;
 pub use fingerprint::fingerprint;
 pub use linear::AdaptedLinear;
-pub use merge::{merge, merge_and_unload, unmerge};
+pub use merge::{merge, merge_and_unload, merge_drift, unmerge};
 pub use method::{Common, Company, Method, Outline, Place, PlaceKind, Plan, read_config};
 pub use methods::{
     AdaLoraConfig, FullConfig, Ia3Config, LnTuningConfig, LoHaConfig, LoKrConfig, LoraBias, LoraConfig, LoraInit,

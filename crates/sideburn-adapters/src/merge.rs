@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use crate::AdapterError;
 use crate::method::Place;
@@ -67,6 +67,28 @@ pub fn merge<M: AdaptedModel>(model: &mut M) -> Result<Vec<String>, AdapterError
     }
     *model = merged;
     Ok(names)
+}
+
+/// How far merging the active adapters would move what `compute` makes of the model: the largest absolute difference, or
+/// NaN if there is one. The model stays as it is.
+///
+/// For logits of a batch, say, it tells before [`merge`] what rounding will cost there.
+///
+/// # Errors
+/// As for [`merge`], or if `compute` fails.
+///
+/// # Panics
+/// If `compute` gives tensors of two shapes.
+pub fn merge_drift<M: AdaptedModel, E: From<AdapterError>, const D: usize>(
+    model: &M,
+    compute: impl Fn(&M) -> Result<Tensor<D>, E>,
+) -> Result<f32, E> {
+    let before = compute(model)?;
+    let mut merged = model.clone();
+    merge(&mut merged)?;
+    let distance = compute(&merged)?.sub(before).abs().cast(DType::F32).into_data();
+    let distance: Vec<f32> = distance.try_into_vec().expect("a tensor that was cast to f32");
+    Ok(distance.into_iter().fold(0.0, |max, x| if max.is_nan() || max > x { max } else { x }))
 }
 
 /// Restores the base weights from before all merges, bit for bit, and makes the adapters that were merged active.

@@ -1,15 +1,15 @@
 //! Several adapters over one base: choosing them for the model and for single rows, swapping, deleting, and what is
 //! refused.
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use sideburn_adapters::{
     AdaptedModel, AdapterError, Common, Ia3Config, Key, LoraConfig, Method, ParameterReport, Pass, PromptTuningConfig,
-    adapter_tensors, attach, delete, load_adapter, merge, merge_and_unload, save_adapter, set_active,
+    adapter_tensors, attach, delete, load_adapter, merge, merge_and_unload, merge_drift, save_adapter, set_active,
     set_adapter_tensors, set_trainable, swap_adapter, unmerge, without_adapters,
 };
 use sideburn_batch::TokenRows;
 use sideburn_generate::{GreedyConfig, greedy};
-use sideburn_t5::T5;
+use sideburn_t5::{T5, T5Error};
 
 #[allow(dead_code)]
 #[path = "../../../testdata/golden.rs"]
@@ -267,6 +267,35 @@ fn merged_adapters_stay_merged_until_they_are_taken_out() {
     assert!(error.contains("\"b\" would make") && error.contains("not finite"), "{error}");
     set_active(&mut broken, &[]).unwrap();
     assert_eq!(inputs.logits(&broken), inputs.logits(&base()), "the base is as it was");
+}
+
+#[test]
+fn the_drift_of_a_merge_is_measured() {
+    let inputs = Inputs::open();
+    let mut model = with_a_and_b();
+    let drift = |model: &T5| {
+        merge_drift(model, |model| {
+            let mut pass = Pass::evaluate();
+            let encoded = model.encode(&inputs.source, &mut pass)?;
+            let hidden = model.decode(&encoded, &inputs.decoder_input, &mut pass)?;
+            Ok::<_, T5Error>(model.head(hidden, &mut pass))
+        })
+    };
+    let found = drift(&model).unwrap();
+    println!("merging changes logits by at most {found:e}");
+    assert!(found > 0.0 && found <= 2e-4, "{found:e}");
+    let before = inputs.logits(&model);
+    assert!(model.adapters().get("b").unwrap().is_active(), "nothing is merged yet");
+    let mut merged = model.clone();
+    merge(&mut merged).unwrap();
+    assert_eq!(max_difference(&inputs.logits(&merged), &before), found);
+
+    let nan = merge_drift(&model, |model| Ok::<_, AdapterError>(Tensor::<1>::full([2], f32::NAN, &model.device())));
+    assert!(nan.unwrap().is_nan());
+    set_active(&mut model, &[]).unwrap();
+    assert_eq!(drift(&model).unwrap(), 0.0, "there is nothing to merge");
+    attach(&mut model, "prompt", PromptTuningConfig::new(3), Key::from_seed(0)).unwrap();
+    assert!(drift(&model).unwrap_err().to_string().contains("cannot be merged into the model's input"));
 }
 
 #[test]
