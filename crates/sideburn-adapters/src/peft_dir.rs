@@ -13,7 +13,7 @@ use sideburn_weights::{AtomicDir, StateDict, Tensor, write_atomic, write_safeten
 use crate::method::{Method, Outline, read_config};
 use crate::model_card::model_card;
 use crate::registry::{attach_dyn, slots_of, try_each_slots};
-use crate::tensors::{frozen_param, to_file};
+use crate::tensors::{param_like, to_file};
 use crate::{AdaptedModel, AdapterError, Misshapen, fingerprint};
 
 const CONFIG_FILE: &str = "adapter_config.json";
@@ -238,8 +238,7 @@ fn fill<M: AdaptedModel>(model: &mut M, name: &str, file: &StateDict) -> Result<
                         let path = file.path().to_owned();
                         return Err(AdapterError::NotFinite { path, tensor, index, value: values[index] });
                     }
-                    let filled = frozen_param(values, &spec.dims(), &param.lazy_device());
-                    read.insert(tensor.clone(), filled.set_require_grad(spec.trainable));
+                    read.insert(tensor.clone(), param_like(param, values, &spec.dims()));
                 }
                 *param = read[&tensor].clone();
                 for copy in spec.copies {

@@ -12,7 +12,7 @@ use crate::methods::{OwnHead, Replace};
 use crate::model::{AdaptedModel, ModelShape, WeightMut};
 use crate::rule::{Prefix, Rule, Weights};
 use crate::slot::{Base, Shared, Slot, values};
-use crate::tensors::frozen_param;
+use crate::tensors::param_like;
 use crate::{AdapterError, Pass, freeze};
 
 /// The adapters that a model has; a field of every model that can be adapted.
@@ -181,7 +181,7 @@ pub fn set_adapter_tensors<M: AdaptedModel>(
                 if values.len() != dims[0] * dims[1] {
                     return Err(AdapterError::WrongLength { tensor, found: values.len(), shape: spec.shape });
                 }
-                *param = frozen_param(values, &dims, &param.lazy_device()).set_require_grad(spec.trainable);
+                *param = param_like(param, values, &dims);
             }
         }
         Ok(())

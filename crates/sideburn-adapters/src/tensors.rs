@@ -22,6 +22,16 @@ pub(crate) fn frozen_param<const D: usize>(values: Vec<f32>, shape: &[usize], de
     Param::initialized(ParamId::new(), tensor).no_grad()
 }
 
+/// A parameter with `values` in row-major order in the place of `before`, which trains if that did.
+pub(crate) fn param_like<const D: usize>(
+    before: &Param<Tensor<D>>,
+    values: Vec<f32>,
+    shape: &[usize],
+) -> Param<Tensor<D>> {
+    let tensor = Tensor::from_data(TensorData::new(values, shape.to_vec()), &before.lazy_device());
+    before.clone().transform_for_load(tensor, ParamId::new())
+}
+
 /// A weight drawn from `N(0, deviation^2)` when it is first needed: counting the parameters of a model, or loading it
 /// from a file, draws nothing.
 pub fn random_weight<const D: usize>(shape: [usize; D], deviation: f64, key: Key, device: &Device) -> Param<Tensor<D>> {

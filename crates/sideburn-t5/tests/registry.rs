@@ -166,6 +166,23 @@ fn tensors_are_swapped_in_place() {
     assert_eq!(inputs.logits(&model), b, "as before");
 }
 
+#[test]
+fn new_values_train_as_the_old_ones_did() {
+    let mut model = with_a_and_b();
+    let report = ParameterReport::of(&model);
+    // `a` was frozen when `b` came.
+    swap_adapter(&mut model, "a", golden::path(A)).unwrap();
+    assert_eq!(ParameterReport::of(&model), report);
+    set_adapter_tensors(&mut model, "a", |name| name.contains("lora_B").then(|| vec![0.0; 64 * 4])).unwrap();
+    assert_eq!(ParameterReport::of(&model), report);
+    set_trainable(&mut model, &[]).unwrap();
+    swap_adapter(&mut model, "b", golden::path(B)).unwrap();
+    assert_eq!(ParameterReport::of(&model).trainable, 0);
+    set_trainable(&mut model, &["b"]).unwrap();
+    swap_adapter(&mut model, "b", golden::path(B)).unwrap();
+    assert_eq!(ParameterReport::of(&model), report);
+}
+
 /// The ranks in the golden `b`.
 fn rank(name: &str) -> usize {
     match name {
