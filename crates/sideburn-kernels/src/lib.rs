@@ -44,6 +44,7 @@ mod linear;
 mod loss;
 mod norm;
 mod path;
+mod profile;
 mod row_layout;
 
 pub use attention::{Sight, attention};
@@ -53,5 +54,6 @@ pub use linear::{LowRank, adapted_linear, linear, low_rank};
 pub use loss::{cross_entropy, linear_cross_entropy};
 pub use norm::rms_norm;
 pub use path::{Path, path, set_path};
+pub use profile::{Event, Span, record_profile, take_profile, write_chrome_events};
 pub use row_layout::RowLayout;
 pub use sideburn_batch::Key;

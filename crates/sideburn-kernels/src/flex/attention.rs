@@ -10,6 +10,7 @@ use super::products::{Before, Mat, MatMut, Parts, Workers, product};
 use super::simd::{exp, largest, sum, vectorized};
 use super::{Primitive, contiguous, is_fused, matrix};
 use crate::attention::{self, AttentionOps, Sight};
+use crate::profile::Span;
 
 /// Queries that a task takes at once.
 const BLOCK: usize = 64;
@@ -24,6 +25,7 @@ impl AttentionOps for Flex {
         probability: f64,
         key: Key,
     ) -> Primitive {
+        let _span = Span::new("attention_forward");
         if !is_fused(&[&q, &k, &v, &bias]) {
             return attention::composed::<Flex>(q, k, v, bias, &sight, probability, key);
         }
@@ -51,6 +53,7 @@ impl AttentionOps for Flex {
         probability: f64,
         key: Key,
     ) -> (Primitive, Primitive, Primitive, Primitive) {
+        let _span = Span::new("attention_backward");
         if !is_fused(&[&q, &k, &v, &bias, &gradient]) {
             let inputs = [q, k, v, bias];
             return attention::composed_backward::<Flex>(inputs, gradient, &sight, of_bias, probability, key);

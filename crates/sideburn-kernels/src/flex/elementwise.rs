@@ -13,6 +13,7 @@ use super::{Primitive, TASK, contiguous, is_fused, overwritable, rows_per_task, 
 use crate::dropout::{self, DropoutOps};
 use crate::gate::{self, GELU_CUBIC, GateOps, SQRT_2_OVER_PI};
 use crate::norm::{self, NormOps};
+use crate::profile::Span;
 
 /// The mask of a dropout: for each element of a tensor, zero or the scale of what is kept.
 #[derive(Clone, Copy)]
@@ -65,6 +66,7 @@ impl Mask {
 
 impl DropoutOps for Flex {
     fn keyed_dropout(x: Primitive, probability: f64, key: Key) -> Primitive {
+        let _span = Span::new("keyed_dropout");
         let Some(mask) = Mask::new(probability, key) else { return x };
         if !is_fused(&[&x]) {
             // The same elements as in the fused form, and no use of the backend's generator, which threads share.
@@ -88,6 +90,7 @@ impl DropoutOps for Flex {
     }
 
     fn add_dropout(residual: Primitive, x: Primitive, probability: f64, key: Key) -> Primitive {
+        let _span = Span::new("add_dropout");
         let mask = Mask::new(probability, key);
         let Some(mask) = mask.filter(|_| is_fused(&[&residual, &x])) else {
             return Flex::float_add(residual, dropout::drop::<Flex>(x, probability, key));
@@ -108,6 +111,7 @@ impl DropoutOps for Flex {
 
 impl NormOps for Flex {
     fn rms_norm(x: Primitive, weight: Primitive, epsilon: f64) -> Primitive {
+        let _span = Span::new("rms_norm");
         if !is_fused(&[&x, &weight]) {
             return norm::composed::<Flex>(x, weight, epsilon);
         }
@@ -129,6 +133,7 @@ impl NormOps for Flex {
     }
 
     fn rms_norm_backward_x(x: Primitive, weight: Primitive, gradient: Primitive, epsilon: f64) -> Primitive {
+        let _span = Span::new("rms_norm_backward_x");
         if !is_fused(&[&x, &weight, &gradient]) {
             return norm::composed_backward_x::<Flex>(x, weight, gradient, epsilon);
         }
@@ -152,6 +157,7 @@ impl NormOps for Flex {
     }
 
     fn rms_norm_backward_weight(x: Primitive, gradient: Primitive, epsilon: f64) -> Primitive {
+        let _span = Span::new("rms_norm_backward_weight");
         if !is_fused(&[&x, &gradient]) {
             return norm::composed_backward_weight::<Flex>(x, gradient, epsilon);
         }
@@ -186,6 +192,7 @@ fn inverse_rms(x: &[f32], epsilon: f64) -> f32 {
 
 impl GateOps for Flex {
     fn gelu_gate(gate: Primitive, up: Primitive, probability: f64, key: Key) -> Primitive {
+        let _span = Span::new("gelu_gate");
         if !is_fused(&[&gate, &up]) {
             return dropout::drop::<Flex>(gate::composed::<Flex>(gate, up), probability, key);
         }
@@ -214,6 +221,7 @@ impl GateOps for Flex {
         probability: f64,
         key: Key,
     ) -> (Primitive, Primitive) {
+        let _span = Span::new("gelu_gate_backward");
         if !is_fused(&[&gate, &up, &gradient]) {
             let gradient = dropout::drop::<Flex>(gradient, probability, key);
             return gate::composed_backward::<Flex>(gate, up, gradient);

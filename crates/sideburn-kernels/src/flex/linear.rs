@@ -10,9 +10,10 @@ use sideburn_batch::Key;
 use super::elementwise::Mask;
 use super::memory::Buffer;
 use super::products::{Before, Mat, MatMut, Parts, Workers, product};
-use super::simd::{sum, vectorized};
+use super::simd::{dots_with_two, vectorized};
 use super::{Primitive, contiguous, is_fused, matrix, values};
 use crate::linear::{self, LinearOps};
+use crate::profile::Span;
 
 /// Rows that a task of the low-rank branch takes at once.
 const BLOCK: usize = 128;
@@ -23,6 +24,7 @@ const FEW: usize = 8;
 
 impl LinearOps for Flex {
     fn linear_forward(x: Primitive, weight: Primitive) -> Primitive {
+        let _span = Span::new("linear_forward");
         if !is_fused(&[&x, &weight]) {
             return Flex::float_matmul(x, Flex::float_transpose(weight));
         }
@@ -34,6 +36,7 @@ impl LinearOps for Flex {
     }
 
     fn linear_backward_x(weight: Primitive, gradient: Primitive) -> Primitive {
+        let _span = Span::new("linear_backward_x");
         if !is_fused(&[&weight, &gradient]) {
             return Flex::float_matmul(gradient, weight);
         }
@@ -46,6 +49,7 @@ impl LinearOps for Flex {
     }
 
     fn linear_backward_weight(x: Primitive, gradient: Primitive) -> Primitive {
+        let _span = Span::new("linear_backward_weight");
         if !is_fused(&[&x, &gradient]) {
             return Flex::float_matmul(Flex::float_transpose(gradient), x);
         }
@@ -58,6 +62,7 @@ impl LinearOps for Flex {
     }
 
     fn low_rank(x: Primitive, a: Primitive, b: Primitive, scale: f64, probability: f64, key: Key) -> Primitive {
+        let _span = Span::new("low_rank");
         if !is_fused(&[&x, &a, &b]) {
             return linear::composed_low_rank::<Flex>(x, a, b, scale, probability, key);
         }
@@ -76,6 +81,7 @@ impl LinearOps for Flex {
         probability: f64,
         key: Key,
     ) -> Primitive {
+        let _span = Span::new("low_rank_backward_x");
         if !is_fused(&[&a, &b, &gradient]) {
             return linear::composed_low_rank_backward_x::<Flex>(a, b, gradient, scale, probability, key);
         }
@@ -96,6 +102,7 @@ impl LinearOps for Flex {
         probability: f64,
         key: Key,
     ) -> (Primitive, Primitive) {
+        let _span = Span::new("low_rank_backward_factors");
         if !is_fused(&[&x, &a, &b, &gradient]) {
             return linear::composed_low_rank_backward_factors::<Flex>(x, a, b, gradient, scale, probability, key);
         }
@@ -114,6 +121,7 @@ impl LinearOps for Flex {
         probability: f64,
         key: Key,
     ) -> Primitive {
+        let _span = Span::new("adapted_linear");
         if !is_fused(&[&x, &weight, &a, &b]) {
             let y = Flex::linear_forward(x.clone(), weight);
             return Flex::float_add(y, Flex::low_rank(x, a, b, scale, probability, key));
@@ -136,6 +144,7 @@ impl LinearOps for Flex {
         probability: f64,
         key: Key,
     ) -> (Primitive, Primitive, Primitive) {
+        let _span = Span::new("adapted_linear_backward");
         if !is_fused(&[&x, &weight, &a, &b, &gradient]) {
             let of_x = Flex::low_rank_backward_x(a.clone(), b.clone(), gradient.clone(), scale, probability, key);
             let of_x = Flex::float_add(Flex::linear_backward_x(weight, gradient.clone()), of_x);
@@ -180,17 +189,26 @@ fn few_rows(y: &mut [f32], x: Mat<'_>, weight: &[f32], input: usize) {
         let first = task * rows;
         // SAFETY: each task has its own columns.
         let mut y = unsafe { parts.part(0..n, first..first + weight.len() / input) };
-        vectorized(|| dots(&mut y, x, weight, input));
+        dots(&mut y, x, weight, input);
     });
 }
 
-/// `y[i][j]` is the dot product of row `i` of `x` and row `j` of `weight`.
-#[inline(always)]
+/// `y[i][j]` is the dot product of row `i` of `x` and row `j` of `weight`, each row of which is read once.
 fn dots(y: &mut MatMut<'_>, x: &[f32], weight: &[f32], input: usize) {
-    for (i, x) in x.chunks_exact(input).enumerate() {
-        let y = y.row(i);
-        for (y, weight) in y.iter_mut().zip(weight.chunks_exact(input)) {
-            *y = sum([x, weight], |[x, w]| x * w);
+    let n = x.len() / input;
+    for (pair, weight) in weight.chunks(2 * input).enumerate() {
+        // An odd last row is its own neighbour.
+        let weight = [&weight[..input], &weight[weight.len() - input..]];
+        for first in (0..n).step_by(4) {
+            let count = (n - first).min(4);
+            let x = |row: usize| &x[(first + row) * input..][..input];
+            let products = match count {
+                1 => [dots_with_two([x(0)], weight)[0]; 4],
+                _ => dots_with_two([0, 1, 2, 3].map(|row| x(row.min(count - 1))), weight),
+            };
+            for (row, products) in products[..count].iter().enumerate() {
+                y.row(first + row)[2 * pair..].iter_mut().zip(products).for_each(|(y, product)| *y = *product);
+            }
         }
     }
 }

@@ -10,6 +10,7 @@ use super::simd::{exp, largest, sum, vectorized};
 use super::{Primitive, contiguous, is_fused, matrix, overwritable, values};
 use crate::linear::LinearOps;
 use crate::loss::{self, LossOps};
+use crate::profile::Span;
 
 /// Rows of hidden states that a task takes.
 const ROWS: usize = 128;
@@ -20,6 +21,7 @@ const TASKS: usize = 8;
 
 impl LossOps for Flex {
     fn cross_entropy(logits: Primitive, labels: IntTensor<Flex>) -> Primitive {
+        let _span = Span::new("cross_entropy");
         let classes = logits.shape()[1];
         let indices = class_indices(labels.clone(), classes);
         if !is_fused(&[&logits]) {
@@ -35,6 +37,7 @@ impl LossOps for Flex {
     }
 
     fn cross_entropy_backward(logits: Primitive, labels: IntTensor<Flex>, gradient: Primitive) -> Primitive {
+        let _span = Span::new("cross_entropy_backward");
         if !is_fused(&[&logits, &gradient]) {
             return loss::composed_backward::<Flex>(logits, labels, gradient);
         }
@@ -59,6 +62,7 @@ impl LossOps for Flex {
         labels: IntTensor<Flex>,
         smoothing: f64,
     ) -> Primitive {
+        let _span = Span::new("linear_cross_entropy");
         let indices = class_indices(labels.clone(), weight.shape()[0]);
         if !is_fused(&[&hidden, &weight]) {
             return loss::composed_smoothed::<Flex>(Flex::linear_forward(hidden, weight), labels, smoothing);
@@ -73,6 +77,7 @@ impl LossOps for Flex {
         labels: IntTensor<Flex>,
         smoothing: f64,
     ) -> (Primitive, Primitive) {
+        let _span = Span::new("linear_cross_entropy_and_gradient");
         let indices = class_indices(labels.clone(), weight.shape()[0]);
         if !is_fused(&[&hidden, &weight]) {
             return loss::composed_linear_and_gradient::<Flex>(hidden, weight, labels, smoothing);
@@ -88,6 +93,7 @@ impl LossOps for Flex {
         gradient: Primitive,
         smoothing: f64,
     ) -> Primitive {
+        let _span = Span::new("linear_cross_entropy_backward_weight");
         if !is_fused(&[&hidden, &weight, &gradient]) {
             return loss::composed_linear_backward_weight::<Flex>(hidden, weight, labels, gradient, smoothing);
         }

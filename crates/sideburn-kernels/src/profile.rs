@@ -1,0 +1,116 @@
+//! Where the time goes, operation by operation.
+
+use std::borrow::Cow;
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Instant;
+
+/// A piece of time that something took.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Event {
+    /// What took it: an operation of this crate, or a part of a step.
+    pub name: Cow<'static, str>,
+    /// When it began, in microseconds since the first event of the process.
+    pub start_us: f64,
+    /// How long it took, in microseconds.
+    pub duration_us: f64,
+    /// Which thread it was on; they are numbered as they turn up.
+    pub thread: u64,
+}
+
+static RECORDING: AtomicBool = AtomicBool::new(false);
+static EVENTS: Mutex<Vec<Event>> = Mutex::new(Vec::new());
+
+/// Records events from now on, or no more. While nothing is recorded, an operation costs one load more.
+pub fn record_profile(on: bool) {
+    RECORDING.store(on, Ordering::Relaxed);
+}
+
+/// What was recorded since the last call.
+pub fn take_profile() -> Vec<Event> {
+    std::mem::take(&mut EVENTS.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Writes events as lines of Chrome's trace format, which `chrome://tracing` and Perfetto read: a file is `[`, a newline,
+/// and such lines; that its array is never closed is part of the format.
+///
+/// # Errors
+/// If they cannot be written.
+pub fn write_chrome_events(events: &[Event], mut to: impl Write) -> io::Result<()> {
+    for Event { name, start_us, duration_us, thread } in events {
+        // Debug formatting escapes quotes and backslashes as JSON does; names hold nothing else to be escaped.
+        writeln!(
+            to,
+            r#"{{"name":{name:?},"ph":"X","pid":1,"tid":{thread},"ts":{start_us:.3},"dur":{duration_us:.3}}},"#
+        )?;
+    }
+    Ok(())
+}
+
+/// Records, if anything is to be recorded, the time until it is dropped. On a GPU that is the time until the work was
+/// handed over, not until it was done.
+#[derive(Debug)]
+#[must_use = "it measures until it is dropped"]
+pub struct Span(Option<(Cow<'static, str>, Instant)>);
+
+impl Span {
+    /// Begins something of this name.
+    pub fn new(name: impl Into<Cow<'static, str>>) -> Self {
+        Self(RECORDING.load(Ordering::Relaxed).then(|| {
+            origin();
+            (name.into(), Instant::now())
+        }))
+    }
+}
+
+fn origin() -> Instant {
+    static ORIGIN: OnceLock<Instant> = OnceLock::new();
+    *ORIGIN.get_or_init(Instant::now)
+}
+
+impl Drop for Span {
+    fn drop(&mut self) {
+        use std::sync::atomic::AtomicU64;
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        thread_local!(static THREAD: u64 = NEXT.fetch_add(1, Ordering::Relaxed));
+        let Some((name, start)) = self.0.take() else { return };
+        let event = Event {
+            name,
+            start_us: start.duration_since(origin()).as_secs_f64() * 1e6,
+            duration_us: start.elapsed().as_secs_f64() * 1e6,
+            thread: THREAD.with(|thread| *thread),
+        };
+        EVENTS.lock().unwrap_or_else(PoisonError::into_inner).push(event);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_recorded_is_written() {
+        drop(Span::new("before"));
+        record_profile(true);
+        {
+            let _outer = Span::new("outer");
+            drop(Span::new("inner"));
+        }
+        record_profile(false);
+        drop(Span::new("after"));
+        let events: Vec<Event> = take_profile()
+            .into_iter()
+            .filter(|event| ["before", "outer", "inner", "after"].contains(&&*event.name))
+            .collect();
+        let [inner, outer] = &events[..] else { panic!("{events:?}") };
+        assert_eq!((&*inner.name, &*outer.name), ("inner", "outer"));
+        assert!(outer.start_us <= inner.start_us && outer.duration_us >= inner.duration_us);
+
+        let event = Event { name: "a \"b\"".into(), start_us: 1.5, duration_us: 2.0, thread: 3 };
+        let mut out = Vec::new();
+        write_chrome_events(&[event], &mut out).unwrap();
+        let line = "{\"name\":\"a \\\"b\\\"\",\"ph\":\"X\",\"pid\":1,\"tid\":3,\"ts\":1.500,\"dur\":2.000},\n";
+        assert_eq!(String::from_utf8(out).unwrap(), line);
+    }
+}
