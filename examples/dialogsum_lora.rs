@@ -44,6 +44,9 @@ struct Args {
     /// Writes the results to this file as well
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Writes what each operation of the training took to this file, for https://ui.perfetto.dev
+    #[arg(long)]
+    profile: Option<PathBuf>,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -67,8 +70,7 @@ fn main() -> anyhow::Result<()> {
     println!("train: {train_set}\ntest: {test_set}");
     let seconds_load = clock.elapsed().as_secs_f64();
     let T5Config { eos_token_id, decoder_start_token_id, .. } = *base.config();
-    let no_repeat_ngram_size = 3; // as FLAN-T5's own configuration has it
-    let config = GreedyConfig { max_new_tokens: 64, decoder_start_token_id, eos_token_id, no_repeat_ngram_size };
+    let config = GreedyConfig { max_new_tokens: 64, decoder_start_token_id, eos_token_id, no_repeat_ngram_size: 3 };
     let summarise = |model: &T5, samples: &[TokenizedSample]| -> anyhow::Result<Vec<String>> {
         let mut summaries = Vec::new();
         for chunk in samples.chunks(args.batch_size) {
@@ -88,20 +90,19 @@ fn main() -> anyhow::Result<()> {
     attach(&mut model, "dialogsum", lora, Key::from_seed(args.seed))?;
     let parameters = ParameterReport::of(&model);
     println!("{parameters}");
-
     let clock = Instant::now();
     let Args { max_steps, learning_rate, seed, .. } = args;
     let config = TrainConfig { learning_rate, warmup_steps: max_steps / 20, seed, ..TrainConfig::new(max_steps) };
     let report = Trainer::new(config)?
         .observe(ProgressLine::new(max_steps))
         .observe(JsonLinesLog::create(args.output.join("training.jsonl"))?)
+        .observe(args.profile.as_ref().map(ChromeTrace::create).transpose()?)
         .train(&mut model, |step| train_set.batch(&sampler.batch(step)), T5::token_losses);
     // After an error the model has its last good weights, which do not replace an earlier adapter.
     let adapter = args.output.join(if report.is_ok() { "adapter" } else { "last_good_adapter" });
     let saved = save_adapter(&model, "dialogsum", &adapter);
     let (losses, seconds_train, ()) = (report?.losses(), clock.elapsed().as_secs_f64(), saved?);
     println!("{} steps in {seconds_train:.0} s; adapter in {}\n", losses.len(), adapter.display());
-
     // The saved adapter on a base read anew, and the untouched base.
     let clock = Instant::now();
     let mut reloaded = T5::from_dir(&model_dir, &device)?;
@@ -112,7 +113,6 @@ fn main() -> anyhow::Result<()> {
         let [reference, before, after] = [&sample.references()[0], &zero_shot[index], &tuned[index]];
         println!("{}\n  reference  {reference}\n  zero-shot  {before}\n  LoRA       {after}\n", sample.id);
     }
-
     // ROUGE, against all references of each dialogue.
     let clock = Instant::now();
     let first_line: Vec<&str> = test.iter().filter_map(|sample| sample.dialogue.lines().next()).collect();

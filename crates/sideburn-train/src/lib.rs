@@ -21,6 +21,6 @@ mod trainer;
 
 pub use config::TrainConfig;
 pub use error::TrainError;
-pub use observe::{JsonLinesLog, Observer, ProgressLine, StepRecord};
+pub use observe::{ChromeTrace, JsonLinesLog, Observer, ProgressLine, StepRecord};
 pub use schedule::Schedule;
 pub use trainer::{TrainReport, Trainer};

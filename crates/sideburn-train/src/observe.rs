@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
+use sideburn_kernels::{record_profile, take_profile, write_chrome_events};
 
 use crate::TrainError;
 
@@ -107,5 +108,59 @@ impl Observer for JsonLinesLog {
         // Flushed at once, so that the log of a run that dies ends with its last whole step.
         let written = self.writer.write_all(line.as_bytes()).and_then(|()| self.writer.flush());
         written.map_err(|source| TrainError::Log { path: self.path.clone(), source })
+    }
+}
+
+/// Observes nothing where there is nobody.
+impl<O: Observer> Observer for Option<O> {
+    fn step(&mut self, record: &StepRecord) -> Result<(), TrainError> {
+        self.as_mut().map_or(Ok(()), |observer| observer.step(record))
+    }
+}
+
+/// A profile of the run in Chrome's trace format: what each operation of each step took. Open the file in
+/// <https://ui.perfetto.dev> or `chrome://tracing`.
+///
+/// On a GPU, where operations run behind the program's back, it shows what handing them over took.
+#[derive(Debug)]
+pub struct ChromeTrace {
+    path: PathBuf,
+    writer: BufWriter<File>,
+}
+
+impl ChromeTrace {
+    /// Begins a profile, in place of one that may be there; missing directories are made. Whatever the process computes
+    /// from now on is in it, until this is dropped.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn create(path: impl AsRef<Path>) -> Result<Self, TrainError> {
+        let path = path.as_ref().to_owned();
+        let made = path.parent().map_or(Ok(()), std::fs::create_dir_all);
+        let begun = made.and_then(|()| File::create(&path)).and_then(|file| {
+            let mut writer = BufWriter::new(file);
+            writer.write_all(b"[\n").map(|()| writer)
+        });
+        match begun {
+            Ok(writer) => {
+                take_profile();
+                record_profile(true);
+                Ok(Self { path, writer })
+            }
+            Err(source) => Err(TrainError::Log { path, source }),
+        }
+    }
+}
+
+impl Observer for ChromeTrace {
+    fn step(&mut self, _: &StepRecord) -> Result<(), TrainError> {
+        let written = write_chrome_events(&take_profile(), &mut self.writer).and_then(|()| self.writer.flush());
+        written.map_err(|source| TrainError::Log { path: self.path.clone(), source })
+    }
+}
+
+impl Drop for ChromeTrace {
+    fn drop(&mut self) {
+        record_profile(false);
     }
 }

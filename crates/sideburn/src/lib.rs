@@ -85,7 +85,7 @@ pub mod prelude {
     pub use sideburn_generate::{GreedyConfig, greedy};
     pub use sideburn_rouge::{BootstrapConfig, Metric, RougeScorer, aggregate, mean};
     pub use sideburn_t5::{T5, T5Config};
-    pub use sideburn_train::{JsonLinesLog, ProgressLine, Schedule, TrainConfig, Trainer};
+    pub use sideburn_train::{ChromeTrace, JsonLinesLog, ProgressLine, Schedule, TrainConfig, Trainer};
 
     pub use crate::device::parse_device;
 }
