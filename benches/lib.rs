@@ -5,6 +5,7 @@
 //! * `lora_step`: a LoRA training step of FLAN-T5-small's architecture, in tokens per second.
 //! * `step_memory`: peak memory and time of a LoRA step, here and with Burn's `apply_lora`.
 //! * `rouge`: ROUGE over a corpus.
+//! * `peer`: our side of `benches/peer/run.py`, which measures Sideburn beside Hugging Face.
 //!
 //! This library holds what several of them measure.
 

@@ -1,0 +1,357 @@
+//! Our side of the comparison with Hugging Face: one case in one process, as flags say, and one JSON line of what was
+//! measured. `benches/peer/run.py` runs it beside `hugging_face.py`, which takes the same flags.
+//!
+//! `tokens` turns dialogues into the token ids that both sides read; `train` repeats training steps of a model
+//! directory over a file of such samples; `decode` writes a number of tokens greedily. Only public API is used: what is
+//! timed is `Trainer::train` and `greedy`, as a program would call them.
+
+use std::convert::Infallible;
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Instant, SystemTime};
+
+use anyhow::Context;
+use clap::{Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sideburn::adapters::{FullConfig, PromptTuningConfig};
+use sideburn::prelude::*;
+use sideburn::train::{Observer, StepRecord, TrainError};
+
+/// Sideburn's side of benches/peer/run.py
+#[derive(Parser)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Writes the token ids of the first training dialogues, a JSON object a line
+    Tokens {
+        /// Directory of DialogSum
+        #[arg(long)]
+        dataset: PathBuf,
+        /// Directory of the tokenizer
+        #[arg(long)]
+        tokenizer: PathBuf,
+        #[arg(long)]
+        count: usize,
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// Times training steps: forward, backward, clipping, AdamW
+    Train {
+        #[command(flatten)]
+        case: Case,
+        #[arg(long)]
+        method: Method,
+        /// Of LoRA's branch; the model's own stands in its config.json
+        #[arg(long, default_value_t = 0.0)]
+        lora_dropout: f64,
+        #[arg(long, default_value = "order")]
+        batching: Batching,
+    },
+    /// Times greedy decoding
+    Decode {
+        #[command(flatten)]
+        case: Case,
+        /// Every row writes this many; none ends before
+        #[arg(long)]
+        new_tokens: usize,
+    },
+}
+
+#[derive(clap::Args)]
+struct Case {
+    /// Directory of the base model
+    #[arg(long)]
+    model: PathBuf,
+    /// Token ids, as `tokens` writes them; a repetition goes through the file once
+    #[arg(long)]
+    samples: PathBuf,
+    /// Rows of a batch
+    #[arg(long)]
+    rows: usize,
+    /// Repetitions that are not counted
+    #[arg(long, default_value_t = 0)]
+    warmup: usize,
+    /// Repetitions that are counted
+    #[arg(long, default_value_t = 1)]
+    reps: usize,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Method {
+    /// Rank 32 on q and v
+    Lora,
+    /// 20 virtual tokens
+    Prompt,
+    /// Every weight
+    Full,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Batching {
+    /// As many rows as `--rows` says, in the order of the file
+    Order,
+    /// Shuffled, and as many rows as fit into as many tokens as `--rows` samples have on average
+    Budget,
+}
+
+/// One line of a file of samples.
+#[derive(Serialize, Deserialize)]
+struct Ids {
+    source: Vec<u32>,
+    target: Vec<u32>,
+}
+
+fn main() -> anyhow::Result<()> {
+    // `cargo bench` runs every benchmark, with this flag. Alone, there is nothing to compare with.
+    if std::env::args().any(|argument| argument == "--bench") {
+        println!("peer: run benches/peer/run.py, which compares with Hugging Face");
+        return Ok(());
+    }
+    match Args::parse().command {
+        Command::Tokens { dataset, tokenizer, count, out } => write_tokens(&dataset, &tokenizer, count, &out)?,
+        Command::Train { case, method, lora_dropout, batching } => {
+            println!("{}", train(&case, method, lora_dropout, batching)?);
+        }
+        Command::Decode { case, new_tokens } => println!("{}", decode(&case, new_tokens)?),
+    }
+    Ok(())
+}
+
+fn write_tokens(dataset: &Path, tokenizer: &Path, count: usize, out: &Path) -> anyhow::Result<()> {
+    let samples = DialogSum::open(dataset)?.train;
+    anyhow::ensure!(samples.len() >= count, "{}: {} dialogues, wanted {count}", dataset.display(), samples.len());
+    let tokenizer = Tokenizer::from_dir(tokenizer)?;
+    let set = tokenize(&samples[..count], &tokenizer, &PromptTemplate::default(), Limits::default())?;
+    let mut file = BufWriter::new(File::create(out)?);
+    for TokenizedSample { source, target, .. } in set.samples {
+        serde_json::to_writer(&mut file, &Ids { source, target })?;
+        file.write_all(b"\n")?;
+    }
+    file.flush()?;
+    Ok(())
+}
+
+fn train(case: &Case, method: Method, lora_dropout: f64, batching: Batching) -> anyhow::Result<Value> {
+    let samples = read_samples(&case.samples)?;
+    let batches = match batching {
+        Batching::Order => in_order(samples.len(), case.rows),
+        Batching::Budget => by_budget(&samples, case.rows),
+    };
+    let batches: Vec<Seq2SeqBatch> = batches.iter().map(|batch| collate(&samples, batch)).collect::<Result<_, _>>()?;
+    let mut model = T5::from_dir(&case.model, &Device::flex().autodiff())?;
+    attach_method(&mut model, method, lora_dropout)?;
+    let trainable = ParameterReport::of(&model).trainable;
+
+    let steps = ((case.warmup + case.reps) * batches.len()) as u64;
+    let config = TrainConfig { learning_rate: 1e-4, lr_scheduler_type: Schedule::Constant, ..TrainConfig::new(steps) };
+    let batch = |step: u64| Ok::<_, Infallible>(batches[step as usize % batches.len()].clone());
+    let (resting_mib, ready_at) = (resident_mib("VmRSS"), now());
+    let mut watch = Watch { batches: batches.len() as u64, first_step_at: 0.0, laps: Laps::start() };
+    let report = Trainer::new(config)?.observe(&mut watch).train(&mut model, batch, T5::token_losses)?;
+
+    let mut record = watch.laps.record(case.warmup);
+    let tokens: usize = batches.iter().map(|batch| batch.source().tokens() + batch.target().tokens()).sum();
+    extend(
+        &mut record,
+        json!({
+            "batches": batches.len(), "tokens": tokens, "computed_tokens": tokens, "losses": report.losses(),
+            "trainable": trainable, "resting_mib": resting_mib,
+            "ready_at": ready_at, "first_step_at": watch.first_step_at,
+        }),
+    );
+    Ok(record)
+}
+
+fn attach_method(model: &mut T5, method: Method, lora_dropout: f64) -> anyhow::Result<()> {
+    let key = Key::from_seed(0);
+    match method {
+        Method::Lora => {
+            let lora = LoraConfig { r: 32, lora_alpha: 32.0, lora_dropout, ..LoraConfig::new(["q", "v"]) };
+            attach(model, "default", lora, key)?;
+        }
+        Method::Prompt => {
+            attach(model, "default", PromptTuningConfig::new(20), key)?;
+        }
+        Method::Full => {
+            attach(model, "default", FullConfig::default(), key)?;
+        }
+    }
+    Ok(())
+}
+
+fn decode(case: &Case, new_tokens: usize) -> anyhow::Result<Value> {
+    let samples = read_samples(&case.samples)?;
+    let batches = in_order(samples.len(), case.rows);
+    let sources: Vec<TokenRows> = batches
+        .iter()
+        .map(|batch| TokenRows::from_rows(batch.iter().map(|index| &samples[*index].source)))
+        .collect::<Result<_, _>>()?;
+    let model = T5::from_dir(&case.model, &Device::flex())?;
+    let decoder_start_token_id = model.config().decoder_start_token_id;
+    // No token has this id, so that no row ends early.
+    let eos_token_id = u32::MAX;
+    let config =
+        GreedyConfig { max_new_tokens: new_tokens, decoder_start_token_id, eos_token_id, no_repeat_ngram_size: 0 };
+    let ready_at = now();
+    let mut laps = Laps::start();
+    let mut ids = Vec::new();
+    for _ in 0..case.warmup + case.reps {
+        ids.clear();
+        for source in &sources {
+            ids.extend(greedy(model.start_decoding(source)?, &config)?);
+        }
+        laps.lap();
+    }
+    let mut record = laps.record(case.warmup);
+    let tokens = samples.len() * new_tokens;
+    extend(
+        &mut record,
+        json!({
+            "batches": sources.len(), "tokens": tokens, "computed_tokens": tokens, "ids": ids,
+            "ready_at": ready_at,
+        }),
+    );
+    Ok(record)
+}
+
+fn read_samples(path: &Path) -> anyhow::Result<Vec<Ids>> {
+    let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let samples: Vec<Ids> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    anyhow::ensure!(!samples.is_empty(), "{} holds no sample", path.display());
+    Ok(samples)
+}
+
+fn in_order(samples: usize, rows: usize) -> Vec<Vec<usize>> {
+    (0..samples).collect::<Vec<_>>().chunks(rows).map(<[usize]>::to_vec).collect()
+}
+
+/// Batches of at most as many tokens as `rows` samples have on average, so that an epoch has about as many steps as
+/// with batches of `rows`. Lengths may be mixed freely: nothing is padded.
+fn by_budget(samples: &[Ids], rows: usize) -> Vec<Vec<usize>> {
+    let tokens = |index: usize| samples[index].source.len() + samples[index].target.len();
+    let budget = (0..samples.len()).map(tokens).sum::<usize>() * rows / samples.len();
+    let (mut batches, mut held) = (vec![Vec::new()], 0);
+    for index in Key::from_seed(0).fold_in_name("sample order").permutation(samples.len()) {
+        if held + tokens(index) > budget && held > 0 {
+            batches.push(Vec::new());
+            held = 0;
+        }
+        held += tokens(index);
+        batches.last_mut().expect("never empty").push(index);
+    }
+    batches
+}
+
+fn collate(samples: &[Ids], batch: &[usize]) -> anyhow::Result<Seq2SeqBatch> {
+    let source = TokenRows::from_rows(batch.iter().map(|index| &samples[*index].source))?;
+    let target = TokenRows::from_rows(batch.iter().map(|index| &samples[*index].target))?;
+    Ok(Seq2SeqBatch::new(source, target)?)
+}
+
+/// Takes the time whenever the trainer has gone through all batches.
+struct Watch {
+    batches: u64,
+    first_step_at: f64,
+    laps: Laps,
+}
+
+impl Observer for &mut Watch {
+    fn step(&mut self, record: &StepRecord) -> Result<(), TrainError> {
+        if record.step == 0 {
+            self.first_step_at = now();
+        }
+        if (record.step + 1).is_multiple_of(self.batches) {
+            self.laps.lap();
+        }
+        Ok(())
+    }
+}
+
+/// The time of each repetition, and how many cores other processes kept busy meanwhile.
+struct Laps {
+    seconds: Vec<f64>,
+    own_cores: Vec<f64>,
+    other_cores: Vec<f64>,
+    last: Reading,
+}
+
+impl Laps {
+    fn start() -> Self {
+        Self { seconds: Vec::new(), own_cores: Vec::new(), other_cores: Vec::new(), last: Reading::take() }
+    }
+
+    fn lap(&mut self) {
+        let reading = Reading::take();
+        let seconds = (reading.clock - self.last.clock).as_secs_f64();
+        let own = (reading.own - self.last.own) / seconds;
+        let other = (reading.machine - self.last.machine) / seconds - own;
+        self.seconds.push(seconds);
+        self.own_cores.push(own);
+        self.other_cores.push(other.max(0.0));
+        self.last = reading;
+    }
+
+    fn record(&self, warmup: usize) -> Value {
+        json!({
+            "seconds": self.seconds[warmup..], "own_cores": self.own_cores[warmup..],
+            "other_cores": self.other_cores[warmup..], "peak_mib": resident_mib("VmHWM"),
+            "versions": { "sideburn": env!("CARGO_PKG_VERSION") },
+        })
+    }
+}
+
+/// Processor seconds spent so far: by this process, and by all together. Zeros where there is no `/proc`.
+struct Reading {
+    clock: Instant,
+    own: f64,
+    machine: f64,
+}
+
+impl Reading {
+    fn take() -> Self {
+        /// `USER_HZ`, which is 100 on every Linux that Rust runs on.
+        const TICKS: f64 = 100.0;
+        let numbers =
+            |text: &str| -> Vec<f64> { text.split_whitespace().filter_map(|word| word.parse().ok()).collect() };
+        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+        // After the name of the program, which may hold blanks, and a letter: from the 4th field on.
+        let own = read("/proc/self/stat");
+        let own = numbers(own.rsplit_once(')').map_or("", |(_, fields)| fields));
+        let own = own.get(10..12).map_or(0.0, |user_and_system| user_and_system.iter().sum());
+        // User, nice, system, idle, waiting, interrupts, soft interrupts; time stolen by the host is nobody's.
+        let machine = numbers(read("/proc/stat").lines().next().unwrap_or_default());
+        let machine: f64 = machine
+            .iter()
+            .take(7)
+            .enumerate()
+            .filter(|(field, _)| ![3, 4].contains(field))
+            .map(|(_, ticks)| ticks)
+            .sum();
+        Self { clock: Instant::now(), own: own / TICKS, machine: machine / TICKS }
+    }
+}
+
+/// `VmRSS` or `VmHWM` of this process, in MiB; 0 where there is no `/proc`.
+fn resident_mib(field: &str) -> f64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
+    kib.unwrap_or(0.0) / 1024.0
+}
+
+/// Seconds since 1970, the clock that this process shares with the one that started it.
+fn now() -> f64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
+
+fn extend(record: &mut Value, fields: Value) {
+    if let (Value::Object(record), Value::Object(fields)) = (record, fields) {
+        record.extend(fields);
+    }
+}
