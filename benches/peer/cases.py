@@ -1,0 +1,177 @@
+"""What is compared: the cases, the flags of each side, and the bars that ratios are held against.
+
+A run is one process. Both sides of a case read the same weights and the same token ids, which `Workbench` in `run.py`
+makes from the names here. `bar` is the least ratio theirs / ours of times, `memory_bar` the largest ratio ours / theirs
+of peak memory.
+"""
+
+from dataclasses import dataclass
+
+SAME_WORK = "The same work"
+PRACTICE = "Each side's recommended practice"
+START_UP = "Start-up"
+SIZE = "Cost against size"
+
+# How data sets are called in titles.
+CALLED = {"sample": "embedded sample", "dialogsum": "DialogSum"}
+
+# Samples of the real data that a repetition goes through, in batches of 8; steps of the larger model are long.
+REAL_SAMPLES = {"small": 64, "base": 32}
+
+
+@dataclass(frozen=True)
+class Full:
+    """Random token ids, every row full."""
+
+    rows: int
+    source: int
+    target: int
+
+
+@dataclass(frozen=True)
+class Dialogues:
+    """The first dialogues of a data set's training split."""
+
+    dataset: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """One process of one side."""
+
+    ours: bool
+    command: str
+    size: str
+    dropout: float
+    samples: Full | Dialogues
+    rows: int
+    options: tuple = ()
+    label: str = ""
+    bar: float | None = None
+
+    @property
+    def side(self):
+        return "Sideburn" if self.ours else "Hugging Face"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Our run, and theirs beside which it stands."""
+
+    name: str
+    title: str
+    table: str
+    ours: Run
+    theirs: tuple = ()
+    memory_bar: float | None = None
+
+    def repetitions(self, reps, warmup):
+        """How many of each a process makes of what was asked for: where one is long, fewer."""
+        if self.table in (PRACTICE, START_UP):
+            return 1, 0
+        return reps, min(warmup, 1) if isinstance(self.ours.samples, Dialogues) else warmup
+
+    def processes(self, rounds, epoch_rounds):
+        """How many processes there are of each run."""
+        return {PRACTICE: epoch_rounds, SIZE: 1}.get(self.table, rounds)
+
+
+def all_cases(datasets, epoch_samples):
+    """Every case; `datasets` names those at hand. The last is taken where one is enough."""
+    return [
+        *full_rows(),
+        *real_batches(datasets),
+        *decoding(),
+        epoch(datasets[-1], epoch_samples),
+        start_up(),
+        *sizes(),
+    ]
+
+
+def both(command, size, dropout, samples, rows, options=(), bar=None):
+    """The same run on both sides."""
+    ours, theirs = (Run(side, command, size, dropout, samples, rows, tuple(options), bar=bar) for side in (True, False))
+    return {"ours": ours, "theirs": (theirs,)}
+
+
+def method_options(method, dropout):
+    lora = ("--lora-dropout", "0.05") if method == "lora" and dropout else ()
+    return ("--method", method, *lora)
+
+
+def full_rows():
+    cases = [
+        ("lora-small", "LoRA step, small", "small", "lora", 0.1, 1.4),
+        ("lora-small-dropout0", "LoRA step, small, dropout 0", "small", "lora", 0.0, 1.05),
+        ("lora-base", "LoRA step, base", "base", "lora", 0.1, 1.4),
+        ("lora-base-dropout0", "LoRA step, base, dropout 0", "base", "lora", 0.0, 1.05),
+        ("prompt-small", "prompt tuning step, small", "small", "prompt", 0.1, 1.4),
+        ("full-small", "full fine-tuning step, small", "small", "full", 0.1, 1.2),
+    ]
+    for name, title, size, method, dropout, bar in cases:
+        runs = both("train", size, dropout, Full(8, 256, 64), 8, method_options(method, dropout), bar)
+        yield Case(name, title + ", 8 x 256 + 64", SAME_WORK, **runs, memory_bar=0.5)
+
+
+def real_batches(datasets):
+    for size, dataset in [*(("small", dataset) for dataset in datasets), ("base", datasets[-1])]:
+        samples = Dialogues(dataset, REAL_SAMPLES[size])
+        runs = both("train", size, 0.1, samples, 8, method_options("lora", 0.1), 1.6)
+        title = f"LoRA step, {size}, {CALLED[dataset]}, batches of 8 in file order"
+        yield Case(f"lora-{size}-{dataset}", title, SAME_WORK, **runs, memory_bar=0.5)
+
+
+def decoding():
+    for rows, bar in ((1, 2.0), (8, 2.5)):
+        runs = both("decode", "small", 0.1, Full(rows, 256, 64), rows, ("--new-tokens", "64"), bar)
+        title = f"greedy decoding of 64 tokens, small, 256 source, batch {rows}"
+        yield Case(f"decode-{rows}", title, SAME_WORK, **runs)
+
+
+def epoch(dataset, count):
+    samples, options = Dialogues(dataset, count), method_options("lora", 0.1)
+
+    def run(ours, label, bar, *flags):
+        return Run(ours, "train", "small", 0.1, samples, 8, (*options, *flags), label, bar)
+
+    return Case(
+        "epoch",
+        f"LoRA epoch, small, {count} samples of {CALLED[dataset]}",
+        PRACTICE,
+        run(True, "token-budget batches", None, "--batching", "budget"),
+        (
+            run(False, "`group_by_length`, batches of 8", 1.5, "--batching", "group_by_length"),
+            run(False, "batches of 8 padded to 512 + 128", 6.0, "--padding", "notebook"),
+        ),
+    )
+
+
+def start_up():
+    runs = both("train", "small", 0.1, Full(8, 256, 64), 8, method_options("lora", 0.1), 5.0)
+    return Case("start-up", "LoRA, small, 8 x 256 + 64", START_UP, **runs)
+
+
+def sizes():
+    shapes = [(8, source) for source in (64, 128, 256, 512, 1024)] + [(rows, 256) for rows in (1, 2, 4, 16, 32)]
+    for rows, source in shapes:
+        samples = Full(rows, source, source // 4)
+        ours = Run(True, "train", "small", 0.1, samples, rows, method_options("lora", 0.1))
+        yield Case(f"size-{rows}x{source}", f"{rows} x {source} + {source // 4}", SIZE, ours)
+
+
+def checks(dataset):
+    """Runs whose losses, or tokens, must agree, since nothing in them is drawn at random; each with its title."""
+
+    def pair(command, size, samples, rows, options, their_options=()):
+        ours = Run(True, command, size, 0.0, samples, rows, tuple(options))
+        return ours, Run(False, command, size, 0.0, samples, rows, (*options, *their_options))
+
+    lora, real = ("--method", "lora"), Dialogues(dataset, 8)
+    yield "LoRA, small, full rows, 1 step", *pair("train", "small", Full(8, 256, 64), 8, lora)
+    yield "LoRA, base, full rows, 1 step", *pair("train", "base", Full(2, 256, 64), 2, lora)
+    yield "LoRA, small, dialogues, 1 step, theirs padded", *pair("train", "small", real, 8, lora)
+    padded = pair("train", "small", real, 8, lora, ("--padding", "notebook"))
+    yield "LoRA, small, dialogues, 1 step, theirs padded to 512 + 128", *padded
+    yield "full fine-tuning, small, dialogues, 4 steps", *pair("train", "small", real, 2, ("--method", "full"))
+    yield "greedy decoding, small, 64 tokens", *pair("decode", "small", Full(8, 256, 64), 8, ("--new-tokens", "64"))
