@@ -10,8 +10,8 @@ use std::time::Instant;
 use anyhow::Context;
 use clap::Parser;
 use sideburn::adapters::{
-    FullConfig, Ia3Config, LnTuningConfig, LoHaConfig, LoKrConfig, Lycoris, Method, OftConfig, PTuningConfig,
-    PrefixTuningConfig, PromptInit, PromptTuningConfig, VeraConfig,
+    AdaLoraConfig, FullConfig, Ia3Config, LnTuningConfig, LoHaConfig, LoKrConfig, Lycoris, Method, OftConfig,
+    PTuningConfig, PrefixTuningConfig, PromptInit, PromptTuningConfig, VeraConfig,
 };
 use sideburn::prelude::*;
 
@@ -45,9 +45,16 @@ struct Args {
 /// A method with the learning rate that suits it, and the second factor's over the first's.
 struct Candidate {
     name: &'static str,
-    attach: fn(&mut T5, &Tokenizer, Key) -> anyhow::Result<()>,
+    attach: fn(&mut T5, &Run<'_>) -> anyhow::Result<()>,
     learning_rate: f64,
     loraplus_lr_ratio: f64,
+}
+
+/// What a method may need to know of the run that it begins.
+struct Run<'a> {
+    tokenizer: &'a Tokenizer,
+    steps: usize,
+    key: Key,
 }
 
 fn candidates() -> Vec<Candidate> {
@@ -60,47 +67,52 @@ fn candidates() -> Vec<Candidate> {
             ..LoraConfig::new(["q", "v"])
         }
     }
-    fn add(model: &mut T5, method: impl Method, key: Key) -> anyhow::Result<()> {
-        attach(model, "adapter", method, key)?;
+    fn add(model: &mut T5, method: impl Method, run: &Run<'_>) -> anyhow::Result<()> {
+        attach(model, "adapter", method, run.key)?;
         Ok(())
     }
-    fn prompt(model: &mut T5, tokenizer: &Tokenizer, key: Key) -> anyhow::Result<()> {
+    fn prompt(model: &mut T5, run: &Run<'_>) -> anyhow::Result<()> {
         let text = "Summarize the following conversation.".to_owned();
-        let prompt_tuning_init = PromptInit::Text { ids: tokenizer.encode(&text, None)?.ids, text };
+        let prompt_tuning_init = PromptInit::Text { ids: run.tokenizer.encode(&text, None)?.ids, text };
         add(
             model,
             PromptTuningConfig { prompt_tuning_init, common: Common::seq_2_seq(), ..PromptTuningConfig::new(20) },
-            key,
+            run,
         )
     }
     let one = |name, learning_rate, attach| Candidate { name, attach, learning_rate, loraplus_lr_ratio: 1.0 };
     vec![
-        one("full", 1e-3, |model, _, key| add(model, FullConfig::default(), key)),
-        one("lora", 4e-3, |model, _, key| add(model, lora(), key)),
-        one("rslora", 2e-3, |model, _, key| add(model, LoraConfig { use_rslora: true, ..lora() }, key)),
-        one("dora", 4e-3, |model, _, key| add(model, LoraConfig { use_dora: true, ..lora() }, key)),
-        Candidate { loraplus_lr_ratio: 16.0, ..one("lora+", 1e-3, |model, _, key| add(model, lora(), key)) },
-        one("lora, all linear", 4e-3, |model, _, key| {
-            add(model, LoraConfig { targets: TargetModules::all_linear().into(), ..lora() }, key)
+        one("full", 1e-3, |model, run| add(model, FullConfig::default(), run)),
+        one("lora", 4e-3, |model, run| add(model, lora(), run)),
+        one("rslora", 2e-3, |model, run| add(model, LoraConfig { use_rslora: true, ..lora() }, run)),
+        one("dora", 4e-3, |model, run| add(model, LoraConfig { use_dora: true, ..lora() }, run)),
+        Candidate { loraplus_lr_ratio: 16.0, ..one("lora+", 1e-3, |model, run| add(model, lora(), run)) },
+        one("lora, all linear", 4e-3, |model, run| {
+            add(model, LoraConfig { targets: TargetModules::all_linear().into(), ..lora() }, run)
         }),
-        one("loha", 4e-3, |model, _, key| {
+        one("adalora", 4e-3, |model, run| {
+            let (tinit, tfinal) = (run.steps / 10, run.steps * 3 / 10);
+            let config = AdaLoraConfig { tinit, tfinal, delta_t: 10, ..AdaLoraConfig::new(["q", "v"], run.steps) };
+            add(model, AdaLoraConfig { init_r: 48, target_r: 32, lora_alpha: 96.0, ..config }, run)
+        }),
+        one("loha", 4e-3, |model, run| {
             let lycoris = Lycoris { r: 8, alpha: 16.0, ..Lycoris::default() };
-            add(model, LoHaConfig { lycoris, ..LoHaConfig::new(["q", "v"]) }, key)
+            add(model, LoHaConfig { lycoris, ..LoHaConfig::new(["q", "v"]) }, run)
         }),
-        one("lokr", 4e-3, |model, _, key| {
+        one("lokr", 4e-3, |model, run| {
             let lycoris = Lycoris { r: 8, alpha: 16.0, ..Lycoris::default() };
-            add(model, LoKrConfig { lycoris, ..LoKrConfig::new(["q", "v"]) }, key)
+            add(model, LoKrConfig { lycoris, ..LoKrConfig::new(["q", "v"]) }, run)
         }),
-        one("vera", 2e-2, |model, _, key| add(model, VeraConfig { r: 64, ..VeraConfig::new(["q", "v"]) }, key)),
-        one("oft", 2e-3, |model, _, key| add(model, OftConfig::new(["q", "v"]), key)),
-        one("ia3", 2e-2, |model, _, key| add(model, Ia3Config::default(), key)),
-        one("ln tuning", 2e-2, |model, _, key| add(model, LnTuningConfig::default(), key)),
+        one("vera", 2e-2, |model, run| add(model, VeraConfig { r: 64, ..VeraConfig::new(["q", "v"]) }, run)),
+        one("oft", 2e-3, |model, run| add(model, OftConfig::new(["q", "v"]), run)),
+        one("ia3", 2e-2, |model, run| add(model, Ia3Config::default(), run)),
+        one("ln tuning", 2e-2, |model, run| add(model, LnTuningConfig::default(), run)),
         one("prompt tuning", 1e-1, prompt),
-        one("p-tuning", 5e-3, |model, _, key| {
-            add(model, PTuningConfig { common: Common::seq_2_seq(), ..PTuningConfig::new(20) }, key)
+        one("p-tuning", 5e-3, |model, run| {
+            add(model, PTuningConfig { common: Common::seq_2_seq(), ..PTuningConfig::new(20) }, run)
         }),
-        one("prefix tuning", 3e-2, |model, _, key| {
-            add(model, PrefixTuningConfig { common: Common::seq_2_seq(), ..PrefixTuningConfig::new(20) }, key)
+        one("prefix tuning", 3e-2, |model, run| {
+            add(model, PrefixTuningConfig { common: Common::seq_2_seq(), ..PrefixTuningConfig::new(20) }, run)
         }),
     ]
 }
@@ -139,7 +151,8 @@ fn main() -> anyhow::Result<()> {
             continue;
         }
         let mut model = base.clone();
-        attach(&mut model, &tokenizer, Key::from_seed(args.seed)).context(name)?;
+        let run = Run { tokenizer: &tokenizer, steps: args.max_steps as usize, key: Key::from_seed(args.seed) };
+        attach(&mut model, &run).context(name)?;
         let trained = ParameterReport::of(&model).trainable;
         let config = TrainConfig {
             learning_rate,

@@ -19,6 +19,8 @@
 //! A method is one file: a configuration, which is a [`Method`], and what it does at a place of a model, which is a
 //! [`Rule`].
 //!
+//! What a method does in training beside having its tensors trained is its [`Regimen`]; [`Regimens`] are those of a model.
+//!
 //! A forward pass is given a [`Pass`]: evaluation, or training with the key of its random draws.
 //!
 //! ```
@@ -55,6 +57,7 @@ mod rule;
 mod slot;
 mod targets;
 mod tensors;
+mod training;
 
 pub use base::{Precision, freeze, load_base, save_base};
 pub use burn_modules::{load_burn_lora, save_burn_lora};
@@ -68,8 +71,8 @@ pub use merge::{merge, merge_and_unload, merge_drift, unmerge};
 pub use method::{Common, Company, Method, Outline, Place, PlaceKind, Plan, read_config};
 pub use methods::{
     AdaLoraConfig, FullConfig, Ia3Config, LnTuningConfig, LoHaConfig, LoKrConfig, LoraBias, LoraConfig, LoraInit,
-    Lycoris, OftConfig, PTuningConfig, PrefixTuningConfig, PromptInit, PromptTuningConfig, RankAllocator,
-    TrainableTokensConfig, Triplets, VeraConfig, adalora_regularisation, peft_types,
+    Lycoris, OftConfig, PTuningConfig, PrefixTuningConfig, PromptInit, PromptTuningConfig, TrainableTokensConfig,
+    VeraConfig, peft_types,
 };
 pub use model::{AdaptedModel, ModelShape, Weight, WeightMut};
 pub use pass::Pass;
@@ -84,3 +87,4 @@ pub use sideburn_kernels::Key;
 pub use slot::Slot;
 pub use targets::{TargetModules, Targets};
 pub use tensors::random_weight;
+pub use training::{Finished, Regimen, Regimens, Updated};

@@ -11,6 +11,7 @@ use crate::fields::Fields;
 use crate::model::{AdaptedModel, ModelShape, Weight};
 use crate::rule::Rule;
 use crate::targets::{Targets, is_suffix};
+use crate::training::Regimen;
 
 /// A method of fine-tuning, configured.
 ///
@@ -64,6 +65,14 @@ pub trait Method: Any + Debug + Send + Sync {
 
     /// Which other adapters may be active beside one of this kind.
     fn company(&self) -> Company;
+
+    /// What the method does in a training run of so many steps, beside having its tensors trained; most do nothing.
+    ///
+    /// # Errors
+    /// If the configuration is not for such a run.
+    fn regimen(&self, _steps: u64) -> Result<Option<Box<dyn Regimen>>, AdapterError> {
+        Ok(None)
+    }
 
     /// The content of `adapter_config.json`, as `peft` writes it for inference.
     fn to_json(&self) -> Value {

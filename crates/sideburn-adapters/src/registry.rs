@@ -1,13 +1,13 @@
 //! The adapters of a model: attaching, choosing, and removing them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use sideburn_kernels::Key;
 
-use crate::method::{Company, Method, Outline, Place};
+use crate::method::{Company, Method, Outline, Place, Plan};
 use crate::methods::{OwnHead, Replace};
 use crate::model::{AdaptedModel, ModelShape, WeightMut};
 use crate::rule::{Prefix, Rule, Weights};
@@ -257,28 +257,7 @@ pub(crate) fn add<M: AdaptedModel>(
     }
     method.validate()?;
     let outline = Outline::of(model);
-    let mut plan = method.plan(&outline)?;
-    let modules_to_save = &method.common().modules_to_save;
-    let copies = outline.saved_modules(modules_to_save)?;
-    // A copy takes the place of whatever else the adapter would do there.
-    plan.places.retain(|(planned, _)| !copies.iter().any(|copied| copied.name == *planned));
-    for copied in copies {
-        plan.add(copied, Replace::all(copied));
-    }
-    let ModelShape { head, tied_head, .. } = outline.shape;
-    if tied_head && modules_to_save.iter().any(|name| name == head) {
-        for place in outline.places.iter().filter(|place| place.is_embedding()) {
-            plan.add(place, OwnHead::new(head, place));
-        }
-    }
-    let not_by_row = match &plan {
-        plan if plan.input.is_some() => Some("it acts on the model's input"),
-        plan if plan.places.iter().any(|(name, _)| !outline.is_by_row(name)) => {
-            Some("it has its own weights for parts that all rows share")
-        }
-        _ => None,
-    };
-
+    let (plan, not_by_row) = whole_plan(&outline, method.as_ref())?;
     let (key, device) = (key.fold_in_name(name), model.device());
     let (mut shared, mut adapted) = (Shared::new(), Vec::new());
     let mut planned: HashMap<String, Vec<Arc<dyn Rule>>> = HashMap::new();
@@ -305,6 +284,65 @@ pub(crate) fn add<M: AdaptedModel>(
     let entry = Entry { name: name.to_owned(), method, active: false, merged: false, not_by_row };
     model.adapters_mut().entries.push(entry);
     Ok(adapted)
+}
+
+/// Which rules go where, copies of parts of the base among them; and why rows cannot choose the adapter, if they cannot.
+fn whole_plan(outline: &Outline, method: &dyn Method) -> Result<(Plan, Option<&'static str>), AdapterError> {
+    let mut plan = method.plan(outline)?;
+    let modules_to_save = &method.common().modules_to_save;
+    let copies = outline.saved_modules(modules_to_save)?;
+    // A copy takes the place of whatever else the adapter would do there.
+    plan.places.retain(|(planned, _)| !copies.iter().any(|copied| copied.name == *planned));
+    for copied in copies {
+        plan.add(copied, Replace::all(copied));
+    }
+    let ModelShape { head, tied_head, .. } = outline.shape;
+    if tied_head && modules_to_save.iter().any(|name| name == head) {
+        for place in outline.places.iter().filter(|place| place.is_embedding()) {
+            plan.add(place, OwnHead::new(head, place));
+        }
+    }
+    let not_by_row = match &plan {
+        plan if plan.input.is_some() => Some("it acts on the model's input"),
+        plan if plan.places.iter().any(|(name, _)| !outline.is_by_row(name)) => {
+            Some("it has its own weights for parts that all rows share")
+        }
+        _ => None,
+    };
+    Ok((plan, not_by_row))
+}
+
+/// Makes the adapter called `name` one of another configuration for the same places. Its tensors stay; they are to be
+/// given the shapes of that configuration.
+///
+/// # Errors
+/// If there is no such adapter, or the configuration does not fit the model. The model is then as before.
+///
+/// # Panics
+/// If the places are others.
+pub(crate) fn reconfigure<M: AdaptedModel>(
+    model: &mut M,
+    name: &str,
+    method: Arc<dyn Method>,
+) -> Result<(), AdapterError> {
+    model.adapters().get(name)?;
+    let (plan, not_by_row) = whole_plan(&Outline::of(model), method.as_ref())?;
+    let mut planned: HashMap<String, VecDeque<Arc<dyn Rule>>> = HashMap::new();
+    for (place, rule) in plan.places.into_iter().chain(plan.input.map(|rule| (String::new(), rule))) {
+        planned.entry(place).or_default().push_back(rule);
+    }
+    try_each_slots(model, |place, slots| {
+        for slot in slots.iter_mut().filter(|slot| slot.name() == name) {
+            let rule = planned.get_mut(place).and_then(VecDeque::pop_front);
+            slot.set_rule(rule.unwrap_or_else(|| panic!("the new configuration has nothing at {place:?}")));
+        }
+        Ok(())
+    })?;
+    let entries = &mut model.adapters_mut().entries;
+    for entry in entries.iter_mut().filter(|entry| entry.name == name) {
+        (entry.method, entry.not_by_row) = (method.clone(), not_by_row);
+    }
+    Ok(())
 }
 
 /// The base weights of a place, as a function that shares them.

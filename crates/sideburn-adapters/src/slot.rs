@@ -69,6 +69,10 @@ impl Slot {
         &mut self.tensors
     }
 
+    pub(crate) fn set_rule(&mut self, rule: Arc<dyn Rule>) {
+        self.rule = rule;
+    }
+
     pub(crate) fn set_active(&mut self, active: bool) {
         self.active = active;
     }

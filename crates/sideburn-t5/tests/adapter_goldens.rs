@@ -3,8 +3,8 @@
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, Gradients, Tensor, TensorData};
 use sideburn_adapters::{
-    AdaptedModel, Key, PTuningConfig, Pass, PrefixTuningConfig, adalora_regularisation, adapter_tensors, attach,
-    load_adapter, merge, save_adapter, set_adapter_tensors, unmerge,
+    AdaptedModel, Key, PTuningConfig, Pass, PrefixTuningConfig, Regimens, adapter_tensors, attach, load_adapter, merge,
+    save_adapter, set_adapter_tensors, unmerge,
 };
 use sideburn_batch::Seq2SeqBatch;
 use sideburn_t5::T5;
@@ -76,8 +76,8 @@ impl Inputs {
     /// What is minimised in training.
     fn loss(&self, model: &T5) -> Tensor<1> {
         let cross_entropy = self.cross_entropy(model);
-        match adalora_regularisation(model, "default") {
-            Some(regularisation) => cross_entropy + regularisation,
+        match Regimens::begin(model, 1000).unwrap().penalty(model) {
+            Some(penalty) => cross_entropy + penalty,
             None => cross_entropy,
         }
     }

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use sideburn_adapters::AdapterError;
+
 type Source = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why training stopped, or could not begin.
@@ -21,6 +23,13 @@ pub enum TrainError {
     /// A model of which nothing trains.
     #[error("no parameter is trainable; attach an adapter, or unfreeze the base, before training")]
     NothingToTrain,
+    /// An adapter whose configuration is not for this run.
+    #[error("the adapters cannot be trained in this run: {source}")]
+    Adapter {
+        /// What is wrong with it.
+        #[from]
+        source: AdapterError,
+    },
     /// A model on a device that does not differentiate.
     #[error("the model is on a device without autodiff; load it on `device.autodiff()`, or call `train()` on it")]
     NoAutodiff,
@@ -32,7 +41,7 @@ pub enum TrainError {
     NotFinite {
         /// The step, from 0.
         step: u64,
-        /// `loss` or `gradient norm`.
+        /// `loss`, `penalty` or `gradient norm`.
         what: &'static str,
         /// The value.
         value: f64,

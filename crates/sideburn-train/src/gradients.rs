@@ -1,8 +1,11 @@
 //! The gradients of all parameters together.
 
-use burn::module::{Module, ModuleVisitor, Param};
+use std::collections::HashMap;
+
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
+use sideburn_adapters::{AdaptedModel, adapter_tensors};
 
 /// The Euclidean norm of all gradients together, `[1]`, on the device; `None` if there is no gradient.
 ///
@@ -38,4 +41,14 @@ pub(crate) fn scale<M: Module>(model: &M, gradients: &mut GradientsParams, facto
         }
     }
     model.visit(&mut Scale { gradients, factor });
+}
+
+/// The gradients of the tensors of all adapters.
+pub(crate) fn adapter_gradients<M: AdaptedModel>(
+    model: &M,
+    gradients: &GradientsParams,
+) -> HashMap<ParamId, Tensor<2>> {
+    let adapters = model.adapters().list().iter();
+    let tensors = adapters.flat_map(|entry| adapter_tensors(model, entry.name()).expect("an adapter of the list"));
+    tensors.filter_map(|(_, param)| Some((param.id, gradients.get(param.id)?))).collect()
 }

@@ -17,6 +17,9 @@ pub struct StepRecord {
     pub step: u64,
     /// The mean negative log-likelihood of the step's target tokens, before the update, in nats.
     pub loss: f64,
+    /// What the method of fine-tuning adds to the loss to be minimised; 0 for most.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub penalty: f64,
     /// The learning rate that was used.
     pub learning_rate: f64,
     /// The norm of the whole gradient before clipping.
@@ -25,6 +28,10 @@ pub struct StepRecord {
     pub tokens: usize,
     /// How long the step took.
     pub seconds: f64,
+}
+
+fn is_zero(number: &f64) -> bool {
+    *number == 0.0
 }
 
 /// Someone who is told of each step when it is finished.

@@ -1,15 +1,16 @@
 //! The training loop.
 
+use std::collections::HashMap;
 use std::time::Instant;
 
 use burn::module::Module;
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
 use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::Tensor;
-use sideburn_adapters::{AdaptedModel, Key, ParameterReport, Pass};
+use sideburn_adapters::{AdaptedModel, Key, ParameterReport, Pass, Regimens};
 use sideburn_batch::Seq2SeqBatch;
 
-use crate::gradients::{global_norm, scale};
+use crate::gradients::{adapter_gradients, global_norm, scale};
 use crate::groups::{second_factors, undecayed};
 use crate::{Observer, StepRecord, TrainConfig, TrainError};
 
@@ -56,8 +57,13 @@ impl<'a> Trainer<'a> {
     /// `batches(i)` is micro-batch `i` of the run, counted over all steps; it must be a pure function of `i`.
     /// `token_losses` is the negative log-likelihood of each target token of a batch, in the given pass.
     ///
+    /// What the methods of the trained adapters do in training is done, whichever they are ([`Regimens`]): their
+    /// penalties are added to the loss, and at the end, an error included, each adapter becomes what its training has made
+    /// of it. AdaLoRA takes ranks away in this way.
+    ///
     /// # Errors
-    /// If nothing can be trained, the data, the model or an observer fails, or a loss or gradient is not finite.
+    /// If nothing can be trained, an adapter is not configured for such a run, the data, the model or an observer fails,
+    /// or a loss or gradient is not finite.
     ///
     /// After a loss or gradient that is not finite, `model` has the last weights that gave a finite one: the update
     /// before the failing step is taken back. After any other error it has the weights of the last finished step.
@@ -75,34 +81,56 @@ impl<'a> Trainer<'a> {
         if ParameterReport::of(model).trainable == 0 {
             return Err(TrainError::NothingToTrain);
         }
+        let mut regimens = Regimens::begin(model, self.config.max_steps)?;
+        let report = self.run(model, &mut regimens, batches, token_losses);
+        regimens.finish(model);
+        report
+    }
+
+    fn run<M, B, L, D, E>(
+        &mut self,
+        model: &mut M,
+        regimens: &mut Regimens,
+        batches: B,
+        token_losses: L,
+    ) -> Result<TrainReport, TrainError>
+    where
+        M: AdaptedModel,
+        B: Fn(u64) -> Result<Seq2SeqBatch, D>,
+        L: Fn(&M, &Seq2SeqBatch, &mut Pass) -> Result<Tensor<1>, E>,
+        D: Into<Source>,
+        E: Into<Source>,
+    {
         let mut optimizer = self.optimizer(model);
         let second_factors = second_factors(model);
         let mut report = TrainReport::default();
-        // The weights of the last step that gave a finite loss. An update shows to be bad in the loss of the next step.
-        let mut good = model.clone();
+        // What was there at the last step that gave a finite loss. An update shows to be bad in the loss of the next step.
+        let mut good = (model.clone(), regimens.clone());
         for step in 0..self.config.max_steps {
             let started = Instant::now();
             let micro_batches = self.micro_batches(step, &batches)?;
             let differentiated = self
-                .backward(model, step, &micro_batches, &token_losses)
-                .and_then(|(loss, gradients)| Ok((loss, self.clip(model, step, gradients)?)));
-            let (loss, (gradients, grad_norm)) = match differentiated {
+                .backward(model, step, &micro_batches, &token_losses, regimens)
+                .and_then(|(losses, gradients)| Ok((losses, self.clip(model, step, gradients)?)));
+            let ([loss, penalty], (gradients, grad_norm)) = match differentiated {
                 Err(error @ TrainError::NotFinite { .. }) => {
-                    *model = good;
+                    (*model, *regimens) = good;
                     return Err(error);
                 }
                 other => other?,
             };
-            good = model.clone();
+            good = (model.clone(), regimens.clone());
             let learning_rate = self.learning_rate(step);
             let rates = ModuleLrScheduler::new(learning_rate)
                 .with_group(second_factors.clone(), learning_rate * self.config.loraplus_lr_ratio)
                 .step();
+            let of_adapters = if regimens.is_empty() { HashMap::new() } else { adapter_gradients(model, &gradients) };
             *model = optimizer.step(rates, model.clone(), gradients);
+            regimens.after_update(model, step, |id| of_adapters.get(&id).cloned());
 
             let tokens = micro_batches.iter().map(|batch| batch.source().tokens() + batch.target().tokens()).sum();
             let seconds = started.elapsed().as_secs_f64();
-            let record = StepRecord { step, loss, learning_rate, grad_norm, tokens, seconds };
+            let record = StepRecord { step, loss, penalty, learning_rate, grad_norm, tokens, seconds };
             for observer in &mut self.observers {
                 observer.step(&record)?;
             }
@@ -133,14 +161,15 @@ impl<'a> Trainer<'a> {
             .collect()
     }
 
-    /// The mean loss over the target tokens of all micro-batches, and its gradient.
-    fn backward<M: Module, E: Into<Source>>(
+    /// The mean loss over the target tokens of all micro-batches, what regimens add to it, and the gradient of both.
+    fn backward<M: AdaptedModel, E: Into<Source>>(
         &self,
         model: &M,
         step: u64,
         micro_batches: &[Seq2SeqBatch],
         token_losses: impl Fn(&M, &Seq2SeqBatch, &mut Pass) -> Result<Tensor<1>, E>,
-    ) -> Result<(f64, GradientsParams), TrainError> {
+        regimens: &Regimens,
+    ) -> Result<([f64; 2], GradientsParams), TrainError> {
         let targets: usize = micro_batches.iter().map(|batch| batch.target().tokens()).sum();
         let key = Key::from_seed(self.config.seed).fold_in_name("step").fold_in(step);
         let mut accumulator = GradientsAccumulator::new();
@@ -157,7 +186,15 @@ impl<'a> Trainer<'a> {
             let gradients = sum.div_scalar(targets as f64).backward();
             accumulator.accumulate(model, GradientsParams::from_grads(gradients, model));
         }
-        Ok((total / targets as f64, accumulator.grads()))
+        let mut penalty = 0.0;
+        if let Some(added) = regimens.penalty(model) {
+            penalty = f64::from(added.clone().inner().into_scalar::<f32>());
+            if !penalty.is_finite() {
+                return Err(TrainError::NotFinite { step, what: "penalty", value: penalty });
+            }
+            accumulator.accumulate(model, GradientsParams::from_grads(added.backward(), model));
+        }
+        Ok(([total / targets as f64, penalty], accumulator.grads()))
     }
 
     fn clip<M: Module>(

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Bool, DType, Tensor, TensorData};
+use burn::tensor::Tensor;
 use serde_json::{Map, Value, json};
 use sideburn_kernels::low_rank;
 
+use super::adalora_training::RankAllocator;
 use super::lora::number;
 use super::{check, check_finite, check_probability, check_rank};
 use crate::fields::Fields;
@@ -13,7 +14,8 @@ use crate::method::{Common, Company, Method, Outline, Place, Plan};
 use crate::rule::{Call, Init, Rule, TensorSpec, Weights};
 use crate::targets::Targets;
 use crate::tensors::in_dtype;
-use crate::{AdaptedModel, AdapterError, Pass, adapter_tensors};
+use crate::training::Regimen;
+use crate::{AdapterError, Pass};
 
 /// What to adapt and how; the fields are named as in `peft.AdaLoraConfig`.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,7 +38,7 @@ pub struct AdaLoraConfig {
     pub beta1: f64,
     /// How slowly the mean uncertainty of elements changes.
     pub beta2: f64,
-    /// The weight of [`adalora_regularisation`] in the loss.
+    /// How much the distance of the singular vectors from orthogonal ones counts in the loss.
     pub orth_reg_weight: f64,
     /// The steps of training.
     pub total_step: usize,
@@ -111,12 +113,12 @@ impl AdaLoraConfig {
     }
 
     /// The step at which the last ranks are taken away.
-    fn last_cut(&self) -> usize {
+    pub(super) fn last_cut(&self) -> usize {
         self.total_step - self.tfinal
     }
 
     /// How many of `first` ranks may be left after a step, in the end `target`, if some are taken away then.
-    fn budget(&self, step: usize, first: usize, target: usize) -> Option<usize> {
+    pub(super) fn budget(&self, step: usize, first: usize, target: usize) -> Option<usize> {
         let is_due = step == self.last_cut() || step.is_multiple_of(self.delta_t);
         if !is_due || step <= self.tinit || step > self.last_cut() {
             return None;
@@ -215,13 +217,24 @@ impl Method for AdaLoraConfig {
     fn company(&self) -> Company {
         Company::Additive
     }
+
+    fn regimen(&self, steps: u64) -> Result<Option<Box<dyn Regimen>>, AdapterError> {
+        let ends = u64::try_from(self.total_step).is_ok_and(|total| total <= steps);
+        check(
+            "total_step",
+            self.total_step,
+            ends,
+            "at most as many steps as the run has, or ranks would be left over",
+        )?;
+        Ok(Some(Box::new(RankAllocator::new(self))))
+    }
 }
 
 /// An update in the form of a singular value decomposition, with the vectors `lora_A [r, in]` and `lora_B [out, r]` and the
 /// values `lora_E [r, 1]`: `y + s ((dropout(x) A^T) * E^T) B^T`, where `s = lora_alpha / (init_r + 1e-5)`.
 ///
-/// The vectors are orthogonal as far as [`adalora_regularisation`] makes them so. A layer can lose ranks, even all of them;
-/// the scaling stays.
+/// The vectors are orthogonal as far as training makes them so. A layer can lose ranks, even all of them; the scaling
+/// stays.
 #[derive(Clone, Debug)]
 struct AdaLoraRule {
     shape: [usize; 2],
@@ -260,150 +273,6 @@ impl Rule for AdaLoraRule {
     }
 }
 
-/// What `peft` adds to the loss in training with AdaLoRA, to keep the singular vectors orthogonal: `orth_reg_weight` times
-/// the mean, over the `A` and `B` of all layers, of the norms `|A A^T - 1|` and `|B^T B - 1|`.
-///
-/// It is a function of the adapter alone, to be added once for each step. `None` if the model has no AdaLoRA adapter of
-/// that name, or one that has lost all its ranks.
-pub fn adalora_regularisation<M: AdaptedModel>(model: &M, name: &str) -> Option<Tensor<1>> {
-    let method = model.adapters().get(name).ok()?.method();
-    let weight = method.downcast_ref::<AdaLoraConfig>()?.orth_reg_weight;
-    let (mut norms, mut factors) = (Vec::new(), 0);
-    for (tensor, param) in adapter_tensors(model, name).ok()? {
-        let rows = match tensor.rsplit('.').next() {
-            Some("lora_A") => param.val(),
-            Some("lora_B") => param.val().transpose(),
-            _ => continue,
-        };
-        factors += 1;
-        let [r, _] = rows.dims();
-        if r > 0 {
-            let one = in_dtype(Tensor::eye(r, &rows.device()), rows.dtype());
-            let difference = rows.clone().matmul(rows.transpose()) - one;
-            // The root of zero has no derivative.
-            norms.push(difference.square().sum().add_scalar(1e-30).sqrt());
-        }
-    }
-    Some(norms.into_iter().reduce(|sum, norm| sum + norm)?.mul_scalar(weight / f64::from(factors)))
-}
-
-/// Takes ranks away in training, the least important first, as `peft`'s class of that name does.
-///
-/// Of an element `w` with the gradient `g`, the sensitivity `|w g|` is averaged over steps (`I`, with `beta1`), and so is
-/// its distance from that average (`U`, with `beta2`); the score of the element is `I U`. The score of rank `k` of a layer
-/// is that of `E[k]`, and the means of those of `A[k, :]` and of `B[:, k]`. Between the steps `tinit` and
-/// `total_step - tfinal` the number of ranks falls from all to `target_r` for each layer, as the cube of the time left;
-/// what is taken away becomes zero in `E`, and may come back until the last cut.
-#[derive(Clone, Debug)]
-pub struct RankAllocator {
-    config: AdaLoraConfig,
-    scores: BTreeMap<String, [Smoothed; 3]>,
-    kept: BTreeMap<String, Vec<bool>>,
-}
-
-/// The tensors of AdaLoRA at one layer, each with its gradient.
-#[derive(Clone, Debug)]
-pub struct Triplets {
-    /// `lora_A`.
-    pub a: (Tensor<2>, Tensor<2>),
-    /// `lora_B`.
-    pub b: (Tensor<2>, Tensor<2>),
-    /// `lora_E`.
-    pub e: (Tensor<2>, Tensor<2>),
-}
-
-/// Averages over steps of the sensitivity of each element of a tensor, and of its distance from that average.
-#[derive(Clone, Debug)]
-struct Smoothed {
-    sensitivity: Tensor<2>,
-    uncertainty: Tensor<2>,
-}
-
-impl Smoothed {
-    fn new(like: &Tensor<2>) -> Self {
-        let zeros = like.clone().inner().zeros_like();
-        Self { sensitivity: zeros.clone(), uncertainty: zeros }
-    }
-
-    fn update(&mut self, (value, gradient): &(Tensor<2>, Tensor<2>), config: &AdaLoraConfig) {
-        let smooth = |mean: &Tensor<2>, new: Tensor<2>, beta: f64| mean.clone() * beta + new * (1.0 - beta);
-        let now = (value.clone().inner() * gradient.clone().inner()).abs();
-        self.sensitivity = smooth(&self.sensitivity, now.clone(), config.beta1);
-        let distance = (now - self.sensitivity.clone()).abs();
-        self.uncertainty = smooth(&self.uncertainty, distance, config.beta2);
-    }
-
-    fn score(&self) -> Tensor<2> {
-        self.sensitivity.clone() * self.uncertainty.clone()
-    }
-}
-
-impl RankAllocator {
-    /// For training with this configuration.
-    ///
-    /// # Errors
-    /// If it means nothing.
-    pub fn new(config: &AdaLoraConfig) -> Result<Self, AdapterError> {
-        config.validate()?;
-        Ok(Self { config: config.clone(), scores: BTreeMap::new(), kept: BTreeMap::new() })
-    }
-
-    /// To be called after the update of every step, counted from 0, with the updated tensors of all layers, by name, and
-    /// the gradients that they were updated with. Returns what must now stand in `lora_E` of some of the layers.
-    ///
-    /// # Panics
-    /// If the tensors of a layer have other shapes than at the step before.
-    pub fn update(&mut self, step: usize, layers: &BTreeMap<String, Triplets>) -> BTreeMap<String, Tensor<2>> {
-        let last_cut = self.config.last_cut();
-        if step < last_cut {
-            for (layer, Triplets { a, b, e }) in layers {
-                let begin = || [a, b, e].map(|(value, _)| Smoothed::new(value));
-                let scores = self.scores.entry(layer.clone()).or_insert_with(begin);
-                scores.iter_mut().zip([a, b, e]).for_each(|(score, tensor)| score.update(tensor, &self.config));
-            }
-        }
-        let first = layers.values().map(|layer| layer.e.0.dims()[0]).sum();
-        match self.config.budget(step, first, self.config.target_r * layers.len()) {
-            Some(budget) => self.cut(budget),
-            None if step <= last_cut => return BTreeMap::new(),
-            None => {}
-        }
-        if step >= last_cut {
-            self.scores.clear();
-        }
-        let masked = |(layer, kept): (&String, &Vec<bool>)| {
-            let e = layers.get(layer)?.e.0.clone().inner();
-            let lost: Vec<bool> = kept.iter().map(|kept| !kept).collect();
-            let lost = Tensor::<2, Bool>::from_data(TensorData::new(lost, [kept.len(), 1]), &e.device());
-            Some((layer.clone(), e.mask_fill(lost, 0.0)))
-        };
-        self.kept.iter().filter_map(masked).collect()
-    }
-
-    /// Keeps the `budget` ranks of the highest scores, and fewer if there are equal ones.
-    fn cut(&mut self, budget: usize) {
-        let scores: BTreeMap<&String, Vec<f32>> =
-            self.scores.iter().map(|(layer, scores)| (layer, ranked(scores))).collect();
-        let mut sorted: Vec<f32> = scores.values().flatten().copied().collect();
-        sorted.sort_by(f32::total_cmp);
-        let highest_lost = sorted.len().checked_sub(budget + 1).map(|index| sorted[index]);
-        let is_kept = |score: &f32| highest_lost.is_none_or(|lost| *score > lost);
-        self.kept =
-            scores.into_iter().map(|(layer, scores)| (layer.clone(), scores.iter().map(is_kept).collect())).collect();
-    }
-
-    /// Which ranks are left: the `rank_pattern` of an adapter that holds only those.
-    pub fn rank_pattern(&self) -> &BTreeMap<String, Vec<bool>> {
-        &self.kept
-    }
-}
-
-/// The score of each rank of a layer.
-fn ranked([a, b, e]: &[Smoothed; 3]) -> Vec<f32> {
-    let scores = e.score() + (a.score().mean_dim(1) + b.score().mean_dim(0).transpose());
-    scores.cast(DType::F32).into_data().try_into_vec().expect("scores that were cast to f32")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -430,28 +299,5 @@ mod tests {
         let expected =
             (0..20).map(|step| [(5, 11), (10, 8), (15, 8)].into_iter().find(|due| due.0 == step).map(|due| due.1));
         assert_eq!(budgets(&AdaLoraConfig { delta_t: 5, ..config() }), expected.collect::<Vec<_>>());
-    }
-
-    /// One layer of two ranks, with numbers small enough to follow by hand.
-    #[test]
-    fn the_least_important_rank_goes_first() {
-        let tensor = |values: [f32; 2], dims: [usize; 2]| {
-            Tensor::<1>::from_floats(values, &burn::tensor::Device::flex()).reshape(dims)
-        };
-        let layers = |e: [f32; 2]| {
-            let [a, b] = [[2, 1], [1, 2]].map(|dims| (tensor([1.0, 1.0], dims), tensor([0.5, -0.5], dims)));
-            BTreeMap::from([("q".to_owned(), Triplets { a, b, e: (tensor(e, [2, 1]), tensor([1.0, 1.0], [2, 1])) })])
-        };
-        let config = AdaLoraConfig { init_r: 2, target_r: 1, tinit: 1, tfinal: 1, ..AdaLoraConfig::new(["q"], 4) };
-        let mut allocator = RankAllocator::new(&config).unwrap();
-        assert!(allocator.update(0, &layers([3.0, -2.0])).is_empty());
-        assert!(allocator.update(1, &layers([3.0, -2.0])).is_empty() && allocator.rank_pattern().is_empty());
-        let masked = allocator.update(2, &layers([-2.0, 3.0]));
-        assert_eq!(allocator.rank_pattern()["q"], [true, false], "it mattered for longer");
-        let values =
-            |masked: BTreeMap<String, Tensor<2>>| -> Vec<f32> { masked["q"].to_data().try_into_vec().unwrap() };
-        assert_eq!(values(masked), [-2.0, 0.0]);
-        allocator.update(3, &layers([1.0, 1.0]));
-        assert_eq!(values(allocator.update(4, &layers([4.0, 5.0]))), [4.0, 0.0], "lost for good");
     }
 }

@@ -1,6 +1,7 @@
 //! The methods, one in each file.
 
 mod adalora;
+mod adalora_training;
 mod ia3;
 mod loha;
 mod lokr;
@@ -16,7 +17,7 @@ mod vera;
 
 use std::sync::Arc;
 
-pub use adalora::{AdaLoraConfig, RankAllocator, Triplets, adalora_regularisation};
+pub use adalora::AdaLoraConfig;
 pub use ia3::Ia3Config;
 pub use loha::LoHaConfig;
 pub use lokr::LoKrConfig;

@@ -1,0 +1,161 @@
+//! What methods do in training beside having their tensors trained.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use burn::module::{Param, ParamId};
+use burn::tensor::Tensor;
+
+use crate::method::Method;
+use crate::registry::{reconfigure, slots_of, try_each_slots};
+use crate::report::is_trainable;
+use crate::{AdaptedModel, AdapterError, adapter_tensors};
+
+/// What a method does in the training of one adapter: what it adds to the loss, and what it makes of an update.
+///
+/// Tensors are given and returned by their names in [`adapter_tensors`]. Every method has a default that does nothing.
+/// What a regimen remembers from step to step is in it, so that a copy of it goes on from where it was copied.
+pub trait Regimen: Debug + Send {
+    /// What is added to the mean loss of a step, once for all its micro-batches: a function of the tensors alone.
+    fn penalty(&self, _tensors: BTreeMap<String, Tensor<2>>) -> Option<Tensor<1>> {
+        None
+    }
+
+    /// Takes note of the update of a step, counted from 0. Returns what must now stand in some of the tensors.
+    fn after_update(&mut self, _step: u64, _tensors: BTreeMap<String, Updated>) -> BTreeMap<String, Tensor<2>> {
+        BTreeMap::new()
+    }
+
+    /// What the adapter is at the end of training, if that is another than the one that was trained.
+    fn finish(&self, _tensors: BTreeMap<String, Tensor<2>>) -> Option<Finished> {
+        None
+    }
+
+    /// A copy.
+    fn boxed(&self) -> Box<dyn Regimen>;
+}
+
+/// A trained tensor after an update, not tracked by autodiff.
+#[derive(Clone, Debug)]
+pub struct Updated {
+    /// What stands in it now.
+    pub value: Tensor<2>,
+    /// The gradient that it was updated with, clipped; zero if it had none.
+    pub gradient: Tensor<2>,
+}
+
+/// An adapter that training has made another.
+#[derive(Debug)]
+pub struct Finished {
+    /// Its configuration, which has rules for the same places.
+    pub method: Arc<dyn Method>,
+    /// Those tensors that are others, with the shapes that the configuration gives them.
+    pub tensors: BTreeMap<String, Tensor<2>>,
+}
+
+/// The regimens of all adapters of a model that are active and trained: what a training loop must do for them, whatever
+/// they are.
+#[derive(Debug, Default)]
+pub struct Regimens {
+    of_adapters: Vec<(String, Box<dyn Regimen>)>,
+}
+
+impl Clone for Regimens {
+    fn clone(&self) -> Self {
+        Self { of_adapters: self.of_adapters.iter().map(|(name, regimen)| (name.clone(), regimen.boxed())).collect() }
+    }
+}
+
+impl Regimens {
+    /// For a run of `steps` steps over `model`.
+    ///
+    /// # Errors
+    /// If the configuration of an adapter is not for such a run.
+    pub fn begin<M: AdaptedModel>(model: &M, steps: u64) -> Result<Self, AdapterError> {
+        let mut of_adapters = Vec::new();
+        for entry in model.adapters().list().iter().filter(|entry| entry.is_active()) {
+            let is_trained = adapter_tensors(model, entry.name())?.into_values().any(is_trainable);
+            if !is_trained {
+                continue;
+            }
+            if let Some(regimen) = entry.method().regimen(steps)? {
+                of_adapters.push((entry.name().to_owned(), regimen));
+            }
+        }
+        Ok(Self { of_adapters })
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.of_adapters.is_empty()
+    }
+
+    /// What is added to the mean loss of a step, if anything is.
+    pub fn penalty<M: AdaptedModel>(&self, model: &M) -> Option<Tensor<1>> {
+        let penalties = self.of_adapters.iter().filter_map(|(name, regimen)| regimen.penalty(values(model, name)));
+        penalties.reduce(|sum, penalty| sum + penalty)
+    }
+
+    /// To be called after the update of each step, counted from 0. `gradient` gives the gradient that a parameter was
+    /// updated with, after clipping.
+    pub fn after_update<M: AdaptedModel>(
+        &mut self,
+        model: &mut M,
+        step: u64,
+        gradient: impl Fn(ParamId) -> Option<Tensor<2>>,
+    ) {
+        for (name, regimen) in &mut self.of_adapters {
+            let updated = |(name, param): (String, &Param<Tensor<2>>)| {
+                let value = param.val().inner();
+                let gradient = gradient(param.id).map_or_else(|| value.zeros_like(), Tensor::inner);
+                (name, Updated { value, gradient })
+            };
+            let tensors = adapter_tensors(model, name).expect("it was there when training began");
+            let changed = regimen.after_update(step, tensors.into_iter().map(updated).collect());
+            replace(model, name, &changed);
+        }
+    }
+
+    /// To be called at the end of training, whatever ended it: makes of every adapter what its training has made of it.
+    ///
+    /// # Panics
+    /// If a regimen has made something of an adapter that does not fit the model.
+    pub fn finish<M: AdaptedModel>(self, model: &mut M) {
+        for (name, regimen) in self.of_adapters {
+            if let Some(Finished { method, tensors }) = regimen.finish(values(model, &name)) {
+                reconfigure(model, &name, method).expect("a configuration for the same model");
+                replace(model, &name, &tensors);
+                for (place, slot) in slots_of(model, &name) {
+                    for (spec, param) in slot.rule().tensors().iter().zip(slot.tensors()) {
+                        let (found, planned) = (param.lazy_shape(), spec.dims());
+                        assert_eq!(found.as_slice(), planned, "{:?} at {place:?}", spec.name);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The tensors of an adapter.
+fn values<M: AdaptedModel>(model: &M, name: &str) -> BTreeMap<String, Tensor<2>> {
+    let tensors = adapter_tensors(model, name).expect("it was there when training began");
+    tensors.into_iter().map(|(name, param)| (name, param.val())).collect()
+}
+
+/// Puts tensors in the place of those of an adapter, by their names in [`adapter_tensors`]. What is trainable stays so.
+fn replace<M: AdaptedModel>(model: &mut M, name: &str, tensors: &BTreeMap<String, Tensor<2>>) {
+    try_each_slots(model, |place, slots| {
+        for slot in slots.iter_mut().filter(|slot| slot.name() == name) {
+            let specs = slot.rule().tensors();
+            for (spec, param) in specs.into_iter().zip(slot.tensors_mut()) {
+                let Some(tensor) = tensors.get(&spec.name.at(place)) else { continue };
+                let (tensor, trainable) = (tensor.clone().inner(), is_trainable(param));
+                let tensor = if param.lazy_device().is_autodiff() { Tensor::from_inner(tensor) } else { tensor };
+                *param = Param::initialized(param.id, tensor).set_require_grad(trainable);
+            }
+        }
+        Ok(())
+    })
+    .expect("a change that cannot fail");
+}
