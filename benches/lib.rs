@@ -4,6 +4,8 @@
 //! * `many_adapters`: layers with one adapter and with 35, of which one is active, and attaching one more.
 //! * `lora_step`: a LoRA training step of FLAN-T5-small's architecture, in tokens per second.
 //! * `step_memory`: peak memory and time of a LoRA step, here and with Burn's `apply_lora`.
+//! * `adamw`: norm, clipping and update over 77 million parameters, and Burn's.
+//! * `full_step`: peak memory and time of full fine-tuning steps.
 //! * `rouge`: ROUGE over a corpus.
 //! * `peer`: our side of `benches/peer/run.py`, which measures Sideburn beside Hugging Face.
 //!
@@ -58,13 +60,18 @@ pub fn step(model: &mut T5) {
 }
 
 fn batch() -> Seq2SeqBatch {
+    batch_of(ROWS, SOURCE, TARGET)
+}
+
+/// A batch of random tokens in full rows.
+pub fn batch_of(rows: usize, source: usize, target: usize) -> Seq2SeqBatch {
     let key = Key::from_seed(1);
-    let rows = |length: usize, key: Key| {
+    let full = |length: usize, key: Key| {
         let id = |row: usize, column: usize| 2 + key.below((row * length + column) as u64, 30_000) as u32;
-        TokenRows::from_rows((0..ROWS).map(|row| (0..length).map(|column| id(row, column)).collect::<Vec<_>>()))
+        TokenRows::from_rows((0..rows).map(|row| (0..length).map(|column| id(row, column)).collect::<Vec<_>>()))
             .expect("full rows")
     };
-    Seq2SeqBatch::new(rows(SOURCE, key.fold_in(0)), rows(TARGET, key.fold_in(1))).expect("as many targets as sources")
+    Seq2SeqBatch::new(full(source, key.fold_in(0)), full(target, key.fold_in(1))).expect("as many targets as sources")
 }
 
 /// Linear layers side by side, as a model that can be adapted.

@@ -21,6 +21,8 @@
 //! On the CPU a mask is a pure function of its [`Key`]. On the CubeCL backends it is drawn from Burn's generator, which is
 //! seeded with the key each time: train with one thread in a process there, or the masks of two threads may mix.
 //!
+//! [`adamw_step`] and [`square_sum`] are the optimiser's, outside of autodiff.
+//!
 //! ```
 //! use burn::tensor::{Device, Tensor};
 //! use sideburn_kernels::{Key, dropout};
@@ -33,6 +35,7 @@
 //! gradient.into_data().assert_eq(&y.into_data(), false);
 //! ```
 
+mod adamw;
 mod attention;
 mod dropout;
 #[cfg(feature = "flex")]
@@ -47,6 +50,7 @@ mod path;
 mod profile;
 mod row_layout;
 
+pub use adamw::{AdamWStep, adamw_step, adamw_undo, square_sum};
 pub use attention::{Sight, attention};
 pub use dropout::{add_dropout, dropout};
 pub use gate::gelu_gate;
