@@ -1,32 +1,38 @@
 //! Groups of parameters that the optimiser treats apart.
 
-use burn::module::{ParamGroup, ParamId};
+use std::collections::HashSet;
+
+use burn::module::ParamId;
 use sideburn_adapters::{AdaptedModel, Weight, adapter_tensors};
 
 /// The parameters that weight decay leaves alone, as `transformers.Trainer.get_decay_parameter_names` does: norms, and
 /// whatever is called a bias, T5's table of relative position biases among them.
-pub(crate) fn undecayed<M: AdaptedModel>(model: &M) -> ParamGroup {
-    let mut ids = Vec::new();
+pub(crate) fn undecayed<M: AdaptedModel>(model: &M) -> HashSet<ParamId> {
+    let mut ids = HashSet::new();
     for (name, weight) in model.weights() {
         match weight {
             Weight::Linear(linear) => ids.extend(linear.bias().map(|bias| bias.id)),
-            Weight::Vector(vector) if is_undecayed(&name) => ids.push(vector.weight().id),
-            Weight::Table(table) if is_undecayed(&name) => ids.push(table.weight().id),
+            Weight::Vector(vector) if is_undecayed(&name) => {
+                ids.insert(vector.weight().id);
+            }
+            Weight::Table(table) if is_undecayed(&name) => {
+                ids.insert(table.weight().id);
+            }
             Weight::Vector(_) | Weight::Table(_) => {}
         }
     }
     ids.extend(of_adapters(model, is_undecayed));
-    ParamGroup::from_ids(ids)
+    ids
 }
 
 /// The second factors of LoRA, and whatever else adapters have that is one number for each output: what
 /// `peft.optimizers.create_loraplus_optimizer` gives another learning rate.
-pub(crate) fn second_factors<M: AdaptedModel>(model: &M) -> ParamGroup {
-    ParamGroup::from_ids(of_adapters(model, |name| name.contains("lora_B") || name.contains("lora_magnitude_vector")))
+pub(crate) fn second_factors<M: AdaptedModel>(model: &M) -> HashSet<ParamId> {
+    of_adapters(model, |name| name.contains("lora_B") || name.contains("lora_magnitude_vector"))
 }
 
 /// The parameters of adapters whose names are chosen.
-fn of_adapters<M: AdaptedModel>(model: &M, chosen: impl Fn(&str) -> bool) -> Vec<ParamId> {
+fn of_adapters<M: AdaptedModel>(model: &M, chosen: impl Fn(&str) -> bool) -> HashSet<ParamId> {
     let adapters = model.adapters().list().iter();
     let tensors = adapters.flat_map(|entry| adapter_tensors(model, entry.name()).expect("an adapter of the list"));
     tensors.filter(|(name, _)| chosen(name)).map(|(_, param)| param.id).collect()

@@ -16,6 +16,7 @@ mod error;
 mod gradients;
 mod groups;
 mod observe;
+mod optimizer;
 mod schedule;
 mod trainer;
 

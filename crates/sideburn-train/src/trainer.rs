@@ -1,17 +1,15 @@
 //! The training loop.
 
-use std::collections::HashMap;
 use std::time::Instant;
 
 use burn::module::Module;
-use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
-use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams, ModuleOptimizer};
+use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::Tensor;
 use sideburn_adapters::{AdaptedModel, Key, ParameterReport, Pass, Regimens};
 use sideburn_batch::Seq2SeqBatch;
 
-use crate::gradients::{adapter_gradients, global_norm, scale};
-use crate::groups::{second_factors, undecayed};
+use crate::gradients::global_norm;
+use crate::optimizer::Optimizer;
 use crate::{Observer, StepRecord, TrainConfig, TrainError};
 
 type Source = Box<dyn std::error::Error + Send + Sync>;
@@ -66,7 +64,11 @@ impl<'a> Trainer<'a> {
     /// or a loss or gradient is not finite.
     ///
     /// After a loss or gradient that is not finite, `model` has the last weights that gave a finite one: the update
-    /// before the failing step is taken back. After any other error it has the weights of the last finished step.
+    /// before the failing step is taken back. Where less than half of the model is trained, as with adapters, a copy of
+    /// these weights is kept, and they are the very same. Otherwise a second copy of the model would be too dear, and the
+    /// update is worked out again from the optimiser's moments: the weights are the same but for rounding, a few units in
+    /// the last place of an element or of its update, whichever is larger. After any other error `model` has the weights
+    /// of the last finished step.
     pub fn train<M, B, L, D, E>(mut self, model: &mut M, batches: B, token_losses: L) -> Result<TrainReport, TrainError>
     where
         M: AdaptedModel,
@@ -101,32 +103,31 @@ impl<'a> Trainer<'a> {
         D: Into<Source>,
         E: Into<Source>,
     {
-        let mut optimizer = self.optimizer(model);
-        let second_factors = second_factors(model);
+        let mut optimizer = Optimizer::new(&self.config, model);
         let mut report = TrainReport::default();
+        let keeps_copies = keeps_copies(model, regimens);
         // What was there at the last step that gave a finite loss. An update shows to be bad in the loss of the next step.
-        let mut good = (model.clone(), regimens.clone());
+        let mut good = keeps_copies.then(|| (model.clone(), regimens.clone()));
         for step in 0..self.config.max_steps {
             let started = Instant::now();
             let micro_batches = self.micro_batches(step, &batches)?;
             let differentiated = self
                 .backward(model, step, &micro_batches, &token_losses, regimens)
-                .and_then(|(losses, gradients)| Ok((losses, self.clip(model, step, gradients)?)));
-            let ([loss, penalty], (gradients, grad_norm)) = match differentiated {
+                .and_then(|(losses, gradients)| Ok((losses, self.norm_and_scale(model, step, &gradients)?, gradients)));
+            let ([loss, penalty], (grad_norm, scale), gradients) = match differentiated {
                 Err(error @ TrainError::NotFinite { .. }) => {
-                    (*model, *regimens) = good;
+                    match good {
+                        Some(good) => (*model, *regimens) = good,
+                        None => optimizer.undo(model),
+                    }
                     return Err(error);
                 }
                 other => other?,
             };
-            good = (model.clone(), regimens.clone());
+            good = keeps_copies.then(|| (model.clone(), regimens.clone()));
             let learning_rate = self.learning_rate(step);
-            let rates = ModuleLrScheduler::new(learning_rate)
-                .with_group(second_factors.clone(), learning_rate * self.config.loraplus_lr_ratio)
-                .step();
-            let of_adapters = if regimens.is_empty() { HashMap::new() } else { adapter_gradients(model, &gradients) };
-            *model = optimizer.step(rates, model.clone(), gradients);
-            regimens.after_update(model, step, |id| of_adapters.get(&id).cloned());
+            optimizer.step(model, &gradients, learning_rate, scale);
+            regimens.after_update(model, step, |id| Some(gradients.get::<2>(id)?.mul_scalar(scale)));
 
             let tokens = micro_batches.iter().map(|batch| batch.source().tokens() + batch.target().tokens()).sum();
             let seconds = started.elapsed().as_secs_f64();
@@ -137,17 +138,6 @@ impl<'a> Trainer<'a> {
             report.steps.push(record);
         }
         Ok(report)
-    }
-
-    fn optimizer<M: AdaptedModel>(&self, model: &M) -> ModuleOptimizer {
-        let config = |weight_decay: f64| {
-            AdamWConfig::new()
-                .with_beta_1(self.config.adam_beta1 as f32)
-                .with_beta_2(self.config.adam_beta2 as f32)
-                .with_epsilon(self.config.adam_epsilon as f32)
-                .with_weight_decay(weight_decay as f32)
-        };
-        config(self.config.weight_decay).init().with_group(undecayed(model), config(0.0).build(), None)
     }
 
     fn micro_batches<D: Into<Source>>(
@@ -197,27 +187,32 @@ impl<'a> Trainer<'a> {
         Ok(([total / targets as f64, penalty], accumulator.grads()))
     }
 
-    fn clip<M: Module>(
+    /// The norm of the whole gradient, and what clipping multiplies it by.
+    fn norm_and_scale<M: Module>(
         &self,
         model: &M,
         step: u64,
-        mut gradients: GradientsParams,
-    ) -> Result<(GradientsParams, f64), TrainError> {
-        let norm = global_norm(model, &gradients).ok_or(TrainError::NothingToTrain)?;
+        gradients: &GradientsParams,
+    ) -> Result<(f64, f64), TrainError> {
+        let norm = global_norm(model, gradients).ok_or(TrainError::NothingToTrain)?;
         let norm = f64::from(norm.into_scalar::<f32>());
         if !norm.is_finite() {
             return Err(TrainError::NotFinite { step, what: "gradient norm", value: norm });
         }
         // As `torch.nn.utils.clip_grad_norm_`, with its epsilon.
         let factor = self.config.max_grad_norm / (norm + 1e-6);
-        if self.config.max_grad_norm > 0.0 && factor < 1.0 {
-            scale(model, &mut gradients, factor);
-        }
-        Ok((gradients, norm))
+        Ok((norm, if self.config.max_grad_norm > 0.0 { factor.min(1.0) } else { 1.0 }))
     }
 
     fn learning_rate(&self, step: u64) -> f64 {
         let TrainConfig { learning_rate, lr_scheduler_type, warmup_steps, max_steps, .. } = self.config;
         learning_rate * lr_scheduler_type.factor(step, warmup_steps, max_steps)
     }
+}
+
+/// Whether the weights before an update are kept in case that it must be taken back. They must be if something else than
+/// the optimiser writes to them.
+fn keeps_copies<M: AdaptedModel>(model: &M, regimens: &Regimens) -> bool {
+    let ParameterReport { trainable, all } = ParameterReport::of(model);
+    trainable < all.div_ceil(2) || !regimens.is_empty()
 }
