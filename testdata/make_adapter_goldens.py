@@ -140,6 +140,10 @@ ADAPTERS = dict(
     lokr=(of(LoKrConfig, r=4, alpha=8, target_modules=["v", "wo"]), 0.1),
     lokr_decomposed=(of(LoKrConfig, r=2, alpha=4, decompose_both=True, target_modules=["v", "wo"]), 0.25),
     vera=(of(VeraConfig, r=8, target_modules=["v", "wo"]), 0.4),
+    vera_unsaved_projection=(
+        of(VeraConfig, r=8, target_modules=["v", "wo"], save_projection=False, projection_prng_key=123456789),
+        0.4,
+    ),
     oft=(of(OFTConfig, oft_block_size=8, target_modules=["v", "wo"]), 0.05),
     oft_cayley=(of(OFTConfig, r=16, oft_block_size=0, use_cayley_neumann=False, target_modules=["v", "wo"]), 0.1),
     ln_tuning=(of(LNTuningConfig), 0.1),
@@ -231,6 +235,10 @@ def adapter(directory, base, config, spread, can_merge=True):
     if config.peft_type == "ADALORA":
         logits, labels = result.logits.flatten(0, 1), inputs()["labels"].flatten()
         tensors["cross_entropy"] = cross_entropy(logits, labels).reshape(1)
+
+    if config.peft_type == "VERA" and not config.save_projection:
+        drawn = {name: getattr(read.base_model, name)["default"] for name in ("vera_A", "vera_B")}
+        tensors |= {f"drawn.base_model.{name}": tensor for name, tensor in drawn.items()}
 
     model = made if is_prompt else read
     assert distance(run(model).logits, result.logits) < (1e-4 if is_prompt else 1e-9)

@@ -1,10 +1,11 @@
 """Makes the files of `torch.save` in torch/, and the same tensors as safetensors:
 
-    python make_torch_files.py OUT        # writes OUT/*.pt, OUT/expected.safetensors and OUT/lora_rslora.bin
+    python make_torch_files.py OUT        # writes OUT/*.pt, OUT/expected.safetensors, OUT/lora_rslora.bin, OUT/uniform.safetensors
 
 Needs torch and safetensors. README.md says what every file is.
 """
 
+import math
 import sys
 import zipfile
 from collections import OrderedDict
@@ -94,6 +95,17 @@ def main(out):
     # An adapter as older releases of peft saved it.
     adapter = Path(__file__).parent / "adapters/lora_rslora/adapter_model.safetensors"
     torch.save(load_file(adapter), out / "lora_rslora.bin")
+
+    # What torch.Generator gives, to the bit: uniform numbers as peft draws the matrices of VeRA, of which the second goes on
+    # where the first ends. The generator makes 624 numbers at a time, and reads 32 bits of its seed.
+    drawn = {}
+    for key in (0, 42, 2**32 - 1, 2**32 + 42):
+        generator = torch.Generator().manual_seed(key)
+        for name, shape in (("A", (3, 211)), ("B", (5, 3))):
+            bound = math.sqrt(3.0) * (math.sqrt(2) / math.sqrt(shape[1]))
+            drawn[f"{key}.{name}"] = torch.empty(shape).uniform_(-bound, bound, generator=generator)
+    assert all(torch.equal(drawn[f"{2**32 + 42}.{name}"], drawn[f"42.{name}"]) for name in "AB")
+    save_file(drawn, out / "uniform.safetensors")
 
 
 if __name__ == "__main__":

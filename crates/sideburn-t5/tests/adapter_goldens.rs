@@ -3,8 +3,8 @@
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, Gradients, Tensor, TensorData};
 use sideburn_adapters::{
-    AdaptedModel, Key, PTuningConfig, Pass, PrefixTuningConfig, Regimens, adapter_tensors, attach, load_adapter, merge,
-    save_adapter, set_adapter_tensors, unmerge,
+    AdaptedModel, Key, PTuningConfig, Pass, PrefixTuningConfig, Regimens, VeraConfig, adapter_tensors, attach,
+    load_adapter, merge, read_config_file, save_adapter, set_adapter_tensors, unmerge,
 };
 use sideburn_batch::Seq2SeqBatch;
 use sideburn_t5::T5;
@@ -317,5 +317,21 @@ fn what_is_saved_is_what_was_loaded() {
         load_adapter(&mut again, "default", &copy).unwrap();
         let config = |model: &T5| model.adapters().get("default").unwrap().method().to_json();
         assert_eq!(config(&again), config(&model), "{name}");
+    }
+}
+
+/// The matrices of VeRA that `peft` drew, once in a file and once not.
+#[test]
+fn what_is_drawn_again_is_drawn_to_the_bit() {
+    for (name, file, prefix) in [("vera", "adapter_model", ""), ("vera_unsaved_projection", "io", "drawn.")] {
+        let golden = Golden::open(&format!("adapters/{name}/{file}.safetensors"));
+        let method = read_config_file(&golden::path(&format!("adapters/{name}/adapter_config.json"))).unwrap();
+        let config = method.downcast_ref::<VeraConfig>().unwrap().clone();
+        let mut model = T5::from_dir(golden::path("t5_gated_untied"), &Device::flex()).unwrap();
+        attach(&mut model, "new", config, Key::from_seed(5)).unwrap();
+        let tensors = adapter_tensors(&model, "new").unwrap();
+        for matrix in ["base_model.vera_A", "base_model.vera_B"] {
+            assert_eq!(values(tensors[matrix].val()), golden.floats(&format!("{prefix}{matrix}")), "{name}, {matrix}");
+        }
     }
 }

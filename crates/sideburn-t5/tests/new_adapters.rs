@@ -36,7 +36,9 @@ fn check<C: Method + Clone + PartialEq + Debug>(config: C) {
     let ((model, first), (_, again), (_, other)) = (adapted(1), adapted(1), adapted(2));
     assert_eq!(losses(&model), losses(&base), "{config:?}");
     assert_eq!(first, again, "{config:?}: what is drawn is a function of the key");
-    assert!(first != other || config.peft_type() == "OFT", "{config:?}: and of nothing else");
+    // OFT draws nothing, and VeRA has a seed of its own, in its configuration.
+    let has_draws = !matches!(config.peft_type(), "OFT" | "VERA");
+    assert_eq!(first != other, has_draws, "{config:?}: and of nothing else");
 }
 
 #[test]

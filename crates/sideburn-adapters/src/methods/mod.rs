@@ -12,6 +12,7 @@ mod oft;
 mod prefix;
 mod prompt;
 mod replace;
+mod torch_random;
 mod trainable_tokens;
 mod vera;
 

@@ -1,8 +1,9 @@
 //! VeRA: vectors between two random matrices that all layers share (Kopiczko et al., 2023).
 
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 use serde_json::{Map, Value, json};
 
+use super::torch_random::TorchGenerator;
 use super::{check_finite, check_probability, check_rank, usual_targets};
 use crate::fields::Fields;
 use crate::method::{Common, Company, Method, Outline, Place, Plan};
@@ -12,15 +13,14 @@ use crate::tensors::in_dtype;
 use crate::{AdapterError, Pass};
 
 /// What to adapt and how; the fields are named as in `peft.VeraConfig`.
-///
-/// The shared matrices are always in the file, as by `save_projection=True`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct VeraConfig {
     /// The rank of the shared matrices.
     pub r: usize,
-    /// The seed that `peft` drew the shared matrices with; only recorded. They are in the file, and of a new adapter
-    /// follow from the key that it is attached with.
+    /// The seed that the shared matrices are drawn with, by PyTorch's generator.
     pub projection_prng_key: u64,
+    /// Whether the shared matrices are in the file. Where they are not, they are drawn again from their seed.
+    pub save_projection: bool,
     /// The probability with which an element of the branch's input is dropped in training.
     pub vera_dropout: f64,
     /// What the vector between the matrices begins as.
@@ -37,6 +37,7 @@ impl VeraConfig {
         Self {
             r: 256,
             projection_prng_key: 0,
+            save_projection: true,
             vera_dropout: 0.0,
             d_initial: 0.1,
             targets: targets.into(),
@@ -45,20 +46,13 @@ impl VeraConfig {
     }
 
     pub(crate) fn read(fields: &Fields<'_>) -> Result<Self, AdapterError> {
-        if fields.optional("save_projection", "true or false")? == Some(false) {
-            return Err(AdapterError::InvalidField {
-                field: "save_projection",
-                found: "false".into(),
-                expected: "true, as only PyTorch can draw the missing matrices again: save the adapter with \
-                           save_projection=True",
-            });
-        }
         fields.only("bias", "none")?;
         fields.ignore("fan_in_fan_out"); // Says how other kinds of layers store their weights.
         fields.ignore("init_weights"); // How the vectors begin is past.
         Ok(Self {
             r: fields.required("r", "a rank of at least 1")?,
             projection_prng_key: fields.optional("projection_prng_key", "a seed")?.unwrap_or(0),
+            save_projection: fields.optional("save_projection", "true or false")?.unwrap_or(true),
             vera_dropout: fields.optional("vera_dropout", "a probability in [0, 1)")?.unwrap_or(0.0),
             d_initial: fields.optional("d_initial", "a number")?.unwrap_or(0.1),
             targets: Targets::read(fields)?,
@@ -98,7 +92,7 @@ impl Method for VeraConfig {
         let Value::Object(mut fields) = json!({
             "r": self.r,
             "projection_prng_key": self.projection_prng_key,
-            "save_projection": true,
+            "save_projection": self.save_projection,
             "vera_dropout": self.vera_dropout,
             "d_initial": self.d_initial,
             "bias": "none",
@@ -119,8 +113,9 @@ impl Method for VeraConfig {
             .map(|place| place.linear())
             .fold([0, 0], |[out, input], place| [out.max(place[0]), input.max(place[1])]);
         Plan::of(places, |place| {
+            let projection = Projection { largest, seed: self.projection_prng_key, saved: self.save_projection };
             let (shape, r, dropout, d_initial) = (place.linear(), self.r, self.vera_dropout, self.d_initial);
-            Ok(VeraRule { shape, largest, r, dropout, d_initial })
+            Ok(VeraRule { shape, projection, r, dropout, d_initial })
         })
     }
 
@@ -134,10 +129,42 @@ impl Method for VeraConfig {
 #[derive(Clone, Debug)]
 struct VeraRule {
     shape: [usize; 2],
-    largest: [usize; 2],
+    projection: Projection,
     r: usize,
     dropout: f64,
     d_initial: f64,
+}
+
+/// What all layers share.
+#[derive(Clone, Copy, Debug)]
+struct Projection {
+    /// `[out, in]`, each of the layer in which it is largest.
+    largest: [usize; 2],
+    seed: u64,
+    saved: bool,
+}
+
+impl Projection {
+    /// `A [r, in]` and then `B [out, r]`, from one generator; only the last of them.
+    fn draw(self, shapes: &[[usize; 2]]) -> Vec<f32> {
+        let mut generator = TorchGenerator::from_seed(self.seed);
+        shapes.iter().map(|shape| generator.kaiming_uniform(*shape)).last().expect("at least one")
+    }
+
+    fn specs(self, r: usize) -> [TensorSpec; 2] {
+        let [out, input] = self.largest;
+        let shapes = [[r, input], [out, r]];
+        [("vera_A", &shapes[..1]), ("vera_B", &shapes[..])].map(|(name, shapes)| {
+            let shape = *shapes.last().expect("one or two");
+            let shapes = shapes.to_vec();
+            let init = Init::from_base(move |base| {
+                Tensor::from_data(TensorData::new(self.draw(&shapes), shape), &base.weight.device())
+            });
+            let name = format!("base_model.{name}");
+            let name = if self.saved { TensorName::Whole(name) } else { TensorName::Unsaved(name) };
+            TensorSpec { name, ..TensorSpec::new("", shape, init) }.frozen()
+        })
+    }
 }
 
 impl VeraRule {
@@ -150,17 +177,12 @@ impl VeraRule {
 
 impl Rule for VeraRule {
     fn tensors(&self) -> Vec<TensorSpec> {
-        let ([out, input], r) = (self.largest, self.r);
-        let shared = |name: &str, shape: [usize; 2]| {
-            let [_, fan_in] = shape;
-            let spec = TensorSpec::new("", shape, Init::Uniform((6.0 / fan_in as f64).sqrt()));
-            TensorSpec { name: TensorName::Whole(format!("base_model.{name}")), ..spec }.frozen()
-        };
+        let [a, b] = self.projection.specs(self.r);
         vec![
             TensorSpec::new("vera_lambda_b", [self.shape[0]], Init::Zeros),
-            TensorSpec::new("vera_lambda_d", [r], Init::Constant(self.d_initial)),
-            shared("vera_A", [r, input]),
-            shared("vera_B", [out, r]),
+            TensorSpec::new("vera_lambda_d", [self.r], Init::Constant(self.d_initial)),
+            a,
+            b,
         ]
     }
 
@@ -181,23 +203,14 @@ impl Rule for VeraRule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::method::read_config;
     use crate::methods::tests::assert_merged_as_computed;
 
     #[test]
     fn a_layer_smaller_than_the_largest() {
         let (r, dropout, d_initial) = (3, 0.0, 0.1);
         for largest in [[4, 6], [9, 6], [4, 8]] {
-            assert_merged_as_computed(&VeraRule { shape: [4, 6], largest, r, dropout, d_initial }, [4, 6]);
+            let projection = Projection { largest, seed: 0, saved: true };
+            assert_merged_as_computed(&VeraRule { shape: [4, 6], projection, r, dropout, d_initial }, [4, 6]);
         }
-    }
-
-    #[test]
-    fn matrices_that_are_not_stored_are_missed() {
-        let mut json = VeraConfig::new(["q"]).to_json();
-        assert!(read_config(&json).is_ok());
-        json["save_projection"] = false.into();
-        let error = read_config(&json).unwrap_err().to_string();
-        assert!(error.contains("`save_projection`") && error.contains("save_projection=True"), "{error}");
     }
 }
