@@ -16,6 +16,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sideburn::adapters::{FullConfig, PromptTuningConfig};
+use sideburn::kernels::{record_profile, take_profile, write_chrome_events};
 use sideburn::prelude::*;
 use sideburn::train::{Observer, StepRecord, TrainError};
 
@@ -80,6 +81,24 @@ struct Case {
     /// Repetitions that are counted
     #[arg(long, default_value_t = 1)]
     reps: usize,
+    /// Writes what each operation took to this file, for <https://ui.perfetto.dev>
+    #[arg(long)]
+    profile: Option<PathBuf>,
+}
+
+impl Case {
+    /// Begins to record, if that is asked for.
+    fn begin_profile(&self) {
+        record_profile(self.profile.is_some());
+    }
+
+    fn write_profile(&self) -> anyhow::Result<()> {
+        let Some(path) = &self.profile else { return Ok(()) };
+        let mut file = BufWriter::new(File::create(path)?);
+        file.write_all(b"[\n")?;
+        write_chrome_events(&take_profile(), &mut file)?;
+        Ok(file.flush()?)
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -153,7 +172,9 @@ fn train(case: &Case, method: Method, lora_dropout: f64, batching: Batching) -> 
     let batch = |step: u64| Ok::<_, Infallible>(batches[step as usize % batches.len()].clone());
     let (resting_mib, ready_at) = (resident_mib("VmRSS"), now());
     let mut watch = Watch { batches: batches.len() as u64, first_step_at: 0.0, laps: Laps::start() };
+    case.begin_profile();
     let report = Trainer::new(config)?.observe(&mut watch).train(&mut model, batch, T5::token_losses)?;
+    case.write_profile()?;
 
     let mut record = watch.laps.record(case.warmup);
     let tokens: usize = batches.iter().map(|batch| batch.source().tokens() + batch.target().tokens()).sum();
@@ -199,6 +220,7 @@ fn decode(case: &Case, new_tokens: usize) -> anyhow::Result<Value> {
     let config =
         GreedyConfig { max_new_tokens: new_tokens, decoder_start_token_id, eos_token_id, no_repeat_ngram_size: 0 };
     let ready_at = now();
+    case.begin_profile();
     let mut laps = Laps::start();
     let mut ids = Vec::new();
     for _ in 0..case.warmup + case.reps {
@@ -208,6 +230,7 @@ fn decode(case: &Case, new_tokens: usize) -> anyhow::Result<Value> {
         }
         laps.lap();
     }
+    case.write_profile()?;
     let mut record = laps.record(case.warmup);
     let tokens = samples.len() * new_tokens;
     extend(

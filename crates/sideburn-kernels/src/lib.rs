@@ -49,6 +49,7 @@ mod norm;
 mod path;
 mod profile;
 mod row_layout;
+mod workers;
 
 pub use adamw::{AdamWStep, adamw_step, adamw_undo, square_sum};
 pub use attention::{Sight, attention};
@@ -61,3 +62,4 @@ pub use path::{Path, path, set_path};
 pub use profile::{Event, Span, record_profile, take_profile, write_chrome_events};
 pub use row_layout::RowLayout;
 pub use sideburn_batch::Key;
+pub use workers::on_workers;

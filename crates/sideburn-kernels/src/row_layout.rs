@@ -180,7 +180,7 @@ impl RowLayout {
 }
 
 #[cfg(feature = "flex")]
-fn is_cpu(device: &Device) -> bool {
+pub(crate) fn is_cpu(device: &Device) -> bool {
     *device == Device::flex()
 }
 

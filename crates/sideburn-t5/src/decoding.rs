@@ -4,7 +4,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use sideburn_adapters::Pass;
 use sideburn_batch::TokenRows;
 use sideburn_generate::Decoder;
-use sideburn_kernels::{RowLayout, Sight};
+use sideburn_kernels::{RowLayout, Sight, on_workers};
 
 use crate::T5Error;
 use crate::layers::{KeysValues, Scores};
@@ -47,8 +47,10 @@ impl T5 {
         use burn::module::Module;
         assert!(!pass.is_train(), "decoding has no dropout; give it a pass that evaluates");
         let model = self.valid();
-        let encoded = model.encode(source, &mut pass)?;
-        let cross = model.decoder.cross(&encoded.hidden, &encoded.layout, &mut pass);
+        let cross = on_workers(&model.device(), || {
+            let encoded = model.encode(source, &mut pass)?;
+            Ok::<_, T5Error>(model.decoder.cross(&encoded.hidden, &encoded.layout, &mut pass))
+        })?;
         let rows = source.len();
         let prefix = model.adapters.prefix(&mut pass).map(KeysValues::of_prefix).unwrap_or_default();
         let position = prefix.first().map_or(0, KeysValues::tokens);
@@ -105,14 +107,8 @@ impl Cache {
     }
 }
 
-impl Decoder for Decoding {
-    type Error = T5Error;
-
-    fn rows(&self) -> usize {
-        self.rows
-    }
-
-    fn next_logits(&mut self, tokens: &[u32]) -> Result<Tensor<2>, T5Error> {
+impl Decoding {
+    fn next_logits_here(&mut self, tokens: &[u32]) -> Result<Tensor<2>, T5Error> {
         assert_eq!(tokens.len(), self.rows, "every row needs its last token");
         let input = TokenRows::from_rows(tokens.iter().map(|token| [*token])).expect("one token in each row");
         let layout = RowLayout::packed(input.lengths(), &self.model.device());
@@ -134,6 +130,18 @@ impl Decoder for Decoding {
         });
         self.position += 1;
         Ok(self.model.head(hidden, &mut self.pass))
+    }
+}
+
+impl Decoder for Decoding {
+    type Error = T5Error;
+
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn next_logits(&mut self, tokens: &[u32]) -> Result<Tensor<2>, T5Error> {
+        on_workers(&self.model.device(), || self.next_logits_here(tokens))
     }
 
     fn select_rows(&mut self, rows: &[usize]) {

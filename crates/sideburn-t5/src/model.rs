@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use sideburn_adapters::{AdaptedLinear, AdaptedTable, AdapterSet, Key, Pass, random_weight};
 use sideburn_batch::{Seq2SeqBatch, TokenRows};
-use sideburn_kernels::{RowLayout, Sight, cross_entropy, linear_cross_entropy};
+use sideburn_kernels::{RowLayout, Sight, cross_entropy, linear_cross_entropy, on_workers};
 
 use crate::T5Error;
 use crate::config::T5Config;
@@ -143,6 +143,10 @@ impl T5 {
     /// # Errors
     /// If a token id is outside the vocabulary.
     pub fn token_losses(&self, batch: &Seq2SeqBatch, pass: &mut Pass) -> Result<Tensor<1>, T5Error> {
+        on_workers(&self.device(), || self.token_losses_here(batch, pass))
+    }
+
+    fn token_losses_here(&self, batch: &Seq2SeqBatch, pass: &mut Pass) -> Result<Tensor<1>, T5Error> {
         let target = batch.target();
         self.check_ids(target)?;
         let encoded = self.encode(batch.source(), pass)?;

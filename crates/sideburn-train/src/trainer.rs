@@ -7,6 +7,7 @@ use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::Tensor;
 use sideburn_adapters::{AdaptedModel, Key, ParameterReport, Pass, Regimens};
 use sideburn_batch::Seq2SeqBatch;
+use sideburn_kernels::{Span, on_workers};
 
 use crate::gradients::global_norm;
 use crate::optimizer::Optimizer;
@@ -126,7 +127,9 @@ impl<'a> Trainer<'a> {
             };
             good = keeps_copies.then(|| (model.clone(), regimens.clone()));
             let learning_rate = self.learning_rate(step);
+            let update = Span::new("update");
             optimizer.step(model, &gradients, learning_rate, scale);
+            drop(update);
             regimens.after_update(model, step, |id| Some(gradients.get::<2>(id)?.mul_scalar(scale)));
 
             let tokens = micro_batches.iter().map(|batch| batch.source().tokens() + batch.target().tokens()).sum();
@@ -166,6 +169,7 @@ impl<'a> Trainer<'a> {
         let mut total = 0.0;
         for (index, batch) in micro_batches.iter().enumerate() {
             let mut pass = Pass::train(key.fold_in(index as u64));
+            let forward = Span::new("forward");
             let losses = token_losses(model, batch, &mut pass)
                 .map_err(|source| TrainError::Step { step, source: source.into() })?;
             let sum = losses.sum();
@@ -173,7 +177,10 @@ impl<'a> Trainer<'a> {
             if !total.is_finite() {
                 return Err(TrainError::NotFinite { step, what: "loss", value: total / targets as f64 });
             }
-            let gradients = sum.div_scalar(targets as f64).backward();
+            drop(forward);
+            let _backward = Span::new("backward");
+            let mean = sum.div_scalar(targets as f64);
+            let gradients = on_workers(&mean.device(), || mean.backward());
             accumulator.accumulate(model, GradientsParams::from_grads(gradients, model));
         }
         let mut penalty = 0.0;

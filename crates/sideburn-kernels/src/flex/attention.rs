@@ -7,7 +7,7 @@ use sideburn_batch::Key;
 use super::elementwise::Mask;
 use super::memory::Buffer;
 use super::products::{Before, Mat, MatMut, Parts, Workers, product};
-use super::simd::{exp, largest, sum, vectorized};
+use super::simd::{dots, exp, largest, sum, vectorized};
 use super::{Primitive, contiguous, is_fused, matrix};
 use crate::attention::{self, AttentionOps, Sight};
 use crate::profile::Span;
@@ -38,7 +38,11 @@ impl AttentionOps for Flex {
         };
         let parts = Parts::new(&mut out, shape[0], shape[1]);
         let heads = Heads::new([&q, &k, &v, &bias], &sight, Mask::new(probability, key));
-        heads.each(|head| head.forward(parts));
+        if sight.queries.columns() == 1 && heads.mask.is_none() {
+            heads.each_row(|row| heads.decode(row, parts));
+        } else {
+            heads.each(|head| head.forward(parts));
+        }
         out.into_tensor(shape)
     }
 
@@ -113,6 +117,48 @@ impl<'a> Heads<'a> {
         Self { q, k, v, bias, sight, mask, width }
     }
 
+    /// Runs `task` for each row.
+    fn each_row(&self, task: impl Fn(usize) + Send + Sync) {
+        (0..self.sight.queries.rows()).into_par_iter().with_max_len(1).for_each(task);
+    }
+
+    /// A row with one query, as decoding has them: all heads together, so that keys and values are read as they lie.
+    fn decode(&self, row: usize, out: Parts<'_>) {
+        let (heads, width, token) = (self.sight.heads, self.width, self.sight.queries.row(row).start);
+        let keys = self.sight.keys.row(row);
+        let seen = self.sight.seen(0, keys.len());
+        let (q, k, v) = (self.q.row(token), self.k.rows(keys.clone()), self.v.rows(keys));
+        let mut weights = Buffer::new(heads * seen);
+        for key in 0..seen {
+            for (head, (q, k)) in q.chunks_exact(width).zip(k.row(key).chunks_exact(width)).enumerate() {
+                [weights[head * seen + key]] = dots([q], k);
+            }
+        }
+        // SAFETY: each task has its own row.
+        let mut out = unsafe { out.part(token..token + 1, 0..heads * width) };
+        let out = out.row(0);
+        vectorized(|| {
+            for (head, weights) in weights.chunks_exact_mut(seen).enumerate() {
+                let inverse = exponentials(weights, self.bias_row(head), self.sight, 0);
+                weights.iter_mut().for_each(|weight| *weight *= inverse);
+            }
+            out.fill(0.0);
+            for key in 0..seen {
+                let parts = out.chunks_exact_mut(width).zip(v.row(key).chunks_exact(width));
+                for (head, (out, v)) in parts.enumerate() {
+                    let weight = weights[head * seen + key];
+                    out.iter_mut().zip(v).for_each(|(out, v)| *out += weight * v);
+                }
+            }
+        });
+    }
+
+    /// The bias of a head.
+    fn bias_row(&self, head: usize) -> &'a [f32] {
+        let row = if self.bias.shape()[0] == 1 { 0 } else { head };
+        self.bias.rows(row..row + 1).row_major()
+    }
+
     /// Runs `task` for each head of each row, in their order.
     fn each<R: Send>(&self, task: impl Fn(Head<'_>) -> R + Sync) -> Vec<R> {
         let Sight { heads, queries, keys, .. } = self.sight;
@@ -123,12 +169,11 @@ impl<'a> Heads<'a> {
             let (row, head) = (index / heads, index % heads);
             let columns = head * self.width..(head + 1) * self.width;
             let part = |x: Mat<'a>, tokens| x.rows(tokens).columns(columns.clone());
-            let bias_row = if self.bias.shape()[0] == 1 { 0 } else { head };
             Head {
                 q: part(self.q, queries.row(row)),
                 k: part(self.k, keys.row(row)),
                 v: part(self.v, keys.row(row)),
-                bias: self.bias.rows(bias_row..bias_row + 1).row_major(),
+                bias: self.bias_row(head),
                 sight: self.sight,
                 mask: self.mask,
                 index,
@@ -169,28 +214,13 @@ impl Head<'_> {
     /// The exponentials of a block's scores below their largest, `[count, keys]`, and the inverse of each row's sum.
     fn exponentials(&self, out: &mut [f32], inverse: &mut [f32], (first, count, keys): (usize, usize, usize)) {
         let q = self.q.rows(first..first + count);
-        if count == 1 && self.k.shape()[0] > 1 {
-            let q = q.row(0);
-            vectorized(|| {
-                out.iter_mut().enumerate().for_each(|(key, out)| *out = sum([q, self.k.row(key)], |[q, k]| q * k))
-            });
-        } else {
-            let k = self.k.rows(0..keys);
-            product(MatMut::new(out, count, keys), q, k.t(), 1.0, Before::Forgotten, Workers::One);
-        }
+        let k = self.k.rows(0..keys);
+        product(MatMut::new(out, count, keys), q, k.t(), 1.0, Before::Forgotten, Workers::One);
         vectorized(|| {
             for (index, (row, inverse)) in out.chunks_exact_mut(keys).zip(inverse).enumerate() {
                 let query = first + index;
                 let (row, unseen) = row.split_at_mut(self.sight.seen(query, keys));
-                match self.bias {
-                    [bias] => row.iter_mut().for_each(|x| *x += bias),
-                    bias => {
-                        row.iter_mut().zip(&bias[self.sight.first_column(query)..]).for_each(|(x, bias)| *x += bias)
-                    }
-                }
-                let max = largest(row);
-                row.iter_mut().for_each(|x| *x = exp(*x - max));
-                *inverse = 1.0 / sum([row], |[x]| x);
+                *inverse = exponentials(row, self.bias, self.sight, query);
                 unseen.fill(0.0);
             }
         });
@@ -222,19 +252,8 @@ impl Head<'_> {
             let rows = tokens.start + first..tokens.start + first + count;
             // SAFETY: each task has its own row and head, and its blocks have rows of their own.
             let mut out = unsafe { out.part(rows, self.columns.clone()) };
-            let v = self.v.rows(0..keys);
-            if count == 1 {
-                let out = out.row(0);
-                vectorized(|| {
-                    out.fill(0.0);
-                    for (key, weight) in scores.iter().enumerate() {
-                        out.iter_mut().zip(v.row(key)).for_each(|(out, v)| *out += weight * v);
-                    }
-                });
-            } else {
-                let scores = Mat::new(scores, count, keys);
-                product(out.by_ref(), scores, v, 1.0, Before::Forgotten, Workers::One);
-            }
+            let scores = Mat::new(scores, count, keys);
+            product(out.by_ref(), scores, self.v.rows(0..keys), 1.0, Before::Forgotten, Workers::One);
             for (index, inverse) in inverse[..count].iter().enumerate() {
                 out.row(index).iter_mut().for_each(|x| *x *= inverse);
             }
@@ -305,4 +324,17 @@ impl Head<'_> {
         }
         bias_sums
     }
+}
+
+/// Turns the scores of a query into the exponentials of what they are, with the bias, below their largest, and returns
+/// the inverse of their sum.
+#[inline(always)]
+fn exponentials(scores: &mut [f32], bias: &[f32], sight: &Sight, query: usize) -> f32 {
+    match bias {
+        [bias] => scores.iter_mut().for_each(|x| *x += bias),
+        bias => scores.iter_mut().zip(&bias[sight.first_column(query)..]).for_each(|(x, bias)| *x += bias),
+    }
+    let max = largest(scores);
+    scores.iter_mut().for_each(|x| *x = exp(*x - max));
+    1.0 / sum([scores], |[x]| x)
 }

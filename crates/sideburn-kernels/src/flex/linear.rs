@@ -10,7 +10,7 @@ use sideburn_batch::Key;
 use super::elementwise::Mask;
 use super::memory::Buffer;
 use super::products::{Before, Mat, MatMut, Parts, Workers, product};
-use super::simd::{dots_with_two, vectorized};
+use super::simd::{dots, vectorized};
 use super::{Primitive, contiguous, is_fused, matrix, values};
 use crate::linear::{self, LinearOps};
 use crate::profile::Span;
@@ -189,26 +189,26 @@ fn few_rows(y: &mut [f32], x: Mat<'_>, weight: &[f32], input: usize) {
         let first = task * rows;
         // SAFETY: each task has its own columns.
         let mut y = unsafe { parts.part(0..n, first..first + weight.len() / input) };
-        dots(&mut y, x, weight, input);
+        dots_of_rows(&mut y, x, weight, input);
     });
 }
 
-/// `y[i][j]` is the dot product of row `i` of `x` and row `j` of `weight`, each row of which is read once.
-fn dots(y: &mut MatMut<'_>, x: &[f32], weight: &[f32], input: usize) {
+/// `y[i][j]` is the dot product of row `i` of `x` and row `j` of `weight`, each row of which is fetched once.
+fn dots_of_rows(y: &mut MatMut<'_>, x: &[f32], weight: &[f32], input: usize) {
     let n = x.len() / input;
-    for (pair, weight) in weight.chunks(2 * input).enumerate() {
-        // An odd last row is its own neighbour.
-        let weight = [&weight[..input], &weight[weight.len() - input..]];
-        for first in (0..n).step_by(4) {
-            let count = (n - first).min(4);
-            let x = |row: usize| &x[(first + row) * input..][..input];
-            let products = match count {
-                1 => [dots_with_two([x(0)], weight)[0]; 4],
-                _ => dots_with_two([0, 1, 2, 3].map(|row| x(row.min(count - 1))), weight),
+    let row = |row: usize| &x[row * input..][..input];
+    for (j, weight) in weight.chunks_exact(input).enumerate() {
+        let mut write = |first: usize, products: &[f32]| {
+            products.iter().enumerate().for_each(|(index, product)| y.row(first + index)[j] = *product);
+            first + products.len()
+        };
+        let mut i = 0;
+        while i < n {
+            i = match n - i {
+                8.. => write(i, &dots(std::array::from_fn::<_, 8, _>(|index| row(i + index)), weight)),
+                4.. => write(i, &dots(std::array::from_fn::<_, 4, _>(|index| row(i + index)), weight)),
+                _ => write(i, &dots([row(i)], weight)),
             };
-            for (row, products) in products[..count].iter().enumerate() {
-                y.row(first + row)[2 * pair..].iter_mut().zip(products).for_each(|(y, product)| *y = *product);
-            }
         }
     }
 }

@@ -57,52 +57,49 @@ pub(crate) fn largest(values: &[f32]) -> f32 {
     lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger)
 }
 
-/// The dot products of `N` slices with two, all of one length, each value of which is loaded once.
+/// The dot products of `N` slices with another, all of one length, each value of which is loaded once.
 #[inline]
-pub(crate) fn dots_with_two<const N: usize>(x: [&[f32]; N], y: [&[f32]; 2]) -> [[f32; 2]; N] {
-    assert!(x.iter().chain(&y).all(|slice| slice.len() == y[0].len()), "slices of one length");
+pub(crate) fn dots<const N: usize>(x: [&[f32]; N], y: &[f32]) -> [f32; N] {
+    assert!(x.iter().all(|x| x.len() == y.len()), "slices of one length");
     #[cfg(target_arch = "x86_64")]
     if has_avx2() {
         // SAFETY: the machine has what the function is compiled for, and the slices have one length.
-        return unsafe { dots_with_two_avx2(x, y) };
+        return unsafe { dots_avx2(x, y) };
     }
-    x.map(|x| y.map(|y| sum([x, y], |[x, y]| x * y)))
+    x.map(|x| sum([x, y], |[x, y]| x * y))
 }
 
 /// # Safety
 /// The slices must have one length.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn dots_with_two_avx2<const N: usize>(x: [&[f32]; N], y: [&[f32]; 2]) -> [[f32; 2]; N] {
+unsafe fn dots_avx2<const N: usize>(x: [&[f32]; N], y: &[f32]) -> [f32; N] {
     use std::arch::x86_64::{
         _MM_HINT_T0, _mm_prefetch, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps, _mm256_storeu_ps,
     };
-    let len = y[0].len();
-    let whole = len / LANES * LANES;
+    /// How far ahead memory is asked for, in values, where the machine is too busy with products to look ahead itself.
+    const AHEAD: usize = 512;
+    let whole = y.len() / LANES * LANES;
     // The compiler keeps these in registers, which it does not with arrays of floats.
-    let mut sums = [[_mm256_setzero_ps(); 2]; N];
+    let mut sums = [_mm256_setzero_ps(); N];
     for start in (0..whole).step_by(LANES) {
-        // The rows that follow `y` are next: memory is what the time goes to, and the machine looks ahead too little.
-        for y in y {
-            _mm_prefetch::<_MM_HINT_T0>(y.as_ptr().wrapping_add(start + 2 * len).cast());
+        if N > 1 {
+            _mm_prefetch::<_MM_HINT_T0>(y.as_ptr().wrapping_add(start + AHEAD).cast());
         }
         // SAFETY: `start + LANES` is at most the length of each slice.
-        let y = y.map(|y| unsafe { _mm256_loadu_ps(y.as_ptr().add(start)) });
-        for (sums, x) in sums.iter_mut().zip(x) {
+        let y = unsafe { _mm256_loadu_ps(y.as_ptr().add(start)) };
+        for (sum, x) in sums.iter_mut().zip(x) {
             // SAFETY: as above.
-            let x = unsafe { _mm256_loadu_ps(x.as_ptr().add(start)) };
-            *sums = [_mm256_fmadd_ps(x, y[0], sums[0]), _mm256_fmadd_ps(x, y[1], sums[1])];
+            *sum = _mm256_fmadd_ps(unsafe { _mm256_loadu_ps(x.as_ptr().add(start)) }, y, *sum);
         }
     }
-    let mut out = [[0.0; 2]; N];
-    for (row, out) in out.iter_mut().enumerate() {
-        for (column, out) in out.iter_mut().enumerate() {
-            let mut lanes = [0f32; LANES];
-            // SAFETY: there is room for the lanes.
-            unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sums[row][column]) };
-            let rest: f32 = x[row][whole..].iter().zip(&y[column][whole..]).map(|(x, y)| x * y).sum();
-            *out = lanes.iter().sum::<f32>() + rest;
-        }
+    let mut out = [0.0; N];
+    for ((out, sum), x) in out.iter_mut().zip(sums).zip(x) {
+        let mut lanes = [0f32; LANES];
+        // SAFETY: there is room for the lanes.
+        unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sum) };
+        let rest: f32 = x[whole..].iter().zip(&y[whole..]).map(|(x, y)| x * y).sum();
+        *out = lanes.iter().sum::<f32>() + rest;
     }
     out
 }
