@@ -1,5 +1,6 @@
 //! Benchmarks of Sideburn; run them with `cargo bench`, or one with `cargo bench --bench NAME`.
 //!
+//! * `kernels`: every fused operation, as a kernel and composed of primitives, beside the machine's roofline.
 //! * `adapted_linear`: a linear layer with LoRA, factored as here, as Burn's own dense update, and merged.
 //! * `many_adapters`: layers with one adapter and with 35, of which one is active, and attaching one more.
 //! * `lora_step`: a LoRA training step of FLAN-T5-small's architecture, in tokens per second.

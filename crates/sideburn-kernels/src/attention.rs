@@ -4,7 +4,7 @@ use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::Checkpoi
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::{BoolTensor, Device, FloatTensor, IntTensor};
-use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension};
+use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension, get_or_init_device_settings};
 use burn::tensor::{IndexingUpdateOp, IntDType, Shape, Tensor, TensorData};
 use sideburn_batch::Key;
 
@@ -152,6 +152,12 @@ fn indices<B: Backend>(values: Vec<i32>, device: &Device<B>) -> IntTensor<B> {
     B::int_from_data(TensorData::new(values, [length]), device)
 }
 
+/// Truth values in the form in which the device has them.
+fn bools<B: Backend>(data: TensorData, device: &Device<B>) -> BoolTensor<B> {
+    let dtype = get_or_init_device_settings::<B>(device).bool_dtype;
+    B::bool_from_data(data.convert_dtype(dtype.into()), device)
+}
+
 /// Tokens `[tokens, heads * width]` as rows `[rows, heads, columns, width]`.
 fn to_rows<B: Backend>(x: FloatTensor<B>, layout: &RowLayout, heads: usize) -> FloatTensor<B> {
     let width = x.shape()[1] / heads;
@@ -188,7 +194,7 @@ fn without_padding<B: Backend>(x: FloatTensor<B>, layout: &RowLayout) -> FloatTe
     }
     let padding = |length: usize| (0..columns).map(move |column| column >= length);
     let padding: Vec<bool> = layout.lengths().iter().flat_map(|length| padding(*length)).collect();
-    let mask = B::bool_from_data(TensorData::new(padding, [rows, 1, columns, 1]), &x.device());
+    let mask = bools::<B>(TensorData::new(padding, [rows, 1, columns, 1]), &x.device());
     let mask = B::bool_expand(mask, x.shape());
     B::float_mask_fill(x, mask, 0.0.into())
 }
@@ -215,7 +221,7 @@ fn mask<B: Backend>(sight: &Sight, device: &Device<B>) -> BoolTensor<B> {
         (0..queries).flat_map(of_query)
     };
     let mask: Vec<bool> = sight.keys.lengths().iter().flat_map(|length| of_row(*length)).collect();
-    B::bool_from_data(TensorData::new(mask, [rows, 1, queries, keys]), device)
+    bools::<B>(TensorData::new(mask, [rows, 1, queries, keys]), device)
 }
 
 /// The weights before dropout, `[rows, heads, queries, keys]`, of rows.
