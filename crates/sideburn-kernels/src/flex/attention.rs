@@ -7,13 +7,13 @@ use sideburn_batch::Key;
 use super::elementwise::Mask;
 use super::memory::Buffer;
 use super::products::{Before, Mat, MatMut, Parts, Workers, product};
-use super::simd::{dots, exp, largest, sum, vectorized};
+use super::simd::{dots, exp, largest, sum, vector_fn};
 use super::{Primitive, contiguous, is_fused, matrix};
 use crate::attention::{self, AttentionOps, Sight};
 use crate::profile::Span;
 
 /// Queries that a task takes at once.
-const BLOCK: usize = 64;
+const BLOCK: usize = 128;
 
 impl AttentionOps for Flex {
     fn attention_forward(
@@ -137,20 +137,7 @@ impl<'a> Heads<'a> {
         // SAFETY: each task has its own row.
         let mut out = unsafe { out.part(token..token + 1, 0..heads * width) };
         let out = out.row(0);
-        vectorized(|| {
-            for (head, weights) in weights.chunks_exact_mut(seen).enumerate() {
-                let inverse = exponentials(weights, self.bias_row(head), self.sight, 0);
-                weights.iter_mut().for_each(|weight| *weight *= inverse);
-            }
-            out.fill(0.0);
-            for key in 0..seen {
-                let parts = out.chunks_exact_mut(width).zip(v.row(key).chunks_exact(width));
-                for (head, (out, v)) in parts.enumerate() {
-                    let weight = weights[head * seen + key];
-                    out.iter_mut().zip(v).for_each(|(out, v)| *out += weight * v);
-                }
-            }
-        });
+        mix_one_query(self, out, &mut weights, v, seen);
     }
 
     /// The bias of a head.
@@ -216,14 +203,7 @@ impl Head<'_> {
         let q = self.q.rows(first..first + count);
         let k = self.k.rows(0..keys);
         product(MatMut::new(out, count, keys), q, k.t(), 1.0, Before::Forgotten, Workers::One);
-        vectorized(|| {
-            for (index, (row, inverse)) in out.chunks_exact_mut(keys).zip(inverse).enumerate() {
-                let query = first + index;
-                let (row, unseen) = row.split_at_mut(self.sight.seen(query, keys));
-                *inverse = exponentials(row, self.bias, self.sight, query);
-                unseen.fill(0.0);
-            }
-        });
+        exponentials_of_block(self, out, inverse, first, keys);
     }
 
     /// Where the elements of a query's row of weights begin in the mask.
@@ -242,12 +222,7 @@ impl Head<'_> {
             let scores = &mut scores[..count * keys];
             self.exponentials(scores, &mut inverse, block);
             if let (Some(mask), Some(factors)) = (self.mask, &mut factors) {
-                vectorized(|| {
-                    for (index, row) in scores.chunks_exact_mut(keys).enumerate() {
-                        mask.factors(self.first_draw(first + index), &mut factors[..keys]);
-                        row.iter_mut().zip(factors.iter()).for_each(|(x, factor)| *x *= factor);
-                    }
-                });
+                drop_of_block(self, mask, scores, factors, first, keys);
             }
             let rows = tokens.start + first..tokens.start + first + count;
             // SAFETY: each task has its own row and head, and its blocks have rows of their own.
@@ -285,21 +260,7 @@ impl Head<'_> {
             let gradient = gradient.rows(first..first + count);
             let v = self.v.rows(0..keys).t();
             product(MatMut::new(scores, count, keys), gradient, v, 1.0, Before::Forgotten, Workers::One);
-            vectorized(|| {
-                for (index, (weights, scores)) in
-                    weights.chunks_exact_mut(keys).zip(scores.chunks_exact_mut(keys)).enumerate()
-                {
-                    weights.iter_mut().for_each(|x| *x *= inverse[index]);
-                    if let (Some(mask), Some(dropped)) = (self.mask, &mut dropped) {
-                        let dropped = &mut dropped[index * keys..][..keys];
-                        mask.factors(self.first_draw(first + index), dropped);
-                        scores.iter_mut().zip(dropped.iter()).for_each(|(x, factor)| *x *= factor);
-                        dropped.iter_mut().zip(weights.iter()).for_each(|(factor, x)| *factor *= x);
-                    }
-                    let total = sum([weights, scores], |[weight, x]| weight * x);
-                    scores.iter_mut().zip(weights.iter()).for_each(|(x, weight)| *x = weight * (*x - total));
-                }
-            });
+            softmax_backward_of_block(self, weights, scores, dropped.as_deref_mut(), &inverse, first, keys);
             let mixed = Mat::new(dropped.as_deref().unwrap_or(weights), count, keys);
             product(of_v.by_ref().first_rows(keys), mixed.t(), gradient, 1.0, Before::Kept, Workers::One);
             let scores_matrix = Mat::new(scores, count, keys);
@@ -323,6 +284,74 @@ impl Head<'_> {
             }
         }
         bias_sums
+    }
+}
+
+vector_fn! {
+    /// Turns the scores of a block of queries into exponentials; see [`exponentials`].
+    fn exponentials_of_block(head: &Head<'_>, scores: &mut [f32], inverse: &mut [f32], first: usize, keys: usize) {
+        for (index, (row, inverse)) in scores.chunks_exact_mut(keys).zip(inverse).enumerate() {
+            let query = first + index;
+            let (row, unseen) = row.split_at_mut(head.sight.seen(query, keys));
+            *inverse = exponentials(row, head.bias, head.sight, query);
+            unseen.fill(0.0);
+        }
+    }
+}
+
+vector_fn! {
+    /// Drops elements of a block's weights.
+    fn drop_of_block(head: &Head<'_>, mask: Mask, weights: &mut [f32], factors: &mut [f32], first: usize, keys: usize) {
+        for (index, row) in weights.chunks_exact_mut(keys).enumerate() {
+            mask.factors(head.first_draw(first + index), &mut factors[..keys]);
+            row.iter_mut().zip(factors.iter()).for_each(|(x, factor)| *x *= factor);
+        }
+    }
+}
+
+vector_fn! {
+    /// From exponentials with the inverses of their sums, and the gradient of the weights after dropout: the weights, the
+    /// gradient of the scores and, if there is dropout, the weights after it.
+    fn softmax_backward_of_block(
+        head: &Head<'_>,
+        weights: &mut [f32],
+        scores: &mut [f32],
+        dropped: Option<&mut [f32]>,
+        inverse: &[f32],
+        first: usize,
+        keys: usize,
+    ) {
+        let mut dropped = dropped;
+        for (index, (weights, scores)) in weights.chunks_exact_mut(keys).zip(scores.chunks_exact_mut(keys)).enumerate() {
+            let inverse = inverse[index];
+            weights.iter_mut().for_each(|x| *x *= inverse);
+            if let (Some(mask), Some(dropped)) = (head.mask, &mut dropped) {
+                let dropped = &mut dropped[index * keys..][..keys];
+                mask.factors(head.first_draw(first + index), dropped);
+                scores.iter_mut().zip(dropped.iter()).for_each(|(x, factor)| *x *= factor);
+                dropped.iter_mut().zip(weights.iter()).for_each(|(factor, x)| *factor *= x);
+            }
+            let total = sum([weights, scores], |[weight, x]| weight * x);
+            scores.iter_mut().zip(weights.iter()).for_each(|(x, weight)| *x = weight * (*x - total));
+        }
+    }
+}
+
+vector_fn! {
+    /// The scores of one query, head after head, to weights, and what these make of the values of `seen` keys.
+    fn mix_one_query(heads: &Heads<'_>, out: &mut [f32], weights: &mut [f32], v: Mat<'_>, seen: usize) {
+        for (head, weights) in weights.chunks_exact_mut(seen).enumerate() {
+            let inverse = exponentials(weights, heads.bias_row(head), heads.sight, 0);
+            weights.iter_mut().for_each(|weight| *weight *= inverse);
+        }
+        out.fill(0.0);
+        for key in 0..seen {
+            let parts = out.chunks_exact_mut(heads.width).zip(v.row(key).chunks_exact(heads.width));
+            for (head, (out, v)) in parts.enumerate() {
+                let weight = weights[head * seen + key];
+                out.iter_mut().zip(v).for_each(|(out, v)| *out += weight * v);
+            }
+        }
     }
 }
 

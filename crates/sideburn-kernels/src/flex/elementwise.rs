@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use sideburn_batch::Key;
 
 use super::memory::Buffer;
-use super::simd::{exp, sum, vectorized};
+use super::simd::{exp, sum, vector_fn, vectorized};
 use super::{Primitive, TASK, contiguous, is_fused, overwritable, rows_per_task, values};
 use crate::dropout::{self, DropoutOps};
 use crate::gate::{self, GELU_CUBIC, GateOps, SQRT_2_OVER_PI};
@@ -16,40 +16,43 @@ use crate::norm::{self, NormOps};
 use crate::profile::Span;
 
 /// The mask of a dropout: for each element of a tensor, zero or the scale of what is kept.
+///
+/// A draw of 64 bits decides four neighbours, by 16 bits each: how many are dropped is exact to 1 / 131,072.
 #[derive(Clone, Copy)]
 pub(super) struct Mask {
     key: Key,
-    threshold: u32,
+    threshold: u16,
     scale: f32,
 }
+
+/// Elements that one draw decides.
+const TOGETHER: usize = 4;
 
 impl Mask {
     /// The mask, if anything is dropped.
     pub(super) fn new(probability: f64, key: Key) -> Option<Self> {
+        let threshold = (probability * 2f64.powi(16)).round() as u16;
         let scale = (1.0 / (1.0 - probability)) as f32;
-        (probability > 0.0).then_some(Self { key, threshold: (probability * 2f64.powi(32)) as u32, scale })
+        (probability > 0.0).then_some(Self { key, threshold, scale })
     }
 
     /// The factors of the elements from `first` on.
     #[inline(always)]
     pub(super) fn factors(&self, first: usize, out: &mut [f32]) {
-        let factor = |bits: u32| if bits >= self.threshold { self.scale } else { 0.0 };
-        // Each 64-bit draw decides two neighbours.
-        let mut pair = (first / 2) as u64;
-        let (head, out) = out.split_at_mut((first % 2).min(out.len()));
-        if let [head] = head {
-            *head = factor((self.key.bits(pair) >> 32) as u32);
-            pair += 1;
+        let factors = |draw: u64| {
+            let factor = |bits: u16| if bits >= self.threshold { self.scale } else { 0.0 };
+            [factor(draw as u16), factor((draw >> 16) as u16), factor((draw >> 32) as u16), factor((draw >> 48) as u16)]
+        };
+        let (draw, skipped) = ((first / TOGETHER) as u64, first % TOGETHER);
+        let (head, out) = out.split_at_mut(((TOGETHER - skipped) % TOGETHER).min(out.len()));
+        head.iter_mut().zip(&factors(self.key.bits(draw))[skipped..]).for_each(|(out, factor)| *out = *factor);
+        let mut draw = draw + u64::from(skipped > 0);
+        let (whole, rest) = out.as_chunks_mut::<TOGETHER>();
+        for out in &mut *whole {
+            *out = factors(self.key.bits(draw));
+            draw += 1;
         }
-        let (pairs, last) = out.as_chunks_mut::<2>();
-        for out in &mut *pairs {
-            let bits = self.key.bits(pair);
-            *out = [factor(bits as u32), factor((bits >> 32) as u32)];
-            pair += 1;
-        }
-        if let [last] = last {
-            *last = factor(self.key.bits(pair) as u32);
-        }
+        rest.iter_mut().zip(factors(self.key.bits(draw))).for_each(|(out, factor)| *out = factor);
     }
 
     /// Hands the factors of the elements from `first` on to `apply`, a few at a time, each with where it begins.
@@ -120,14 +123,7 @@ impl NormOps for Flex {
         let mut out = Buffer::new(values(&x).len());
         let chunk = rows_per_task(width) * width;
         out.par_chunks_mut(chunk).zip(values(&x).par_chunks(chunk)).for_each(|(out, x)| {
-            vectorized(|| {
-                for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                    let inverse = inverse_rms(x, epsilon);
-                    for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
-                        *out = x * inverse * weight;
-                    }
-                }
-            });
+            normalise(out, x, weight, epsilon);
         });
         out.into_tensor(x.shape())
     }
@@ -142,16 +138,7 @@ impl NormOps for Flex {
         let chunk = rows_per_task(width) * width;
         let tasks = gradient.storage_mut::<f32>().par_chunks_mut(chunk).zip(values(&x).par_chunks(chunk));
         tasks.for_each(|(gradient, x)| {
-            vectorized(|| {
-                for (gradient, x) in gradient.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                    let inverse = inverse_rms(x, epsilon);
-                    let product = sum([x, gradient, weight], |[x, g, w]| x * g * w);
-                    let pull = product / width as f32 * inverse * inverse;
-                    for ((gradient, x), weight) in gradient.iter_mut().zip(x).zip(weight) {
-                        *gradient = inverse * (*gradient * weight - x * pull);
-                    }
-                }
-            });
+            normalise_backward(gradient, x, weight, epsilon);
         });
         gradient
     }
@@ -167,12 +154,7 @@ impl NormOps for Flex {
         // One sum for each task, and these in order: the same whatever the number of threads.
         let sums = values(&x).par_chunks(chunk).zip(values(&gradient).par_chunks(chunk)).map(|(x, gradient)| {
             let mut sums = vec![0f32; width];
-            vectorized(|| {
-                for (x, gradient) in x.chunks_exact(width).zip(gradient.chunks_exact(width)) {
-                    let inverse = inverse_rms(x, epsilon);
-                    sums.iter_mut().zip(x).zip(gradient).for_each(|((sum, x), g)| *sum += x * inverse * g);
-                }
-            });
+            add_weight_gradients(&mut sums, x, gradient, epsilon);
             sums
         });
         let sums: Vec<Vec<f32>> = sums.collect();
@@ -181,6 +163,43 @@ impl NormOps for Flex {
             total.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
         }
         total.into_tensor([width])
+    }
+}
+
+vector_fn! {
+    /// Rows of `x`, normalised.
+    fn normalise(out: &mut [f32], x: &[f32], weight: &[f32], epsilon: f64) {
+        for (out, x) in out.chunks_exact_mut(weight.len()).zip(x.chunks_exact(weight.len())) {
+            let inverse = inverse_rms(x, epsilon);
+            for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+                *out = x * inverse * weight;
+            }
+        }
+    }
+}
+
+vector_fn! {
+    /// The gradients of rows, in the place of those of the normalised rows.
+    fn normalise_backward(gradient: &mut [f32], x: &[f32], weight: &[f32], epsilon: f64) {
+        let width = weight.len();
+        for (gradient, x) in gradient.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+            let inverse = inverse_rms(x, epsilon);
+            let product = sum([x, gradient, weight], |[x, g, w]| x * g * w);
+            let pull = product / width as f32 * inverse * inverse;
+            for ((gradient, x), weight) in gradient.iter_mut().zip(x).zip(weight) {
+                *gradient = inverse * (*gradient * weight - x * pull);
+            }
+        }
+    }
+}
+
+vector_fn! {
+    /// Adds what each row contributes to the gradient of the weight.
+    fn add_weight_gradients(sums: &mut [f32], x: &[f32], gradient: &[f32], epsilon: f64) {
+        for (x, gradient) in x.chunks_exact(sums.len()).zip(gradient.chunks_exact(sums.len())) {
+            let inverse = inverse_rms(x, epsilon);
+            sums.iter_mut().zip(x).zip(gradient).for_each(|((sum, x), g)| *sum += x * inverse * g);
+        }
     }
 }
 

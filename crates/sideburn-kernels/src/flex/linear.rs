@@ -10,7 +10,7 @@ use sideburn_batch::Key;
 use super::elementwise::Mask;
 use super::memory::Buffer;
 use super::products::{Before, Mat, MatMut, Parts, Workers, product};
-use super::simd::{dots, vectorized};
+use super::simd::{dots, vector_fn, vectorized};
 use super::{Primitive, contiguous, is_fused, matrix, values};
 use crate::linear::{self, LinearOps};
 use crate::profile::Span;
@@ -319,10 +319,15 @@ fn blocks(n: usize) -> impl IndexedParallelIterator<Item = Range<usize>> {
 
 /// `x` times the factors of `mask` from `first` on, in `out`.
 fn masked<'a>(out: &'a mut [f32], mask: Mask, x: Mat<'_>, first: usize, columns: usize) -> Mat<'a> {
-    vectorized(|| {
-        mask.factors(first, out);
-        out.iter_mut().zip(x.row_major()).for_each(|(out, x)| *out *= x);
-    });
+    masked_values(out, mask, x.row_major(), first);
     let rows = out.len() / columns.max(1);
     Mat::new(out, rows, columns)
+}
+
+vector_fn! {
+    /// `x` times the factors of `mask` from `first` on.
+    fn masked_values(out: &mut [f32], mask: Mask, x: &[f32], first: usize) {
+        mask.factors(first, out);
+        out.iter_mut().zip(x).for_each(|(out, x)| *out *= x);
+    }
 }

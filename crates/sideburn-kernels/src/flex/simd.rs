@@ -21,9 +21,35 @@ fn with_avx2<R>(task: impl FnOnce() -> R) -> R {
 
 #[cfg(target_arch = "x86_64")]
 #[inline]
-fn has_avx2() -> bool {
+pub(crate) fn has_avx2() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
 }
+
+/// Defines a function that is compiled twice, for the widest vectors that this crate knows and for any machine, and calls
+/// the one that the machine can run. For loops too large to be inlined into [`vectorized`].
+macro_rules! vector_fn {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $body:block) => {
+        $(#[$meta])*
+        $vis fn $name($($arg: $type),*) {
+            #[inline(always)]
+            fn any($($arg: $type),*) $body
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            fn avx2($($arg: $type),*) {
+                any($($arg),*);
+            }
+
+            #[cfg(target_arch = "x86_64")]
+            if $crate::flex::simd::has_avx2() {
+                // SAFETY: the machine has what the function is compiled for.
+                return unsafe { avx2($($arg),*) };
+            }
+            any($($arg),*);
+        }
+    };
+}
+pub(crate) use vector_fn;
 
 /// Accumulators of a reduction: a fixed order whatever the machine, more exact than one running sum, and vectorised.
 const LANES: usize = 8;
