@@ -1,4 +1,5 @@
-//! Peak memory and time of a LoRA step, here and with Burn's built-in `apply_lora`, on the same model and batch.
+//! Peak memory and time of a LoRA step, here and with Burn's built-in `apply_lora`, on the same model and batch. Burn's
+//! adapter runs with Burn's own operations, and once more with the kernels that ours has.
 //!
 //! Memory is what the allocator handed out at most during a step, beyond what was held before it: activations, gradients
 //! and the optimiser's state. LoRA dropout is off, because Burn's adapter has none; the model's own is on in both.
@@ -7,6 +8,7 @@ use std::time::Instant;
 
 use burn::tensor::Device;
 use peak_alloc::PeakAlloc;
+use sideburn::kernels::{Path, release_memory, set_path};
 use sideburn::prelude::{ParameterReport, T5};
 use sideburn_benches::{ROWS, SOURCE, TARGET, dense, factored, flan_t5_small, step};
 
@@ -20,28 +22,37 @@ fn main() {
     let (factored, dense) = (factored(&base, 0.0), dense(&base));
     assert_eq!(ParameterReport::of(&factored), ParameterReport::of(&dense), "both train the same number of parameters");
 
+    let variants = [
+        ("LoRA here", &factored, Path::Fused),
+        ("apply_lora, Burn's operations", &dense, Path::Composed),
+        ("apply_lora, our kernels", &dense, Path::Fused),
+    ];
     // Weights are drawn when they are first needed: not in what is measured.
-    measure(&factored);
-    measure(&dense);
-    let mut measured = [(&factored, Vec::new()), (&dense, Vec::new())];
+    for (_, model, path) in variants {
+        measure(model, path);
+    }
+    let mut measured = variants.map(|_| Vec::new());
     for _ in 0..REPETITIONS {
-        for (model, steps) in &mut measured {
-            steps.push(measure(model));
+        for (steps, (_, model, path)) in measured.iter_mut().zip(variants) {
+            steps.push(measure(model, path));
         }
     }
     println!("LoRA step, FLAN-T5-small architecture, {ROWS} x {SOURCE} + {TARGET} tokens, r 32 on q and v");
-    let [ours, theirs] = measured.map(|(_, steps)| {
-        [median(steps.iter().map(|(peak, _)| *peak)), median(steps.iter().map(|(_, seconds)| *seconds))]
-    });
-    for (name, [peak, seconds]) in [("factored", ours), ("Burn's apply_lora", theirs)] {
-        println!("{name:20}{:8.0} MiB {seconds:8.2} s", peak / f64::from(1 << 20));
+    println!("{:32}{:>12}{:>10}{:>20}", "", "peak", "time", "ratios to ours");
+    let medians = measured
+        .map(|steps| [median(steps.iter().map(|(peak, _)| *peak)), median(steps.iter().map(|(_, seconds)| *seconds))]);
+    for ((name, ..), [peak, seconds]) in variants.iter().zip(medians) {
+        let [of_peak, of_time] = [peak / medians[0][0], seconds / medians[0][1]];
+        println!("{name:32}{:8.0} MiB{seconds:8.2} s{of_peak:10.2}{of_time:10.2}", peak / f64::from(1 << 20));
     }
-    println!("{:20}{:8.2}     {:8.2}", "theirs / ours", theirs[0] / ours[0], theirs[1] / ours[1]);
 }
 
 /// The peak in bytes, and the time in seconds, of a step that leaves `model` as it is.
-fn measure(model: &T5) -> (f64, f64) {
+fn measure(model: &T5, path: Path) -> (f64, f64) {
     let mut model = model.clone();
+    set_path(path);
+    // Buffers that wait for the next step count as memory of the step that needs them.
+    release_memory();
     let resting = ALLOCATOR.current_usage();
     ALLOCATOR.reset_peak_usage();
     let started = Instant::now();

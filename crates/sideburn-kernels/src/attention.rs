@@ -20,9 +20,8 @@ pub struct Sight {
     pub queries: RowLayout,
     /// Where the keys of each row lie; as many rows.
     pub keys: RowLayout,
-    /// `None` if each query sees all keys of its row. If the first query of each row stands where key `first` does, and
-    /// may not look at keys that stand behind it: `Some(first)`.
-    pub causal_from: Option<usize>,
+    /// Whether a query sees only keys up to its own place.
+    pub causal: bool,
     /// Which column of the bias is for a key at the place of its query. For a key `d` places behind, it is column
     /// `origin + d`, where the first query has place [`first`](Self::first).
     pub origin: usize,
@@ -36,8 +35,8 @@ pub struct Sight {
 ///
 /// # Shapes
 /// `q [queries, heads * width]`, `k` and `v [keys, heads * width]`, as `sight` lays out the rows,
-/// `bias [heads, places]` or, for none, `[1, 1]` of zero, give `[queries, heads * width]`. What comes out at a token that belongs to
-/// no row is finite and means nothing.
+/// `bias [heads, distances]` or, for none, `[1, 1]` of zero, give `[queries, heads * width]`. What comes out at a token that
+/// belongs to no row is finite and means nothing.
 ///
 /// # Panics
 /// If `dropout` holds a probability outside `[0, 1)`, the shapes do not fit, or the bias has no column for some distance.
@@ -58,7 +57,7 @@ pub fn attention(
 impl Sight {
     /// Every query sees all keys of its row; there are no positions.
     pub fn everything(heads: usize, queries: &RowLayout, keys: &RowLayout) -> Self {
-        Self { heads, queries: queries.clone(), keys: keys.clone(), causal_from: None, origin: 0, first: 0 }
+        Self { heads, queries: queries.clone(), keys: keys.clone(), causal: false, origin: 0, first: 0 }
     }
 
     /// Every query sees all keys of its row, which are the queries' own tokens. The bias has a column for each distance
@@ -71,12 +70,12 @@ impl Sight {
     /// column for each distance from `-(first + columns - 1)` to 0 at least.
     pub fn up_to_own_place(heads: usize, queries: &RowLayout, keys: &RowLayout, first: usize) -> Self {
         let origin = first + queries.columns() - 1;
-        Self { causal_from: Some(first), origin, first, ..Self::everything(heads, queries, keys) }
+        Self { causal: true, origin, first, ..Self::everything(heads, queries, keys) }
     }
 
     /// How many of `keys` keys the query with this index sees.
     pub(crate) fn seen(&self, query: usize, keys: usize) -> usize {
-        self.causal_from.map_or(keys, |first| keys.min(first + query + 1))
+        if self.causal { keys.min(self.first + query + 1) } else { keys }
     }
 
     /// The column of the bias for the first key, as the query with this index sees it.
@@ -215,7 +214,7 @@ fn bias_columns<B: Backend>(bias: &FloatTensor<B>, sight: &Sight) -> IntTensor<B
 /// True where a query may not look at a key: `[rows, 1, queries or 1, keys]`.
 fn mask<B: Backend>(sight: &Sight, device: &Device<B>) -> BoolTensor<B> {
     let (rows, keys) = (sight.keys.rows(), sight.keys.columns());
-    let queries = if sight.causal_from.is_some() { sight.queries.columns() } else { 1 };
+    let queries = if sight.causal { sight.queries.columns() } else { 1 };
     let of_row = |length: usize| {
         let of_query = move |query| (0..keys).map(move |key| key >= sight.seen(query, keys).min(length));
         (0..queries).flat_map(of_query)

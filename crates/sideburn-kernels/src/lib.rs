@@ -54,6 +54,8 @@ mod workers;
 pub use adamw::{AdamWStep, adamw_step, adamw_undo, square_sum};
 pub use attention::{Sight, attention};
 pub use dropout::{add_dropout, dropout};
+#[cfg(feature = "flex")]
+pub use flex::release_memory;
 pub use gate::gelu_gate;
 pub use linear::{LowRank, adapted_linear, linear, low_rank};
 pub use loss::{cross_entropy, linear_cross_entropy};

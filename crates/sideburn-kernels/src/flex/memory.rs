@@ -67,6 +67,15 @@ impl Pool {
     }
 }
 
+/// Gives the memory that waits to be used again back to the system. It fills up anew with the next operations.
+pub fn release_memory() {
+    let mut pool = pool();
+    let freed = std::mem::take(&mut pool.waiting);
+    (pool.waiting_lines, pool.most_used_lines) = (0, pool.used_lines);
+    drop(pool);
+    drop(freed);
+}
+
 /// Memory for `f32` values, which hold anything at first.
 pub(crate) struct Buffer {
     lines: Vec<Line>,

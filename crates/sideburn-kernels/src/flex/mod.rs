@@ -16,6 +16,8 @@ use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::DType;
 
 use crate::path::{Path, path};
+pub use memory::release_memory;
+
 use memory::Buffer;
 use products::Mat;
 
