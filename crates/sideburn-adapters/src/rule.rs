@@ -53,7 +53,8 @@ pub trait Rule: Debug + Send + Sync {
         false
     }
 
-    /// At the input of a model: embeddings `[tokens, width]` of virtual tokens before those of every source row.
+    /// At the input of a model: embeddings `[tokens, width]` of virtual tokens before those of every row (of an
+    /// encoder-decoder: of every source row).
     fn virtual_tokens(&self, _own: &[Tensor<2>], _pass: &mut Pass) -> Option<Tensor<2>> {
         None
     }

@@ -6,6 +6,9 @@ use burn::tensor::Device;
 ///
 /// An operation that is called from any other thread hands its work over and waits, which takes longer than a small
 /// operation itself. A forward or a backward pass is hundreds of operations: it is worth handing over as a whole.
+///
+/// A worker that waits for others may begin with another task meanwhile. So two tasks at a time must not need the same
+/// lock, as a forward and a backward pass through one autodiff graph do: one thread trains a model.
 pub fn on_workers<R: Send>(device: &Device, task: impl FnOnce() -> R + Send) -> R {
     #[cfg(feature = "flex")]
     if crate::row_layout::is_cpu(device) {

@@ -228,7 +228,7 @@ fn sizes_of_many_tasks_are_the_loops() {
     check_attention(&own, 3, 0.1);
     check_attention(&Sizes { causal_from: Some(0), distances: 130, ..own }, 4, 0.1);
     // More rows than a block, more classes than a chunk.
-    let (n, d, classes) = (150, 5, 1100);
+    let (n, d, classes) = (300, 5, 1100);
     let labels: Vec<usize> = (0..n as u64).map(|i| KEY.below(i, classes as u64) as usize).collect();
     check(
         &[numbers(1, n * d), numbers(2, classes * d)],

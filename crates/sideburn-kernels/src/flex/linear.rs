@@ -16,7 +16,7 @@ use crate::linear::{self, LinearOps};
 use crate::profile::Span;
 
 /// Rows that a task of the low-rank branch takes at once.
-const BLOCK: usize = 128;
+const BLOCK: usize = 256;
 
 /// Rows of `x` up to which a product reads the weight as it lies instead of packing it first: then reading the weight is
 /// all that costs.
@@ -181,9 +181,9 @@ fn few_rows(y: &mut [f32], x: Mat<'_>, weight: &[f32], input: usize) {
     let out = weight.len() / input;
     let x = x.row_major();
     let n = x.len() / input;
-    let tasks = rayon::current_num_threads() * 4;
-    // About 32 KiB of the weight at least, so that a small layer is not shared out.
-    let rows = out.div_ceil(tasks).max(8192 / input + 1);
+    // A task reads 192 KiB of the weight at least: less takes no longer than finding somebody to share it with.
+    let tasks = (weight.len() / 49_152).clamp(1, rayon::current_num_threads() * 4);
+    let rows = out.div_ceil(tasks).max(1);
     let parts = Parts::new(y, n, out);
     weight.par_chunks(rows * input).enumerate().for_each(|(task, weight)| {
         let first = task * rows;
