@@ -1,7 +1,7 @@
 //! Clipping and AdamW over the 77 million parameters of FLAN-T5-small: norm and update in one pass each, against Burn's,
 //! which is composed of elementwise operations and is given a scaled copy of each gradient.
 //!
-//! The backward pass of Burn's product leaves the gradient of a linear layer's weight transposed; both layouts are measured.
+//! Burn's product leaves the gradient of a linear layer's weight transposed, ours does not; both layouts are measured.
 //! The two optimisers are run in turn.
 
 use std::time::Instant;

@@ -2,6 +2,7 @@
 
 use burn_cubecl::CubeBackend;
 
+use crate::adamw::OptimizerOps;
 use crate::attention::AttentionOps;
 use crate::dropout::DropoutOps;
 use crate::gate::GateOps;
@@ -15,3 +16,4 @@ impl GateOps for CubeBackend {}
 impl LinearOps for CubeBackend {}
 impl LossOps for CubeBackend {}
 impl NormOps for CubeBackend {}
+impl OptimizerOps for CubeBackend {}

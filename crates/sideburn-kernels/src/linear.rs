@@ -143,8 +143,7 @@ pub(crate) trait LinearOps: DropoutOps {
         probability: f64,
         key: Key,
     ) -> FloatTensor<Self> {
-        let y = Self::linear_forward(x.clone(), weight);
-        Self::float_add(y, Self::low_rank(x, a, b, scale, probability, key))
+        composed_adapted_linear::<Self>(x, weight, a, b, scale, probability, key)
     }
 
     /// Its gradients with respect to `x`, `a` and `b`.
@@ -160,10 +159,7 @@ pub(crate) trait LinearOps: DropoutOps {
         probability: f64,
         key: Key,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let of_x = Self::low_rank_backward_x(a.clone(), b.clone(), gradient.clone(), scale, probability, key);
-        let of_x = Self::float_add(Self::linear_backward_x(weight, gradient.clone()), of_x);
-        let (of_a, of_b) = Self::low_rank_backward_factors(x, a, b, gradient, scale, probability, key);
-        (of_x, of_a, of_b)
+        composed_adapted_linear_backward::<Self>([x, weight, a, b], gradient, scale, probability, key)
     }
 }
 
@@ -205,6 +201,32 @@ pub(crate) fn composed_low_rank_backward_factors<B: DropoutOps>(
     let inner = B::float_mul_scalar(B::float_matmul(x.clone(), B::float_transpose(a)), scale.into());
     let outer = B::float_mul_scalar(B::float_matmul(gradient.clone(), b), scale.into());
     (B::float_matmul(B::float_transpose(outer), x), B::float_matmul(B::float_transpose(gradient), inner))
+}
+
+pub(crate) fn composed_adapted_linear<B: LinearOps>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    a: FloatTensor<B>,
+    b: FloatTensor<B>,
+    scale: f64,
+    probability: f64,
+    key: Key,
+) -> FloatTensor<B> {
+    let y = B::linear_forward(x.clone(), weight);
+    B::float_add(y, B::low_rank(x, a, b, scale, probability, key))
+}
+
+pub(crate) fn composed_adapted_linear_backward<B: LinearOps>(
+    [x, weight, a, b]: [FloatTensor<B>; 4],
+    gradient: FloatTensor<B>,
+    scale: f64,
+    probability: f64,
+    key: Key,
+) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
+    let of_x = B::low_rank_backward_x(a.clone(), b.clone(), gradient.clone(), scale, probability, key);
+    let of_x = B::float_add(B::linear_backward_x(weight, gradient.clone()), of_x);
+    let (of_a, of_b) = B::low_rank_backward_factors(x, a, b, gradient, scale, probability, key);
+    (of_x, of_a, of_b)
 }
 
 /// What a low-rank branch keeps for its backward pass.

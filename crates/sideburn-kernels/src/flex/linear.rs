@@ -123,8 +123,7 @@ impl LinearOps for Flex {
     ) -> Primitive {
         let _span = Span::new("adapted_linear");
         if !is_fused(&[&x, &weight, &a, &b]) {
-            let y = Flex::linear_forward(x.clone(), weight);
-            return Flex::float_add(y, Flex::low_rank(x, a, b, scale, probability, key));
+            return linear::composed_adapted_linear::<Flex>(x, weight, a, b, scale, probability, key);
         }
         let [x, weight, a, b] = [x, weight, a, b].map(contiguous);
         let ([n, _], [out, _]) = (dims(&x), dims(&weight));
@@ -146,10 +145,8 @@ impl LinearOps for Flex {
     ) -> (Primitive, Primitive, Primitive) {
         let _span = Span::new("adapted_linear_backward");
         if !is_fused(&[&x, &weight, &a, &b, &gradient]) {
-            let of_x = Flex::low_rank_backward_x(a.clone(), b.clone(), gradient.clone(), scale, probability, key);
-            let of_x = Flex::float_add(Flex::linear_backward_x(weight, gradient.clone()), of_x);
-            let (of_a, of_b) = Flex::low_rank_backward_factors(x, a, b, gradient, scale, probability, key);
-            return (of_x, of_a, of_b);
+            let inputs = [x, weight, a, b];
+            return linear::composed_adapted_linear_backward::<Flex>(inputs, gradient, scale, probability, key);
         }
         let [x, weight, a, b, gradient] = [x, weight, a, b, gradient].map(contiguous);
         let [n, input] = dims(&x);

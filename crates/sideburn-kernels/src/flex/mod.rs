@@ -3,6 +3,7 @@
 //! Work is shared out in tasks whose sizes follow from the shapes alone, and sums are taken in the order of the tasks, so
 //! that results do not depend on the number of threads.
 
+mod adamw;
 mod attention;
 mod elementwise;
 mod linear;
@@ -28,7 +29,11 @@ const TASK: usize = 16 * 1024;
 
 /// Whether the fused form is to be run on these tensors.
 fn is_fused(tensors: &[&Primitive]) -> bool {
-    path() == Path::Fused && tensors.iter().all(|tensor| tensor.dtype() == DType::F32)
+    path() == Path::Fused && is_f32(tensors)
+}
+
+fn is_f32(tensors: &[&Primitive]) -> bool {
+    tensors.iter().all(|tensor| tensor.dtype() == DType::F32)
 }
 
 /// The tensor in row-major order, so that [`values`] can borrow it.
