@@ -6,7 +6,7 @@ use sideburn_kernels::linear;
 
 use crate::Pass;
 use crate::rule::{Rule, Weights};
-use crate::slot::{Slot, replaced, values};
+use crate::slot::{Slot, is_adapted, replaced, values};
 
 /// A table that adapters can attach to, such as an embedding `[rows, width]`.
 #[derive(Module, Debug)]
@@ -53,11 +53,7 @@ impl AdaptedTable {
 
     /// The table, if it is all that there is to the output head in this pass.
     pub fn plain_table(&self, pass: &Pass) -> Option<Tensor<2>> {
-        let adapted = match pass.routes() {
-            Some(_) => !self.slots.is_empty(),
-            None => self.slots.iter().any(Slot::is_active),
-        };
-        (!adapted).then(|| self.weight.val())
+        (!is_adapted(&self.slots, pass)).then(|| self.weight.val())
     }
 
     /// The whole table, with whatever stands in for it.

@@ -6,7 +6,7 @@ use sideburn_kernels::{Key, adapted_linear, linear};
 
 use crate::Pass;
 use crate::rule::{Call, Rule, Weights};
-use crate::slot::{Slot, replaced, values};
+use crate::slot::{Slot, is_adapted, replaced, values};
 use crate::tensors::random_weight;
 
 /// A linear layer that adapters can attach to: a *site*.
@@ -68,11 +68,7 @@ impl AdaptedLinear {
 
     /// The weight `[out, in]`, if `x W^T` is all that the layer does in this pass.
     pub fn plain_weight(&self, pass: &Pass) -> Option<Tensor<2>> {
-        let adapted = match pass.routes() {
-            Some(_) => !self.slots.is_empty(),
-            None => self.slots.iter().any(Slot::is_active),
-        };
-        (!adapted && self.bias.is_none()).then(|| self.weight.val())
+        (!is_adapted(&self.slots, pass) && self.bias.is_none()).then(|| self.weight.val())
     }
 
     /// The weights of the base layer.

@@ -7,6 +7,7 @@ use burn::module::{Module, Param, ParamId};
 use burn::tensor::{Device, Tensor};
 use sideburn_kernels::Key;
 
+use crate::Pass;
 use crate::rule::{Init, Rule, TensorName, TensorSpec, Weights};
 use crate::tensors::lazy_weight;
 
@@ -113,6 +114,14 @@ fn init(spec: &TensorSpec, (slot, index): (Key, u64), base: Base, device: &Devic
 /// The rules of `slots`, each with the values of its tensors.
 pub(crate) fn values<'a>(slots: impl Iterator<Item = &'a Slot>) -> Vec<(&'a dyn Rule, Vec<Tensor<2>>)> {
     slots.map(|slot| (slot.rule(), slot.tensors().iter().map(Param::val).collect())).collect()
+}
+
+/// Whether adapters may take part at a place with these slots.
+pub(crate) fn is_adapted(slots: &[Slot], pass: &Pass) -> bool {
+    match pass.routes() {
+        Some(_) => !slots.is_empty(),
+        None => slots.iter().any(Slot::is_active),
+    }
 }
 
 /// What the base weights of a place are, with what stands in for them.

@@ -69,19 +69,21 @@ struct Cache {
     held: Option<(Tensor<3>, Tensor<3>)>,
 }
 
-/// The capacity of a cache is a multiple of this: it grows seldom, and shapes repeat.
-const CAPACITY_STEP: usize = 64;
+/// The room of a cache that holds this many tokens of each row: it grows seldom, and shapes repeat.
+fn capacity(tokens: usize) -> usize {
+    tokens.next_multiple_of(64)
+}
 
 impl Cache {
     /// Writes keys and values `[rows, tokens, heads * d_kv]` behind the `used` tokens that are there.
     fn append(&mut self, keys: Tensor<3>, values: Tensor<3>, used: usize) {
         let [rows, tokens, width] = keys.dims();
         let grown = |held: Option<Tensor<3>>, like: &Tensor<3>| {
-            let capacity = held.as_ref().map_or(0, |held| held.dims()[1]);
-            if used + tokens <= capacity {
+            let before = held.as_ref().map_or(0, |held| held.dims()[1]);
+            if used + tokens <= before {
                 return held.expect("it has room");
             }
-            let more = (used + tokens).next_multiple_of(CAPACITY_STEP) - capacity;
+            let more = capacity(used + tokens) - before;
             let room = Tensor::zeros([rows, more, width], (&like.device(), like.dtype()));
             held.into_iter().chain([room]).reduce(|held, room| Tensor::cat(vec![held, room], 1)).expect("there is room")
         };
@@ -113,8 +115,7 @@ impl Decoding {
         let input = TokenRows::from_rows(tokens.iter().map(|token| [*token])).expect("one token in each row");
         let layout = RowLayout::packed(input.lengths(), &self.model.device());
         let used = self.position;
-        let capacity = (used + 1).next_multiple_of(CAPACITY_STEP);
-        let keys = RowLayout::in_columns(&vec![used + 1; self.rows], capacity, layout.device());
+        let keys = RowLayout::in_columns(&vec![used + 1; self.rows], capacity(used + 1), layout.device());
         let own = Scores {
             bias: self.model.decoder.position_bias(used, 0),
             sight: Sight::up_to_own_place(self.model.config().num_heads, &layout, &keys, used),
