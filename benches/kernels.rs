@@ -10,8 +10,8 @@ use std::hint::black_box;
 use burn::tensor::{Device, Distribution, Int, Tensor};
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime};
 use sideburn::kernels::{
-    Key, LowRank, Path, RowLayout, Sight, adapted_linear, add_dropout, attention, gelu_gate, linear,
-    linear_cross_entropy, on_workers, rms_norm, set_path,
+    Key, LowRank, Path, RowLayout, Sight, Site, adapted_linear, adapted_linears, add_dropout, gelu_gate, linear,
+    linear_cross_entropy, on_workers, rms_norm, self_attention, set_path,
 };
 
 const KEY: Key = Key::from_seed(1);
@@ -73,10 +73,37 @@ fn operations(criterion: &mut Criterion) {
     for (name, dropout) in [("", None), (" and dropout", DROPOUT)] {
         let inputs = [x.clone(), weight.clone(), factors[0].clone(), factors[1].clone()];
         time(&mut group, &format!("linear with rank 32{name}"), &work, &inputs, |x| {
-            let branch = LowRank { a: x[2].clone(), b: x[3].clone(), scale: 1.0, dropout };
+            let branch = LowRank { a: x[2].clone(), b: x[3].clone(), scale: 1.0, dropout, rows: None };
             adapted_linear(x[0].clone(), x[1].clone(), branch)
         });
     }
+
+    // Queries, keys and values with branches at two of them, one by one and in one operation.
+    let (weights, factors) = ([0, 1, 2].map(|_| random([inner, d])), [0, 1].map(|_| factors.clone()));
+    let product = 3 * product;
+    let work = Work {
+        flops: [product + 2 * branch, product + 4 * branch],
+        floats: [n * (d + 3 * inner) + 3 * d * inner, n * (d + 3 * inner) + 3 * d * inner],
+    };
+    let inputs: Vec<_> = [x.clone()].into_iter().chain(weights).chain(factors.into_iter().flatten()).collect();
+    let sites = |x: &[Tensor<2>]| {
+        let branch = |first: usize| LowRank {
+            a: x[first].clone(),
+            b: x[first + 1].clone(),
+            scale: 1.0,
+            dropout: DROPOUT,
+            rows: None,
+        };
+        [vec![branch(4)], vec![], vec![branch(6)]]
+            .into_iter()
+            .zip(&x[1..4])
+            .map(|(branches, weight)| Site { weight: weight.clone(), branches })
+            .collect::<Vec<_>>()
+    };
+    time(&mut group, "queries, keys, values one by one", &work, &inputs, |x| {
+        Tensor::cat(sites(x).into_iter().map(|site| adapted_linears(x[0].clone(), vec![site])).collect(), 1)
+    });
+    time(&mut group, "queries, keys, values together", &work, &inputs, |x| adapted_linears(x[0].clone(), sites(x)));
 
     for rows in [1, 8] {
         let (vocabulary, work) = (32_128, Work { flops: [2 * rows * d * 32_128, 0], floats: [32_128 * d, 0] });
@@ -95,14 +122,11 @@ fn operations(criterion: &mut Criterion) {
         let layout = RowLayout::packed(&[length; 8], &Device::flex());
         let sight = Sight::own_rows(heads, &layout);
         let tokens = layout.tokens();
-        let qkv = [0, 1, 2].map(|_| random([tokens, inner]).require_grad());
         let scores = 2 * tokens * length * inner;
         let work = Work { flops: [2 * scores, 5 * scores], floats: [4 * tokens * inner, 7 * tokens * inner] };
-        let [q, k, v] = qkv;
-        let inputs = [q, k, v, random([heads, 2 * length - 1])];
+        let inputs = [random([tokens, 3 * inner]).require_grad(), random([heads, 2 * length - 1])];
         time(&mut group, &format!("attention 8x{length}, 6 heads of 64, dropout"), &work, &inputs, |x| {
-            let [q, k, v, bias] = [0, 1, 2, 3].map(|index| x[index].clone());
-            attention(q, k, v, bias, &sight, DROPOUT)
+            self_attention(x[0].clone(), x[1].clone(), &sight, DROPOUT)
         });
     }
 
@@ -116,9 +140,8 @@ fn operations(criterion: &mut Criterion) {
         add_dropout(x[0].clone(), x[1].clone(), DROPOUT)
     });
     let work = Work { flops: [20 * n * ff, 30 * n * ff], floats: [3 * n * ff, 5 * n * ff] };
-    let inputs = [0, 1].map(|_| random([n, ff]).require_grad());
-    time(&mut group, "gelu_gate 2048x1024, dropout", &work, &inputs, |x| {
-        gelu_gate(x[0].clone(), x[1].clone(), DROPOUT)
+    time(&mut group, "gelu_gate 2048x1024, dropout", &work, &[random([n, 2 * ff]).require_grad()], |x| {
+        gelu_gate(x[0].clone(), DROPOUT)
     });
 
     let (rows, classes) = (512, 32_128);

@@ -66,7 +66,7 @@ pub use embedding::{AdaptedTable, AdaptedVector};
 pub use error::{AdapterError, Misshapen};
 pub use fields::Fields;
 pub use fingerprint::fingerprint;
-pub use linear::AdaptedLinear;
+pub use linear::{AdaptedLinear, forward_together};
 pub use merge::{merge, merge_and_unload, merge_drift, unmerge};
 pub use method::{Common, Company, Method, Outline, Place, PlaceKind, Plan, read_config};
 pub use methods::{

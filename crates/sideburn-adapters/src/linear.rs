@@ -1,8 +1,8 @@
 //! The linear layer with adapter slots.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor};
-use sideburn_kernels::{Key, adapted_linear, linear};
+use burn::tensor::{DType, Device, Tensor};
+use sideburn_kernels::{Key, LowRank, Site, adapted_linears, linear};
 
 use crate::Pass;
 use crate::rule::{Call, Rule, Weights};
@@ -43,7 +43,32 @@ impl AdaptedLinear {
 
     /// Applies the layer to `x [n, in]`, with its active adapters, or with those that the pass names for each row.
     pub fn forward(&self, x: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
-        let Some(routes) = pass.routes().cloned() else {
+        forward_together([self], x, pass)
+    }
+
+    /// The layer as a base with low-rank branches, if that is all that its adapters make of it in this pass.
+    fn site(&self, dtype: DType, pass: &mut Pass) -> Option<Site> {
+        let mut branches = Vec::new();
+        match pass.routes() {
+            None => {
+                for slot in self.slots.iter().filter(|slot| slot.is_active()) {
+                    branches.push(slot.low_rank(dtype, pass)?);
+                }
+            }
+            Some(routes) => {
+                for (adapter, rows) in routes.adapters().iter().zip(routes.rows()) {
+                    for slot in self.slots_of(adapter.as_deref()) {
+                        branches.push(LowRank { rows: rows.clone(), ..slot.low_rank(dtype, pass)? });
+                    }
+                }
+            }
+        }
+        self.bias.is_none().then(|| Site { weight: self.weight.val(), branches })
+    }
+
+    /// The same step by step, whatever the adapters do.
+    fn forward_by_steps(&self, x: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
+        let Some(routes) = pass.routes() else {
             let slots = values(self.slots.iter().filter(|slot| slot.is_active()));
             return forward(x, replaced(self.base(), &slots), &slots, pass);
         };
@@ -122,17 +147,25 @@ impl AdaptedLinear {
     }
 }
 
+/// Applies layers to the `x [n, in]` that they share, each as its [`forward`](AdaptedLinear::forward) does: their outputs
+/// side by side, `[n, out_1 + out_2 + ...]`.
+///
+/// Where all are bases with low-rank branches, as with LoRA, they are one operation, which sums the gradient of `x` as it
+/// goes; in a pass that names an adapter for each row, each branch finds its rows in it.
+pub fn forward_together<const N: usize>(layers: [&AdaptedLinear; N], x: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
+    let sites = pass.attempt(|pass| layers.iter().map(|layer| layer.site(x.dtype(), pass)).collect());
+    match sites {
+        Some(sites) => adapted_linears(x, sites),
+        None if N == 1 => layers[0].forward_by_steps(x, pass),
+        None => Tensor::cat(layers.iter().map(|layer| layer.forward_by_steps(x.clone(), pass)).collect(), 1),
+    }
+}
+
 /// Rules with the values of their tensors.
 type Slots<'a> = [(&'a dyn Rule, Vec<Tensor<2>>)];
 
 /// The layer with these weights and what the slots do to it.
 fn forward(x: Tensor<2>, weights: Weights, slots: &Slots<'_>, pass: &mut Pass) -> Tensor<2> {
-    if let ([(rule, own)], None) = (slots, &weights.bias)
-        && own.iter().all(|tensor| tensor.dtype() == x.dtype())
-        && let Some(branch) = rule.low_rank(own, pass)
-    {
-        return adapted_linear(x, weights.weight, branch);
-    }
     output(product(input(&x, slots), &weights), &x, &weights, slots, pass)
 }
 

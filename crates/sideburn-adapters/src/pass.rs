@@ -24,7 +24,7 @@ pub struct Pass {
     /// The adapter of each row of the batch.
     rows: Option<Arc<[Option<String>]>>,
     /// The same, for the token matrix that layers see at present.
-    routes: Option<Routes>,
+    routes: Option<Arc<Routes>>,
 }
 
 #[derive(Clone, Debug)]
@@ -58,14 +58,14 @@ impl Pass {
     /// Tells that layers from now on see the token matrix of `layout`.
     pub fn enter(&mut self, layout: &RowLayout) {
         if let Some(rows) = &self.rows {
-            self.routes = Some(Routes::new(rows, &layout.token_rows(), layout.device()));
+            self.routes = Some(Arc::new(Routes::new(rows, &layout.token_rows(), layout.device())));
         }
     }
 
     /// Tells that layers from now on see only the real tokens of `layout`.
     pub fn enter_real_tokens(&mut self, layout: &RowLayout) {
         if let Some(rows) = &self.rows {
-            self.routes = Some(Routes::new(rows, &layout.real_token_rows(), layout.device()));
+            self.routes = Some(Arc::new(Routes::new(rows, &layout.real_token_rows(), layout.device())));
         }
     }
 
@@ -77,8 +77,18 @@ impl Pass {
     }
 
     /// Which tokens run with which adapter, if the pass names them.
-    pub(crate) fn routes(&self) -> Option<&Routes> {
-        self.routes.as_ref()
+    pub(crate) fn routes(&self) -> Option<Arc<Routes>> {
+        self.routes.clone()
+    }
+
+    /// Runs `task`, and takes its draws back if nothing comes of it.
+    pub(crate) fn attempt<T>(&mut self, task: impl FnOnce(&mut Self) -> Option<T>) -> Option<T> {
+        let before = self.draws.clone();
+        let result = task(self);
+        if result.is_none() {
+            self.draws = before;
+        }
+        result
     }
 
     /// Whether dropout is on.
@@ -121,6 +131,8 @@ pub(crate) struct Routes {
     adapters: Vec<Option<String>>,
     /// How many tokens each has.
     sizes: Vec<usize>,
+    /// The tokens of each in ascending order, unless one has them all.
+    rows: Vec<Option<Tensor<1, Int>>>,
     /// The tokens, sorted by adapter.
     order: Tensor<1, Int>,
     /// Where each token stands among the sorted ones.
@@ -147,7 +159,13 @@ impl Routes {
             let length = indices.len();
             Tensor::from_data(TensorData::new(indices, [length]), device)
         };
+        let mut end = 0;
+        let mut of_next = |size: &usize| {
+            end += size;
+            (sizes.len() > 1).then(|| tensor(order[end - size..end].to_vec()))
+        };
         Self {
+            rows: sizes.iter().map(&mut of_next).collect(),
             adapters: adapters.into_iter().cloned().collect(),
             sizes,
             order: tensor(order),
@@ -157,6 +175,11 @@ impl Routes {
 
     pub(crate) fn adapters(&self) -> &[Option<String>] {
         &self.adapters
+    }
+
+    /// The rows of each adapter in the matrix, in ascending order, unless it has them all.
+    pub(crate) fn rows(&self) -> &[Option<Tensor<1, Int>>] {
+        &self.rows
     }
 
     /// The tokens of each adapter.

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use burn::module::{Module, Param, ParamId};
-use burn::tensor::{Device, Tensor};
-use sideburn_kernels::Key;
+use burn::tensor::{DType, Device, Tensor};
+use sideburn_kernels::{Key, LowRank};
 
 use crate::Pass;
 use crate::rule::{Init, Rule, TensorName, TensorSpec, Weights};
@@ -64,6 +64,12 @@ impl Slot {
     /// Its tensors, in the order of the rule's.
     pub fn tensors(&self) -> &[Param<Tensor<2>>] {
         &self.tensors
+    }
+
+    /// Its branch of a linear layer on tensors of this kind, if that is all that it does there.
+    pub(crate) fn low_rank(&self, dtype: DType, pass: &mut Pass) -> Option<LowRank> {
+        let own: Vec<Tensor<2>> = self.tensors.iter().map(Param::val).collect();
+        own.iter().all(|tensor| tensor.dtype() == dtype).then(|| self.rule.low_rank(&own, pass))?
     }
 
     pub(crate) fn tensors_mut(&mut self) -> &mut [Param<Tensor<2>>] {

@@ -2,10 +2,10 @@
 
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
-use burn::tensor::Tensor;
+use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension};
+use burn::tensor::{Slice, Tensor};
 use sideburn_batch::Key;
 
 use crate::dropout::{DropoutOps, drop, probability_and_key};
@@ -14,14 +14,15 @@ use crate::dropout::{DropoutOps, drop, probability_and_key};
 /// feed-forward layer (Shazeer, 2020).
 ///
 /// # Shapes
-/// `gate` and `up` of equal shape `[n, d]`.
+/// `gate_up [n, 2 * d]`, the gate and beside it what it is for, as [`adapted_linears`](crate::adapted_linears) gives them,
+/// makes `[n, d]`.
 ///
 /// # Panics
-/// If the shapes differ, or `dropout` holds a probability outside `[0, 1)`.
-pub fn gelu_gate(gate: Tensor<2>, up: Tensor<2>, dropout: Option<(f64, Key)>) -> Tensor<2> {
-    assert_eq!(gate.dims(), up.dims(), "gate and up must have one shape");
+/// If the number of columns is odd, or `dropout` holds a probability outside `[0, 1)`.
+pub fn gelu_gate(gate_up: Tensor<2>, dropout: Option<(f64, Key)>) -> Tensor<2> {
+    assert!(gate_up.dims()[1].is_multiple_of(2), "{} columns do not make a gate and as many others", gate_up.dims()[1]);
     let (probability, key) = probability_and_key(dropout);
-    Tensor::from_dispatch(Dispatch::gelu_gate(gate.into_dispatch(), up.into_dispatch(), probability, key))
+    Tensor::from_dispatch(Dispatch::gelu_gate(gate_up.into_dispatch(), probability, key))
 }
 
 /// `sqrt(2 / pi)`, of the tanh approximation of GELU (Hendrycks and Gimpel, 2016, section 2).
@@ -34,21 +35,26 @@ pub(crate) const GELU_CUBIC: f64 = 0.044_715;
 pub(crate) trait GateOps: DropoutOps {
     /// See [`gelu_gate`].
     #[fusion(default)]
-    fn gelu_gate(gate: FloatTensor<Self>, up: FloatTensor<Self>, probability: f64, key: Key) -> FloatTensor<Self> {
-        drop::<Self>(composed::<Self>(gate, up), probability, key)
+    fn gelu_gate(gate_up: FloatTensor<Self>, probability: f64, key: Key) -> FloatTensor<Self> {
+        drop::<Self>(composed::<Self>(gate_up), probability, key)
     }
 
-    /// Its gradients with respect to `gate` and `up`.
+    /// Its gradient.
     #[fusion(default)]
     fn gelu_gate_backward(
-        gate: FloatTensor<Self>,
-        up: FloatTensor<Self>,
+        gate_up: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
         probability: f64,
         key: Key,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        composed_backward::<Self>(gate, up, drop::<Self>(gradient, probability, key))
+    ) -> FloatTensor<Self> {
+        composed_backward::<Self>(gate_up, drop::<Self>(gradient, probability, key))
     }
+}
+
+/// The two halves of the columns.
+fn halves<B: Backend>(gate_up: &FloatTensor<B>) -> [FloatTensor<B>; 2] {
+    let width = gate_up.shape()[1] / 2;
+    [0, width].map(|first| B::float_slice(gate_up.clone(), &[Slice::full(), (first..first + width).into()]))
 }
 
 /// `tanh(sqrt(2 / pi) (x + 0.044715 x^3))`.
@@ -58,18 +64,20 @@ fn tanh_term<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     B::float_tanh(B::float_mul_scalar(B::float_mul(inner, x), SQRT_2_OVER_PI.into()))
 }
 
-pub(crate) fn composed<B: Backend>(gate: FloatTensor<B>, up: FloatTensor<B>) -> FloatTensor<B> {
+pub(crate) fn composed<B: Backend>(gate_up: FloatTensor<B>) -> FloatTensor<B> {
+    let [gate, up] = halves::<B>(&gate_up);
+    gated::<B>(gate, up)
+}
+
+fn gated<B: Backend>(gate: FloatTensor<B>, up: FloatTensor<B>) -> FloatTensor<B> {
     let tanh = tanh_term::<B>(gate.clone());
     let half = B::float_mul_scalar(B::float_mul(gate, B::float_add_scalar(tanh, 1.0.into())), 0.5.into());
     B::float_mul(half, up)
 }
 
 /// `gelu'(x) = (1 + t) / 2 + x (1 - t^2) / 2 * sqrt(2 / pi) (1 + 3 * 0.044715 x^2)` with the tanh term `t`.
-pub(crate) fn composed_backward<B: Backend>(
-    gate: FloatTensor<B>,
-    up: FloatTensor<B>,
-    gradient: FloatTensor<B>,
-) -> (FloatTensor<B>, FloatTensor<B>) {
+pub(crate) fn composed_backward<B: Backend>(gate_up: FloatTensor<B>, gradient: FloatTensor<B>) -> FloatTensor<B> {
+    let [gate, up] = halves::<B>(&gate_up);
     let tanh = tanh_term::<B>(gate.clone());
     let square = B::float_mul(gate.clone(), gate.clone());
     let inner = B::float_add_scalar(
@@ -79,37 +87,31 @@ pub(crate) fn composed_backward<B: Backend>(
     let sech_square = B::float_add_scalar(B::float_neg(B::float_mul(tanh.clone(), tanh.clone())), 1.0.into());
     let curved = B::float_mul(B::float_mul(gate.clone(), sech_square), inner);
     let slope = B::float_mul_scalar(B::float_add(B::float_add_scalar(tanh, 1.0.into()), curved), 0.5.into());
-    let of_up = composed::<B>(gate, gradient.clone());
-    (B::float_mul(B::float_mul(slope, up), gradient), of_up)
+    let of_up = gated::<B>(gate, gradient.clone());
+    B::float_cat(vec![B::float_mul(B::float_mul(slope, up), gradient), of_up], 1)
 }
 
 impl<B: GateOps, C: CheckpointStrategy> GateOps for Autodiff<B, C> {
-    fn gelu_gate(gate: FloatTensor<Self>, up: FloatTensor<Self>, probability: f64, key: Key) -> FloatTensor<Self> {
+    fn gelu_gate(gate_up: FloatTensor<Self>, probability: f64, key: Key) -> FloatTensor<Self> {
         #[derive(Debug)]
         struct GeluGate;
-        impl<B: GateOps> Backward<B, 2> for GeluGate {
-            type State = (FloatTensor<B>, FloatTensor<B>, f64, Key);
-            fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
-                let gradient = grads.consume::<B>(&ops.node);
-                let [node_gate, node_up] = ops.parents;
-                let (gate, up, probability, key) = ops.state;
-                let (of_gate, of_up) = B::gelu_gate_backward(gate, up, gradient, probability, key);
-                if let Some(node) = node_gate {
-                    grads.register::<B>(node.id, of_gate);
-                }
-                if let Some(node) = node_up {
-                    grads.register::<B>(node.id, of_up);
-                }
+        impl<B: GateOps> Backward<B, 1> for GeluGate {
+            type State = (FloatTensor<B>, f64, Key);
+            fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+                let (gate_up, probability, key) = ops.state;
+                unary::<B, _>(ops.parents, ops.node, grads, |gradient| {
+                    B::gelu_gate_backward(gate_up, gradient, probability, key)
+                });
             }
         }
 
-        let ((gate, node_gate), (up, node_up)) = (gate.into_parts(), up.into_parts());
-        match Backward::<B, 2>::prepare::<C>(GeluGate, [node_gate, node_up]).compute_bound().stateful() {
+        let (gate_up, node) = gate_up.into_parts();
+        match Backward::<B, 1>::prepare::<C>(GeluGate, [node]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
-                let kept = (gate.clone(), up.clone(), probability, key);
-                prep.finish(kept, B::gelu_gate(gate, up, probability, key))
+                let kept = (gate_up.clone(), probability, key);
+                prep.finish(kept, B::gelu_gate(gate_up, probability, key))
             }
-            OpsKind::UnTracked(prep) => prep.finish(B::gelu_gate(gate, up, probability, key)),
+            OpsKind::UnTracked(prep) => prep.finish(B::gelu_gate(gate_up, probability, key)),
         }
     }
 }

@@ -7,10 +7,10 @@
 //! |---|---|---|
 //! | [`dropout`], [`add_dropout`] | nothing: the mask is drawn again from its [`Key`] | the mask, as floats |
 //! | [`linear`] | the weight; `x` only if the weight is trained | both |
-//! | [`adapted_linear`], [`low_rank`] | `x`, `W`, `A`, `B` (shared, not copied) | also `dropout(x)`, its mask and `dropout(x) A^T` |
+//! | [`adapted_linears`], [`low_rank`] | `x`, `W`, `A`, `B` (shared, not copied) | also `dropout(x)`, its mask and `dropout(x) A^T` |
 //! | [`rms_norm`] | `x`, `weight` | three tensors of the size of `x` |
-//! | [`gelu_gate`] | `gate`, `up` | nine tensors of the size of `gate` |
-//! | [`attention`] | `q`, `k`, `v`, the bias by distance | five tensors of the size of the scores |
+//! | [`gelu_gate`] | the gate and what it is for | nine tensors of the size of the gate |
+//! | [`attention`], [`self_attention`] | `q`, `k`, `v`, the bias by distance | five tensors of the size of the scores |
 //! | [`linear_cross_entropy`] | a gradient of the size of the hidden states | the logits, twice |
 //!
 //! On [`Device::flex`](burn::tensor::Device::flex) each is a kernel of this crate: products over the `gemm` crate, everything
@@ -52,12 +52,12 @@ mod row_layout;
 mod workers;
 
 pub use adamw::{AdamWStep, adamw_step, adamw_undo, square_sum};
-pub use attention::{Sight, attention};
+pub use attention::{Sight, attention, self_attention};
 pub use dropout::{add_dropout, dropout};
 #[cfg(feature = "flex")]
 pub use flex::release_memory;
 pub use gate::gelu_gate;
-pub use linear::{LowRank, adapted_linear, linear, low_rank};
+pub use linear::{LowRank, Site, adapted_linear, adapted_linears, linear, low_rank};
 pub use loss::{cross_entropy, linear_cross_entropy};
 pub use norm::rms_norm;
 pub use path::{Path, path, set_path};

@@ -7,7 +7,7 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension};
 use burn::tensor::{IndexingUpdateOp, Int, Shape, Tensor};
 
-use crate::linear::LinearOps;
+use crate::linear::product_with_transposed;
 
 /// The negative log-likelihood, in nats, of each row's label under the softmax of its logits.
 ///
@@ -46,7 +46,7 @@ pub fn linear_cross_entropy(hidden: Tensor<2>, weight: Tensor<2>, labels: Tensor
 
 /// The losses on a backend's tensors.
 #[backend_extension(Flex: cfg(feature = "flex"), Cube: cfg(feature = "gpu"), Fusion: cfg(feature = "gpu"), Autodiff)]
-pub(crate) trait LossOps: LinearOps {
+pub(crate) trait LossOps: Backend {
     /// See [`cross_entropy`].
     #[fusion(default)]
     fn cross_entropy(logits: FloatTensor<Self>, labels: IntTensor<Self>) -> FloatTensor<Self> {
@@ -71,7 +71,7 @@ pub(crate) trait LossOps: LinearOps {
         labels: IntTensor<Self>,
         smoothing: f64,
     ) -> FloatTensor<Self> {
-        composed_smoothed::<Self>(Self::linear_forward(hidden, weight), labels, smoothing)
+        composed_smoothed::<Self>(product_with_transposed::<Self>(hidden, weight), labels, smoothing)
     }
 
     /// The same with the gradient `[n, d]` of each row's loss with respect to its hidden state.
@@ -111,28 +111,28 @@ pub(crate) fn composed_backward<B: Backend>(
     composed_smoothed_backward::<B>(logits, labels, gradient, 0.0)
 }
 
-pub(crate) fn composed_linear_and_gradient<B: LinearOps>(
+pub(crate) fn composed_linear_and_gradient<B: Backend>(
     hidden: FloatTensor<B>,
     weight: FloatTensor<B>,
     labels: IntTensor<B>,
     smoothing: f64,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
-    let logits = B::linear_forward(hidden, weight.clone());
+    let logits = product_with_transposed::<B>(hidden, weight.clone());
     let ones = B::float_ones(Shape::from([logits.shape()[0]]), &logits.device(), logits.dtype().into());
     let of_logits = composed_smoothed_backward::<B>(logits.clone(), labels.clone(), ones, smoothing);
-    (composed_smoothed::<B>(logits, labels, smoothing), B::linear_backward_x(weight, of_logits))
+    (composed_smoothed::<B>(logits, labels, smoothing), B::float_matmul(of_logits, weight))
 }
 
-pub(crate) fn composed_linear_backward_weight<B: LinearOps>(
+pub(crate) fn composed_linear_backward_weight<B: Backend>(
     hidden: FloatTensor<B>,
     weight: FloatTensor<B>,
     labels: IntTensor<B>,
     gradient: FloatTensor<B>,
     smoothing: f64,
 ) -> FloatTensor<B> {
-    let logits = B::linear_forward(hidden.clone(), weight);
+    let logits = product_with_transposed::<B>(hidden.clone(), weight);
     let of_logits = composed_smoothed_backward::<B>(logits, labels, gradient, smoothing);
-    B::linear_backward_weight(hidden, of_logits)
+    B::float_matmul(B::float_transpose(of_logits), hidden)
 }
 
 pub(crate) fn composed_smoothed<B: Backend>(

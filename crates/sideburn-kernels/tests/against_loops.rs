@@ -8,7 +8,7 @@ use loops::{Sizes, check, check_at_scale, numbers};
 use proptest::prelude::*;
 use sideburn_kernels::{
     Key, LowRank, RowLayout, Sight, adapted_linear, add_dropout, attention, cross_entropy, dropout, gelu_gate, linear,
-    linear_cross_entropy, low_rank, rms_norm,
+    linear_cross_entropy, low_rank, rms_norm, self_attention,
 };
 
 const KEY: Key = Key::from_seed(5);
@@ -59,6 +59,11 @@ fn sight(sizes: &Sizes, device: &Device) -> Sight {
     }
 }
 
+/// The first two of these as matrices of this shape, one beside the other.
+fn beside(x: &[Tensor<1>], shape: [usize; 2]) -> Tensor<2> {
+    Tensor::cat(vec![x[0].clone().reshape(shape), x[1].clone().reshape(shape)], 1)
+}
+
 /// Holds an attention of these sizes against the loops.
 fn check_attention(sizes: &Sizes, seed: u64, p: f64) {
     let kept = kept(sizes.scores(), p);
@@ -73,17 +78,32 @@ fn check_attention(sizes: &Sizes, seed: u64, p: f64) {
     ];
     // A bias that is the same for all keys changes nothing: its gradient is a sum of many terms that is zero.
     let scale = if sizes.distances == 1 { 5.0 } else { 0.1 };
+    let dropout = (p > 0.0).then_some((p, KEY));
+    let matrices = |x: &[Tensor<1>]| {
+        [(0, sizes.q()), (1, sizes.k()), (2, sizes.k()), (3, sizes.bias())].map(|(i, dims)| x[i].clone().reshape(dims))
+    };
+    let out = count(sizes.q());
     check_at_scale(
         scale,
         &inputs,
         |x| loops::attention(sizes, x, &kept),
         |x| {
-            let [q, k, v, bias] = [(0, sizes.q()), (1, sizes.k()), (2, sizes.k()), (3, sizes.bias())]
-                .map(|(i, dims)| x[i].clone().reshape(dims));
-            let dropout = (p > 0.0).then_some((p, KEY));
-            attention(q, k, v, bias, &sight(sizes, &x[0].device()), dropout).reshape([count(sizes.q())])
+            let [q, k, v, bias] = matrices(x);
+            attention(q, Tensor::cat(vec![k, v], 1), bias, &sight(sizes, &x[0].device()), dropout).reshape([out])
         },
     );
+    if sizes.queries == sizes.keys {
+        check_at_scale(
+            scale,
+            &inputs,
+            |x| loops::attention(sizes, x, &kept),
+            |x| {
+                let [q, k, v, bias] = matrices(x);
+                let sight = sight(sizes, &x[0].device());
+                self_attention(Tensor::cat(vec![q, k, v], 1), bias, &sight, dropout).reshape([out])
+            },
+        );
+    }
 }
 
 proptest! {
@@ -125,7 +145,7 @@ proptest! {
         let gate: Vec<f64> = numbers(1, n * d).iter().map(|x| f64::from((x * stretch) as f32)).collect();
         let reference = |x: &[Vec<f64>]| loops::gelu_gate(&x[0], &x[1]);
         check(&[gate, numbers(2, n * d)], reference, |x| {
-            gelu_gate(x[0].clone().reshape([n, d]), x[1].clone().reshape([n, d]), None).reshape([n * d])
+            gelu_gate(beside(x, [n, d]), None).reshape([n * d])
         });
     }
 
@@ -135,7 +155,7 @@ proptest! {
         let inputs = [numbers(1, n * d), numbers(2, n * d)];
         let drop = |x: Vec<f64>| x.iter().zip(&kept).map(|(x, kept)| x * kept).collect::<Vec<f64>>();
         check(&inputs, |x| drop(loops::gelu_gate(&x[0], &x[1])), |x| {
-            gelu_gate(x[0].clone().reshape([n, d]), x[1].clone().reshape([n, d]), Some((p, KEY))).reshape([n * d])
+            gelu_gate(beside(x, [n, d]), Some((p, KEY))).reshape([n * d])
         });
         let sum = |x: &[Vec<f64>]| x[0].iter().zip(drop(x[1].clone())).map(|(x, y)| x + y).collect();
         check(&inputs, sum, |x| add_dropout(x[0].clone(), x[1].clone(), Some((p, KEY))));
@@ -160,7 +180,7 @@ proptest! {
         // Gradients are sums over up to 128 outputs, twice over.
         check_at_scale(5.0, &inputs, reference, |x| {
             let matrix = |index: usize, dims: [usize; 2]| x[index].clone().reshape(dims);
-            let branch = LowRank { a: matrix(2, [r, d]), b: matrix(3, [out, r]), scale, dropout: drop.then_some((p, KEY)) };
+            let branch = LowRank { a: matrix(2, [r, d]), b: matrix(3, [out, r]), scale, dropout: drop.then_some((p, KEY)), rows: None };
             adapted_linear(matrix(0, [n, d]), matrix(1, [out, d]), branch).reshape([n * out])
         });
     }
@@ -212,7 +232,7 @@ fn sizes_of_many_tasks_are_the_loops() {
     check(
         &[numbers(1, n * d), numbers(2, n * d)],
         |x| loops::gelu_gate(&x[0], &x[1]),
-        |x| gelu_gate(x[0].clone().reshape([n, d]), x[1].clone().reshape([n, d]), None).reshape([n * d]),
+        |x| gelu_gate(beside(x, [n, d]), None).reshape([n * d]),
     );
     // More queries than a block, in rows of different lengths.
     let (queries, heads, width) = (vec![61, 130, 64], 2, 3);
@@ -251,7 +271,7 @@ fn sizes_of_many_tasks_are_the_loops() {
         |x| {
             let matrix = |index: usize, dims: [usize; 2]| x[index].clone().reshape(dims);
             let (a, b) = (matrix(2, [r, d]), matrix(3, [out, r]));
-            let branch = LowRank { a, b, scale: 0.5, dropout: Some((0.25, KEY)) };
+            let branch = LowRank { a, b, scale: 0.5, dropout: Some((0.25, KEY)), rows: None };
             adapted_linear(matrix(0, [n, d]), matrix(1, [out, d]), branch).reshape([n * out])
         },
     );

@@ -7,7 +7,7 @@ use burn::tensor::{Device, Int, Tensor, s};
 use loops::{assert_near, bits, f32s, numbers, values};
 use sideburn_kernels::{
     Key, LowRank, Path, RowLayout, Sight, adapted_linear, add_dropout, attention, cross_entropy, dropout, gelu_gate,
-    linear, linear_cross_entropy, low_rank, path, rms_norm,
+    linear, linear_cross_entropy, low_rank, path, rms_norm, self_attention,
 };
 
 const KEY: Key = Key::from_seed(2);
@@ -19,7 +19,12 @@ fn labels(labels: &[i32], device: &Device) -> Tensor<1, Int> {
 fn attend(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, bias: Tensor<2>) -> Tensor<2> {
     let [queries, keys] = [[4, 2], [5, 3]].map(|lengths| RowLayout::packed(&lengths, &q.device()));
     let sight = Sight::up_to_own_place(3, &queries, &keys, 1);
-    attention(q, k, v, bias, &sight, Some((0.1, KEY)))
+    attention(q, beside(k, v), bias, &sight, Some((0.1, KEY)))
+}
+
+/// Two matrices as one.
+fn beside(left: Tensor<2>, right: Tensor<2>) -> Tensor<2> {
+    Tensor::cat(vec![left, right], 1)
 }
 
 /// The shapes of its inputs.
@@ -70,7 +75,7 @@ fn only_tracked_inputs_get_a_gradient() {
         let shapes = [[7, 16], [9, 16], [2, 16], [9, 2]];
         let leaves = [0, 1, 2, 3].map(|leaf| f32s(leaf as u64, shapes[leaf], &device));
         gradients(tracked, leaves, |[x, weight, a, b]| {
-            adapted_linear(x, weight, LowRank { a, b, scale: 0.5, dropout: Some((0.2, KEY)) })
+            adapted_linear(x, weight, LowRank { a, b, scale: 0.5, dropout: Some((0.2, KEY)), rows: None })
         })
     };
     let all = adapted(0b1111);
@@ -86,7 +91,7 @@ fn only_tracked_inputs_get_a_gradient() {
         let all = run(0b11);
         assert!(run(0b01) == [all[0].clone(), None] && run(0b10) == [None, all[1].clone()], "{what}");
     };
-    two(|gate, up| gelu_gate(gate, up, None), "gelu_gate");
+    two(|gate, up| gelu_gate(beside(gate, up), None), "gelu_gate");
     two(linear, "linear");
     two(|x, y| add_dropout(x, y, Some((0.2, KEY))), "add_dropout");
     two(
@@ -125,7 +130,7 @@ fn views_give_what_their_copies_give() {
             dropout(x.clone(), 0.5, KEY).transpose(),
             low_rank(x.clone(), a.clone(), b.clone(), 1.0, None).transpose(),
             rms_norm(x.clone(), column, 1e-6).transpose(),
-            gelu_gate(x.clone(), up.clone(), Some((0.5, KEY))).transpose(),
+            gelu_gate(beside(x.clone(), up.clone()), Some((0.5, KEY))).transpose(),
             add_dropout(x.clone(), up.clone(), Some((0.5, KEY))).transpose(),
             linear(x.clone(), up.clone()).transpose(),
             linear_cross_entropy(x.clone(), up.clone(), labels(&[0, 5, 3, 1, 2, 2], &device), 0.1).reshape([1, 6]),
@@ -178,7 +183,13 @@ fn padding_changes_nothing() {
         let bias = bias.clone().slice([0..2, 0..5]).mul_scalar(0.0) + f32s(4, [2, 5], &device);
         let bias = Tensor::cat(vec![Tensor::zeros([2, layout.columns() - 3], &device), bias], 1);
         let bias = Tensor::cat(vec![bias, Tensor::zeros([2, layout.columns() - 3], &device)], 1);
-        let y = layout.real_tokens(attention(q.clone(), k.clone(), v.clone(), bias, &Sight::own_rows(2, layout), None));
+        let y = layout.real_tokens(attention(
+            q.clone(),
+            beside(k.clone(), v.clone()),
+            bias,
+            &Sight::own_rows(2, layout),
+            None,
+        ));
         let gradients = y.clone().powi_scalar(2).sum().backward();
         let gradients = [q, k, v].map(|x| values(layout.real_tokens(x.grad(&gradients).unwrap())));
         gradients.into_iter().chain([values(y)]).collect::<Vec<_>>()
@@ -202,8 +213,8 @@ fn what_is_not_finite_is_not_hidden() {
             assert!(!finite(row) && finite(1 - row), "{what} of {bad}: {y:?}");
         };
         not_finite(0, "cross_entropy", values(cross_entropy(with(bad), labels(&[1, 1], &device))));
-        not_finite(0, "gelu_gate", values(gelu_gate(with(bad), ones(), None)));
-        not_finite(0, "gelu_gate", values(gelu_gate(ones(), with(bad), None)));
+        not_finite(0, "gelu_gate", values(gelu_gate(beside(with(bad), ones()), None)));
+        not_finite(0, "gelu_gate", values(gelu_gate(beside(ones(), with(bad)), None)));
         not_finite(0, "rms_norm", values(rms_norm(with(bad), Tensor::ones([3], &device), 1e-6)));
         let low = low_rank(with(bad), Tensor::ones([1, 3], &device), Tensor::ones([4, 1], &device), 1.0, None);
         not_finite(0, "low_rank", values(low));
@@ -215,7 +226,7 @@ fn what_is_not_finite_is_not_hidden() {
         not_finite(
             0,
             "attention",
-            values(attention(with(bad), ones(), ones(), Tensor::zeros([1, 1], &device), &sight, None)),
+            values(attention(with(bad), beside(ones(), ones()), Tensor::zeros([1, 1], &device), &sight, None)),
         );
         not_finite(0, "linear", values(linear(with(bad), ones())));
         let loss = linear_cross_entropy(with(bad), ones(), labels(&[1, 1], &device), 0.0);
@@ -241,7 +252,7 @@ fn large_numbers_do_not_overflow() {
 
     // gelu of large numbers is the identity or zero.
     let gate = Tensor::<2>::from_floats([[-1e4, -30.0, 30.0, 1e4]], &device).require_grad();
-    let y = gelu_gate(gate.clone(), Tensor::ones([1, 4], &device), None);
+    let y = gelu_gate(beside(gate.clone(), Tensor::ones([1, 4], &device)), None);
     assert_near("gelu", &values(y.clone())[..3], &[0.0, 0.0, 30.0], 1e-7);
     assert_eq!(values(y.clone())[3], 1e4);
     assert_near("slope", &values(gate.grad(&y.sum().backward()).unwrap()), &[0.0, 0.0, 1.0, 1.0], 1e-6);
@@ -255,7 +266,7 @@ fn gelu_is_exact_far_below_zero() {
     }
     for x in [-0.5_f64, -2.0, -3.5, -5.0] {
         let gate = Tensor::<2>::from_floats([[x]], &Device::flex());
-        let y = values(gelu_gate(gate, Tensor::ones([1, 1], &Device::flex()), None))[0];
+        let y = values(gelu_gate(beside(gate, Tensor::ones([1, 1], &Device::flex())), None))[0];
         // x / (1 + exp(-2 u)), the same function.
         let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
         let expected = x / (1.0 + (-2.0 * u).exp());
@@ -296,9 +307,9 @@ fn rms_norm_refuses_a_misfitting_weight() {
 }
 
 #[test]
-#[should_panic(expected = "gate and up must have one shape")]
-fn gelu_gate_refuses_different_shapes() {
-    gelu_gate(f32s(1, [4, 8], &Device::flex()), f32s(1, [8, 4], &Device::flex()), None);
+#[should_panic(expected = "7 columns do not make a gate and as many others")]
+fn gelu_gate_refuses_an_odd_number_of_columns() {
+    gelu_gate(f32s(1, [4, 7], &Device::flex()), None);
 }
 
 #[test]
@@ -320,10 +331,10 @@ fn cross_entropy_refuses_the_label_to_be_ignored_of_other_libraries() {
 }
 
 #[test]
-#[should_panic(expected = "x [n, in], weight [out, in], a [r, in] and b [out, r] must fit")]
+#[should_panic(expected = "x [n, in], a [r, in] and b [out, r] must fit")]
 fn adapted_linear_refuses_misfitting_factors() {
     let [x, weight, a, b] = [[4, 8], [3, 8], [2, 8], [8, 2]].map(|shape| f32s(1, shape, &Device::flex()));
-    adapted_linear(x, weight, LowRank { a, b, scale: 1.0, dropout: None });
+    adapted_linear(x, weight, LowRank { a, b, scale: 1.0, dropout: None, rows: None });
 }
 
 #[test]
@@ -334,35 +345,43 @@ fn too_much_smoothing_is_refused() {
 }
 
 /// An attention of zeros with these shapes, over two rows of 2 queries and 3 keys.
-fn attention_of(heads: usize, q: [usize; 2], k: [usize; 2], v: [usize; 2], bias: [usize; 2]) {
+fn attention_of(heads: usize, q: [usize; 2], kv: [usize; 2], bias: [usize; 2]) {
     let zeros = |shape| Tensor::<2>::zeros(shape, &Device::flex());
     let [queries, keys] = [2, 3].map(|length| RowLayout::packed(&[length, length], &Device::flex()));
     let sight = Sight::up_to_own_place(heads, &queries, &keys, 1);
-    attention(zeros(q), zeros(k), zeros(v), zeros(bias), &sight, None);
+    attention(zeros(q), zeros(kv), zeros(bias), &sight, None);
 }
 
 #[test]
-#[should_panic(expected = "k and v must have one shape")]
-fn attention_refuses_values_without_keys() {
-    attention_of(2, [4, 8], [6, 8], [5, 8], [1, 1]);
+#[should_panic(expected = "q [queries, heads * width] and kv [keys, 2 * heads * width] must fit")]
+fn attention_refuses_keys_without_values() {
+    attention_of(2, [4, 8], [6, 8], [1, 1]);
 }
 
 #[test]
-#[should_panic(expected = "q and k must be as their rows are laid out")]
+#[should_panic(expected = "8 columns do not make queries, keys and values")]
+fn self_attention_refuses_what_cannot_be_three_parts() {
+    let layout = RowLayout::packed(&[4], &Device::flex());
+    let zeros = |columns| Tensor::<2>::zeros([4, columns], &Device::flex());
+    self_attention(zeros(8), Tensor::zeros([1, 1], &Device::flex()), &Sight::own_rows(2, &layout), None);
+}
+
+#[test]
+#[should_panic(expected = "q and kv must be as their rows are laid out")]
 fn attention_refuses_other_rows() {
-    attention_of(2, [5, 8], [6, 8], [6, 8], [1, 1]);
+    attention_of(2, [5, 8], [6, 16], [1, 1]);
 }
 
 #[test]
 #[should_panic(expected = "bias [2, 2] has no column for some of the distances")]
 fn attention_refuses_a_bias_for_fewer_distances() {
-    attention_of(2, [4, 8], [6, 8], [6, 8], [2, 2]);
+    attention_of(2, [4, 8], [6, 16], [2, 2]);
 }
 
 #[test]
 #[should_panic(expected = "8 columns do not make 3 heads")]
 fn attention_refuses_heads_that_do_not_fit() {
-    attention_of(3, [4, 8], [6, 8], [6, 8], [1, 1]);
+    attention_of(3, [4, 8], [6, 16], [1, 1]);
 }
 
 #[test]
@@ -389,8 +408,9 @@ fn what_is_shared_is_not_overwritten() {
         leaves.map(|leaf| leaf.grad(&gradients).map(values))
     };
     // One incoming gradient for three operations.
-    let together = gradients(&|[a, b, c, d]| gelu_gate(a.clone(), b.clone(), None) + norm(c) + loss(d).expand([4, 5]));
-    let [a, b, ..] = gradients(&|[a, b, ..]| gelu_gate(a.clone(), b.clone(), None));
+    let together =
+        gradients(&|[a, b, c, d]| gelu_gate(beside(a.clone(), b.clone()), None) + norm(c) + loss(d).expand([4, 5]));
+    let [a, b, ..] = gradients(&|[a, b, ..]| gelu_gate(beside(a.clone(), b.clone()), None));
     let [_, _, c, _] = gradients(&|[_, _, c, _]| norm(c));
     let [.., d] = gradients(&|[.., d]| loss(d).expand([4, 5]));
     assert_eq!(together, [a, b, c, d]);

@@ -1,9 +1,9 @@
 //! The layers of a T5 block.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Int, Tensor, activation};
-use sideburn_adapters::{AdaptedLinear, AdaptedVector, Key, Pass, Prefix};
-use sideburn_kernels::{Sight, attention, gelu_gate, rms_norm};
+use burn::tensor::{Device, Tensor, activation};
+use sideburn_adapters::{AdaptedLinear, AdaptedVector, Key, Pass, Prefix, forward_together};
+use sideburn_kernels::{Sight, attention, gelu_gate, rms_norm, self_attention};
 
 use crate::config::{FeedForward, T5Config};
 
@@ -41,33 +41,16 @@ pub(crate) struct Attention {
     dropout: f64,
 }
 
-/// What attention looks at: keys and values of tokens, `[tokens, heads * d_kv]`.
-#[derive(Clone, Debug)]
-pub(crate) struct KeysValues {
-    pub(crate) keys: Tensor<2>,
-    pub(crate) values: Tensor<2>,
-}
+/// What attention looks at: keys and, beside them, values of tokens, `[tokens, 2 * heads * d_kv]`.
+pub(crate) type KeysValues = Tensor<2>;
 
-impl KeysValues {
-    /// What a prefix gives each layer to look at.
-    pub(crate) fn of_prefix(layers: Vec<Prefix>) -> Vec<Self> {
-        let tokens = |part: Tensor<3>| {
-            let [heads, tokens, width] = part.dims();
-            part.swap_dims(0, 1).reshape([tokens, heads * width])
-        };
-        layers.into_iter().map(|Prefix { keys, values }| Self { keys: tokens(keys), values: tokens(values) }).collect()
-    }
-
-    /// The number of tokens.
-    pub(crate) fn tokens(&self) -> usize {
-        self.keys.dims()[0]
-    }
-
-    /// The tokens of these and, behind them, those of `later`, from which `places` picks.
-    pub(crate) fn pick_with(self, later: Self, places: &Tensor<1, Int>) -> Self {
-        let pick = |first, later| Tensor::cat(vec![first, later], 0).select(0, places.clone());
-        Self { keys: pick(self.keys, later.keys), values: pick(self.values, later.values) }
-    }
+/// What a prefix gives each layer to look at.
+pub(crate) fn keys_values_of_prefix(layers: Vec<Prefix>) -> Vec<KeysValues> {
+    let tokens = |part: Tensor<3>| {
+        let [heads, tokens, width] = part.dims();
+        part.swap_dims(0, 1).reshape([tokens, heads * width])
+    };
+    layers.into_iter().map(|Prefix { keys, values }| Tensor::cat(vec![tokens(keys), tokens(values)], 1)).collect()
 }
 
 /// What is added to the scores, and which keys a query sees; see [`attention`].
@@ -94,16 +77,27 @@ impl Attention {
         }
     }
 
-    /// Keys and values of the tokens `x`.
-    pub(crate) fn keys_values(&self, x: &Tensor<2>, pass: &mut Pass) -> KeysValues {
-        KeysValues { keys: self.k.forward(x.clone(), pass), values: self.v.forward(x.clone(), pass) }
+    /// Queries, keys and values of the tokens `x`, side by side.
+    pub(crate) fn projections(&self, x: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
+        forward_together([&self.q, &self.k, &self.v], x, pass)
     }
 
-    /// Lets the tokens `x` look at `seen`.
-    pub(crate) fn forward(&self, x: Tensor<2>, seen: KeysValues, scores: &Scores, pass: &mut Pass) -> Tensor<2> {
-        let q = self.q.forward(x, pass);
+    /// Keys and values of the tokens `x`.
+    pub(crate) fn keys_values(&self, x: Tensor<2>, pass: &mut Pass) -> KeysValues {
+        forward_together([&self.k, &self.v], x, pass)
+    }
+
+    /// Lets the tokens with these projections look at each other.
+    pub(crate) fn among_themselves(&self, projections: Tensor<2>, scores: &Scores, pass: &mut Pass) -> Tensor<2> {
         let dropout = pass.next_dropout(self.dropout);
-        let mixed = attention(q, seen.keys, seen.values, scores.bias.clone(), &scores.sight, dropout);
+        let mixed = self_attention(projections, scores.bias.clone(), &scores.sight, dropout);
+        self.o.forward(mixed, pass)
+    }
+
+    /// Lets the tokens with these queries look at `seen`.
+    pub(crate) fn look_at(&self, queries: Tensor<2>, seen: KeysValues, scores: &Scores, pass: &mut Pass) -> Tensor<2> {
+        let dropout = pass.next_dropout(self.dropout);
+        let mixed = attention(queries, seen, scores.bias.clone(), &scores.sight, dropout);
         self.o.forward(mixed, pass)
     }
 }
@@ -138,8 +132,8 @@ impl FeedForwardLayer {
     pub(crate) fn forward(&self, x: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
         let hidden = match self.wi.as_slice() {
             [gate, up] => {
-                let (gate, up) = (gate.forward(x.clone(), pass), up.forward(x, pass));
-                gelu_gate(gate, up, pass.next_dropout(self.dropout))
+                let gate_up = forward_together([gate, up], x, pass);
+                gelu_gate(gate_up, pass.next_dropout(self.dropout))
             }
             wi => {
                 let hidden = activation::relu(wi[0].forward(x, pass));

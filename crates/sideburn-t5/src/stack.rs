@@ -44,7 +44,7 @@ impl Cross {
     /// Scores of the tokens that `queries` lays out.
     fn scores(&self, heads: usize, queries: &RowLayout) -> Scores {
         // Positions in the source and in the target do not relate.
-        let like = &self.blocks[0].keys;
+        let like = &self.blocks[0];
         let bias = Tensor::zeros([1, 1], (&like.device(), like.dtype()));
         Scores { bias, sight: Sight::everything(heads, queries, &self.layout) }
     }
@@ -81,29 +81,39 @@ impl Stack {
         }
     }
 
-    /// Runs the blocks over the embedded tokens `x [tokens, d_model]`, whose scores among themselves are `own`; `cache`
-    /// turns each block's fresh keys and values into what the tokens look at.
+    /// Runs the blocks over the embedded tokens `x [tokens, d_model]`, whose scores among themselves are `own`. The tokens
+    /// look at each other unless `cache` turns each block's fresh keys and values into what they look at.
     pub(crate) fn run(
         &self,
         x: Tensor<2>,
         own: &Scores,
         cross: Option<&Cross>,
         pass: &mut Pass,
-        mut cache: impl FnMut(usize, KeysValues) -> KeysValues,
+        mut cache: Option<&mut dyn FnMut(usize, KeysValues) -> KeysValues>,
     ) -> Tensor<2> {
         let cross = cross.map(|cross| (cross, cross.scores(own.sight.heads, &own.sight.queries)));
         let mut hidden = pass.dropout(x, self.dropout);
         for (index, block) in self.blocks.iter().enumerate() {
             let normed = block.self_norm.forward(hidden.clone());
-            let seen = cache(index, block.self_attention.keys_values(&normed, pass));
-            let output = block.self_attention.forward(normed, seen, own, pass);
+            let attention = &block.self_attention;
+            let projections = attention.projections(normed, pass);
+            let output = match &mut cache {
+                None => attention.among_themselves(projections, own, pass),
+                Some(cache) => {
+                    let [tokens, columns] = projections.dims();
+                    let queries = projections.clone().slice([0..tokens, 0..columns / 3]);
+                    let seen = cache(index, projections.slice([0..tokens, columns / 3..columns]));
+                    attention.look_at(queries, seen, own, pass)
+                }
+            };
             hidden = add_dropout(hidden, output, pass.next_dropout(self.dropout));
 
             if let (Some(attention), Some(norm), Some((cross, scores))) =
                 (&block.cross_attention, &block.cross_norm, &cross)
             {
                 let seen = cross.blocks[index].clone();
-                let output = attention.forward(norm.forward(hidden.clone()), seen, scores, pass);
+                let queries = attention.q.forward(norm.forward(hidden.clone()), pass);
+                let output = attention.look_at(queries, seen, scores, pass);
                 hidden = add_dropout(hidden, output, pass.next_dropout(self.dropout));
             }
 
@@ -127,7 +137,7 @@ impl Stack {
     pub(crate) fn cross(&self, encoded: &Tensor<2>, layout: &RowLayout, pass: &mut Pass) -> Cross {
         let attentions = self.blocks.iter().filter_map(|block| block.cross_attention.as_ref());
         Cross {
-            blocks: attentions.map(|attention| attention.keys_values(encoded, pass)).collect(),
+            blocks: attentions.map(|attention| attention.keys_values(encoded.clone(), pass)).collect(),
             layout: layout.clone(),
         }
     }

@@ -436,7 +436,7 @@ impl Rule for LoraRule {
             return None;
         }
         let dropout = pass.next_dropout(self.dropout);
-        Some(LowRank { a: own[0].clone(), b: own[1].clone(), scale: self.scaling, dropout })
+        Some(LowRank { a: own[0].clone(), b: own[1].clone(), scale: self.scaling, dropout, rows: None })
     }
 
     fn rows(&self, rows: Tensor<2>, ids: &Tensor<1, Int>, own: &[Tensor<2>]) -> Tensor<2> {

@@ -1,5 +1,6 @@
 //! Attention on the CPU: one task for each row and head, a block of queries at a time, scores in cache only.
 
+use burn::backend::ops::FloatTensorOps;
 use burn::backend::{Flex, TensorMetadata};
 use rayon::prelude::*;
 use sideburn_batch::Key;
@@ -18,85 +19,104 @@ const BLOCK: usize = 128;
 impl AttentionOps for Flex {
     fn attention_forward(
         q: Primitive,
-        k: Primitive,
-        v: Primitive,
+        kv: Primitive,
         bias: Primitive,
         sight: Sight,
         probability: f64,
         key: Key,
     ) -> Primitive {
         let _span = Span::new("attention_forward");
-        if !is_fused(&[&q, &k, &v, &bias]) {
-            return attention::composed::<Flex>(q, k, v, bias, &sight, probability, key);
+        if !is_fused(&[&q, &kv, &bias]) {
+            return attention::composed::<Flex>(q, kv, bias, &sight, probability, key);
         }
-        let [q, k, v, bias] = [q, k, v, bias].map(contiguous);
-        let shape = q.shape();
-        let mut out = if sight.queries.has_padding() {
-            Buffer::zeros(shape.num_elements())
-        } else {
-            Buffer::new(shape.num_elements())
-        };
-        let parts = Parts::new(&mut out, shape[0], shape[1]);
-        let heads = Heads::new([&q, &k, &v, &bias], &sight, Mask::new(probability, key));
-        if sight.queries.columns() == 1 && heads.mask.is_none() {
-            heads.each_row(|row| heads.decode(row, parts));
-        } else {
-            heads.each(|head| head.forward(parts));
-        }
-        out.into_tensor(shape)
+        let [q, kv, bias] = [q, kv, bias].map(contiguous);
+        let [k, v] = parts(matrix(&kv));
+        Heads::new([matrix(&q), k, v, matrix(&bias)], &sight, Mask::new(probability, key)).forward()
     }
 
     fn attention_backward(
         q: Primitive,
-        k: Primitive,
-        v: Primitive,
+        kv: Primitive,
         bias: Primitive,
         gradient: Primitive,
         sight: Sight,
         of_bias: bool,
         probability: f64,
         key: Key,
-    ) -> (Primitive, Primitive, Primitive, Primitive) {
+    ) -> (Primitive, Primitive, Primitive) {
         let _span = Span::new("attention_backward");
-        if !is_fused(&[&q, &k, &v, &bias, &gradient]) {
-            let inputs = [q, k, v, bias];
+        if !is_fused(&[&q, &kv, &bias, &gradient]) {
+            let inputs = [q, kv, bias];
             return attention::composed_backward::<Flex>(inputs, gradient, &sight, of_bias, probability, key);
         }
-        let [q, k, v, bias, gradient] = [q, k, v, bias, gradient].map(contiguous);
-        let zeros_if = |padded: bool, x: &Primitive| {
-            let size = x.shape().num_elements();
-            if padded { Buffer::zeros(size) } else { Buffer::new(size) }
-        };
-        let [padded_queries, padded_keys] = [sight.queries.has_padding(), sight.keys.has_padding()];
-        let mut of_q = zeros_if(padded_queries, &q);
-        let [mut of_k, mut of_v] = [&k, &v].map(|x| zeros_if(padded_keys, x));
-        let out = Gradients {
-            q: Parts::new(&mut of_q, q.shape()[0], q.shape()[1]),
-            k: Parts::new(&mut of_k, k.shape()[0], k.shape()[1]),
-            v: Parts::new(&mut of_v, v.shape()[0], v.shape()[1]),
-        };
-        let heads = Heads::new([&q, &k, &v, &bias], &sight, Mask::new(probability, key));
-        let sums = heads.each(|head| head.backward(matrix(&gradient), &out, of_bias));
-        let mut total = Buffer::zeros(bias.shape().num_elements());
-        let width = bias.shape()[1];
-        for (index, of_bias) in sums.into_iter().enumerate() {
-            let head = if bias.shape()[0] == 1 { 0 } else { index % sight.heads };
-            total[head * width..].iter_mut().zip(of_bias.iter().flatten()).for_each(|(total, x)| *total += x);
+        let [q, kv, bias, gradient] = [q, kv, bias, gradient].map(contiguous);
+        let ([k, v], width) = (parts(matrix(&kv)), q.shape()[1]);
+        let heads = Heads::new([matrix(&q), k, v, matrix(&bias)], &sight, Mask::new(probability, key));
+        let mut of_q = zeros_if(sight.queries.has_padding(), &q);
+        let mut of_kv = zeros_if(sight.keys.has_padding(), &kv);
+        let of_keys = Parts::new(&mut of_kv, kv.shape()[0], 2 * width);
+        let out =
+            Gradients { q: Parts::new(&mut of_q, q.shape()[0], width), k: of_keys, v: of_keys, first: [0, 0, width] };
+        let of_bias = heads.backward(matrix(&gradient), &out, of_bias);
+        (of_q.into_tensor(q.shape()), of_kv.into_tensor(kv.shape()), of_bias)
+    }
+
+    fn self_attention_forward(qkv: Primitive, bias: Primitive, sight: Sight, probability: f64, key: Key) -> Primitive {
+        let _span = Span::new("self_attention_forward");
+        if !is_fused(&[&qkv, &bias]) {
+            let (q, kv) = attention::queries_and_keys::<Flex>(qkv);
+            return attention::composed::<Flex>(q, kv, bias, &sight, probability, key);
         }
-        (
-            of_q.into_tensor(q.shape()),
-            of_k.into_tensor(k.shape()),
-            of_v.into_tensor(v.shape()),
-            total.into_tensor(bias.shape()),
-        )
+        let [qkv, bias] = [qkv, bias].map(contiguous);
+        let [q, k, v] = parts(matrix(&qkv));
+        Heads::new([q, k, v, matrix(&bias)], &sight, Mask::new(probability, key)).forward()
+    }
+
+    fn self_attention_backward(
+        qkv: Primitive,
+        bias: Primitive,
+        gradient: Primitive,
+        sight: Sight,
+        of_bias: bool,
+        probability: f64,
+        key: Key,
+    ) -> (Primitive, Primitive) {
+        let _span = Span::new("self_attention_backward");
+        if !is_fused(&[&qkv, &bias, &gradient]) {
+            let (q, kv) = attention::queries_and_keys::<Flex>(qkv);
+            let (q, kv, bias) =
+                attention::composed_backward::<Flex>([q, kv, bias], gradient, &sight, of_bias, probability, key);
+            return (Flex::float_cat(vec![q, kv], 1), bias);
+        }
+        let [qkv, bias, gradient] = [qkv, bias, gradient].map(contiguous);
+        let ([q, k, v], [tokens, columns]) = (parts(matrix(&qkv)), matrix(&qkv).shape());
+        let heads = Heads::new([q, k, v, matrix(&bias)], &sight, Mask::new(probability, key));
+        let mut of_qkv = zeros_if(sight.queries.has_padding() || sight.keys.has_padding(), &qkv);
+        let of = Parts::new(&mut of_qkv, tokens, columns);
+        let out = Gradients { q: of, k: of, v: of, first: [0, columns / 3, columns / 3 * 2] };
+        let of_bias = heads.backward(matrix(&gradient), &out, of_bias);
+        (of_qkv.into_tensor(qkv.shape()), of_bias)
     }
 }
 
-/// Where the gradients go.
+/// The `N` matrices that lie side by side in one.
+fn parts<const N: usize>(x: Mat<'_>) -> [Mat<'_>; N] {
+    let width = x.shape()[1] / N;
+    std::array::from_fn(|part| x.columns(part * width..(part + 1) * width))
+}
+
+/// Memory for a gradient, which is zero where there is padding.
+fn zeros_if(padded: bool, x: &Primitive) -> Buffer {
+    let size = x.shape().num_elements();
+    if padded { Buffer::zeros(size) } else { Buffer::new(size) }
+}
+
+/// Where the gradients go: matrices, which may be one, and the first column of each part in its matrix.
 struct Gradients<'a> {
     q: Parts<'a>,
     k: Parts<'a>,
     v: Parts<'a>,
+    first: [usize; 3],
 }
 
 /// The inputs of an attention.
@@ -111,10 +131,34 @@ struct Heads<'a> {
 }
 
 impl<'a> Heads<'a> {
-    fn new([q, k, v, bias]: [&'a Primitive; 4], sight: &'a Sight, mask: Option<Mask>) -> Self {
+    fn new([q, k, v, bias]: [Mat<'a>; 4], sight: &'a Sight, mask: Option<Mask>) -> Self {
         let width = q.shape()[1] / sight.heads;
-        let [q, k, v, bias] = [q, k, v, bias].map(matrix);
         Self { q, k, v, bias, sight, mask, width }
+    }
+
+    fn forward(&self) -> Primitive {
+        let [tokens, columns] = self.q.shape();
+        let size = tokens * columns;
+        let mut out = if self.sight.queries.has_padding() { Buffer::zeros(size) } else { Buffer::new(size) };
+        let parts = Parts::new(&mut out, tokens, columns);
+        if self.sight.queries.columns() == 1 && self.mask.is_none() {
+            self.each_row(|row| self.decode(row, parts));
+        } else {
+            self.each(|head| head.forward(parts));
+        }
+        out.into_tensor([tokens, columns])
+    }
+
+    /// Writes the gradients, and returns that of the bias: zeros unless it is asked for.
+    fn backward(&self, gradient: Mat<'_>, out: &Gradients<'_>, of_bias: bool) -> Primitive {
+        let sums = self.each(|head| head.backward(gradient, out, of_bias));
+        let [rows, width] = self.bias.shape();
+        let mut total = Buffer::zeros(rows * width);
+        for (index, of_bias) in sums.into_iter().enumerate() {
+            let head = if rows == 1 { 0 } else { index % self.sight.heads };
+            total[head * width..].iter_mut().zip(of_bias.iter().flatten()).for_each(|(total, x)| *total += x);
+        }
+        total.into_tensor([rows, width])
     }
 
     /// Runs `task` for each row.
@@ -240,10 +284,11 @@ impl Head<'_> {
         let ([queries, _], [keys, _]) = (self.q.shape(), self.k.shape());
         let (query_tokens, key_tokens) = (self.sight.queries.row(self.row), self.sight.keys.row(self.row));
         let gradient = gradient.rows(query_tokens.clone()).columns(self.columns.clone());
+        let [q_columns, k_columns, v_columns] =
+            out.first.map(|first| first + self.columns.start..first + self.columns.end);
         // SAFETY: each task has its own row and head.
-        let (mut of_k, mut of_v) = unsafe {
-            (out.k.part(key_tokens.clone(), self.columns.clone()), out.v.part(key_tokens, self.columns.clone()))
-        };
+        let (mut of_k, mut of_v) =
+            unsafe { (out.k.part(key_tokens.clone(), k_columns), out.v.part(key_tokens, v_columns)) };
         for key in 0..keys {
             of_k.row(key).fill(0.0);
             of_v.row(key).fill(0.0);
@@ -268,7 +313,7 @@ impl Head<'_> {
             product(of_k.by_ref().first_rows(keys), scores_matrix.t(), q, 1.0, Before::Kept, Workers::One);
             let rows = query_tokens.start + first..query_tokens.start + first + count;
             // SAFETY: each task has its own row and head, and its blocks have rows of their own.
-            let of_q = unsafe { out.q.part(rows, self.columns.clone()) };
+            let of_q = unsafe { out.q.part(rows, q_columns.clone()) };
             product(of_q, scores_matrix, self.k.rows(0..keys), 1.0, Before::Forgotten, Workers::One);
             if let Some(sums) = &mut bias_sums {
                 for (index, scores) in scores.chunks_exact(keys).enumerate() {

@@ -210,65 +210,91 @@ fn inverse_rms(x: &[f32], epsilon: f64) -> f32 {
 }
 
 impl GateOps for Flex {
-    fn gelu_gate(gate: Primitive, up: Primitive, probability: f64, key: Key) -> Primitive {
+    fn gelu_gate(gate_up: Primitive, probability: f64, key: Key) -> Primitive {
         let _span = Span::new("gelu_gate");
-        if !is_fused(&[&gate, &up]) {
-            return dropout::drop::<Flex>(gate::composed::<Flex>(gate, up), probability, key);
+        if !is_fused(&[&gate_up]) {
+            return dropout::drop::<Flex>(gate::composed::<Flex>(gate_up), probability, key);
         }
-        let (gate, up, mask) = (contiguous(gate), contiguous(up), Mask::new(probability, key));
-        let mut out = Buffer::new(values(&gate).len());
-        let tasks = out.par_chunks_mut(TASK).zip(values(&gate).par_chunks(TASK)).zip(values(&up).par_chunks(TASK));
-        tasks.enumerate().for_each(|(task, ((out, gate), up))| {
-            vectorized(|| {
-                for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-                    *out = gate * gelu_sigmoid(*gate) * up;
-                }
-                if let Some(mask) = mask {
-                    mask.in_blocks(task * TASK, up.len(), |start, factors| {
+        let (gate_up, mask) = (contiguous(gate_up), Mask::new(probability, key));
+        let [n, width] = [gate_up.shape()[0], gate_up.shape()[1] / 2];
+        let mut out = Buffer::new(n * width);
+        let rows = rows_per_task(width);
+        let tasks =
+            out.par_chunks_mut((rows * width).max(1)).zip(values(&gate_up).par_chunks((2 * rows * width).max(1)));
+        tasks.enumerate().for_each(|(task, (out, gate_up))| {
+            gate_rows(out, gate_up, width);
+            if let Some(mask) = mask {
+                vectorized(|| {
+                    mask.in_blocks(task * rows * width, out.len(), |start, factors| {
                         out[start..].iter_mut().zip(factors).for_each(|(out, factor)| *out *= factor);
                     });
-                }
-            });
+                });
+            }
         });
-        out.into_tensor(gate.shape())
+        out.into_tensor([n, width])
     }
 
-    fn gelu_gate_backward(
-        gate: Primitive,
-        up: Primitive,
-        gradient: Primitive,
-        probability: f64,
-        key: Key,
-    ) -> (Primitive, Primitive) {
+    fn gelu_gate_backward(gate_up: Primitive, gradient: Primitive, probability: f64, key: Key) -> Primitive {
         let _span = Span::new("gelu_gate_backward");
-        if !is_fused(&[&gate, &up, &gradient]) {
+        if !is_fused(&[&gate_up, &gradient]) {
             let gradient = dropout::drop::<Flex>(gradient, probability, key);
-            return gate::composed_backward::<Flex>(gate, up, gradient);
+            return gate::composed_backward::<Flex>(gate_up, gradient);
         }
-        let (gate, up, mut gradient) = (contiguous(gate), contiguous(up), overwritable(gradient));
-        let mask = Mask::new(probability, key);
-        let mut of_up = Buffer::new(values(&up).len());
-        let tasks = gradient.storage_mut::<f32>().par_chunks_mut(TASK).zip(of_up.par_chunks_mut(TASK));
-        let tasks = tasks.zip(values(&gate).par_chunks(TASK)).zip(values(&up).par_chunks(TASK));
-        tasks.enumerate().for_each(|(task, (((gradient, of_up), gate), up))| {
-            vectorized(|| {
-                const LINEAR: f32 = 2.0 * SQRT_2_OVER_PI as f32;
-                const SQUARE: f32 = (6.0 * GELU_CUBIC * SQRT_2_OVER_PI) as f32;
-                if let Some(mask) = mask {
-                    mask.in_blocks(task * TASK, up.len(), |start, factors| {
-                        gradient[start..].iter_mut().zip(factors).for_each(|(gradient, factor)| *gradient *= factor);
-                    });
-                }
-                for (((gradient, of_up), x), up) in gradient.iter_mut().zip(of_up).zip(gate).zip(up) {
-                    let sigmoid = gelu_sigmoid(*x);
-                    let slope = sigmoid + x * sigmoid * (1.0 - sigmoid) * (LINEAR + SQUARE * x * x);
-                    *of_up = *gradient * x * sigmoid;
-                    *gradient *= slope * up;
-                }
-            });
+        let (gate_up, gradient) = (contiguous(gate_up), contiguous(gradient));
+        let (shape, width, mask) = (gate_up.shape(), gate_up.shape()[1] / 2, Mask::new(probability, key));
+        let mut out = Buffer::new(values(&gate_up).len());
+        let rows = rows_per_task(width);
+        let wide = (2 * rows * width).max(1);
+        let tasks = out.par_chunks_mut(wide).zip(values(&gate_up).par_chunks(wide));
+        let tasks = tasks.zip(values(&gradient).par_chunks((rows * width).max(1)));
+        tasks.enumerate().for_each(|(task, ((out, gate_up), gradient))| {
+            gate_backward_of_rows(out, gate_up, gradient, width, mask, task * rows * width);
         });
-        let shape = up.shape();
-        (gradient, of_up.into_tensor(shape))
+        out.into_tensor(shape)
+    }
+}
+
+vector_fn! {
+    /// Rows of the gate, each of the two halves of a row of `gate_up`.
+    fn gate_rows(out: &mut [f32], gate_up: &[f32], width: usize) {
+        for (out, gate_up) in out.chunks_exact_mut(width).zip(gate_up.chunks_exact(2 * width)) {
+            let (gate, up) = gate_up.split_at(width);
+            for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+                *out = gate * gelu_sigmoid(*gate) * up;
+            }
+        }
+    }
+}
+
+vector_fn! {
+    /// The gradients of rows of `gate_up`; the first element of `gradient` has number `first` in the mask.
+    fn gate_backward_of_rows(
+        out: &mut [f32],
+        gate_up: &[f32],
+        gradient: &[f32],
+        width: usize,
+        mask: Option<Mask>,
+        first: usize,
+    ) {
+        const LINEAR: f32 = 2.0 * SQRT_2_OVER_PI as f32;
+        const SQUARE: f32 = (6.0 * GELU_CUBIC * SQRT_2_OVER_PI) as f32;
+        let rows = out.chunks_exact_mut(2 * width).zip(gate_up.chunks_exact(2 * width));
+        for (row, ((out, gate_up), gradient)) in rows.zip(gradient.chunks_exact(width)).enumerate() {
+            let ((gate, up), (of_gate, of_up)) = (gate_up.split_at(width), out.split_at_mut(width));
+            match mask {
+                None => of_up.copy_from_slice(gradient),
+                Some(mask) => {
+                    mask.factors(first + row * width, of_up);
+                    of_up.iter_mut().zip(gradient).for_each(|(factor, gradient)| *factor *= gradient);
+                }
+            }
+            for (((of_gate, of_up), x), up) in of_gate.iter_mut().zip(of_up).zip(gate).zip(up) {
+                let (gradient, sigmoid) = (*of_up, gelu_sigmoid(*x));
+                let slope = sigmoid + x * sigmoid * (1.0 - sigmoid) * (LINEAR + SQUARE * x * x);
+                *of_up = gradient * x * sigmoid;
+                *of_gate = gradient * slope * up;
+            }
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use super::memory::Buffer;
 use super::products::{Before, Mat, MatMut, Parts, Workers, product};
 use super::simd::{exp, largest, sum, vectorized};
 use super::{Primitive, contiguous, is_fused, matrix, overwritable, values};
-use crate::linear::LinearOps;
+use crate::linear::product_with_transposed;
 use crate::loss::{self, LossOps};
 use crate::profile::Span;
 
@@ -65,7 +65,7 @@ impl LossOps for Flex {
         let _span = Span::new("linear_cross_entropy");
         let indices = class_indices(labels.clone(), weight.shape()[0]);
         if !is_fused(&[&hidden, &weight]) {
-            return loss::composed_smoothed::<Flex>(Flex::linear_forward(hidden, weight), labels, smoothing);
+            return loss::composed_smoothed::<Flex>(product_with_transposed::<Flex>(hidden, weight), labels, smoothing);
         }
         let (hidden, weight) = (contiguous(hidden), contiguous(weight));
         Head { hidden: &hidden, weight: &weight, labels: &indices, smoothing: smoothing as f32 }.run(false).0
