@@ -10,8 +10,8 @@ use std::hint::black_box;
 use burn::tensor::{Device, Distribution, Int, Tensor};
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime};
 use sideburn::kernels::{
-    Key, LowRank, Path, RowLayout, Sight, Site, adapted_linear, adapted_linears, add_dropout, gelu_gate, linear,
-    linear_cross_entropy, on_workers, rms_norm, self_attention, set_path,
+    Key, LowRank, Path, RowLayout, Sight, Site, adapted_linear, adapted_linears, add_dropout, embedding, gelu_gate,
+    linear, linear_cross_entropy, on_workers, rms_norm, self_attention, set_path,
 };
 
 const KEY: Key = Key::from_seed(1);
@@ -129,6 +129,16 @@ fn operations(criterion: &mut Criterion) {
             self_attention(x[0].clone(), x[1].clone(), &sight, DROPOUT)
         });
     }
+
+    // The gradient of the table is written as a whole, and added to where there are tokens.
+    let vocabulary = 32_128;
+    let ids: Vec<i32> = (0..n as u64).map(|token| KEY.below(token, vocabulary) as i32).collect();
+    let ids = Tensor::<1, Int>::from_ints(&ids[..], &Device::flex().autodiff());
+    let vocabulary = vocabulary as usize;
+    let work = Work { flops: [0, n * d], floats: [2 * n * d, vocabulary * d + 3 * n * d] };
+    time(&mut group, "embedding 2048 of 32128x512", &work, &[random([vocabulary, d]).require_grad()], |x| {
+        embedding(x[0].clone(), ids.clone())
+    });
 
     let work = Work { flops: [4 * n * d, 8 * n * d], floats: [2 * n * d, 3 * n * d] };
     let ones = Tensor::ones([1, d], &Device::flex().autodiff());

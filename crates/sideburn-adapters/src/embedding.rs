@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
-use sideburn_kernels::linear;
+use sideburn_kernels::{embedding, linear};
 
 use crate::Pass;
 use crate::rule::{Rule, Weights};
@@ -24,7 +24,7 @@ impl AdaptedTable {
     /// The rows of the tokens `ids [n]`: `[n, width]`.
     pub fn rows(&self, ids: Tensor<1, Int>, pass: &Pass) -> Tensor<2> {
         let rows = |ids: &Tensor<1, Int>, slots: Vec<(&dyn Rule, Vec<Tensor<2>>)>| {
-            let rows = self.table(&slots).select(0, ids.clone());
+            let rows = embedding(self.table(&slots), ids.clone());
             slots.iter().fold(rows, |rows, (rule, own)| rule.rows(rows, ids, own))
         };
         match pass.routes() {

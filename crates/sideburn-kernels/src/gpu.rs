@@ -5,6 +5,7 @@ use burn_cubecl::CubeBackend;
 use crate::adamw::OptimizerOps;
 use crate::attention::AttentionOps;
 use crate::dropout::DropoutOps;
+use crate::embedding::EmbeddingOps;
 use crate::gate::GateOps;
 use crate::linear::LinearOps;
 use crate::loss::LossOps;
@@ -12,6 +13,7 @@ use crate::norm::NormOps;
 
 impl AttentionOps for CubeBackend {}
 impl DropoutOps for CubeBackend {}
+impl EmbeddingOps for CubeBackend {}
 impl GateOps for CubeBackend {}
 impl LinearOps for CubeBackend {}
 impl LossOps for CubeBackend {}

@@ -5,6 +5,7 @@
 //!
 //! | operation | kept for the backward pass | composed of primitives, Burn would keep |
 //! |---|---|---|
+//! | [`embedding`] | the ids | the ids |
 //! | [`dropout`], [`add_dropout`] | nothing: the mask is drawn again from its [`Key`] | the mask, as floats |
 //! | [`linear`] | the weight; `x` only if the weight is trained | both |
 //! | [`adapted_linears`], [`low_rank`] | `x`, `W`, `A`, `B` (shared, not copied) | also `dropout(x)`, its mask and `dropout(x) A^T` |
@@ -38,6 +39,7 @@
 mod adamw;
 mod attention;
 mod dropout;
+mod embedding;
 #[cfg(feature = "flex")]
 mod flex;
 mod gate;
@@ -54,6 +56,7 @@ mod workers;
 pub use adamw::{AdamWStep, adamw_step, adamw_undo, square_sum};
 pub use attention::{Sight, attention, self_attention};
 pub use dropout::{add_dropout, dropout};
+pub use embedding::embedding;
 #[cfg(feature = "flex")]
 pub use flex::release_memory;
 pub use gate::gelu_gate;

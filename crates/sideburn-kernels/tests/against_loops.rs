@@ -7,8 +7,8 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use loops::{Sizes, check, check_at_scale, numbers};
 use proptest::prelude::*;
 use sideburn_kernels::{
-    Key, LowRank, RowLayout, Sight, adapted_linear, add_dropout, attention, cross_entropy, dropout, gelu_gate, linear,
-    linear_cross_entropy, low_rank, rms_norm, self_attention,
+    Key, LowRank, RowLayout, Sight, adapted_linear, add_dropout, attention, cross_entropy, dropout, embedding,
+    gelu_gate, linear, linear_cross_entropy, low_rank, rms_norm, self_attention,
 };
 
 const KEY: Key = Key::from_seed(5);
@@ -22,6 +22,26 @@ fn kept<const D: usize>(shape: [usize; D], probability: f64) -> Vec<f64> {
     let ones = Tensor::<D>::ones(shape, &Device::flex());
     let kept = loops::values(dropout(ones, probability, KEY));
     kept.iter().map(|x| if *x == 0.0 { 0.0 } else { 1.0 / (1.0 - probability) }).collect()
+}
+
+/// Ids of rows of a table, some of them several times.
+fn ids(seed: u64, count: usize, rows: usize) -> Vec<usize> {
+    (0..count as u64).map(|i| Key::from_seed(seed).below(i, rows as u64) as usize).collect()
+}
+
+/// Holds the rows `ids` of a table `[rows, d]` against the loops.
+fn check_embedding(ids: &[usize], [rows, d]: [usize; 2]) {
+    // A gradient is a sum over all ids of a row.
+    check_at_scale(
+        5.0,
+        &[numbers(1, rows * d)],
+        |x| loops::embedding(&x[0], ids, d),
+        |x| {
+            let index: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
+            let index = Tensor::<1, Int>::from_data(TensorData::new(index, [ids.len()]), &x[0].device());
+            embedding(x[0].clone().reshape([rows, d]), index).reshape([ids.len() * d])
+        },
+    );
 }
 
 /// Rows of different lengths, each kind of sight, with and without a bias.
@@ -116,6 +136,11 @@ proptest! {
         check(&[numbers(1, n * d)], reference, |x| {
             dropout(x[0].clone().reshape([n, d]), p, KEY).reshape([n * d])
         });
+    }
+
+    #[test]
+    fn embedding_is_the_loops(rows in 1..9usize, tokens in 1..40usize, d in width(), seed in 0..99u64) {
+        check_embedding(&ids(seed, tokens, rows), [rows, d]);
     }
 
     #[test]
@@ -234,6 +259,7 @@ fn sizes_of_many_tasks_are_the_loops() {
         |x| loops::gelu_gate(&x[0], &x[1]),
         |x| gelu_gate(beside(x, [n, d]), None).reshape([n * d]),
     );
+    check_embedding(&ids(7, 600, 400), [400, 65]);
     // More queries than a block, in rows of different lengths.
     let (queries, heads, width) = (vec![61, 130, 64], 2, 3);
     let own = Sizes {

@@ -6,8 +6,8 @@ mod loops;
 use burn::tensor::{Device, Int, Tensor, s};
 use loops::{assert_near, bits, f32s, numbers, values};
 use sideburn_kernels::{
-    Key, LowRank, Path, RowLayout, Sight, adapted_linear, add_dropout, attention, cross_entropy, dropout, gelu_gate,
-    linear, linear_cross_entropy, low_rank, path, rms_norm, self_attention,
+    Key, LowRank, Path, RowLayout, Sight, adapted_linear, add_dropout, attention, cross_entropy, dropout, embedding,
+    gelu_gate, linear, linear_cross_entropy, low_rank, path, rms_norm, self_attention,
 };
 
 const KEY: Key = Key::from_seed(2);
@@ -133,6 +133,7 @@ fn views_give_what_their_copies_give() {
             gelu_gate(beside(x.clone(), up.clone()), Some((0.5, KEY))).transpose(),
             add_dropout(x.clone(), up.clone(), Some((0.5, KEY))).transpose(),
             linear(x.clone(), up.clone()).transpose(),
+            embedding(x.clone(), labels(&[5, 0, 5], &device)).transpose(),
             linear_cross_entropy(x.clone(), up.clone(), labels(&[0, 5, 3, 1, 2, 2], &device), 0.1).reshape([1, 6]),
             cross_entropy(x.clone(), labels(&[0, 8, 3, 1, 2, 2], &device)).reshape([1, 6]),
         ];
@@ -328,6 +329,33 @@ fn cross_entropy_refuses_a_label_that_is_no_class() {
 #[should_panic(expected = "label -100 is none of 8 classes")]
 fn cross_entropy_refuses_the_label_to_be_ignored_of_other_libraries() {
     cross_entropy(f32s(1, [2, 8], &Device::flex()), labels(&[-100, 0], &Device::flex()));
+}
+
+#[test]
+#[should_panic(expected = "id 4 is none of the table's 4 rows")]
+fn embedding_refuses_an_id_that_is_no_row() {
+    embedding(f32s(1, [4, 8], &Device::flex()), labels(&[3, 4], &Device::flex()));
+}
+
+#[test]
+#[should_panic(expected = "id -1 is none of the table's 4 rows")]
+fn embedding_refuses_a_negative_id() {
+    embedding(f32s(1, [4, 8], &Device::flex()), labels(&[-1], &Device::flex()));
+}
+
+#[test]
+fn a_table_gets_one_gradient_on_any_number_of_threads() {
+    let device = Device::flex().autodiff();
+    let on = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let table = f32s(1, [3, 700], &device).require_grad();
+            let ids: Vec<i32> = (0..999).map(|token| token % 7 % 3).collect();
+            let rows = embedding(table.clone(), labels(&ids, &device));
+            bits(table.grad(&rows.powi_scalar(2).sum().backward()).unwrap())
+        })
+    };
+    assert!([2, 3, 8].iter().all(|threads| on(*threads) == on(1)));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use sideburn_adapters::{AdaptedTable, Key, Pass, random_weight};
-use sideburn_kernels::{RowLayout, Sight, add_dropout};
+use sideburn_kernels::{RowLayout, Sight, add_dropout, embedding};
 
 use crate::config::T5Config;
 use crate::layers::{Attention, FeedForwardLayer, KeysValues, RmsNorm, Scores};
@@ -130,7 +130,7 @@ impl Stack {
         let bucket = |key| relative_position_bucket(key, back, self.bidirectional, buckets, self.max_distance) as i32;
         let index: Vec<i32> = (0..=back + ahead).map(bucket).collect();
         let index = Tensor::<1, Int>::from_data(TensorData::new(index, [back + 1 + ahead]), &table.device());
-        table.select(0, index).transpose()
+        embedding(table, index).transpose()
     }
 
     /// What the decoder's blocks see of the encoder's output.

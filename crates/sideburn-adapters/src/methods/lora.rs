@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use burn::tensor::{Int, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use sideburn_kernels::{LowRank, low_rank};
+use sideburn_kernels::{LowRank, embedding, low_rank};
 
 use super::{LoraInit, Replace, trainable_tokens::TokenRows, usual_targets};
 use crate::fields::Fields;
@@ -440,7 +440,7 @@ impl Rule for LoraRule {
     }
 
     fn rows(&self, rows: Tensor<2>, ids: &Tensor<1, Int>, own: &[Tensor<2>]) -> Tensor<2> {
-        let picked = own[0].clone().transpose().select(0, ids.clone());
+        let picked = embedding(own[0].clone().transpose(), ids.clone());
         let delta = picked.matmul(own[1].clone().transpose()).mul_scalar(self.scaling);
         let outer = rows.dtype();
         rows + in_dtype(delta, outer)

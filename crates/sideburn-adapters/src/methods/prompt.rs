@@ -2,7 +2,7 @@
 
 use burn::tensor::{Int, Tensor, TensorData, activation};
 use serde_json::{Map, Value, json};
-use sideburn_kernels::Key;
+use sideburn_kernels::{Key, embedding};
 
 use crate::fields::Fields;
 use crate::method::{Common, Company, Method, Outline, Plan};
@@ -175,7 +175,7 @@ fn rows_of(ids: Vec<u32>, model: &Outline) -> Result<Init, AdapterError> {
     Ok(Init::from_base(move |base: Weights| {
         let index: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
         let index = Tensor::<1, Int>::from_data(TensorData::new(index, [ids.len()]), &base.weight.device());
-        base.weight.select(0, index)
+        embedding(base.weight, index)
     }))
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
 use serde_json::{Map, Value, json};
+use sideburn_kernels::embedding;
 
 use crate::AdapterError;
 use crate::fields::Fields;
@@ -120,7 +121,7 @@ impl TokenRows {
 impl Rule for TokenRows {
     fn tensors(&self) -> Vec<TensorSpec> {
         let rule = self.clone();
-        let rows = move |base: Weights| base.weight.clone().select(0, rule.index(&base.weight));
+        let rows = move |base: Weights| embedding(base.weight.clone(), rule.index(&base.weight));
         let copies = self.copies.iter().map(|place| format!("base_model.model.{place}.{}", self.name)).collect();
         vec![TensorSpec {
             copies,

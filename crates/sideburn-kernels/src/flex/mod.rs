@@ -6,6 +6,7 @@
 mod adamw;
 mod attention;
 mod elementwise;
+mod embedding;
 mod linear;
 mod loss;
 mod memory;

@@ -129,6 +129,10 @@ pub(crate) fn low_rank(
     product.iter().map(|x| scale * x).collect()
 }
 
+pub(crate) fn embedding(table: &[f64], ids: &[usize], width: usize) -> Vec<f64> {
+    ids.iter().flat_map(|id| (0..width).map(move |column| table[id * width + column])).collect()
+}
+
 pub(crate) fn rms_norm(x: &[f64], weight: &[f64], epsilon: f64) -> Vec<f64> {
     let mut out = Vec::new();
     for row in x.chunks(weight.len()) {

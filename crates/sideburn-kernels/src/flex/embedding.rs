@@ -1,0 +1,75 @@
+//! Rows of a table on the CPU: copied, and added up, in one pass each.
+
+use burn::backend::ops::FloatTensorOps;
+use burn::backend::tensor::IntTensor;
+use burn::backend::{Flex, TensorMetadata};
+use rayon::prelude::*;
+
+use super::memory::Buffer;
+use super::simd::vectorized;
+use super::{Primitive, contiguous, is_fused, rows_per_task, values};
+use crate::embedding::{EmbeddingOps, composed_backward};
+use crate::profile::Span;
+
+impl EmbeddingOps for Flex {
+    fn table_rows(table: Primitive, ids: IntTensor<Flex>) -> Primitive {
+        let _span = Span::new("table_rows");
+        let [rows, width] = [table.shape()[0], table.shape()[1]];
+        let indices = row_indices(&ids, rows);
+        if !is_fused(&[&table]) {
+            return Flex::float_select(table, 0, ids);
+        }
+        // The table is read where it lies, also if it is a view: it is larger than what is taken of it.
+        let (layout, stored) = (table.layout(), table.storage::<f32>());
+        let &[down, across] = layout.strides() else { panic!("a matrix") };
+        let mut out = Buffer::new(indices.len() * width);
+        let many = rows_per_task(width);
+        out.par_chunks_mut((many * width).max(1)).zip(indices.par_chunks(many)).for_each(|(out, indices)| {
+            for (out, index) in out.chunks_exact_mut(width).zip(indices) {
+                let first = layout.start_offset() as isize + *index as isize * down;
+                if across == 1 {
+                    out.copy_from_slice(&stored[first as usize..][..width]);
+                } else {
+                    let at = |column: usize| stored[(first + column as isize * across) as usize];
+                    out.iter_mut().enumerate().for_each(|(column, out)| *out = at(column));
+                }
+            }
+        });
+        out.into_tensor([indices.len(), width])
+    }
+
+    fn table_rows_backward(ids: IntTensor<Flex>, gradient: Primitive, rows: usize) -> Primitive {
+        let _span = Span::new("table_rows_backward");
+        if !is_fused(&[&gradient]) {
+            return composed_backward::<Flex>(ids, gradient, rows);
+        }
+        let (width, gradient) = (gradient.shape()[1], contiguous(gradient));
+        // Tokens by the row that they add to, those of one row in their order.
+        let mut tokens: Vec<(usize, usize)> = row_indices(&ids, rows).into_iter().zip(0..).collect();
+        tokens.sort_unstable();
+        let (values, many) = (values(&gradient), rows_per_task(width));
+        let mut out = Buffer::new(rows * width);
+        out.par_chunks_mut((many * width).max(1)).enumerate().for_each(|(task, out)| {
+            let first = task * many;
+            out.fill(0.0);
+            let begin = tokens.partition_point(|(row, _)| *row < first);
+            let own = tokens[begin..].iter().take_while(|(row, _)| *row < first + many);
+            vectorized(|| {
+                for (row, token) in own {
+                    let sums = &mut out[(row - first) * width..][..width];
+                    sums.iter_mut().zip(&values[token * width..][..width]).for_each(|(sum, x)| *sum += x);
+                }
+            });
+        });
+        out.into_tensor([rows, width])
+    }
+}
+
+/// The ids, which must be rows.
+fn row_indices(ids: &IntTensor<Flex>, rows: usize) -> Vec<usize> {
+    let index = |id: i64| {
+        let index = usize::try_from(id).ok().filter(|index| *index < rows);
+        index.unwrap_or_else(|| panic!("id {id} is none of the table's {rows} rows"))
+    };
+    ids.clone().into_data().iter::<i64>().map(index).collect()
+}
