@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use burn::optim::{AdamWConfig, Optimizer};
 use burn::tensor::{Device, Distribution, Tensor};
-use sideburn::kernels::{AdamWStep, adamw_step, square_sum};
+use sideburn::kernels::{AdamWStep, AdamWUpdate, AnyRank, adamw_steps, norm};
 
 const REPETITIONS: u32 = 9;
 
@@ -31,24 +31,26 @@ fn measure(transposed: bool) {
     let gradients: Vec<_> = shapes.iter().copied().map(gradient).collect();
     let elements: usize = shapes.iter().map(|[out, input]| out * input).sum();
 
-    let mut ours: Vec<[Tensor<2>; 3]> = shapes
-        .iter()
-        .map(|shape| [random(*shape), Tensor::zeros(*shape, &device), Tensor::zeros(*shape, &device)])
+    let weights: Vec<Tensor<2>> = shapes.iter().map(|shape| random(*shape)).collect();
+    let mut theirs: Vec<_> = weights.iter().map(|weight| (weight.clone() + 0.0, None)).collect();
+    let mut ours: Vec<[AnyRank; 3]> = weights
+        .into_iter()
+        .map(|weight| [weight.zeros_like(), weight.zeros_like(), weight].map(AnyRank::from))
+        .map(|[first, second, weight]| [weight, first, second])
         .collect();
-    let mut theirs: Vec<_> = ours.iter().map(|[weight, ..]| (weight.clone() + 0.0, None)).collect();
     let burn = AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(0.01).build();
     let mut seconds = [Vec::new(), Vec::new()];
     for time in 1..=REPETITIONS {
         let started = Instant::now();
-        let squares = Tensor::cat(gradients.iter().cloned().map(square_sum).collect(), 0);
-        let gradient_scale = 1.0 / f64::from(squares.sum().sqrt().into_scalar::<f32>());
+        let norm = norm(gradients.iter().cloned().map(AnyRank::from));
+        let gradient_scale = 1.0 / f64::from(norm.into_scalar::<f32>());
         let (beta1, beta2, epsilon) = (0.9, 0.999, 1e-8);
         let step = AdamWStep { learning_rate: 1e-4, weight_decay: 0.01, beta1, beta2, epsilon, time, gradient_scale };
-        ours = ours
-            .into_iter()
-            .zip(&gradients)
-            .map(|([weight, first, second], gradient)| adamw_step(weight, gradient.clone(), [first, second], &step))
-            .collect();
+        let updates = ours.into_iter().zip(&gradients).map(|([parameter, first, second], gradient)| {
+            let gradient = gradient.clone().into();
+            AdamWUpdate { parameter, gradient, moments: [first, second], step }
+        });
+        ours = adamw_steps(updates.collect());
         seconds[0].push(started.elapsed().as_secs_f64());
 
         let started = Instant::now();
@@ -62,7 +64,7 @@ fn measure(transposed: bool) {
         seconds[1].push(started.elapsed().as_secs_f64());
     }
     for (([ours, ..], (theirs, _)), gradient) in ours.into_iter().zip(theirs).zip(gradients) {
-        let difference = (ours - theirs).abs().max().into_scalar::<f32>();
+        let difference = (ours.into_tensor::<2>() - theirs).abs().max().into_scalar::<f32>();
         assert!(difference < 1e-6, "updates differ by {difference:e} for {:?}", gradient.dims());
     }
     let layout = if transposed { "transposed" } else { "row-major" };

@@ -1,8 +1,11 @@
-//! The optimiser's arithmetic: one pass over memory for an update, and one for a norm, on tensors outside of autodiff.
+//! The optimiser's arithmetic: one pass over the memory of all parameters for an update, and one for a norm, on tensors
+//! outside of autodiff.
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, TensorMetadata, backend_extension};
 use burn::tensor::{FloatDType, Shape, Tensor};
+
+use crate::many::{AnyRank, Many};
 
 /// The numbers of one update by AdamW (Loshchilov and Hutter, 2019, algorithm 2, with the learning rate inside the decay
 /// as `torch.optim.AdamW` has it).
@@ -64,7 +67,20 @@ impl AdamWStep {
     }
 }
 
-/// Updates a parameter and its moments by AdamW:
+/// What an update takes.
+#[derive(Clone, Debug)]
+pub struct AdamWUpdate {
+    /// The parameter.
+    pub parameter: AnyRank,
+    /// Its gradient, which stays as it is.
+    pub gradient: AnyRank,
+    /// Its first and second moment.
+    pub moments: [AnyRank; 2],
+    /// The numbers.
+    pub step: AdamWStep,
+}
+
+/// Updates parameters and their moments by AdamW:
 ///
 /// ```text
 /// g = gradient_scale * gradient
@@ -74,29 +90,41 @@ impl AdamWStep {
 ///     with m' = m / (1 - beta1^time), v' = v / (1 - beta2^time)
 /// ```
 ///
-/// Returns `[p, m, v]`. On [`Device::flex`](burn::tensor::Device::flex), in `f32`, it is one pass over memory, and what
-/// nothing else holds is overwritten in place.
+/// Returns `[p, m, v]` of each. On [`Device::flex`](burn::tensor::Device::flex), in `f32`, it is one pass over the memory
+/// of all of them, shared out to all threads at once, and what nothing else holds is overwritten in place.
 ///
 /// # Panics
-/// If the shapes differ, or a tensor is tracked by autodiff: take its `inner`.
+/// If the shapes of an update differ, or a tensor is tracked by autodiff: take its `inner`.
+pub fn adamw_steps(updates: Vec<AdamWUpdate>) -> Vec<[AnyRank; 3]> {
+    if updates.is_empty() {
+        return Vec::new();
+    }
+    let parts = updates.into_iter().map(|AdamWUpdate { parameter, gradient, moments: [first, second], step }| {
+        for other in [&gradient, &first, &second] {
+            let (shape, other) = (parameter.shape(), other.shape());
+            assert_eq!(other, shape, "a parameter, its gradient and its moments must have one shape");
+        }
+        ([parameter, gradient, first, second], step)
+    });
+    let (tensors, steps): (Vec<_>, _) = parts.unzip();
+    let [parameters, gradients, firsts, seconds] = Many::columns(tensors);
+    let (parameters, firsts, seconds) = Dispatch::adamw_steps(parameters, gradients, firsts, seconds, steps);
+    parameters.into_iter().zip(firsts).zip(seconds).map(|((p, m), v)| [p, m, v]).collect()
+}
+
+/// [`adamw_steps`] of one parameter.
+///
+/// # Panics
+/// As `adamw_steps`.
 pub fn adamw_step<const D: usize>(
     parameter: Tensor<D>,
     gradient: Tensor<D>,
     moments: [Tensor<D>; 2],
     step: &AdamWStep,
 ) -> [Tensor<D>; 3] {
-    let [first, second] = moments;
-    for other in [&gradient, &first, &second] {
-        assert_eq!(other.dims(), parameter.dims(), "a parameter, its gradient and its moments must have one shape");
-    }
-    let (parameter, first, second) = Dispatch::adamw_step(
-        parameter.into_dispatch(),
-        gradient.into_dispatch(),
-        first.into_dispatch(),
-        second.into_dispatch(),
-        *step,
-    );
-    [parameter, first, second].map(Tensor::from_dispatch)
+    let moments = moments.map(AnyRank::from);
+    let update = AdamWUpdate { parameter: parameter.into(), gradient: gradient.into(), moments, step: *step };
+    adamw_steps(vec![update]).remove(0).map(AnyRank::into_tensor)
 }
 
 /// The parameter before the last [`adamw_step`], worked out from the one after it and the moments that it left:
@@ -111,36 +139,45 @@ pub fn adamw_undo<const D: usize>(parameter: Tensor<D>, moments: [Tensor<D>; 2],
     (parameter + update).div_scalar(k.keep)
 }
 
-/// The sum of the squares of all elements, `[1]`.
+/// The Euclidean norm of all elements of all tensors together, `[1]`: `torch.nn.utils.get_total_norm`. It is on the device,
+/// which is not waited for.
 ///
-/// On [`Device::flex`](burn::tensor::Device::flex), in `f32`, it is summed in `f64` in an order that does not depend on
-/// the number of threads.
+/// On [`Device::flex`](burn::tensor::Device::flex), in `f32`, it is one pass over all of them, summed in `f64` in an order
+/// that does not depend on the number of threads.
 ///
 /// # Panics
-/// If the tensor is tracked by autodiff: take its `inner`.
-pub fn square_sum<const D: usize>(x: Tensor<D>) -> Tensor<1> {
-    Tensor::from_dispatch(Dispatch::square_sum(x.into_dispatch()))
+/// If there is no tensor, or one is tracked by autodiff: take its `inner`.
+pub fn norm(tensors: impl IntoIterator<Item = AnyRank>) -> Tensor<1> {
+    let tensors: Many<Dispatch> = tensors.into_iter().collect();
+    assert!(!tensors.0.is_empty(), "a norm of no tensors has no device to be on");
+    Tensor::from_dispatch(Dispatch::norm(tensors))
 }
 
 /// The operations on backend primitives; a default body is composed of the backend's own.
 #[backend_extension(Flex: cfg(feature = "flex"), Cube: cfg(feature = "gpu"), Fusion: cfg(feature = "gpu"))]
 pub(crate) trait OptimizerOps: Backend {
-    /// Parameter and moments after the update.
+    /// Parameters and moments after their updates.
     #[fusion(default)]
-    fn adamw_step(
-        parameter: FloatTensor<Self>,
-        gradient: FloatTensor<Self>,
-        first: FloatTensor<Self>,
-        second: FloatTensor<Self>,
-        step: AdamWStep,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        composed_step::<Self>(parameter, gradient, [first, second], &step)
+    fn adamw_steps(
+        #[extension_type] parameters: Many<Self>,
+        #[extension_type] gradients: Many<Self>,
+        #[extension_type] firsts: Many<Self>,
+        #[extension_type] seconds: Many<Self>,
+        steps: Vec<AdamWStep>,
+    ) -> (Many<Self>, Many<Self>, Many<Self>) {
+        let moments = firsts.0.into_iter().zip(seconds.0);
+        let updates = parameters.0.into_iter().zip(gradients.0).zip(moments).zip(steps);
+        let updated = updates.map(|(((parameter, gradient), moments), step)| {
+            composed_step::<Self>(parameter, gradient, moments.into(), &step)
+        });
+        let (parameters, (firsts, seconds)) = updated.map(|(p, m, v)| (p, (m, v))).unzip();
+        (Many(parameters), Many(firsts), Many(seconds))
     }
 
-    /// The sum of squares, `[1]`.
+    /// See [`norm`].
     #[fusion(default)]
-    fn square_sum(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        composed_square_sum::<Self>(x)
+    fn norm(#[extension_type] tensors: Many<Self>) -> FloatTensor<Self> {
+        composed_norm::<Self>(tensors)
     }
 }
 
@@ -163,8 +200,12 @@ pub(crate) fn composed_step<B: Backend>(
     (parameter, first, second)
 }
 
-pub(crate) fn composed_square_sum<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
-    let narrow = matches!(FloatDType::from(x.dtype()), FloatDType::F16 | FloatDType::BF16);
-    let x = if narrow { B::float_cast(x, FloatDType::F32) } else { x };
-    B::float_reshape(B::float_sum(B::float_mul(x.clone(), x)), Shape::new([1]))
+pub(crate) fn composed_norm<B: Backend>(tensors: Many<B>) -> FloatTensor<B> {
+    let squares = |x: FloatTensor<B>| {
+        let narrow = matches!(FloatDType::from(x.dtype()), FloatDType::F16 | FloatDType::BF16);
+        let x = if narrow { B::float_cast(x, FloatDType::F32) } else { x };
+        B::float_reshape(B::float_sum(B::float_mul(x.clone(), x)), Shape::new([1]))
+    };
+    let squares = B::float_cat(tensors.0.into_iter().map(squares).collect(), 0);
+    B::float_sqrt(B::float_reshape(B::float_sum(squares), Shape::new([1])))
 }

@@ -22,7 +22,7 @@
 //! On the CPU a mask is a pure function of its [`Key`]. On the CubeCL backends it is drawn from Burn's generator, which is
 //! seeded with the key each time: train with one thread in a process there, or the masks of two threads may mix.
 //!
-//! [`adamw_step`] and [`square_sum`] are the optimiser's, outside of autodiff.
+//! [`adamw_steps`] and [`norm`] are the optimiser's, outside of autodiff, and over many tensors at once.
 //!
 //! ```
 //! use burn::tensor::{Device, Tensor};
@@ -47,13 +47,14 @@ mod gate;
 mod gpu;
 mod linear;
 mod loss;
+mod many;
 mod norm;
 mod path;
 mod profile;
 mod row_layout;
 mod workers;
 
-pub use adamw::{AdamWStep, adamw_step, adamw_undo, square_sum};
+pub use adamw::{AdamWStep, AdamWUpdate, adamw_step, adamw_steps, adamw_undo, norm};
 pub use attention::{Sight, attention, self_attention};
 pub use dropout::{add_dropout, dropout};
 pub use embedding::embedding;
@@ -62,6 +63,7 @@ pub use flex::release_memory;
 pub use gate::gelu_gate;
 pub use linear::{LowRank, Site, adapted_linear, adapted_linears, linear, low_rank};
 pub use loss::{cross_entropy, linear_cross_entropy};
+pub use many::AnyRank;
 pub use norm::rms_norm;
 pub use path::{Path, path, set_path};
 pub use profile::{Event, Span, record_profile, take_profile, write_chrome_events};

@@ -3,7 +3,7 @@
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use proptest::prelude::*;
-use sideburn_kernels::{AdamWStep, Key, adamw_step, adamw_undo, square_sum};
+use sideburn_kernels::{AdamWStep, AdamWUpdate, AnyRank, Key, adamw_step, adamw_steps, adamw_undo, norm};
 
 /// Normal numbers of `rows x columns`, stored by rows or by columns.
 fn matrix([rows, columns]: [usize; 2], by_columns: bool, key: Key) -> (Vec<f64>, Tensor<2>) {
@@ -88,26 +88,75 @@ proptest! {
     }
 
     #[test]
-    fn squares_in_any_layout(shape in shapes(), by_columns in any::<bool>(), seed in 0..99u64) {
-        let (numbers, tensor) = matrix(shape, by_columns, Key::from_seed(seed));
-        let expected: f64 = numbers.iter().map(|x| x * x).sum();
-        let found = values(square_sum(tensor.clone()))[0];
+    fn norms_in_any_layout(shapes in prop::collection::vec(shapes(), 1..4), by_columns in any::<bool>(), seed in 0..99u64) {
+        let key = |index| Key::from_seed(seed).fold_in(index);
+        let made = shapes.iter().zip(0..).map(|(shape, index)| matrix(*shape, by_columns, key(index)));
+        let (numbers, tensors): (Vec<_>, Vec<_>) = made.unzip();
+        let expected = numbers.iter().flatten().map(|x| x * x).sum::<f64>().sqrt();
+        let found = values(norm(tensors.iter().cloned().map(AnyRank::from)))[0];
         prop_assert!((found - expected).abs() <= 1e-7 * expected, "{found} is not {expected}");
-        let part = tensor.narrow(0, 0, shape[0].div_ceil(2)).narrow(1, shape[1] / 2, 1);
-        let expected: f64 = values(part.clone()).iter().map(|x| x * x).sum();
-        let found = values(square_sum(part))[0];
+        let part = tensors[0].clone().narrow(0, 0, shapes[0][0].div_ceil(2)).narrow(1, shapes[0][1] / 2, 1);
+        let expected = values(part.clone()).iter().map(|x| x * x).sum::<f64>().sqrt();
+        let found = values(norm([part.clone().into()]))[0];
         prop_assert!((found - expected).abs() <= 1e-7 * expected, "{found} is not {expected}");
+        let found = values(norm([part.cast(DType::F64).into()]))[0];
+        prop_assert!((found - expected).abs() <= 1e-12 * expected, "{found} is not {expected}");
     }
 }
 
 #[test]
-fn a_sum_that_is_the_same_on_any_number_of_threads() {
-    let (numbers, tensor) = matrix([700, 900], false, Key::from_seed(1));
+fn many_updates_are_those_of_each_alone() {
+    // Ranks, dtypes, times and sizes of all sorts together; the largest is shared out.
+    let shapes = [[1, 1], [130, 300], [1, 16], [3, 5], [700, 90]];
+    let tensors = |index: usize| {
+        let key = Key::from_seed(index as u64);
+        let dtype = if index == 3 { DType::F64 } else { DType::F32 };
+        [0, 1, 2, 3].map(|part| {
+            let tensor = matrix(shapes[index], index % 2 == 1, key.fold_in(part)).1.cast(dtype);
+            if part == 3 { tensor.abs() } else { tensor }
+        })
+    };
+    let updates = (0..shapes.len()).map(|index| {
+        let [parameter, gradient, first, second] = tensors(index);
+        // One is a vector.
+        let any = |x: Tensor<2>| if index == 2 { x.reshape([16]).into() } else { AnyRank::from(x) };
+        let [parameter, gradient, first, second] = [parameter, gradient, first, second].map(any);
+        AdamWUpdate { parameter, gradient, moments: [first, second], step: step(index as u32 + 1) }
+    });
+    let together = adamw_steps(updates.collect());
+    assert_eq!(together.len(), shapes.len());
+    for (index, found) in together.into_iter().enumerate() {
+        let [parameter, gradient, first, second] = tensors(index);
+        let alone = adamw_step(parameter, gradient, [first, second], &step(index as u32 + 1));
+        for (found, alone) in found.into_iter().zip(alone) {
+            let found = if index == 2 { values(found.into_tensor::<1>()) } else { values(found.into_tensor::<2>()) };
+            assert_eq!(found, values(alone), "tensor {index}");
+        }
+    }
+    assert!(adamw_steps(Vec::new()).is_empty());
+}
+
+#[test]
+#[should_panic(expected = "a parameter, its gradient and its moments must have one shape")]
+fn an_update_with_another_shape_is_refused() {
+    let ones = |shape: [usize; 2]| Tensor::<2>::ones(shape, &Device::flex());
+    adamw_step(ones([2, 3]), ones([3, 2]), [ones([2, 3]), ones([2, 3])], &step(1));
+}
+
+#[test]
+#[should_panic(expected = "a tensor must be taken out with its own number of dimensions")]
+fn another_rank_is_refused() {
+    AnyRank::from(Tensor::<2>::ones([2, 3], &Device::flex())).into_tensor::<1>();
+}
+
+#[test]
+fn a_norm_that_is_the_same_on_any_number_of_threads() {
+    let tensors = [[700, 900], [3, 5], [300, 200]].map(|shape| matrix(shape, false, Key::from_seed(1)));
     let on = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| values(square_sum(tensor.clone()))[0])
+        pool.install(|| values(norm(tensors.iter().map(|(_, tensor)| tensor.clone().into())))[0])
     };
     assert_eq!([1, 2, 3, 8].map(on), [on(1); 4]);
-    let expected: f64 = numbers.iter().map(|x| x * x).sum();
+    let expected = tensors.iter().flat_map(|(numbers, _)| numbers).map(|x| x * x).sum::<f64>().sqrt();
     assert!((on(1) - expected).abs() <= 6e-8 * expected);
 }

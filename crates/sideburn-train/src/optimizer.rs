@@ -3,12 +3,12 @@
 use std::collections::{HashMap, HashSet};
 use std::mem;
 
-use burn::module::{ModuleMapper, Param, ParamId};
+use burn::module::{ModuleMapper, Param, ParamId, ParamMapper};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use burn::tensor::container::TensorContainer;
 use sideburn_adapters::AdaptedModel;
-use sideburn_kernels::{AdamWStep, adamw_step, adamw_undo};
+use sideburn_kernels::{AdamWStep, AdamWUpdate, AnyRank, adamw_steps, adamw_undo};
 
 use crate::TrainConfig;
 use crate::groups::{second_factors, undecayed};
@@ -19,7 +19,7 @@ pub(crate) struct Optimizer<M> {
     undecayed: HashSet<ParamId>,
     second_factors: HashSet<ParamId>,
     /// First and second moment of each parameter that has been updated.
-    moments: [TensorContainer<ParamId>; 2],
+    moments: HashMap<ParamId, [AnyRank; 2]>,
     /// The last update of each, and at which step it was.
     last: HashMap<ParamId, (AdamWStep, u64)>,
     /// How many steps there were.
@@ -34,10 +34,14 @@ struct Hollow;
 
 impl ModuleMapper for Hollow {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let (shape, device) = (param.lazy_shape(), param.lazy_device());
-        let zeros = shape.clone();
-        Param::uninitialized(param.id, move |device, _| Tensor::zeros(zeros.clone(), device), device, false, shape)
+        hollow(&param)
     }
+}
+
+fn hollow<const D: usize>(param: &Param<Tensor<D>>) -> Param<Tensor<D>> {
+    let (shape, device) = (param.lazy_shape(), param.lazy_device());
+    let zeros = shape.clone();
+    Param::uninitialized(param.id, move |device, _| Tensor::zeros(zeros.clone(), device), device, false, shape)
 }
 
 impl<M: AdaptedModel> Optimizer<M> {
@@ -46,7 +50,7 @@ impl<M: AdaptedModel> Optimizer<M> {
             config: config.clone(),
             undecayed: undecayed(model),
             second_factors: second_factors(model),
-            moments: [TensorContainer::new(), TensorContainer::new()],
+            moments: HashMap::new(),
             last: HashMap::new(),
             steps: 0,
             hollow: model.clone().map(&mut Hollow),
@@ -57,8 +61,16 @@ impl<M: AdaptedModel> Optimizer<M> {
     pub(crate) fn step(&mut self, model: &mut M, gradients: &GradientsParams, learning_rate: f64, gradient_scale: f64) {
         self.steps += 1;
         let whole = mem::replace(model, self.hollow.clone());
-        let updated = TensorContainer::new();
-        *model = whole.map(&mut Update { optimizer: self, gradients, learning_rate, gradient_scale, updated });
+        let (ids, updates, mappers) = (Vec::new(), Vec::new(), TensorContainer::new());
+        let mut take = Take { optimizer: self, gradients, learning_rate, gradient_scale, ids, updates, mappers };
+        let rest = whole.map(&mut take);
+        let Take { ids, updates, mappers, .. } = take;
+        let mut updated = HashMap::new();
+        for (id, [parameter, first, second]) in ids.into_iter().zip(adamw_steps(updates)) {
+            updated.insert(id, parameter);
+            self.moments.insert(id, [first, second]);
+        }
+        *model = rest.map(&mut Put { updated, mappers });
     }
 
     /// Takes the last update back, as exactly as [`adamw_undo`] can. The moments stay as it left them.
@@ -83,32 +95,53 @@ impl<M: AdaptedModel> Optimizer<M> {
     }
 }
 
-struct Update<'a, M> {
+/// Takes the parameters that have a gradient out of a model, so that nothing else holds them.
+struct Take<'a, M> {
     optimizer: &'a mut Optimizer<M>,
     gradients: &'a GradientsParams,
     learning_rate: f64,
     gradient_scale: f64,
-    /// What has been updated: a parameter that stands in several places is updated once.
-    updated: TensorContainer<ParamId>,
+    /// What is to be updated. A parameter that stands in several places is updated once.
+    ids: Vec<ParamId>,
+    updates: Vec<AdamWUpdate>,
+    /// What its `Param` has beside the tensor.
+    mappers: TensorContainer<ParamId>,
 }
 
-impl<M: AdaptedModel> ModuleMapper for Update<'_, M> {
+impl<M: AdaptedModel> ModuleMapper for Take<'_, M> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let Some(gradient) = self.gradients.get::<D>(param.id) else { return param };
+        let hollow = hollow(&param);
         let (id, tensor, mapper) = param.consume();
-        if let Some(updated) = self.updated.get::<Tensor<D>>(&id) {
-            return Param::from_mapped_value(id, Tensor::from_inner(updated).require_grad(), mapper);
+        if self.mappers.get::<ParamMapper<Tensor<D>>>(&id).is_some() {
+            return hollow;
         }
-        let settings = self.optimizer.settings(id, self.learning_rate, self.gradient_scale);
-        let (tensor, [first, second]) = (tensor.inner(), &mut self.optimizer.moments);
-        let moments =
-            [first, second].map(|moments| moments.remove::<Tensor<D>>(&id).unwrap_or_else(|| tensor.zeros_like()));
-        let [tensor, first, second] = adamw_step(tensor, gradient.inner(), moments, &settings);
-        self.optimizer.moments[0].register(id, first);
-        self.optimizer.moments[1].register(id, second);
-        self.optimizer.last.insert(id, (settings, self.optimizer.steps));
-        self.updated.register(id, tensor.clone());
-        Param::from_mapped_value(id, Tensor::from_inner(tensor).require_grad(), mapper)
+        let step = self.optimizer.settings(id, self.learning_rate, self.gradient_scale);
+        let tensor = tensor.inner();
+        let begun = self.optimizer.moments.remove(&id);
+        let moments = begun.unwrap_or_else(|| [tensor.zeros_like(), tensor.zeros_like()].map(AnyRank::from));
+        let (parameter, gradient) = (tensor.into(), gradient.inner().into());
+        self.optimizer.last.insert(id, (step, self.optimizer.steps));
+        self.ids.push(id);
+        self.updates.push(AdamWUpdate { parameter, gradient, moments, step });
+        self.mappers.register(id, mapper);
+        hollow
+    }
+}
+
+/// Puts updated parameters back.
+struct Put {
+    updated: HashMap<ParamId, AnyRank>,
+    mappers: TensorContainer<ParamId>,
+}
+
+impl ModuleMapper for Put {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let (Some(updated), Some(mapper)) = (self.updated.get(&param.id), self.mappers.get(&param.id)) else {
+            return param;
+        };
+        let tensor = Tensor::<D>::from_inner(updated.clone().into_tensor()).require_grad();
+        Param::from_mapped_value(param.id, tensor, mapper)
     }
 }
 
@@ -118,11 +151,11 @@ struct Undo<'a, M> {
 
 impl<M> ModuleMapper for Undo<'_, M> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let Optimizer { last, steps, moments: [first, second], .. } = &*self.optimizer;
+        let Optimizer { last, steps, moments, .. } = &*self.optimizer;
         // Those that had no gradient at the last step were not updated.
         let Some((settings, _)) = last.get(&param.id).filter(|(_, step)| step == steps) else { return param };
         let (id, tensor, mapper) = param.consume();
-        let moments = [first, second].map(|moments| moments.get(&id).expect("moments of what was updated"));
+        let moments = moments.get(&id).expect("moments of what was updated").clone().map(AnyRank::into_tensor);
         let tensor = adamw_undo(tensor.inner(), moments, settings);
         Param::from_mapped_value(id, Tensor::from_inner(tensor).require_grad(), mapper)
     }

@@ -2,9 +2,8 @@
 
 use std::time::Instant;
 
-use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams};
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, Transaction};
 use sideburn_adapters::{AdaptedModel, Key, ParameterReport, Pass, Regimens};
 use sideburn_batch::Seq2SeqBatch;
 use sideburn_kernels::{Span, on_workers};
@@ -112,10 +111,11 @@ impl<'a> Trainer<'a> {
         for step in 0..self.config.max_steps {
             let started = Instant::now();
             let micro_batches = self.micro_batches(step, &batches)?;
+            let targets = micro_batches.iter().map(|batch| batch.target().tokens()).sum();
             let differentiated = self
-                .backward(model, step, &micro_batches, &token_losses, regimens)
-                .and_then(|(losses, gradients)| Ok((losses, self.norm_and_scale(model, step, &gradients)?, gradients)));
-            let ([loss, penalty], (grad_norm, scale), gradients) = match differentiated {
+                .backward(model, step, (&micro_batches, targets), &token_losses, regimens)
+                .and_then(|differentiated| differentiated.read(step, targets));
+            let (Numbers { loss, penalty, grad_norm }, gradients) = match differentiated {
                 Err(error @ TrainError::NotFinite { .. }) => {
                     match good {
                         Some(good) => (*model, *regimens) = good,
@@ -126,7 +126,7 @@ impl<'a> Trainer<'a> {
                 other => other?,
             };
             good = keeps_copies.then(|| (model.clone(), regimens.clone()));
-            let learning_rate = self.learning_rate(step);
+            let (learning_rate, scale) = (self.learning_rate(step), self.clipping(grad_norm));
             let update = Span::new("update");
             optimizer.step(model, &gradients, learning_rate, scale);
             drop(update);
@@ -154,66 +154,86 @@ impl<'a> Trainer<'a> {
             .collect()
     }
 
-    /// The mean loss over the target tokens of all micro-batches, what regimens add to it, and the gradient of both.
+    /// The gradient of the mean loss over the `targets` target tokens of all micro-batches, and of what regimens add.
     fn backward<M: AdaptedModel, E: Into<Source>>(
         &self,
         model: &M,
         step: u64,
-        micro_batches: &[Seq2SeqBatch],
+        (micro_batches, targets): (&[Seq2SeqBatch], usize),
         token_losses: impl Fn(&M, &Seq2SeqBatch, &mut Pass) -> Result<Tensor<1>, E>,
         regimens: &Regimens,
-    ) -> Result<([f64; 2], GradientsParams), TrainError> {
-        let targets: usize = micro_batches.iter().map(|batch| batch.target().tokens()).sum();
+    ) -> Result<Differentiated, TrainError> {
         let key = Key::from_seed(self.config.seed).fold_in_name("step").fold_in(step);
         let mut accumulator = GradientsAccumulator::new();
-        let mut total = 0.0;
+        let mut losses = Vec::new();
         for (index, batch) in micro_batches.iter().enumerate() {
             let mut pass = Pass::train(key.fold_in(index as u64));
             let forward = Span::new("forward");
-            let losses = token_losses(model, batch, &mut pass)
-                .map_err(|source| TrainError::Step { step, source: source.into() })?;
-            let sum = losses.sum();
-            total += f64::from(sum.clone().inner().into_scalar::<f32>());
-            if !total.is_finite() {
-                return Err(TrainError::NotFinite { step, what: "loss", value: total / targets as f64 });
-            }
+            let sum = token_losses(model, batch, &mut pass)
+                .map_err(|source| TrainError::Step { step, source: source.into() })?
+                .sum();
+            losses.push(sum.clone().inner());
             drop(forward);
             let _backward = Span::new("backward");
             let mean = sum.div_scalar(targets as f64);
             let gradients = on_workers(&mean.device(), || mean.backward());
             accumulator.accumulate(model, GradientsParams::from_grads(gradients, model));
         }
-        let mut penalty = 0.0;
-        if let Some(added) = regimens.penalty(model) {
-            penalty = f64::from(added.clone().inner().into_scalar::<f32>());
-            if !penalty.is_finite() {
-                return Err(TrainError::NotFinite { step, what: "penalty", value: penalty });
-            }
+        let penalty = regimens.penalty(model).map(|added| {
+            let value = added.clone().inner();
             accumulator.accumulate(model, GradientsParams::from_grads(added.backward(), model));
-        }
-        Ok(([total / targets as f64, penalty], accumulator.grads()))
+            value
+        });
+        let gradients = accumulator.grads();
+        let norm = global_norm(model, &gradients).ok_or(TrainError::NothingToTrain)?;
+        Ok(Differentiated { losses, penalty, norm, gradients })
     }
 
-    /// The norm of the whole gradient, and what clipping multiplies it by.
-    fn norm_and_scale<M: Module>(
-        &self,
-        model: &M,
-        step: u64,
-        gradients: &GradientsParams,
-    ) -> Result<(f64, f64), TrainError> {
-        let norm = global_norm(model, gradients).ok_or(TrainError::NothingToTrain)?;
-        let norm = f64::from(norm.into_scalar::<f32>());
-        if !norm.is_finite() {
-            return Err(TrainError::NotFinite { step, what: "gradient norm", value: norm });
-        }
-        // As `torch.nn.utils.clip_grad_norm_`, with its epsilon.
+    /// What clipping multiplies gradients by, as `torch.nn.utils.clip_grad_norm_`, with its epsilon.
+    fn clipping(&self, norm: f64) -> f64 {
         let factor = self.config.max_grad_norm / (norm + 1e-6);
-        Ok((norm, if self.config.max_grad_norm > 0.0 { factor.min(1.0) } else { 1.0 }))
+        if self.config.max_grad_norm > 0.0 { factor.min(1.0) } else { 1.0 }
     }
 
     fn learning_rate(&self, step: u64) -> f64 {
         let TrainConfig { learning_rate, lr_scheduler_type, warmup_steps, max_steps, .. } = self.config;
         learning_rate * lr_scheduler_type.factor(step, warmup_steps, max_steps)
+    }
+}
+
+/// What is computed of a step, which a GPU may still be at.
+struct Differentiated {
+    /// The sum of the losses of each micro-batch.
+    losses: Vec<Tensor<1>>,
+    /// What regimens add to the loss.
+    penalty: Option<Tensor<1>>,
+    /// The norm of the whole gradient.
+    norm: Tensor<1>,
+    gradients: GradientsParams,
+}
+
+/// The numbers of a step, all finite.
+struct Numbers {
+    loss: f64,
+    penalty: f64,
+    grad_norm: f64,
+}
+
+impl Differentiated {
+    /// Reads the numbers: the one time in a step that a GPU is waited for.
+    fn read(self, step: u64, targets: usize) -> Result<(Numbers, GradientsParams), TrainError> {
+        let Self { losses, penalty, norm, gradients } = self;
+        let (batches, penalised) = (losses.len(), penalty.is_some());
+        let tensors = losses.into_iter().chain(penalty).chain([norm]);
+        let read = tensors.fold(Transaction::default(), Transaction::register).execute();
+        let mut numbers = read.iter().map(|data| data.iter::<f64>().next().expect("one number"));
+        let finite = |what, value: f64| {
+            if value.is_finite() { Ok(value) } else { Err(TrainError::NotFinite { step, what, value }) }
+        };
+        let loss = finite("loss", numbers.by_ref().take(batches).sum::<f64>() / targets as f64)?;
+        let penalty = if penalised { finite("penalty", numbers.next().expect("a penalty"))? } else { 0.0 };
+        let grad_norm = finite("gradient norm", numbers.next().expect("a norm"))?;
+        Ok((Numbers { loss, penalty, grad_norm }, gradients))
     }
 }
 

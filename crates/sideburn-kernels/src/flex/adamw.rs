@@ -1,4 +1,4 @@
-//! AdamW and the sum of squares on the CPU: one pass over memory each.
+//! AdamW and the norm on the CPU: one pass over the memory of all tensors each.
 
 use burn::backend::Flex;
 use burn::tensor::TensorData;
@@ -6,39 +6,85 @@ use rayon::prelude::*;
 
 use super::simd::vector_fn;
 use super::{Primitive, TASK, contiguous, is_f32, overwritable, values};
-use crate::adamw::{AdamWStep, Coefficients, OptimizerOps, composed_square_sum, composed_step};
+use crate::adamw::{AdamWStep, Coefficients, OptimizerOps, composed_norm, composed_step};
+use crate::many::Many;
+use crate::profile::Span;
 
 /// Accumulators of a sum in `f64`: a fixed order whatever the machine, and vectorised.
 const LANES: usize = 8;
 
-impl OptimizerOps for Flex {
-    fn adamw_step(
-        parameter: Primitive,
-        gradient: Primitive,
-        first: Primitive,
-        second: Primitive,
-        step: AdamWStep,
-    ) -> (Primitive, Primitive, Primitive) {
-        if !is_f32(&[&parameter, &gradient, &first, &second]) {
-            return composed_step::<Flex>(parameter, gradient, [first, second], &step);
-        }
-        let [mut parameter, mut first, mut second] = [parameter, first, second].map(overwritable);
-        let (gradient, k) = (contiguous(gradient), step.coefficients());
-        let [p, m, v] =
-            [&mut parameter, &mut first, &mut second].map(|tensor| tensor.storage_mut::<f32>().par_chunks_mut(TASK));
-        p.zip(m).zip(v).zip(values(&gradient).par_chunks(TASK)).for_each(|(((p, m), v), gradient)| {
-            update(p, m, v, gradient, k);
-        });
-        (parameter, first, second)
+/// An update on its way.
+struct Update {
+    parameter: Primitive,
+    gradient: Primitive,
+    moments: [Primitive; 2],
+    step: AdamWStep,
+}
+
+impl Update {
+    /// With everything in row-major order, and what is to be overwritten held by nothing else.
+    fn prepared(self) -> Self {
+        let Self { parameter, gradient, moments, step } = self;
+        let (parameter, moments) = (overwritable(parameter), moments.map(overwritable));
+        Self { parameter, gradient: contiguous(gradient), moments, step }
     }
 
-    fn square_sum(x: Primitive) -> Primitive {
-        if !is_f32(&[&x]) {
-            return composed_square_sum::<Flex>(x);
+    /// Composed of Burn's operations, for other dtypes than `f32`.
+    fn composed(self) -> Self {
+        let gradient = self.gradient.clone();
+        let (parameter, first, second) = composed_step::<Flex>(self.parameter, self.gradient, self.moments, &self.step);
+        Self { parameter, gradient, moments: [first, second], step: self.step }
+    }
+
+    fn is_f32(&self) -> bool {
+        is_f32(&[&self.parameter, &self.gradient, &self.moments[0], &self.moments[1]])
+    }
+
+    /// The parts that tasks update: parameter, moments and gradient.
+    fn tasks(&mut self) -> impl Iterator<Item = ([&mut [f32]; 3], &[f32], Coefficients)> {
+        let (k, [first, second]) = (self.step.coefficients(), &mut self.moments);
+        let [p, m, v] = [&mut self.parameter, first, second].map(|x| x.storage_mut::<f32>().chunks_mut(TASK));
+        p.zip(m).zip(v).zip(values(&self.gradient).chunks(TASK)).map(move |(((p, m), v), g)| ([p, m, v], g, k))
+    }
+}
+
+impl OptimizerOps for Flex {
+    fn adamw_steps(
+        parameters: Many<Flex>,
+        gradients: Many<Flex>,
+        firsts: Many<Flex>,
+        seconds: Many<Flex>,
+        steps: Vec<AdamWStep>,
+    ) -> (Many<Flex>, Many<Flex>, Many<Flex>) {
+        let _span = Span::new("adamw_steps");
+        let moments = firsts.0.into_iter().zip(seconds.0).map(<[Primitive; 2]>::from);
+        let parameters = parameters.0.into_iter().zip(gradients.0);
+        let mut updates: Vec<Update> = parameters
+            .zip(moments)
+            .zip(steps)
+            .map(|(((parameter, gradient), moments), step)| Update { parameter, gradient, moments, step })
+            .map(|update| if update.is_f32() { update.prepared() } else { update.composed() })
+            .collect();
+        // Many small tensors and a few large ones: the parts of all of them are shared out together.
+        let tasks: Vec<_> = updates.iter_mut().filter(|update| update.is_f32()).flat_map(Update::tasks).collect();
+        tasks.into_par_iter().for_each(|([p, m, v], gradient, k)| update(p, m, v, gradient, k));
+        let updated = updates.into_iter().map(|Update { parameter, moments, .. }| {
+            let [first, second] = moments;
+            (parameter, (first, second))
+        });
+        let (parameters, (firsts, seconds)) = updated.unzip();
+        (Many(parameters), Many(firsts), Many(seconds))
+    }
+
+    fn norm(tensors: Many<Flex>) -> Primitive {
+        let _span = Span::new("norm");
+        if !tensors.0.iter().all(|tensor| is_f32(&[tensor])) {
+            return composed_norm::<Flex>(tensors);
         }
-        let x = contiguous(x);
-        let of_tasks: Vec<f64> = values(&x).par_chunks(TASK).map(squares).collect();
-        Primitive::from_data(TensorData::new(vec![of_tasks.into_iter().sum::<f64>() as f32], [1]))
+        let tensors: Vec<Primitive> = tensors.0.into_iter().map(contiguous).collect();
+        let tasks: Vec<&[f32]> = tensors.iter().flat_map(|tensor| values(tensor).chunks(TASK)).collect();
+        let squares: Vec<f64> = tasks.into_par_iter().map(squares).collect();
+        Primitive::from_data(TensorData::new(vec![squares.into_iter().sum::<f64>().sqrt() as f32], [1]))
     }
 }
 
@@ -85,9 +131,11 @@ mod tests {
         let (held, before) = (second.clone(), [&parameter, &first, &second].map(place));
         let gradient = tensor(2.0);
         let kept = gradient.clone();
-        let (parameter, first, second) = Flex::adamw_step(parameter, gradient, first, second, step);
-        assert_eq!([&parameter, &first].map(place), before[..2]);
-        assert_ne!(place(&second), before[2], "somebody else has the old moments");
+        let [p, g, m, v] = [parameter, gradient, first, second].map(|tensor| Many(vec![tensor]));
+        let (Many(p), Many(m), Many(v)) = Flex::adamw_steps(p, g, m, v, vec![step]);
+        let [parameter, first, second] = [&p[0], &m[0], &v[0]];
+        assert_eq!([parameter, first].map(place), before[..2]);
+        assert_ne!(place(second), before[2], "somebody else has the old moments");
         assert!(held.storage::<f32>().iter().all(|value| *value == 0.0));
         assert!(kept.storage::<f32>().iter().all(|value| *value == 2.0));
         assert!((parameter.storage::<f32>()[39_999] - 0.9).abs() < 1e-6);
