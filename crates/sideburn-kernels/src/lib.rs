@@ -59,7 +59,7 @@ pub use attention::{Sight, attention, self_attention};
 pub use dropout::{add_dropout, dropout};
 pub use embedding::embedding;
 #[cfg(feature = "flex")]
-pub use flex::release_memory;
+pub use flex::{MemoryUse, memory_use, release_memory};
 pub use gate::gelu_gate;
 pub use linear::{LowRank, Site, adapted_linear, adapted_linears, linear, low_rank};
 pub use loss::{cross_entropy, linear_cross_entropy};

@@ -29,10 +29,18 @@ struct Pool {
     waiting_lines: usize,
     used_lines: usize,
     most_used_lines: usize,
+    asked: u64,
+    again: u64,
 }
 
-static POOL: Mutex<Pool> =
-    Mutex::new(Pool { waiting: BTreeMap::new(), waiting_lines: 0, used_lines: 0, most_used_lines: 0 });
+static POOL: Mutex<Pool> = Mutex::new(Pool {
+    waiting: BTreeMap::new(),
+    waiting_lines: 0,
+    used_lines: 0,
+    most_used_lines: 0,
+    asked: 0,
+    again: 0,
+});
 
 fn pool() -> std::sync::MutexGuard<'static, Pool> {
     // The counts are changed by code that cannot panic, so that a poisoned pool is a whole one.
@@ -76,6 +84,29 @@ pub fn release_memory() {
     drop(freed);
 }
 
+/// What the CPU kernels do with the memory of their results, as far as single results of 64 KiB or more go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// How many results there were since the process began.
+    pub asked: u64,
+    /// How many of these took the place of an earlier one.
+    pub again: u64,
+    /// Bytes in use.
+    pub used: usize,
+    /// Bytes that wait to be used again.
+    pub waiting: usize,
+    /// Bytes that were in use at the busiest moment since [`release_memory`].
+    pub most_used: usize,
+}
+
+/// What the CPU kernels do with memory at present.
+pub fn memory_use() -> MemoryUse {
+    let Pool { waiting_lines, used_lines, most_used_lines, asked, again, .. } = *pool();
+    let [used, waiting, most_used] =
+        [used_lines, waiting_lines, most_used_lines].map(|lines| lines * size_of::<Line>());
+    MemoryUse { asked, again, used, waiting, most_used }
+}
+
 /// Memory for `f32` values, which hold anything at first.
 pub(crate) struct Buffer {
     lines: Vec<Line>,
@@ -95,6 +126,8 @@ impl Buffer {
             None => (None, pool.make_room(lines)),
         };
         let size = buffer.as_ref().map_or(lines, Vec::len);
+        pool.asked += 1;
+        pool.again += u64::from(buffer.is_some());
         pool.used_lines += size;
         drop(pool);
         drop(freed);

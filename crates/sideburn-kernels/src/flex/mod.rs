@@ -18,7 +18,7 @@ use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::DType;
 
 use crate::path::{Path, path};
-pub use memory::release_memory;
+pub use memory::{MemoryUse, memory_use, release_memory};
 
 use memory::Buffer;
 use products::Mat;
