@@ -1,14 +1,14 @@
 //! Peak memory and time of a LoRA step, here and with Burn's built-in `apply_lora`, on the same model and batch. Burn's
 //! adapter runs with Burn's own operations, and once more with the kernels that ours has.
 //!
-//! Memory is what the allocator handed out at most during a step, beyond what was held before it: activations, gradients
-//! and the optimiser's state. LoRA dropout is off, because Burn's adapter has none; the model's own is on in both.
+//! Memory is what the allocator handed out at most during a step, beyond what was held before it, and what the kernels
+//! held at most, which is beside the allocator's: activations, gradients and the optimiser's state. LoRA dropout is off, because Burn's adapter has none; the model's own is on in both.
 
 use std::time::Instant;
 
 use burn::tensor::Device;
 use peak_alloc::PeakAlloc;
-use sideburn::kernels::{Path, release_memory, set_path};
+use sideburn::kernels::{Path, memory_use, release_memory, set_path};
 use sideburn::prelude::{ParameterReport, T5};
 use sideburn_benches::{ROWS, SOURCE, TARGET, dense, factored, flan_t5_small, step};
 
@@ -53,11 +53,12 @@ fn measure(model: &T5, path: Path) -> (f64, f64) {
     set_path(path);
     // Buffers that wait for the next step count as memory of the step that needs them.
     release_memory();
-    let resting = ALLOCATOR.current_usage();
+    let (resting, held) = (ALLOCATOR.current_usage(), memory_use().used);
     ALLOCATOR.reset_peak_usage();
     let started = Instant::now();
     step(&mut model);
-    ((ALLOCATOR.peak_usage() - resting) as f64, started.elapsed().as_secs_f64())
+    let seconds = started.elapsed().as_secs_f64();
+    ((ALLOCATOR.peak_usage() - resting + memory_use().most_used - held) as f64, seconds)
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {

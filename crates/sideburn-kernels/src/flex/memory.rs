@@ -3,6 +3,9 @@
 //! A step of training makes and drops the same few hundred tensors again and again. Buffers of dropped tensors wait here
 //! for the next result of about their size. What waits and what is in use together never exceed what was in use at
 //! the busiest moment, as far as this module knows: before a new buffer is made, waiting ones that do not fit are freed.
+//!
+//! They are pages of their own, which the system has back at once. A general allocator keeps what lies between two pieces
+//! that are in use: of full fine-tuning a fifth of the resident memory was that.
 
 use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
@@ -10,6 +13,7 @@ use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::{Bytes, DType, TensorData};
 use burn_std::{AccessError, AccessPolicy, AllocationController, AllocationProperty};
+use memmap2::MmapMut;
 
 use super::Primitive;
 
@@ -23,9 +27,49 @@ const LINE: usize = 16;
 /// Buffers below this many lines (64 KiB) are left to the allocator, which keeps them.
 const SMALLEST: usize = 1024;
 
-/// Buffers that wait, by their lines.
+/// Memory that was cleared when it was made.
+enum Memory {
+    Heap(Vec<Line>),
+    Pages(MmapMut),
+}
+
+impl Memory {
+    /// Pages, or memory of the allocator where the system has none to give.
+    fn pages(lines: usize) -> Self {
+        MmapMut::map_anon(lines * size_of::<Line>()).map_or_else(|_| Self::heap(lines), Self::Pages)
+    }
+
+    fn heap(lines: usize) -> Self {
+        Self::Heap(vec![Line([0.0; LINE]); lines])
+    }
+
+    /// Its size in lines.
+    fn lines(&self) -> usize {
+        match self {
+            Self::Heap(lines) => lines.len(),
+            Self::Pages(pages) => pages.len() / size_of::<Line>(),
+        }
+    }
+
+    /// Where it begins: at a line.
+    fn place(&self) -> *const f32 {
+        match self {
+            Self::Heap(lines) => lines.as_ptr().cast(),
+            Self::Pages(pages) => pages.as_ptr().cast(),
+        }
+    }
+
+    fn place_mut(&mut self) -> *mut f32 {
+        match self {
+            Self::Heap(lines) => lines.as_mut_ptr().cast(),
+            Self::Pages(pages) => pages.as_mut_ptr().cast(),
+        }
+    }
+}
+
+/// Memory that waits, by its lines.
 struct Pool {
-    waiting: BTreeMap<usize, Vec<Vec<Line>>>,
+    waiting: BTreeMap<usize, Vec<Memory>>,
     waiting_lines: usize,
     used_lines: usize,
     most_used_lines: usize,
@@ -49,7 +93,7 @@ fn pool() -> std::sync::MutexGuard<'static, Pool> {
 
 impl Pool {
     /// A buffer that waits and is at most an eighth larger than asked for.
-    fn take(&mut self, lines: usize) -> Option<Vec<Line>> {
+    fn take(&mut self, lines: usize) -> Option<Memory> {
         let (&size, buffers) = self.waiting.range_mut(lines..=lines + lines / 8).next()?;
         let buffer = buffers.pop().expect("a size is listed while a buffer has it");
         if buffers.is_empty() {
@@ -60,7 +104,7 @@ impl Pool {
     }
 
     /// Buffers to be freed, so that `lines` more fit below the most that was in use.
-    fn make_room(&mut self, lines: usize) -> Vec<Vec<Line>> {
+    fn make_room(&mut self, lines: usize) -> Vec<Memory> {
         self.most_used_lines = self.most_used_lines.max(self.used_lines + lines);
         let mut freed = Vec::new();
         while self.used_lines + lines + self.waiting_lines > self.most_used_lines {
@@ -109,7 +153,7 @@ pub fn memory_use() -> MemoryUse {
 
 /// Memory for `f32` values, which hold anything at first.
 pub(crate) struct Buffer {
-    lines: Vec<Line>,
+    memory: Memory,
     len: usize,
 }
 
@@ -118,20 +162,20 @@ impl Buffer {
     pub(crate) fn new(len: usize) -> Self {
         let lines = len.div_ceil(LINE);
         if lines < SMALLEST {
-            return Self { lines: vec![Line([0.0; LINE]); lines], len };
+            return Self { memory: Memory::heap(lines), len };
         }
         let mut pool = pool();
         let (buffer, freed) = match pool.take(lines) {
             Some(buffer) => (Some(buffer), Vec::new()),
             None => (None, pool.make_room(lines)),
         };
-        let size = buffer.as_ref().map_or(lines, Vec::len);
+        let size = buffer.as_ref().map_or(lines, Memory::lines);
         pool.asked += 1;
         pool.again += u64::from(buffer.is_some());
         pool.used_lines += size;
         drop(pool);
         drop(freed);
-        Self { lines: buffer.unwrap_or_else(|| vec![Line([0.0; LINE]); lines]), len }
+        Self { memory: buffer.unwrap_or_else(|| Memory::pages(lines)), len }
     }
 
     /// Memory for `len` zeros.
@@ -152,14 +196,15 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if self.lines.len() < SMALLEST {
+        let lines = self.memory.lines();
+        if lines < SMALLEST {
             return;
         }
-        let buffer = std::mem::take(&mut self.lines);
+        let memory = std::mem::replace(&mut self.memory, Memory::heap(0));
         let mut pool = pool();
-        pool.used_lines -= buffer.len();
-        pool.waiting_lines += buffer.len();
-        pool.waiting.entry(buffer.len()).or_default().push(buffer);
+        pool.used_lines -= lines;
+        pool.waiting_lines += lines;
+        pool.waiting.entry(lines).or_default().push(memory);
     }
 }
 
@@ -168,14 +213,14 @@ impl std::ops::Deref for Buffer {
 
     fn deref(&self) -> &[f32] {
         // SAFETY: a line is sixteen floats without padding, and there are lines for `len` floats.
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+        unsafe { std::slice::from_raw_parts(self.memory.place(), self.len) }
     }
 }
 
 impl std::ops::DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
-        // SAFETY: as in `deref`; the lines are borrowed exclusively.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+        // SAFETY: as in `deref`; the memory is borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.memory.place_mut(), self.len) }
     }
 }
 
@@ -191,12 +236,12 @@ impl AllocationController for Buffer {
     unsafe fn memory_mut(&mut self, _: AccessPolicy) -> Result<&mut [MaybeUninit<u8>], AccessError> {
         let len = self.len * size_of::<f32>();
         // SAFETY: any initialised memory may be seen as bytes; that only initialised ones are written is for the caller.
-        Ok(unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), len) })
+        Ok(unsafe { std::slice::from_raw_parts_mut(self.memory.place_mut().cast(), len) })
     }
 
     fn memory(&self, _: AccessPolicy) -> Result<&[MaybeUninit<u8>], AccessError> {
         // SAFETY: any initialised memory may be seen as bytes.
-        Ok(unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len * size_of::<f32>()) })
+        Ok(unsafe { std::slice::from_raw_parts(self.memory.place().cast(), self.len * size_of::<f32>()) })
     }
 }
 
