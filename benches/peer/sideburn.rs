@@ -12,10 +12,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
 use anyhow::Context;
+use burn::module::Module;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use sideburn::adapters::{FullConfig, PromptTuningConfig};
+use sideburn::adapters::PromptTuningConfig;
 use sideburn::kernels::{record_profile, take_profile, write_chrome_events};
 use sideburn::prelude::*;
 use sideburn::train::{Observer, StepRecord, TrainError};
@@ -200,7 +201,7 @@ fn attach_method(model: &mut T5, method: Method, lora_dropout: f64) -> anyhow::R
             attach(model, "default", PromptTuningConfig::new(20), key)?;
         }
         Method::Full => {
-            attach(model, "default", FullConfig::default(), key)?;
+            *model = model.clone().unfreeze();
         }
     }
     Ok(())
