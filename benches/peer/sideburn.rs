@@ -17,7 +17,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sideburn::adapters::PromptTuningConfig;
-use sideburn::kernels::{record_profile, take_profile, write_chrome_events};
+use sideburn::kernels::{ChromeEvents, record_profile, take_profile};
 use sideburn::prelude::*;
 use sideburn::train::{Observer, StepRecord, TrainError};
 
@@ -95,10 +95,7 @@ impl Case {
 
     fn write_profile(&self) -> anyhow::Result<()> {
         let Some(path) = &self.profile else { return Ok(()) };
-        let mut file = BufWriter::new(File::create(path)?);
-        file.write_all(b"[\n")?;
-        write_chrome_events(&take_profile(), &mut file)?;
-        Ok(file.flush()?)
+        Ok(ChromeEvents::begin(BufWriter::new(File::create(path)?))?.write(&take_profile())?)
     }
 }
 

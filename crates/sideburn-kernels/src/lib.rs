@@ -66,7 +66,7 @@ pub use loss::{cross_entropy, linear_cross_entropy};
 pub use many::AnyRank;
 pub use norm::rms_norm;
 pub use path::{Path, path, set_path};
-pub use profile::{Event, Span, record_profile, take_profile, write_chrome_events};
+pub use profile::{ChromeEvents, Event, Span, record_profile, take_profile};
 pub use row_layout::RowLayout;
 pub use sideburn_batch::Key;
 pub use workers::on_workers;

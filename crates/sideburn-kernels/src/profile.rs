@@ -32,20 +32,37 @@ pub fn take_profile() -> Vec<Event> {
     std::mem::take(&mut EVENTS.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// Writes events as lines of Chrome's trace format, which `chrome://tracing` and Perfetto read: a file is `[`, a newline,
-/// and such lines; that its array is never closed is part of the format.
-///
-/// # Errors
-/// If they cannot be written.
-pub fn write_chrome_events(events: &[Event], mut to: impl Write) -> io::Result<()> {
-    for Event { name, start_us, duration_us, thread } in events {
-        // Debug formatting escapes quotes and backslashes as JSON does; names hold nothing else to be escaped.
-        writeln!(
-            to,
-            r#"{{"name":{name:?},"ph":"X","pid":1,"tid":{thread},"ts":{start_us:.3},"dur":{duration_us:.3}}},"#
-        )?;
+/// A file in Chrome's trace format, which `chrome://tracing` and Perfetto read: an array with an event a line. That it is
+/// never closed is part of the format.
+#[derive(Debug)]
+pub struct ChromeEvents<W> {
+    to: W,
+}
+
+impl<W: Write> ChromeEvents<W> {
+    /// Begins a file.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn begin(mut to: W) -> io::Result<Self> {
+        to.write_all(b"[\n")?;
+        Ok(Self { to })
     }
-    Ok(())
+
+    /// Writes events, and leaves nothing in buffers.
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    pub fn write(&mut self, events: &[Event]) -> io::Result<()> {
+        for Event { name, start_us, duration_us, thread } in events {
+            // Debug formatting escapes quotes and backslashes as JSON does; names hold nothing else to be escaped.
+            writeln!(
+                self.to,
+                r#"{{"name":{name:?},"ph":"X","pid":1,"tid":{thread},"ts":{start_us:.3},"dur":{duration_us:.3}}},"#
+            )?;
+        }
+        self.to.flush()
+    }
 }
 
 /// Records, if anything is to be recorded, the time until it is dropped. On a GPU that is the time until the work was
@@ -109,8 +126,8 @@ mod tests {
 
         let event = Event { name: "a \"b\"".into(), start_us: 1.5, duration_us: 2.0, thread: 3 };
         let mut out = Vec::new();
-        write_chrome_events(&[event], &mut out).unwrap();
-        let line = "{\"name\":\"a \\\"b\\\"\",\"ph\":\"X\",\"pid\":1,\"tid\":3,\"ts\":1.500,\"dur\":2.000},\n";
-        assert_eq!(String::from_utf8(out).unwrap(), line);
+        ChromeEvents::begin(&mut out).unwrap().write(&[event]).unwrap();
+        let lines = "[\n{\"name\":\"a \\\"b\\\"\",\"ph\":\"X\",\"pid\":1,\"tid\":3,\"ts\":1.500,\"dur\":2.000},\n";
+        assert_eq!(String::from_utf8(out).unwrap(), lines);
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
-use sideburn_kernels::{record_profile, take_profile, write_chrome_events};
+use sideburn_kernels::{ChromeEvents, record_profile, take_profile};
 
 use crate::TrainError;
 
@@ -132,7 +132,7 @@ impl<O: Observer> Observer for Option<O> {
 #[derive(Debug)]
 pub struct ChromeTrace {
     path: PathBuf,
-    writer: BufWriter<File>,
+    events: ChromeEvents<BufWriter<File>>,
 }
 
 impl ChromeTrace {
@@ -144,15 +144,12 @@ impl ChromeTrace {
     pub fn create(path: impl AsRef<Path>) -> Result<Self, TrainError> {
         let path = path.as_ref().to_owned();
         let made = path.parent().map_or(Ok(()), std::fs::create_dir_all);
-        let begun = made.and_then(|()| File::create(&path)).and_then(|file| {
-            let mut writer = BufWriter::new(file);
-            writer.write_all(b"[\n").map(|()| writer)
-        });
+        let begun = made.and_then(|()| File::create(&path)).and_then(|file| ChromeEvents::begin(BufWriter::new(file)));
         match begun {
-            Ok(writer) => {
+            Ok(events) => {
                 take_profile();
                 record_profile(true);
-                Ok(Self { path, writer })
+                Ok(Self { path, events })
             }
             Err(source) => Err(TrainError::Log { path, source }),
         }
@@ -161,7 +158,7 @@ impl ChromeTrace {
 
 impl Observer for ChromeTrace {
     fn step(&mut self, _: &StepRecord) -> Result<(), TrainError> {
-        let written = write_chrome_events(&take_profile(), &mut self.writer).and_then(|()| self.writer.flush());
+        let written = self.events.write(&take_profile());
         written.map_err(|source| TrainError::Log { path: self.path.clone(), source })
     }
 }
