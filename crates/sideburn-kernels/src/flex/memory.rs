@@ -25,7 +25,7 @@ struct Line([f32; LINE]);
 const LINE: usize = 16;
 
 /// Buffers below this many lines (64 KiB) are left to the allocator, which keeps them.
-const SMALLEST: usize = 1024;
+const SMALLEST: usize = if cfg!(feature = "unpooled") { usize::MAX } else { 1024 };
 
 /// Memory that was cleared when it was made.
 enum Memory {
@@ -245,7 +245,7 @@ impl AllocationController for Buffer {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "unpooled")))]
 mod tests {
     use super::*;
 
