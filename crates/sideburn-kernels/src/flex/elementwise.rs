@@ -222,13 +222,12 @@ impl GateOps for Flex {
         let tasks =
             out.par_chunks_mut((rows * width).max(1)).zip(values(&gate_up).par_chunks((2 * rows * width).max(1)));
         tasks.enumerate().for_each(|(task, (out, gate_up))| {
-            gate_rows(out, gate_up, width);
+            for (out, gate_up) in out.chunks_exact_mut(width).zip(gate_up.chunks_exact(2 * width)) {
+                let (gate, up) = gate_up.split_at(width);
+                gate_row(out, gate, up);
+            }
             if let Some(mask) = mask {
-                vectorized(|| {
-                    mask.in_blocks(task * rows * width, out.len(), |start, factors| {
-                        out[start..].iter_mut().zip(factors).for_each(|(out, factor)| *out *= factor);
-                    });
-                });
+                mask_in_place(out, mask, task * rows * width);
             }
         });
         out.into_tensor([n, width])
@@ -248,53 +247,60 @@ impl GateOps for Flex {
         let tasks = out.par_chunks_mut(wide).zip(values(&gate_up).par_chunks(wide));
         let tasks = tasks.zip(values(&gradient).par_chunks((rows * width).max(1)));
         tasks.enumerate().for_each(|(task, ((out, gate_up), gradient))| {
-            gate_backward_of_rows(out, gate_up, gradient, width, mask, task * rows * width);
+            let each = out.chunks_exact_mut(2 * width).zip(gate_up.chunks_exact(2 * width));
+            for (row, ((out, gate_up), gradient)) in each.zip(gradient.chunks_exact(width)).enumerate() {
+                let ((gate, up), (of_gate, of_up)) = (gate_up.split_at(width), out.split_at_mut(width));
+                match mask {
+                    None => of_up.copy_from_slice(gradient),
+                    Some(mask) => masked(of_up, gradient, mask, (task * rows + row) * width),
+                }
+                gate_backward_of_row(of_gate, of_up, gate, up);
+            }
         });
         out.into_tensor(shape)
     }
 }
 
+// A row at a time, as slices that are arguments are known not to overlap: else these loops are not vectorised.
+
 vector_fn! {
-    /// Rows of the gate, each of the two halves of a row of `gate_up`.
-    fn gate_rows(out: &mut [f32], gate_up: &[f32], width: usize) {
-        for (out, gate_up) in out.chunks_exact_mut(width).zip(gate_up.chunks_exact(2 * width)) {
-            let (gate, up) = gate_up.split_at(width);
-            for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-                *out = gate * gelu_sigmoid(*gate) * up;
-            }
+    /// A row of the gate.
+    fn gate_row(out: &mut [f32], gate: &[f32], up: &[f32]) {
+        for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+            *out = gate * gelu_sigmoid(*gate) * up;
         }
     }
 }
 
 vector_fn! {
-    /// The gradients of rows of `gate_up`; the first element of `gradient` has number `first` in the mask.
-    fn gate_backward_of_rows(
-        out: &mut [f32],
-        gate_up: &[f32],
-        gradient: &[f32],
-        width: usize,
-        mask: Option<Mask>,
-        first: usize,
-    ) {
+    /// The gradients of a row of the gate; that of its output stands in `of_up`.
+    fn gate_backward_of_row(of_gate: &mut [f32], of_up: &mut [f32], gate: &[f32], up: &[f32]) {
         const LINEAR: f32 = 2.0 * SQRT_2_OVER_PI as f32;
         const SQUARE: f32 = (6.0 * GELU_CUBIC * SQRT_2_OVER_PI) as f32;
-        let rows = out.chunks_exact_mut(2 * width).zip(gate_up.chunks_exact(2 * width));
-        for (row, ((out, gate_up), gradient)) in rows.zip(gradient.chunks_exact(width)).enumerate() {
-            let ((gate, up), (of_gate, of_up)) = (gate_up.split_at(width), out.split_at_mut(width));
-            match mask {
-                None => of_up.copy_from_slice(gradient),
-                Some(mask) => {
-                    mask.factors(first + row * width, of_up);
-                    of_up.iter_mut().zip(gradient).for_each(|(factor, gradient)| *factor *= gradient);
-                }
-            }
-            for (((of_gate, of_up), x), up) in of_gate.iter_mut().zip(of_up).zip(gate).zip(up) {
-                let (gradient, sigmoid) = (*of_up, gelu_sigmoid(*x));
-                let slope = sigmoid + x * sigmoid * (1.0 - sigmoid) * (LINEAR + SQUARE * x * x);
-                *of_up = gradient * x * sigmoid;
-                *of_gate = gradient * slope * up;
-            }
+        for (((of_gate, of_up), x), up) in of_gate.iter_mut().zip(of_up).zip(gate).zip(up) {
+            let (gradient, sigmoid) = (*of_up, gelu_sigmoid(*x));
+            let slope = sigmoid + x * sigmoid * (1.0 - sigmoid) * (LINEAR + SQUARE * x * x);
+            *of_up = gradient * x * sigmoid;
+            *of_gate = gradient * slope * up;
         }
+    }
+}
+
+vector_fn! {
+    /// `x` times the factors of `mask` from `first` on.
+    pub(super) fn masked(out: &mut [f32], x: &[f32], mask: Mask, first: usize) {
+        mask.factors(first, out);
+        out.iter_mut().zip(x).for_each(|(out, x)| *out *= x);
+    }
+}
+
+vector_fn! {
+    /// `x` times the factors of `mask` from `first` on, in its place.
+    fn mask_in_place(x: &mut [f32], mask: Mask, first: usize) {
+        let len = x.len();
+        mask.in_blocks(first, len, |start, factors| {
+            x[start..].iter_mut().zip(factors).for_each(|(x, factor)| *x *= factor);
+        });
     }
 }
 

@@ -6,7 +6,7 @@ use burn::backend::tensor::IntTensor;
 use burn::backend::{Flex, TensorMetadata};
 use rayon::prelude::*;
 
-use super::elementwise::Mask;
+use super::elementwise::{Mask, masked};
 use super::memory::Buffer;
 use super::products::{Before, Mat, MatMut, Parts, Workers, product};
 use super::simd::{dots, vector_fn, vectorized};
@@ -225,22 +225,24 @@ fn few_rows(y: Parts<'_>, x: Mat<'_>, sites: &[Site<'_>]) {
     }
 }
 
-/// `y[i][j]` is the dot product of row `i` of `x` and row `j` of `weight`, each row of which is fetched once.
+/// `y[i][j]` is the dot product of row `i` of `x`, of which there are few, and row `j` of `weight`, each row of which is
+/// fetched once.
 fn dots_of_rows(y: &mut MatMut<'_>, x: Mat<'_>, weight: Mat<'_>) {
     let [n, _] = x.shape();
+    let rows: [&[f32]; FEW] = std::array::from_fn(|row| if row < n { x.row(row) } else { &[] });
+    let (rows, _) = rows.split_at(n);
+    let ((eights, _), (fours, rest)) = (rows.as_chunks::<8>(), rows.as_chunks::<4>());
     for j in 0..weight.shape()[0] {
         let weight = weight.row(j);
         let mut write = |first: usize, products: &[f32]| {
             products.iter().enumerate().for_each(|(index, product)| y.row(first + index)[j] = *product);
-            first + products.len()
         };
-        let mut i = 0;
-        while i < n {
-            i = match n - i {
-                8.. => write(i, &dots(std::array::from_fn::<_, 8, _>(|index| x.row(i + index)), weight)),
-                4.. => write(i, &dots(std::array::from_fn::<_, 4, _>(|index| x.row(i + index)), weight)),
-                _ => write(i, &dots([x.row(i)], weight)),
-            };
+        match eights {
+            [rows] => write(0, &dots(*rows, weight)),
+            _ => {
+                fours.iter().enumerate().for_each(|(index, rows)| write(4 * index, &dots(*rows, weight)));
+                rest.iter().enumerate().for_each(|(index, row)| write(4 * fours.len() + index, &dots([*row], weight)));
+            }
         }
     }
 }
@@ -344,7 +346,7 @@ impl<'a> Branch<'a> {
         let x = rows.of(x, &mut gathered);
         let x = match (&mut dropped, self.mask) {
             (Some(dropped), Some(mask)) => {
-                masked_values(dropped, mask, x.row_major(), before * input);
+                masked(dropped, x.row_major(), mask, before * input);
                 Mat::new(dropped, size, input)
             }
             _ => x,
@@ -411,14 +413,6 @@ fn dims(x: &Primitive) -> [usize; 2] {
 fn blocks(n: usize) -> impl IndexedParallelIterator<Item = Range<usize>> {
     let block = move |index: usize| index * BLOCK..((index + 1) * BLOCK).min(n);
     (0..n.div_ceil(BLOCK).max(1)).into_par_iter().map(block).with_max_len(1)
-}
-
-vector_fn! {
-    /// `x` times the factors of `mask` from `first` on.
-    fn masked_values(out: &mut [f32], mask: Mask, x: &[f32], first: usize) {
-        mask.factors(first, out);
-        out.iter_mut().zip(x).for_each(|(out, x)| *out *= x);
-    }
 }
 
 vector_fn! {
