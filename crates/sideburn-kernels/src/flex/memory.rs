@@ -2,7 +2,8 @@
 //!
 //! A step of training makes and drops the same few hundred tensors again and again. Buffers of dropped tensors wait here
 //! for the next result of about their size. What waits and what is in use together never exceed what was in use at
-//! the busiest moment, as far as this module knows: before a new buffer is made, waiting ones that do not fit are freed.
+//! the busiest moment by more than an eighth, or 64 MiB: before a new buffer is made, waiting ones that do not fit are
+//! freed. Without this room, buffers of different sizes drive each other out again and again where most is in use.
 //!
 //! They are pages of their own, which the system has back at once. A general allocator keeps what lies between two pieces
 //! that are in use: of full fine-tuning a fifth of the resident memory was that.
@@ -26,6 +27,9 @@ const LINE: usize = 16;
 
 /// Buffers below this many lines (64 KiB) are left to the allocator, which keeps them.
 const SMALLEST: usize = if cfg!(feature = "unpooled") { usize::MAX } else { 1024 };
+
+/// Lines that may wait at least beside the most that was in use: 64 MiB.
+const ROOM: usize = (64 << 20) / size_of::<Line>();
 
 /// Memory that was cleared when it was made.
 enum Memory {
@@ -103,11 +107,12 @@ impl Pool {
         Some(buffer)
     }
 
-    /// Buffers to be freed, so that `lines` more fit below the most that was in use.
+    /// Buffers to be freed, so that `lines` more fit below the most that was in use and the room beside it.
     fn make_room(&mut self, lines: usize) -> Vec<Memory> {
         self.most_used_lines = self.most_used_lines.max(self.used_lines + lines);
+        let limit = self.most_used_lines + (self.most_used_lines / 8).max(ROOM);
         let mut freed = Vec::new();
-        while self.used_lines + lines + self.waiting_lines > self.most_used_lines {
+        while self.used_lines + lines + self.waiting_lines > limit {
             let Some(mut entry) = self.waiting.last_entry() else { break };
             freed.extend(entry.get_mut().pop());
             self.waiting_lines -= entry.key();
