@@ -1,8 +1,5 @@
 //! Attention over rows of tokens, each row by itself.
 
-use std::ops::Range;
-
-use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
@@ -37,23 +34,24 @@ pub struct Sight {
 /// CPU they are never in memory for more than a few queries at a time.
 ///
 /// # Shapes
-/// `q [queries, heads * width]`, `kv [keys, 2 * heads * width]` with the values beside the keys, as `sight` lays out the
-/// rows, `bias [heads, distances]` or, for none, `[1, 1]` of zero, give `[queries, heads * width]`. What comes out at a
-/// token that belongs to no row is finite and means nothing.
+/// `q [queries, heads * width]`, `k` and `v [keys, heads * width]`, as `sight` lays out the rows,
+/// `bias [heads, distances]` or, for none, `[1, 1]` of zero, give `[queries, heads * width]`. What comes out at a token that
+/// belongs to no row is finite and means nothing.
 ///
 /// # Panics
 /// If `dropout` holds a probability outside `[0, 1)`, the shapes do not fit, or the bias has no column for some distance.
 pub fn attention(
     q: Tensor<2>,
-    kv: Tensor<2>,
+    k: Tensor<2>,
+    v: Tensor<2>,
     bias: Tensor<2>,
     sight: &Sight,
     dropout: Option<(f64, Key)>,
 ) -> Tensor<2> {
     let (probability, key) = probability_and_key(dropout);
-    sight.assert_fits(q.dims(), kv.dims(), bias.dims());
-    let [q, kv, bias] = [q, kv, bias].map(Tensor::into_dispatch);
-    Tensor::from_dispatch(Dispatch::attention_forward(q, kv, bias, sight.clone(), probability, key))
+    sight.assert_fits(q.dims(), k.dims(), v.dims(), bias.dims());
+    let [q, k, v, bias] = [q, k, v, bias].map(Tensor::into_dispatch);
+    Tensor::from_dispatch(Dispatch::attention_forward(q, k, v, bias, sight.clone(), probability, key))
 }
 
 /// [`attention`] of tokens that look at each other: queries, keys and values side by side, `qkv [tokens, 3 * heads * width]`,
@@ -65,7 +63,8 @@ pub fn self_attention(qkv: Tensor<2>, bias: Tensor<2>, sight: &Sight, dropout: O
     let (probability, key) = probability_and_key(dropout);
     let [tokens, columns] = qkv.dims();
     assert!(columns.is_multiple_of(3), "{columns} columns do not make queries, keys and values");
-    sight.assert_fits([tokens, columns / 3], [tokens, columns / 3 * 2], bias.dims());
+    let part = [tokens, columns / 3];
+    sight.assert_fits(part, part, part, bias.dims());
     let [qkv, bias] = [qkv, bias].map(Tensor::into_dispatch);
     Tensor::from_dispatch(Dispatch::self_attention_forward(qkv, bias, sight.clone(), probability, key))
 }
@@ -99,12 +98,13 @@ impl Sight {
         self.origin - self.first - query
     }
 
-    fn assert_fits(&self, q: [usize; 2], kv: [usize; 2], bias: [usize; 2]) {
+    fn assert_fits(&self, q: [usize; 2], k: [usize; 2], v: [usize; 2], bias: [usize; 2]) {
         let Self { heads, queries, keys, .. } = self;
         assert!(*heads > 0 && q[1].is_multiple_of(*heads), "{} columns do not make {heads} heads", q[1]);
-        assert_eq!(2 * q[1], kv[1], "q [queries, heads * width] and kv [keys, 2 * heads * width] must fit");
+        assert_eq!(k, v, "k and v must have one shape");
+        assert_eq!(q[1], k[1], "q [queries, heads * width] and k must fit");
         assert_eq!(queries.rows(), keys.rows(), "every row of queries needs one row of keys");
-        assert_eq!((q[0], kv[0]), (queries.tokens(), keys.tokens()), "q and kv must be as their rows are laid out");
+        assert_eq!((q[0], k[0]), (queries.tokens(), keys.tokens()), "q and k must be as their rows are laid out");
         let far = self.first + queries.columns() - 1;
         assert!(
             bias == [1, 1] || bias[0] == *heads && far <= self.origin && self.seen_columns() <= bias[1],
@@ -129,29 +129,31 @@ pub(crate) trait AttentionOps: DropoutOps {
     #[fusion(default)]
     fn attention_forward(
         q: FloatTensor<Self>,
-        kv: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         sight: Sight,
         probability: f64,
         key: Key,
     ) -> FloatTensor<Self> {
-        composed::<Self>(q, kv, bias, &sight, probability, key)
+        composed::<Self>(q, k, v, bias, &sight, probability, key)
     }
 
-    /// Its gradients with respect to `q`, `kv` and, if it is asked for, `bias` (otherwise anything).
+    /// Its gradients with respect to `q`, `k`, `v` and, if it is asked for, `bias` (otherwise anything).
     #[fusion(default)]
     #[allow(clippy::too_many_arguments, reason = "backend extensions take tensors one by one")]
     fn attention_backward(
         q: FloatTensor<Self>,
-        kv: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
         sight: Sight,
         of_bias: bool,
         probability: f64,
         key: Key,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        composed_backward::<Self>([q, kv, bias], gradient, &sight, of_bias, probability, key)
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        composed_backward::<Self>([q, k, v, bias], gradient, &sight, of_bias, probability, key)
     }
 
     /// See [`self_attention`].
@@ -163,8 +165,8 @@ pub(crate) trait AttentionOps: DropoutOps {
         probability: f64,
         key: Key,
     ) -> FloatTensor<Self> {
-        let (q, kv) = queries_and_keys::<Self>(qkv);
-        Self::attention_forward(q, kv, bias, sight, probability, key)
+        let [q, k, v] = thirds::<Self>(&qkv);
+        Self::attention_forward(q, k, v, bias, sight, probability, key)
     }
 
     /// Its gradients with respect to `qkv` and, if it is asked for, `bias` (otherwise anything).
@@ -178,21 +180,19 @@ pub(crate) trait AttentionOps: DropoutOps {
         probability: f64,
         key: Key,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let (q, kv) = queries_and_keys::<Self>(qkv);
-        let (q, kv, bias) = Self::attention_backward(q, kv, bias, gradient, sight, of_bias, probability, key);
-        (Self::float_cat(vec![q, kv], 1), bias)
+        let [q, k, v] = thirds::<Self>(&qkv);
+        let (q, k, v, bias) = Self::attention_backward(q, k, v, bias, gradient, sight, of_bias, probability, key);
+        (Self::float_cat(vec![q, k, v], 1), bias)
     }
 }
 
-/// Some columns of a matrix.
-fn columns<B: Backend>(x: &FloatTensor<B>, columns: Range<usize>) -> FloatTensor<B> {
-    B::float_slice(x.clone(), &[Slice::full(), columns.into()])
-}
-
-/// The first third of the columns, and the others.
-pub(crate) fn queries_and_keys<B: Backend>(qkv: FloatTensor<B>) -> (FloatTensor<B>, FloatTensor<B>) {
-    let (width, all) = (qkv.shape()[1] / 3, qkv.shape()[1]);
-    (columns::<B>(&qkv, 0..width), columns::<B>(&qkv, width..all))
+/// Queries, keys and values that lie side by side.
+pub(crate) fn thirds<B: Backend>(qkv: &FloatTensor<B>) -> [FloatTensor<B>; 3] {
+    let width = qkv.shape()[1] / 3;
+    [0, 1, 2].map(|part| {
+        let columns = part * width..(part + 1) * width;
+        B::float_slice(qkv.clone(), &[Slice::full(), columns.into()])
+    })
 }
 
 /// What a masked score is set to: small enough that its softmax is zero, and finite, so that no NaN can come of it.
@@ -291,37 +291,32 @@ fn weights<B: Backend>(q: FloatTensor<B>, k: FloatTensor<B>, bias: FloatTensor<B
     B::softmax(B::float_mask_fill(scores, mask, MASKED.into()), 3)
 }
 
-/// Keys and values of tokens as rows.
-fn keys_and_values<B: Backend>(kv: FloatTensor<B>, sight: &Sight) -> [FloatTensor<B>; 2] {
-    let width = kv.shape()[1] / 2;
-    [0, width].map(|first| to_rows::<B>(columns::<B>(&kv, first..first + width), &sight.keys, sight.heads))
-}
-
 pub(crate) fn composed<B: DropoutOps>(
     q: FloatTensor<B>,
-    kv: FloatTensor<B>,
+    k: FloatTensor<B>,
+    v: FloatTensor<B>,
     bias: FloatTensor<B>,
     sight: &Sight,
     probability: f64,
     key: Key,
 ) -> FloatTensor<B> {
     let q = to_rows::<B>(q, &sight.queries, sight.heads);
-    let [k, v] = keys_and_values::<B>(kv, sight);
+    let [k, v] = [k, v].map(|x| to_rows::<B>(x, &sight.keys, sight.heads));
     let weights = drop::<B>(weights::<B>(q, k, bias, sight), probability, key);
     to_tokens::<B>(B::float_matmul(weights, v), &sight.queries)
 }
 
 pub(crate) fn composed_backward<B: DropoutOps>(
-    [q, kv, bias]: [FloatTensor<B>; 3],
+    [q, k, v, bias]: [FloatTensor<B>; 4],
     gradient: FloatTensor<B>,
     sight: &Sight,
     of_bias: bool,
     probability: f64,
     key: Key,
-) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
+) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
     let [q, gradient] = [q, gradient].map(|x| to_rows::<B>(x, &sight.queries, sight.heads));
     let gradient = without_padding::<B>(gradient, &sight.queries);
-    let [k, v] = keys_and_values::<B>(kv, sight);
+    let [k, v] = [k, v].map(|x| to_rows::<B>(x, &sight.keys, sight.heads));
     let weights = weights::<B>(q.clone(), k.clone(), bias.clone(), sight);
     let dropped = drop::<B>(weights.clone(), probability, key);
     let of_v = B::float_matmul(B::float_swap_dims(dropped, 2, 3), gradient.clone());
@@ -344,22 +339,19 @@ pub(crate) fn composed_backward<B: DropoutOps>(
     };
     let of_k = B::float_matmul(B::float_swap_dims(scores.clone(), 2, 3), q);
     let of_q = B::float_matmul(scores, k);
-    let [of_k, of_v] = [of_k, of_v].map(|x| to_tokens::<B>(x, &sight.keys));
-    (to_tokens::<B>(of_q, &sight.queries), B::float_cat(vec![of_k, of_v], 1), of_bias)
-}
-
-/// What an attention keeps for its backward pass, beside its tensors.
-#[derive(Clone, Debug)]
-struct How {
-    sight: Sight,
-    probability: f64,
-    key: Key,
+    (
+        to_tokens::<B>(of_q, &sight.queries),
+        to_tokens::<B>(of_k, &sight.keys),
+        to_tokens::<B>(of_v, &sight.keys),
+        of_bias,
+    )
 }
 
 impl<B: AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff<B, C> {
     fn attention_forward(
         q: FloatTensor<Self>,
-        kv: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         sight: Sight,
         probability: f64,
@@ -367,26 +359,41 @@ impl<B: AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff<B, C> {
     ) -> FloatTensor<Self> {
         #[derive(Debug)]
         struct Attention;
-        impl<B: AttentionOps> Backward<B, 3> for Attention {
-            type State = ([FloatTensor<B>; 3], How);
-            fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        #[derive(Clone, Debug)]
+        struct Kept<B: Backend> {
+            q: FloatTensor<B>,
+            k: FloatTensor<B>,
+            v: FloatTensor<B>,
+            bias: FloatTensor<B>,
+            sight: Sight,
+            probability: f64,
+            key: Key,
+        }
+        impl<B: AttentionOps> Backward<B, 4> for Attention {
+            type State = Kept<B>;
+            fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, _: &mut Checkpointer) {
                 let gradient = grads.consume::<B>(&ops.node);
-                let ([q, kv, bias], How { sight, probability, key }) = ops.state;
-                let of_bias = ops.parents[2].is_some();
-                let (q, kv, bias) = B::attention_backward(q, kv, bias, gradient, sight, of_bias, probability, key);
-                let parents = ops.parents.map(|node| node.map(|node| node.id));
-                register::<B, 3>(grads, parents, [q, kv, bias]);
+                let Kept { q, k, v, bias, sight, probability, key } = ops.state;
+                let of_bias = ops.parents[3].is_some();
+                let (q, k, v, bias) = B::attention_backward(q, k, v, bias, gradient, sight, of_bias, probability, key);
+                for (node, gradient) in ops.parents.into_iter().zip([q, k, v, bias]) {
+                    if let Some(node) = node {
+                        grads.register::<B>(node.id, gradient);
+                    }
+                }
             }
         }
 
-        let ((q, node_q), (kv, node_kv), (bias, node_bias)) = (q.into_parts(), kv.into_parts(), bias.into_parts());
-        match Backward::<B, 3>::prepare::<C>(Attention, [node_q, node_kv, node_bias]).compute_bound().stateful() {
+        let ((q, node_q), (k, node_k)) = (q.into_parts(), k.into_parts());
+        let ((v, node_v), (bias, node_bias)) = (v.into_parts(), bias.into_parts());
+        let nodes = [node_q, node_k, node_v, node_bias];
+        match Backward::<B, 4>::prepare::<C>(Attention, nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
-                let (kept, how) = ([q.clone(), kv.clone(), bias.clone()], How { sight, probability, key });
-                let output = B::attention_forward(q, kv, bias, how.sight.clone(), probability, key);
-                prep.finish((kept, how), output)
+                let [q2, k2, v2, bias2] = [&q, &k, &v, &bias].map(Clone::clone);
+                let output = B::attention_forward(q2, k2, v2, bias2, sight.clone(), probability, key);
+                prep.finish(Kept { q, k, v, bias, sight, probability, key }, output)
             }
-            OpsKind::UnTracked(prep) => prep.finish(B::attention_forward(q, kv, bias, sight, probability, key)),
+            OpsKind::UnTracked(prep) => prep.finish(B::attention_forward(q, k, v, bias, sight, probability, key)),
         }
     }
 
@@ -400,37 +407,27 @@ impl<B: AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff<B, C> {
         #[derive(Debug)]
         struct SelfAttention;
         impl<B: AttentionOps> Backward<B, 2> for SelfAttention {
-            type State = ([FloatTensor<B>; 2], How);
+            type State = (FloatTensor<B>, FloatTensor<B>, Sight, f64, Key);
             fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
                 let gradient = grads.consume::<B>(&ops.node);
-                let ([qkv, bias], How { sight, probability, key }) = ops.state;
+                let (qkv, bias, sight, probability, key) = ops.state;
                 let of_bias = ops.parents[1].is_some();
                 let (qkv, bias) = B::self_attention_backward(qkv, bias, gradient, sight, of_bias, probability, key);
-                let parents = ops.parents.map(|node| node.map(|node| node.id));
-                register::<B, 2>(grads, parents, [qkv, bias]);
+                for (node, gradient) in ops.parents.into_iter().zip([qkv, bias]) {
+                    if let Some(node) = node {
+                        grads.register::<B>(node.id, gradient);
+                    }
+                }
             }
         }
 
         let ((qkv, node_qkv), (bias, node_bias)) = (qkv.into_parts(), bias.into_parts());
         match Backward::<B, 2>::prepare::<C>(SelfAttention, [node_qkv, node_bias]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
-                let (kept, how) = ([qkv.clone(), bias.clone()], How { sight, probability, key });
-                let output = B::self_attention_forward(qkv, bias, how.sight.clone(), probability, key);
-                prep.finish((kept, how), output)
+                let kept = (qkv.clone(), bias.clone(), sight.clone(), probability, key);
+                prep.finish(kept, B::self_attention_forward(qkv, bias, sight, probability, key))
             }
             OpsKind::UnTracked(prep) => prep.finish(B::self_attention_forward(qkv, bias, sight, probability, key)),
-        }
-    }
-}
-
-fn register<B: Backend, const N: usize>(
-    grads: &mut Gradients,
-    parents: [Option<NodeId>; N],
-    gradients: [FloatTensor<B>; N],
-) {
-    for (node, gradient) in parents.into_iter().zip(gradients) {
-        if let Some(node) = node {
-            grads.register::<B>(node, gradient);
         }
     }
 }

@@ -109,7 +109,7 @@ fn check_attention(sizes: &Sizes, seed: u64, p: f64) {
         |x| loops::attention(sizes, x, &kept),
         |x| {
             let [q, k, v, bias] = matrices(x);
-            attention(q, Tensor::cat(vec![k, v], 1), bias, &sight(sizes, &x[0].device()), dropout).reshape([out])
+            attention(q, k, v, bias, &sight(sizes, &x[0].device()), dropout).reshape([out])
         },
     );
     if sizes.queries == sizes.keys {

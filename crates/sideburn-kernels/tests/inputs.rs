@@ -19,7 +19,7 @@ fn labels(labels: &[i32], device: &Device) -> Tensor<1, Int> {
 fn attend(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, bias: Tensor<2>) -> Tensor<2> {
     let [queries, keys] = [[4, 2], [5, 3]].map(|lengths| RowLayout::packed(&lengths, &q.device()));
     let sight = Sight::up_to_own_place(3, &queries, &keys, 1);
-    attention(q, beside(k, v), bias, &sight, Some((0.1, KEY)))
+    attention(q, k, v, bias, &sight, Some((0.1, KEY)))
 }
 
 /// Two matrices as one.
@@ -184,13 +184,7 @@ fn padding_changes_nothing() {
         let bias = bias.clone().slice([0..2, 0..5]).mul_scalar(0.0) + f32s(4, [2, 5], &device);
         let bias = Tensor::cat(vec![Tensor::zeros([2, layout.columns() - 3], &device), bias], 1);
         let bias = Tensor::cat(vec![bias, Tensor::zeros([2, layout.columns() - 3], &device)], 1);
-        let y = layout.real_tokens(attention(
-            q.clone(),
-            beside(k.clone(), v.clone()),
-            bias,
-            &Sight::own_rows(2, layout),
-            None,
-        ));
+        let y = layout.real_tokens(attention(q.clone(), k.clone(), v.clone(), bias, &Sight::own_rows(2, layout), None));
         let gradients = y.clone().powi_scalar(2).sum().backward();
         let gradients = [q, k, v].map(|x| values(layout.real_tokens(x.grad(&gradients).unwrap())));
         gradients.into_iter().chain([values(y)]).collect::<Vec<_>>()
@@ -227,7 +221,7 @@ fn what_is_not_finite_is_not_hidden() {
         not_finite(
             0,
             "attention",
-            values(attention(with(bad), beside(ones(), ones()), Tensor::zeros([1, 1], &device), &sight, None)),
+            values(attention(with(bad), ones(), ones(), Tensor::zeros([1, 1], &device), &sight, None)),
         );
         not_finite(0, "linear", values(linear(with(bad), ones())));
         let loss = linear_cross_entropy(with(bad), ones(), labels(&[1, 1], &device), 0.0);
@@ -373,17 +367,17 @@ fn too_much_smoothing_is_refused() {
 }
 
 /// An attention of zeros with these shapes, over two rows of 2 queries and 3 keys.
-fn attention_of(heads: usize, q: [usize; 2], kv: [usize; 2], bias: [usize; 2]) {
+fn attention_of(heads: usize, q: [usize; 2], k: [usize; 2], v: [usize; 2], bias: [usize; 2]) {
     let zeros = |shape| Tensor::<2>::zeros(shape, &Device::flex());
     let [queries, keys] = [2, 3].map(|length| RowLayout::packed(&[length, length], &Device::flex()));
     let sight = Sight::up_to_own_place(heads, &queries, &keys, 1);
-    attention(zeros(q), zeros(kv), zeros(bias), &sight, None);
+    attention(zeros(q), zeros(k), zeros(v), zeros(bias), &sight, None);
 }
 
 #[test]
-#[should_panic(expected = "q [queries, heads * width] and kv [keys, 2 * heads * width] must fit")]
-fn attention_refuses_keys_without_values() {
-    attention_of(2, [4, 8], [6, 8], [1, 1]);
+#[should_panic(expected = "k and v must have one shape")]
+fn attention_refuses_values_without_keys() {
+    attention_of(2, [4, 8], [6, 8], [5, 8], [1, 1]);
 }
 
 #[test]
@@ -395,21 +389,21 @@ fn self_attention_refuses_what_cannot_be_three_parts() {
 }
 
 #[test]
-#[should_panic(expected = "q and kv must be as their rows are laid out")]
+#[should_panic(expected = "q and k must be as their rows are laid out")]
 fn attention_refuses_other_rows() {
-    attention_of(2, [5, 8], [6, 16], [1, 1]);
+    attention_of(2, [5, 8], [6, 8], [6, 8], [1, 1]);
 }
 
 #[test]
 #[should_panic(expected = "bias [2, 2] has no column for some of the distances")]
 fn attention_refuses_a_bias_for_fewer_distances() {
-    attention_of(2, [4, 8], [6, 16], [2, 2]);
+    attention_of(2, [4, 8], [6, 8], [6, 8], [2, 2]);
 }
 
 #[test]
 #[should_panic(expected = "8 columns do not make 3 heads")]
 fn attention_refuses_heads_that_do_not_fit() {
-    attention_of(3, [4, 8], [6, 16], [1, 1]);
+    attention_of(3, [4, 8], [6, 8], [6, 8], [1, 1]);
 }
 
 #[test]

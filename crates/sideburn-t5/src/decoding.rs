@@ -7,7 +7,7 @@ use sideburn_generate::Decoder;
 use sideburn_kernels::{RowLayout, Sight, on_workers};
 
 use crate::T5Error;
-use crate::layers::{KeysValues, Scores, keys_values_of_prefix};
+use crate::layers::{KeysValues, Scores};
 use crate::model::T5;
 use crate::stack::Cross;
 
@@ -52,20 +52,21 @@ impl T5 {
             Ok::<_, T5Error>(model.decoder.cross(&encoded.hidden, &encoded.layout, &mut pass))
         })?;
         let rows = source.len();
-        let prefix = model.adapters.prefix(&mut pass).map(keys_values_of_prefix).unwrap_or_default();
-        let position = prefix.first().map_or(0, |prefix| prefix.dims()[0]);
+        let prefix = model.adapters.prefix(&mut pass).map(KeysValues::of_prefix).unwrap_or_default();
+        let position = prefix.first().map_or(0, KeysValues::tokens);
         let mut own: Vec<Cache> = model.decoder.blocks.iter().map(|_| Cache::default()).collect();
         for (cache, prefix) in own.iter_mut().zip(prefix) {
-            cache.append(prefix.unsqueeze_dim::<3>(0).repeat_dim(0, rows), 0);
+            let of_all_rows = |part: Tensor<2>| part.unsqueeze_dim::<3>(0).repeat_dim(0, rows);
+            cache.append(of_all_rows(prefix.keys), of_all_rows(prefix.values), 0);
         }
         Ok(Decoding { model, pass, cross, own, rows, position })
     }
 }
 
-/// The keys and values of one block's tokens so far, `[rows, capacity, 2 * heads * d_kv]`, with room for more.
+/// The keys and values of one block's tokens so far, `[rows, capacity, heads * d_kv]`, with room for more.
 #[derive(Clone, Debug, Default)]
 struct Cache {
-    held: Option<Tensor<3>>,
+    held: Option<(Tensor<3>, Tensor<3>)>,
 }
 
 /// The room of a cache that holds this many tokens of each row: it grows seldom, and shapes repeat.
@@ -74,28 +75,37 @@ fn capacity(tokens: usize) -> usize {
 }
 
 impl Cache {
-    /// Writes keys and values `[rows, tokens, 2 * heads * d_kv]` behind the `used` tokens that are there.
-    fn append(&mut self, fresh: Tensor<3>, used: usize) {
-        let [rows, tokens, width] = fresh.dims();
-        let held = self.held.take();
-        let before = held.as_ref().map_or(0, |held| held.dims()[1]);
-        let room = (used + tokens > before).then(|| {
+    /// Writes keys and values `[rows, tokens, heads * d_kv]` behind the `used` tokens that are there.
+    fn append(&mut self, keys: Tensor<3>, values: Tensor<3>, used: usize) {
+        let [rows, tokens, width] = keys.dims();
+        let grown = |held: Option<Tensor<3>>, like: &Tensor<3>| {
+            let before = held.as_ref().map_or(0, |held| held.dims()[1]);
+            if used + tokens <= before {
+                return held.expect("it has room");
+            }
             let more = capacity(used + tokens) - before;
-            Tensor::zeros([rows, more, width], (&fresh.device(), fresh.dtype()))
-        });
-        let grown = held.into_iter().chain(room).reduce(|held, room| Tensor::cat(vec![held, room], 1));
-        self.held = grown.map(|held| held.slice_assign([0..rows, used..used + tokens, 0..width], fresh));
+            let room = Tensor::zeros([rows, more, width], (&like.device(), like.dtype()));
+            held.into_iter().chain([room]).reduce(|held, room| Tensor::cat(vec![held, room], 1)).expect("there is room")
+        };
+        let (held_keys, held_values) = self.held.take().unzip();
+        let write = |held: Tensor<3>, fresh| held.slice_assign([0..rows, used..used + tokens, 0..width], fresh);
+        let held = (write(grown(held_keys, &keys), keys), write(grown(held_values, &values), values));
+        self.held = Some(held);
     }
 
     /// What is held, as a matrix of tokens.
     fn tokens(&self) -> KeysValues {
-        let held = self.held.clone().expect("something was appended");
-        let [rows, capacity, width] = held.dims();
-        held.reshape([rows * capacity, width])
+        let (keys, values) = self.held.clone().expect("something was appended");
+        let flat = |part: Tensor<3>| {
+            let [rows, capacity, width] = part.dims();
+            part.reshape([rows * capacity, width])
+        };
+        KeysValues { keys: flat(keys), values: flat(values) }
     }
 
     fn select_rows(&mut self, index: &Tensor<1, Int>) {
-        self.held = self.held.take().map(|held| held.select(0, index.clone()));
+        let select = |part: Tensor<3>| part.select(0, index.clone());
+        self.held = self.held.take().map(|(keys, values)| (select(keys), select(values)));
     }
 }
 
@@ -114,7 +124,7 @@ impl Decoding {
         let x = self.model.embed(&input, &layout, &self.pass)?;
         let caches = &mut self.own;
         let mut seen = |block: usize, fresh: KeysValues| {
-            caches[block].append(fresh.unsqueeze_dim(1), used);
+            caches[block].append(fresh.keys.unsqueeze_dim(1), fresh.values.unsqueeze_dim(1), used);
             caches[block].tokens()
         };
         let hidden = self.model.decoder.run(x, &own, Some(&self.cross), &mut self.pass, Some(&mut seen));
@@ -144,8 +154,9 @@ impl Decoder for Decoding {
         let own = index(rows.to_vec());
         self.own.iter_mut().for_each(|cache| cache.select_rows(&own));
         let tokens = index(self.cross.layout.tokens_of_rows(rows));
-        for seen in &mut self.cross.blocks {
-            *seen = seen.clone().select(0, tokens.clone());
+        for KeysValues { keys, values } in &mut self.cross.blocks {
+            *keys = keys.clone().select(0, tokens.clone());
+            *values = values.clone().select(0, tokens.clone());
         }
         self.cross.layout = self.cross.layout.select_rows(rows);
         self.pass.select_rows(rows);

@@ -1,7 +1,7 @@
 //! The layers of a T5 block.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor, activation};
+use burn::tensor::{Device, Int, Tensor, activation};
 use sideburn_adapters::{AdaptedLinear, AdaptedVector, Key, Pass, Prefix, forward_together};
 use sideburn_kernels::{Sight, attention, gelu_gate, rms_norm, self_attention};
 
@@ -41,16 +41,33 @@ pub(crate) struct Attention {
     dropout: f64,
 }
 
-/// What attention looks at: keys and, beside them, values of tokens, `[tokens, 2 * heads * d_kv]`.
-pub(crate) type KeysValues = Tensor<2>;
+/// What attention looks at: keys and values of tokens, `[tokens, heads * d_kv]`.
+#[derive(Clone, Debug)]
+pub(crate) struct KeysValues {
+    pub(crate) keys: Tensor<2>,
+    pub(crate) values: Tensor<2>,
+}
 
-/// What a prefix gives each layer to look at.
-pub(crate) fn keys_values_of_prefix(layers: Vec<Prefix>) -> Vec<KeysValues> {
-    let tokens = |part: Tensor<3>| {
-        let [heads, tokens, width] = part.dims();
-        part.swap_dims(0, 1).reshape([tokens, heads * width])
-    };
-    layers.into_iter().map(|Prefix { keys, values }| Tensor::cat(vec![tokens(keys), tokens(values)], 1)).collect()
+impl KeysValues {
+    /// What a prefix gives each layer to look at.
+    pub(crate) fn of_prefix(layers: Vec<Prefix>) -> Vec<Self> {
+        let tokens = |part: Tensor<3>| {
+            let [heads, tokens, width] = part.dims();
+            part.swap_dims(0, 1).reshape([tokens, heads * width])
+        };
+        layers.into_iter().map(|Prefix { keys, values }| Self { keys: tokens(keys), values: tokens(values) }).collect()
+    }
+
+    /// The number of tokens.
+    pub(crate) fn tokens(&self) -> usize {
+        self.keys.dims()[0]
+    }
+
+    /// The tokens of these and, behind them, those of `later`, from which `places` picks.
+    pub(crate) fn pick_with(self, later: Self, places: &Tensor<1, Int>) -> Self {
+        let pick = |first, later| Tensor::cat(vec![first, later], 0).select(0, places.clone());
+        Self { keys: pick(self.keys, later.keys), values: pick(self.values, later.values) }
+    }
 }
 
 /// What is added to the scores, and which keys a query sees; see [`attention`].
@@ -83,8 +100,8 @@ impl Attention {
     }
 
     /// Keys and values of the tokens `x`.
-    pub(crate) fn keys_values(&self, x: Tensor<2>, pass: &mut Pass) -> KeysValues {
-        forward_together([&self.k, &self.v], x, pass)
+    pub(crate) fn keys_values(&self, x: &Tensor<2>, pass: &mut Pass) -> KeysValues {
+        KeysValues { keys: self.k.forward(x.clone(), pass), values: self.v.forward(x.clone(), pass) }
     }
 
     /// Lets the tokens with these projections look at each other.
@@ -97,7 +114,7 @@ impl Attention {
     /// Lets the tokens with these queries look at `seen`.
     pub(crate) fn look_at(&self, queries: Tensor<2>, seen: KeysValues, scores: &Scores, pass: &mut Pass) -> Tensor<2> {
         let dropout = pass.next_dropout(self.dropout);
-        let mixed = attention(queries, seen, scores.bias.clone(), &scores.sight, dropout);
+        let mixed = attention(queries, seen.keys, seen.values, scores.bias.clone(), &scores.sight, dropout);
         self.o.forward(mixed, pass)
     }
 }

@@ -8,7 +8,7 @@ use sideburn_kernels::{RowLayout, Sight, cross_entropy, linear_cross_entropy, on
 
 use crate::T5Error;
 use crate::config::T5Config;
-use crate::layers::{Scores, keys_values_of_prefix};
+use crate::layers::{KeysValues, Scores};
 use crate::stack::Stack;
 
 /// `T5ForConditionalGeneration`: T5 1.0, T5 1.1, FLAN-T5.
@@ -99,21 +99,20 @@ impl T5 {
         pass.enter(&layout);
         let x = self.embed(input, &layout, pass)?;
         let heads = self.config.num_heads;
-        let hidden = match self.adapters.prefix(pass).map(keys_values_of_prefix) {
+        let hidden = match self.adapters.prefix(pass).map(KeysValues::of_prefix) {
             None => {
                 let bias = self.decoder.position_bias(layout.columns() - 1, 0);
                 let own = Scores { bias, sight: Sight::up_to_own_place(heads, &layout, &layout, 0) };
                 self.decoder.run(x, &own, Some(&cross), pass, None)
             }
             Some(prefix) => {
-                let before = prefix[0].dims()[0];
+                let before = prefix[0].tokens();
                 let lengths: Vec<usize> = input.lengths().iter().map(|length| before + length).collect();
                 let keys = RowLayout::new(&lengths, &self.device());
                 let places = places_behind(before, &layout, &keys);
                 let bias = self.decoder.position_bias(before + layout.columns() - 1, 0);
                 let own = Scores { bias, sight: Sight::up_to_own_place(heads, &layout, &keys, before) };
-                let mut behind_prefix =
-                    |block: usize, fresh| Tensor::cat(vec![prefix[block].clone(), fresh], 0).select(0, places.clone());
+                let mut behind_prefix = |block: usize, fresh| prefix[block].clone().pick_with(fresh, &places);
                 self.decoder.run(x, &own, Some(&cross), pass, Some(&mut behind_prefix))
             }
         };

@@ -44,10 +44,16 @@ impl Cross {
     /// Scores of the tokens that `queries` lays out.
     fn scores(&self, heads: usize, queries: &RowLayout) -> Scores {
         // Positions in the source and in the target do not relate.
-        let like = &self.blocks[0];
+        let like = &self.blocks[0].keys;
         let bias = Tensor::zeros([1, 1], (&like.device(), like.dtype()));
         Scores { bias, sight: Sight::everything(heads, queries, &self.layout) }
     }
+}
+
+/// Three matrices that lie side by side.
+fn thirds(x: Tensor<2>) -> [Tensor<2>; 3] {
+    let width = x.dims()[1] / 3;
+    [0, 1, 2].map(|part| x.clone().narrow(1, part * width, width))
 }
 
 impl Stack {
@@ -100,10 +106,8 @@ impl Stack {
             let output = match &mut cache {
                 None => attention.among_themselves(projections, own, pass),
                 Some(cache) => {
-                    let [tokens, columns] = projections.dims();
-                    let queries = projections.clone().slice([0..tokens, 0..columns / 3]);
-                    let seen = cache(index, projections.slice([0..tokens, columns / 3..columns]));
-                    attention.look_at(queries, seen, own, pass)
+                    let [queries, keys, values] = thirds(projections);
+                    attention.look_at(queries, cache(index, KeysValues { keys, values }), own, pass)
                 }
             };
             hidden = add_dropout(hidden, output, pass.next_dropout(self.dropout));
@@ -137,7 +141,7 @@ impl Stack {
     pub(crate) fn cross(&self, encoded: &Tensor<2>, layout: &RowLayout, pass: &mut Pass) -> Cross {
         let attentions = self.blocks.iter().filter_map(|block| block.cross_attention.as_ref());
         Cross {
-            blocks: attentions.map(|attention| attention.keys_values(encoded.clone(), pass)).collect(),
+            blocks: attentions.map(|attention| attention.keys_values(encoded, pass)).collect(),
             layout: layout.clone(),
         }
     }

@@ -19,53 +19,56 @@ const BLOCK: usize = 128;
 impl AttentionOps for Flex {
     fn attention_forward(
         q: Primitive,
-        kv: Primitive,
+        k: Primitive,
+        v: Primitive,
         bias: Primitive,
         sight: Sight,
         probability: f64,
         key: Key,
     ) -> Primitive {
         let _span = Span::new("attention_forward");
-        if !is_fused(&[&q, &kv, &bias]) {
-            return attention::composed::<Flex>(q, kv, bias, &sight, probability, key);
+        if !is_fused(&[&q, &k, &v, &bias]) {
+            return attention::composed::<Flex>(q, k, v, bias, &sight, probability, key);
         }
-        let [q, kv, bias] = [q, kv, bias].map(contiguous);
-        let [k, v] = parts(matrix(&kv));
-        Heads::new([matrix(&q), k, v, matrix(&bias)], &sight, Mask::new(probability, key)).forward()
+        let tensors = [q, k, v, bias].map(contiguous);
+        Heads::new(tensors.each_ref().map(matrix), &sight, Mask::new(probability, key)).forward()
     }
 
     fn attention_backward(
         q: Primitive,
-        kv: Primitive,
+        k: Primitive,
+        v: Primitive,
         bias: Primitive,
         gradient: Primitive,
         sight: Sight,
         of_bias: bool,
         probability: f64,
         key: Key,
-    ) -> (Primitive, Primitive, Primitive) {
+    ) -> (Primitive, Primitive, Primitive, Primitive) {
         let _span = Span::new("attention_backward");
-        if !is_fused(&[&q, &kv, &bias, &gradient]) {
-            let inputs = [q, kv, bias];
+        if !is_fused(&[&q, &k, &v, &bias, &gradient]) {
+            let inputs = [q, k, v, bias];
             return attention::composed_backward::<Flex>(inputs, gradient, &sight, of_bias, probability, key);
         }
-        let [q, kv, bias, gradient] = [q, kv, bias, gradient].map(contiguous);
-        let ([k, v], width) = (parts(matrix(&kv)), q.shape()[1]);
-        let heads = Heads::new([matrix(&q), k, v, matrix(&bias)], &sight, Mask::new(probability, key));
+        let [q, k, v, bias, gradient] = [q, k, v, bias, gradient].map(contiguous);
+        let heads = Heads::new([&q, &k, &v, &bias].map(matrix), &sight, Mask::new(probability, key));
         let mut of_q = zeros_if(sight.queries.has_padding(), &q);
-        let mut of_kv = zeros_if(sight.keys.has_padding(), &kv);
-        let of_keys = Parts::new(&mut of_kv, kv.shape()[0], 2 * width);
-        let out =
-            Gradients { q: Parts::new(&mut of_q, q.shape()[0], width), k: of_keys, v: of_keys, first: [0, 0, width] };
+        let [mut of_k, mut of_v] = [&k, &v].map(|x| zeros_if(sight.keys.has_padding(), x));
+        let out = Gradients {
+            q: Parts::new(&mut of_q, q.shape()[0], q.shape()[1]),
+            k: Parts::new(&mut of_k, k.shape()[0], k.shape()[1]),
+            v: Parts::new(&mut of_v, v.shape()[0], v.shape()[1]),
+            first: [0; 3],
+        };
         let of_bias = heads.backward(matrix(&gradient), &out, of_bias);
-        (of_q.into_tensor(q.shape()), of_kv.into_tensor(kv.shape()), of_bias)
+        (of_q.into_tensor(q.shape()), of_k.into_tensor(k.shape()), of_v.into_tensor(v.shape()), of_bias)
     }
 
     fn self_attention_forward(qkv: Primitive, bias: Primitive, sight: Sight, probability: f64, key: Key) -> Primitive {
         let _span = Span::new("self_attention_forward");
         if !is_fused(&[&qkv, &bias]) {
-            let (q, kv) = attention::queries_and_keys::<Flex>(qkv);
-            return attention::composed::<Flex>(q, kv, bias, &sight, probability, key);
+            let [q, k, v] = attention::thirds::<Flex>(&qkv);
+            return attention::composed::<Flex>(q, k, v, bias, &sight, probability, key);
         }
         let [qkv, bias] = [qkv, bias].map(contiguous);
         let [q, k, v] = parts(matrix(&qkv));
@@ -83,10 +86,10 @@ impl AttentionOps for Flex {
     ) -> (Primitive, Primitive) {
         let _span = Span::new("self_attention_backward");
         if !is_fused(&[&qkv, &bias, &gradient]) {
-            let (q, kv) = attention::queries_and_keys::<Flex>(qkv);
-            let (q, kv, bias) =
-                attention::composed_backward::<Flex>([q, kv, bias], gradient, &sight, of_bias, probability, key);
-            return (Flex::float_cat(vec![q, kv], 1), bias);
+            let [q, k, v] = attention::thirds::<Flex>(&qkv);
+            let (q, k, v, bias) =
+                attention::composed_backward::<Flex>([q, k, v, bias], gradient, &sight, of_bias, probability, key);
+            return (Flex::float_cat(vec![q, k, v], 1), bias);
         }
         let [qkv, bias, gradient] = [qkv, bias, gradient].map(contiguous);
         let ([q, k, v], [tokens, columns]) = (parts(matrix(&qkv)), matrix(&qkv).shape());
