@@ -20,12 +20,16 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Key(u64);
 
-const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+/// What the counter of a stream is multiplied by.
+pub const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+
+/// What the two rounds of the hash multiply by.
+pub const MIX: [u64; 2] = [0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB];
 
 #[inline(always)]
 const fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z = (z ^ (z >> 30)).wrapping_mul(MIX[0]);
+    z = (z ^ (z >> 27)).wrapping_mul(MIX[1]);
     z ^ (z >> 31)
 }
 
@@ -47,6 +51,11 @@ impl Key {
             .bytes()
             .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
         self.fold_in(hash)
+    }
+
+    /// Where the stream starts: with [`GOLDEN`] and [`MIX`], all that a device needs to draw from it by itself.
+    pub const fn start(self) -> u64 {
+        self.0
     }
 
     /// Element `index` of the stream: 64 uniform bits.

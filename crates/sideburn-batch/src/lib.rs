@@ -14,5 +14,5 @@
 mod key;
 mod rows;
 
-pub use key::Key;
+pub use key::{GOLDEN, Key, MIX};
 pub use rows::{BatchError, Seq2SeqBatch, TokenRows};
