@@ -3,7 +3,7 @@
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, TensorMetadata, backend_extension};
-use burn::tensor::{FloatDType, Shape, Tensor};
+use burn::tensor::{DType, FloatDType, Shape, Tensor};
 
 use crate::many::{AnyRank, Many};
 
@@ -167,8 +167,8 @@ pub(crate) trait OptimizerOps: Backend {
     ) -> (Many<Self>, Many<Self>, Many<Self>) {
         let moments = firsts.0.into_iter().zip(seconds.0);
         let updates = parameters.0.into_iter().zip(gradients.0).zip(moments).zip(steps);
-        let updated = updates.map(|(((parameter, gradient), moments), step)| {
-            composed_step::<Self>(parameter, gradient, moments.into(), &step)
+        let updated = updates.map(|(((parameter, gradient), (first, second)), step)| {
+            Self::adamw_step(parameter, gradient, first, second, step)
         });
         let (parameters, (firsts, seconds)) = updated.map(|(p, m, v)| (p, (m, v))).unzip();
         (Many(parameters), Many(firsts), Many(seconds))
@@ -179,6 +179,29 @@ pub(crate) trait OptimizerOps: Backend {
     fn norm(#[extension_type] tensors: Many<Self>) -> FloatTensor<Self> {
         composed_norm::<Self>(tensors)
     }
+
+    /// Parameter and moments after one update.
+    #[fusion(meta = |p, _gradient, m, v, _step| (p.clone(), m.clone(), v.clone()))]
+    fn adamw_step(
+        parameter: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        first: FloatTensor<Self>,
+        second: FloatTensor<Self>,
+        step: AdamWStep,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        composed_step::<Self>(parameter, gradient, [first, second], &step)
+    }
+
+    /// The sum of squares, `[1]`.
+    #[fusion(dtype = sum_dtype(x), shape = Shape::new([1]))]
+    fn square_sum(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed_square_sum::<Self>(x)
+    }
+}
+
+/// A sum of squares is not kept in 16 bits.
+fn sum_dtype(dtype: DType) -> DType {
+    if matches!(dtype, DType::F16 | DType::BF16) { DType::F32 } else { dtype }
 }
 
 pub(crate) fn composed_step<B: Backend>(
@@ -200,12 +223,13 @@ pub(crate) fn composed_step<B: Backend>(
     (parameter, first, second)
 }
 
-pub(crate) fn composed_norm<B: Backend>(tensors: Many<B>) -> FloatTensor<B> {
-    let squares = |x: FloatTensor<B>| {
-        let narrow = matches!(FloatDType::from(x.dtype()), FloatDType::F16 | FloatDType::BF16);
-        let x = if narrow { B::float_cast(x, FloatDType::F32) } else { x };
-        B::float_reshape(B::float_sum(B::float_mul(x.clone(), x)), Shape::new([1]))
-    };
-    let squares = B::float_cat(tensors.0.into_iter().map(squares).collect(), 0);
+pub(crate) fn composed_norm<B: OptimizerOps>(tensors: Many<B>) -> FloatTensor<B> {
+    let squares = B::float_cat(tensors.0.into_iter().map(B::square_sum).collect(), 0);
     B::float_sqrt(B::float_reshape(B::float_sum(squares), Shape::new([1])))
+}
+
+pub(crate) fn composed_square_sum<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    let dtype = sum_dtype(x.dtype());
+    let x = if dtype == x.dtype() { x } else { B::float_cast(x, FloatDType::from(dtype)) };
+    B::float_reshape(B::float_sum(B::float_mul(x.clone(), x)), Shape::new([1]))
 }

@@ -126,7 +126,7 @@ impl Sight {
 #[backend_extension(Flex: cfg(feature = "flex"), Cube: cfg(feature = "gpu"), Fusion: cfg(feature = "gpu"), Autodiff)]
 pub(crate) trait AttentionOps: DropoutOps {
     /// See [`attention`].
-    #[fusion(default)]
+    #[fusion(dtype = q, shape = q)]
     fn attention_forward(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
@@ -140,7 +140,9 @@ pub(crate) trait AttentionOps: DropoutOps {
     }
 
     /// Its gradients with respect to `q`, `k`, `v` and, if it is asked for, `bias` (otherwise anything).
-    #[fusion(default)]
+    #[fusion(meta = |q, k, v, bias, _gradient, _sight, _of_bias, _probability, _key| {
+        (q.clone(), k.clone(), v.clone(), bias.clone())
+    })]
     #[allow(clippy::too_many_arguments, reason = "backend extensions take tensors one by one")]
     fn attention_backward(
         q: FloatTensor<Self>,

@@ -4,12 +4,12 @@ use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::Checkpoi
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension};
-use burn::tensor::{Distribution, FloatDType, Tensor};
+use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
+use burn::tensor::Tensor;
 use sideburn_batch::Key;
 
 /// Zeroes each element of `x` with `probability` and scales the others by `1 / (1 - probability)` (Srivastava et al.,
-/// 2014). Which elements is a function of `key` and the backend alone, and is worked out again in the backward pass.
+/// 2014). Which elements is a function of `key` alone, on any device, and is worked out again in the backward pass.
 ///
 /// # Panics
 /// If `probability` is not in `[0, 1)`.
@@ -47,13 +47,11 @@ fn assert_probability(probability: f64) {
 #[backend_extension(Flex: cfg(feature = "flex"), Cube: cfg(feature = "gpu"), Fusion: cfg(feature = "gpu"), Autodiff)]
 pub(crate) trait DropoutOps: Backend {
     /// See [`dropout`]. Its own adjoint.
-    #[fusion(default)]
-    fn keyed_dropout(x: FloatTensor<Self>, probability: f64, key: Key) -> FloatTensor<Self> {
-        composed_dropout::<Self>(x, probability, key)
-    }
+    #[fusion(dtype = x, shape = x)]
+    fn keyed_dropout(x: FloatTensor<Self>, probability: f64, key: Key) -> FloatTensor<Self>;
 
     /// See [`add_dropout`].
-    #[fusion(default)]
+    #[fusion(dtype = x, shape = x)]
     fn add_dropout(residual: FloatTensor<Self>, x: FloatTensor<Self>, probability: f64, key: Key) -> FloatTensor<Self> {
         Self::float_add(residual, drop::<Self>(x, probability, key))
     }
@@ -62,15 +60,6 @@ pub(crate) trait DropoutOps: Backend {
 /// [`DropoutOps::keyed_dropout`], or nothing at a probability of zero.
 pub(crate) fn drop<B: DropoutOps>(x: FloatTensor<B>, probability: f64, key: Key) -> FloatTensor<B> {
     if probability > 0.0 { B::keyed_dropout(x, probability, key) } else { x }
-}
-
-/// The mask is drawn on the device from a generator seeded with the key, so that it is the same whenever it is drawn.
-pub(crate) fn composed_dropout<B: Backend>(x: FloatTensor<B>, probability: f64, key: Key) -> FloatTensor<B> {
-    let device = x.device();
-    B::seed(&device, key.bits(0));
-    let keep =
-        B::float_random(x.shape(), Distribution::Bernoulli(1.0 - probability), &device, FloatDType::from(x.dtype()));
-    B::float_mul_scalar(B::float_mul(x, keep), (1.0 / (1.0 - probability)).into())
 }
 
 impl<B: DropoutOps, C: CheckpointStrategy> DropoutOps for Autodiff<B, C> {

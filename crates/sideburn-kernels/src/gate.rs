@@ -5,7 +5,7 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension};
-use burn::tensor::{Slice, Tensor};
+use burn::tensor::{Shape, Slice, Tensor};
 use sideburn_batch::Key;
 
 use crate::dropout::{DropoutOps, drop, probability_and_key};
@@ -34,13 +34,13 @@ pub(crate) const GELU_CUBIC: f64 = 0.044_715;
 #[backend_extension(Flex: cfg(feature = "flex"), Cube: cfg(feature = "gpu"), Fusion: cfg(feature = "gpu"), Autodiff)]
 pub(crate) trait GateOps: DropoutOps {
     /// See [`gelu_gate`].
-    #[fusion(default)]
+    #[fusion(dtype = gate_up, shape = half_as_wide(gate_up))]
     fn gelu_gate(gate_up: FloatTensor<Self>, probability: f64, key: Key) -> FloatTensor<Self> {
         drop::<Self>(composed::<Self>(gate_up), probability, key)
     }
 
     /// Its gradient.
-    #[fusion(default)]
+    #[fusion(dtype = gate_up, shape = gate_up)]
     fn gelu_gate_backward(
         gate_up: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
@@ -49,6 +49,10 @@ pub(crate) trait GateOps: DropoutOps {
     ) -> FloatTensor<Self> {
         composed_backward::<Self>(gate_up, drop::<Self>(gradient, probability, key))
     }
+}
+
+fn half_as_wide(gate_up: &Shape) -> Shape {
+    Shape::new([gate_up[0], gate_up[1] / 2])
 }
 
 /// The two halves of the columns.

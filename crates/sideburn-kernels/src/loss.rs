@@ -48,13 +48,13 @@ pub fn linear_cross_entropy(hidden: Tensor<2>, weight: Tensor<2>, labels: Tensor
 #[backend_extension(Flex: cfg(feature = "flex"), Cube: cfg(feature = "gpu"), Fusion: cfg(feature = "gpu"), Autodiff)]
 pub(crate) trait LossOps: Backend {
     /// See [`cross_entropy`].
-    #[fusion(default)]
+    #[fusion(dtype = logits, shape = Shape::from([logits[0]]))]
     fn cross_entropy(logits: FloatTensor<Self>, labels: IntTensor<Self>) -> FloatTensor<Self> {
         composed::<Self>(logits, labels)
     }
 
     /// Its gradient with respect to `logits`, from the gradient `[n]` of its output.
-    #[fusion(default)]
+    #[fusion(dtype = logits, shape = logits)]
     fn cross_entropy_backward(
         logits: FloatTensor<Self>,
         labels: IntTensor<Self>,
@@ -64,7 +64,7 @@ pub(crate) trait LossOps: Backend {
     }
 
     /// See [`linear_cross_entropy`].
-    #[fusion(default)]
+    #[fusion(dtype = hidden, shape = Shape::from([hidden[0]]))]
     fn linear_cross_entropy(
         hidden: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -75,7 +75,7 @@ pub(crate) trait LossOps: Backend {
     }
 
     /// The same with the gradient `[n, d]` of each row's loss with respect to its hidden state.
-    #[fusion(default)]
+    #[fusion(meta = |hidden, _weight, _labels, _smoothing| (of_rows(hidden), hidden.clone()))]
     fn linear_cross_entropy_and_gradient(
         hidden: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -86,7 +86,7 @@ pub(crate) trait LossOps: Backend {
     }
 
     /// The gradient with respect to `weight`, from the gradient `[n]` of the losses.
-    #[fusion(default)]
+    #[fusion(dtype = weight, shape = weight)]
     fn linear_cross_entropy_backward_weight(
         hidden: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -96,6 +96,12 @@ pub(crate) trait LossOps: Backend {
     ) -> FloatTensor<Self> {
         composed_linear_backward_weight::<Self>(hidden, weight, labels, gradient, smoothing)
     }
+}
+
+/// One number for each row of a matrix.
+#[cfg(feature = "gpu")]
+fn of_rows(matrix: &burn::backend::fusion::custom::TensorSpec) -> burn::backend::fusion::custom::TensorSpec {
+    burn::backend::fusion::custom::TensorSpec::new(Shape::from([matrix.shape[0]]), matrix.dtype)
 }
 
 pub(crate) fn composed<B: Backend>(logits: FloatTensor<B>, labels: IntTensor<B>) -> FloatTensor<B> {

@@ -24,13 +24,13 @@ pub fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> Tensor<2> {
 #[backend_extension(Flex: cfg(feature = "flex"), Cube: cfg(feature = "gpu"), Fusion: cfg(feature = "gpu"), Autodiff)]
 pub(crate) trait NormOps: Backend {
     /// See [`rms_norm`].
-    #[fusion(default)]
+    #[fusion(dtype = x, shape = x)]
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
         composed::<Self>(x, weight, epsilon)
     }
 
     /// Its gradient with respect to `x`.
-    #[fusion(default)]
+    #[fusion(dtype = x, shape = x)]
     fn rms_norm_backward_x(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -41,7 +41,7 @@ pub(crate) trait NormOps: Backend {
     }
 
     /// Its gradient with respect to `weight`.
-    #[fusion(default)]
+    #[fusion(dtype = x, shape = Shape::from([x[1]]))]
     fn rms_norm_backward_weight(x: FloatTensor<Self>, gradient: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
         composed_backward_weight::<Self>(x, gradient, epsilon)
     }

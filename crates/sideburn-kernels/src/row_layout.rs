@@ -97,6 +97,12 @@ impl RowLayout {
         start..start + self.lengths[row]
     }
 
+    /// Whether rows follow each other without padding.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn is_packed(&self) -> bool {
+        self.packed.is_some()
+    }
+
     /// Whether there are tokens in the matrix that belong to no row.
     pub fn has_padding(&self) -> bool {
         self.packed.is_none() && self.lengths.iter().any(|length| *length < self.columns)

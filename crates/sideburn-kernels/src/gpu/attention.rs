@@ -1,0 +1,251 @@
+//! Attention on a GPU: a cube for each block of queries of each head of each row, scores in shared memory only.
+//!
+//! Nothing is kept between the passes but what Burn's tape keeps. The forward pass goes through the keys with a running
+//! maximum (Dao et al., 2022). The backward pass does so again for the gradient of the queries, which leaves each
+//! query's normaliser behind, and then through the queries for that of the keys and values.
+
+use burn::backend::TensorMetadata;
+use burn::backend::ops::FloatTensorOps;
+use burn::tensor::DType;
+use burn_cubecl::CubeBackend;
+use burn_cubecl::cubecl::client::Client;
+use burn_cubecl::cubecl::prelude::*;
+use burn_cubecl::cubecl::server::Handle;
+use sideburn_batch::Key;
+
+use super::attention_kernels::{
+    LANES, SizesLaunch, Tiles, UNITS, bias_kernel, forward_kernel, keys_kernel, queries_kernel,
+};
+use super::mask::{self, MaskLaunch};
+use super::sums::sum_rows;
+use super::{Primitive, element, fresh, fresh_of, is_fused};
+use crate::attention::{self, AttentionOps, Sight};
+use crate::profile::Span;
+
+/// The widest head that fits into shared memory.
+const WIDEST: usize = 128;
+
+impl AttentionOps for CubeBackend {
+    fn attention_forward(
+        q: Primitive,
+        k: Primitive,
+        v: Primitive,
+        bias: Primitive,
+        sight: Sight,
+        probability: f64,
+        key: Key,
+    ) -> Primitive {
+        let _span = Span::new("attention_forward");
+        let launch = Launch::new(&q, &bias, &sight, probability, key);
+        let tiles = launch.tiles(launch.forward_tiles());
+        if !is_fused(&[&q, &k, &v, &bias]) || !launch.fits(tiles) {
+            return attention::composed::<CubeBackend>(q, k, v, bias, &sight, probability, key);
+        }
+        let (out, dtype) = (fresh(&q, q.shape()), element(&q));
+        let (rows, client) = (launch.rows(), q.client.clone());
+        // SAFETY: cubes beyond a row stop at once, and units read and write tokens of their row only, which `sight` has
+        // been checked to have, and columns of the bias for keys that are seen, which it has as well.
+        unsafe {
+            forward_kernel::launch_unchecked(
+                &client,
+                launch.cubes(sight.queries.columns().div_ceil(tiles.own)),
+                CubeDim::new_1d(UNITS as u32),
+                q.into_tensor_arg(),
+                k.into_tensor_arg(),
+                v.into_tensor_arg(),
+                bias.into_tensor_arg(),
+                launch.rows_argument(rows),
+                out.clone().into_tensor_arg(),
+                launch.sizes(),
+                launch.mask(),
+                tiles,
+                dtype,
+            );
+        }
+        out
+    }
+
+    fn attention_backward(
+        q: Primitive,
+        k: Primitive,
+        v: Primitive,
+        bias: Primitive,
+        gradient: Primitive,
+        sight: Sight,
+        of_bias: bool,
+        probability: f64,
+        key: Key,
+    ) -> (Primitive, Primitive, Primitive, Primitive) {
+        let _span = Span::new("attention_backward");
+        let launch = Launch::new(&q, &bias, &sight, probability, key);
+        let tiles = launch.tiles(launch.backward_tiles());
+        if !is_fused(&[&q, &k, &v, &bias, &gradient]) || !launch.fits(tiles) {
+            let inputs = [q, k, v, bias];
+            return attention::composed_backward::<CubeBackend>(inputs, gradient, &sight, of_bias, probability, key);
+        }
+        let (client, dtype) = (q.client.clone(), element(&q));
+        let [of_q, of_k, of_v] = [&q, &k, &v].map(|x| fresh(x, x.shape()));
+        let queries = sight.queries.rows() * sight.heads * sight.queries.columns();
+        let [normalisers, pulls] = [(); 2].map(|()| fresh_of(&q, [queries], DType::F32));
+        let (rows, dim) = (launch.rows(), CubeDim::new_1d(UNITS as u32));
+        let blocks = |columns: usize| launch.cubes(columns.div_ceil(tiles.own));
+        // SAFETY: as above. Each query of a row has a place of its own in `normalisers` and `pulls`.
+        unsafe {
+            queries_kernel::launch_unchecked(
+                &client,
+                blocks(sight.queries.columns()),
+                dim,
+                q.clone().into_tensor_arg(),
+                k.clone().into_tensor_arg(),
+                v.clone().into_tensor_arg(),
+                bias.clone().into_tensor_arg(),
+                gradient.clone().into_tensor_arg(),
+                launch.rows_argument(rows.clone()),
+                of_q.clone().into_tensor_arg(),
+                normalisers.clone().into_buffer_arg(),
+                pulls.clone().into_buffer_arg(),
+                launch.sizes(),
+                launch.mask(),
+                tiles,
+                dtype,
+            );
+            keys_kernel::launch_unchecked(
+                &client,
+                blocks(sight.keys.columns()),
+                dim,
+                q.clone().into_tensor_arg(),
+                k.clone().into_tensor_arg(),
+                v.clone().into_tensor_arg(),
+                bias.clone().into_tensor_arg(),
+                gradient.clone().into_tensor_arg(),
+                launch.rows_argument(rows.clone()),
+                of_k.clone().into_tensor_arg(),
+                of_v.clone().into_tensor_arg(),
+                normalisers.clone().into_buffer_arg(),
+                pulls.clone().into_buffer_arg(),
+                launch.sizes(),
+                launch.mask(),
+                tiles,
+                dtype,
+            );
+        }
+        let of_bias = match of_bias {
+            false => bias,
+            // What is added to all scores of a query changes nothing.
+            true if !tiles.biased => CubeBackend::float_zeros(bias.shape(), &bias.device(), bias.dtype().into()),
+            true => {
+                let width = sight.heads * bias.meta.shape()[1];
+                let partial = fresh_of(&q, [sight.queries.rows(), width], DType::F32);
+                // SAFETY: as above. Each row and head has a place of its own in `partial`.
+                unsafe {
+                    bias_kernel::launch_unchecked(
+                        &client,
+                        launch.cubes(1),
+                        dim,
+                        q.into_tensor_arg(),
+                        k.into_tensor_arg(),
+                        v.into_tensor_arg(),
+                        bias.clone().into_tensor_arg(),
+                        gradient.into_tensor_arg(),
+                        launch.rows_argument(rows),
+                        partial.clone().into_buffer_arg(),
+                        normalisers.into_buffer_arg(),
+                        pulls.into_buffer_arg(),
+                        launch.sizes(),
+                        launch.mask(),
+                        tiles,
+                        dtype,
+                    );
+                }
+                sum_rows(partial, &bias, bias.shape())
+            }
+        };
+        (of_q, of_k, of_v, of_bias)
+    }
+}
+
+/// What the launches of an attention have in common.
+struct Launch<'a> {
+    client: Client,
+    sight: &'a Sight,
+    width: usize,
+    bias: [usize; 2],
+    probability: f64,
+    key: Key,
+}
+
+impl<'a> Launch<'a> {
+    fn new(q: &Primitive, bias: &Primitive, sight: &'a Sight, probability: f64, key: Key) -> Self {
+        let bias = [bias.shape()[0], bias.shape()[1]];
+        Self { client: q.client.clone(), sight, width: q.shape()[1] / sight.heads, bias, probability, key }
+    }
+
+    /// Queries that a cube takes at once, and keys. Few queries, as in decoding, make small blocks.
+    fn forward_tiles(&self) -> [usize; 2] {
+        let keys = if self.width <= WIDEST / 2 { 32 } else { 16 };
+        if self.sight.queries.columns() <= LANES { [LANES, keys] } else { [32, keys] }
+    }
+
+    /// The same of the backward pass, which has more tiles to keep.
+    fn backward_tiles(&self) -> [usize; 2] {
+        if self.width <= WIDEST / 2 { [32, 16] } else { [16, 8] }
+    }
+
+    fn tiles(&self, [own, others]: [usize; 2]) -> Tiles {
+        Tiles {
+            width: self.width,
+            own,
+            others,
+            causal: self.sight.causal,
+            biased: self.bias != [1, 1],
+            drops: self.probability > 0.0,
+            aligned: self.sight.keys.columns().is_multiple_of(mask::TOGETHER),
+        }
+    }
+
+    /// Whether the device has what the kernels need, and the indices of the mask 32 bits.
+    fn fits(&self, tiles: Tiles) -> bool {
+        let hardware = &self.client.properties().hardware;
+        let (queries, keys) = (&self.sight.queries, &self.sight.keys);
+        let weights = [queries.rows(), self.sight.heads, queries.columns(), keys.columns()];
+        self.width <= WIDEST
+            && tiles.shared_bytes() <= hardware.max_shared_memory_size
+            && UNITS as u32 <= hardware.max_units_per_cube
+            && weights.iter().map(|size| *size as u64).product::<u64>() < 1 << 32
+    }
+
+    /// A cube for each block of each head of each row.
+    fn cubes(&self, blocks: usize) -> CubeCount {
+        CubeCount::Static(blocks as u32, self.sight.heads as u32, self.sight.queries.rows() as u32)
+    }
+
+    /// For queries and keys of each row, where they begin, how many there are, and how many places they have.
+    fn rows(&self) -> Handle {
+        let places = |layout: &crate::RowLayout, row: usize| {
+            let tokens = layout.row(row);
+            let places = if layout.is_packed() { tokens.len() } else { layout.columns() };
+            [tokens.start as u32, tokens.len() as u32, places as u32]
+        };
+        let of_row = |row| [places(&self.sight.queries, row), places(&self.sight.keys, row)].concat();
+        let rows: Vec<u32> = (0..self.sight.queries.rows()).flat_map(of_row).collect();
+        self.client.create_from_slice(u32::as_bytes(&rows))
+    }
+
+    fn rows_argument(&self, rows: Handle) -> BufferArg {
+        // SAFETY: these are as many numbers as `rows` wrote.
+        unsafe { BufferArg::from_raw_parts(rows, 6 * self.sight.queries.rows()) }
+    }
+
+    fn sizes(&self) -> SizesLaunch {
+        SizesLaunch::new(
+            self.sight.queries.columns() as u32,
+            self.sight.keys.columns() as u32,
+            self.sight.first as u32,
+            (self.sight.origin - self.sight.first.min(self.sight.origin)) as u32,
+        )
+    }
+
+    fn mask(&self) -> MaskLaunch {
+        mask::argument(self.probability, self.key)
+    }
+}

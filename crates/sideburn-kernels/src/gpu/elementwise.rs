@@ -1,0 +1,246 @@
+//! Dropout and the gate on a GPU: one launch each, a vector of elements for each unit.
+
+use burn::backend::TensorMetadata;
+use burn::backend::ops::FloatTensorOps;
+use burn::tensor::FloatDType;
+use burn_cubecl::cubecl::ir::ElemType;
+use burn_cubecl::cubecl::prelude::*;
+use burn_cubecl::{CubeBackend, cubecl};
+use sideburn_batch::Key;
+
+use super::mask::{self, Mask};
+use super::{Primitive, contiguous, element, fresh, is_fused, shared_out, together};
+use crate::dropout::{self, DropoutOps};
+use crate::gate::{self, GELU_CUBIC, GateOps, SQRT_2_OVER_PI};
+use crate::profile::Span;
+
+impl DropoutOps for CubeBackend {
+    fn keyed_dropout(x: Primitive, probability: f64, key: Key) -> Primitive {
+        let _span = Span::new("keyed_dropout");
+        if is_fused(&[&x]) {
+            return launch_dropout(x, probability, key);
+        }
+        // The same elements as in the fused form, and no use of the backend's generator, which threads share.
+        assert!(x.shape().num_elements() < 1 << 32, "a mask has an index of 32 bits");
+        let ones = CubeBackend::float_ones(x.shape(), &x.device(), FloatDType::F32);
+        let factors = launch_dropout(ones, probability, key);
+        CubeBackend::float_mul(x.clone(), CubeBackend::float_cast(factors, FloatDType::from(x.dtype())))
+    }
+
+    fn add_dropout(residual: Primitive, x: Primitive, probability: f64, key: Key) -> Primitive {
+        let _span = Span::new("add_dropout");
+        if !is_fused(&[&residual, &x]) {
+            return CubeBackend::float_add(residual, dropout::drop::<CubeBackend>(x, probability, key));
+        }
+        let [residual, x] = [residual, x].map(contiguous);
+        let (client, out, dtype) = (x.client.clone(), fresh(&x, x.shape()), element(&x));
+        let count = x.shape().num_elements();
+        let vector = together(count, &[&residual, &x]);
+        let (cubes, dim) = shared_out(&client, count / vector);
+        // SAFETY: all buffers have an element for each of the units that do not stop at once.
+        unsafe {
+            add_dropout_kernel::launch_unchecked(
+                &client,
+                cubes,
+                dim,
+                vector,
+                residual.into_buffer_arg(),
+                x.into_buffer_arg(),
+                out.clone().into_buffer_arg(),
+                mask::argument(probability, key),
+                dtype,
+            );
+        }
+        out
+    }
+}
+
+fn launch_dropout(x: Primitive, probability: f64, key: Key) -> Primitive {
+    let x = contiguous(x);
+    let (client, out, dtype) = (x.client.clone(), fresh(&x, x.shape()), element(&x));
+    let count = x.shape().num_elements();
+    let vector = together(count, &[&x]);
+    let (cubes, dim) = shared_out(&client, count / vector);
+    // SAFETY: both buffers have an element for each of the units that do not stop at once.
+    unsafe {
+        dropout_kernel::launch_unchecked(
+            &client,
+            cubes,
+            dim,
+            vector,
+            x.into_buffer_arg(),
+            out.clone().into_buffer_arg(),
+            mask::argument(probability, key),
+            dtype,
+        );
+    }
+    out
+}
+
+#[cube(launch_unchecked)]
+fn dropout_kernel<F: Float, N: Size>(
+    x: &[Vector<F, N>],
+    out: &mut [Vector<F, N>],
+    mask: Mask,
+    #[define(F)] _dtype: ElemType,
+) {
+    if ABSOLUTE_POS >= out.len() {
+        terminate!();
+    }
+    let x = Vector::<f32, N>::cast_from(x[ABSOLUTE_POS]);
+    out[ABSOLUTE_POS] = Vector::cast_from(x * mask.of_vector::<N>(ABSOLUTE_POS));
+}
+
+#[cube(launch_unchecked)]
+fn add_dropout_kernel<F: Float, N: Size>(
+    residual: &[Vector<F, N>],
+    x: &[Vector<F, N>],
+    out: &mut [Vector<F, N>],
+    mask: Mask,
+    #[define(F)] _dtype: ElemType,
+) {
+    if ABSOLUTE_POS >= out.len() {
+        terminate!();
+    }
+    let x = Vector::<f32, N>::cast_from(x[ABSOLUTE_POS]);
+    let residual = Vector::<f32, N>::cast_from(residual[ABSOLUTE_POS]);
+    out[ABSOLUTE_POS] = Vector::cast_from(residual + x * mask.of_vector::<N>(ABSOLUTE_POS));
+}
+
+impl GateOps for CubeBackend {
+    fn gelu_gate(gate_up: Primitive, probability: f64, key: Key) -> Primitive {
+        let _span = Span::new("gelu_gate");
+        if !is_fused(&[&gate_up]) {
+            return dropout::drop::<CubeBackend>(gate::composed::<CubeBackend>(gate_up), probability, key);
+        }
+        let gate_up = by_rows(gate_up);
+        let [n, width] = [gate_up.shape()[0], gate_up.shape()[1] / 2];
+        let (client, out, dtype) = (gate_up.client.clone(), fresh(&gate_up, [n, width]), element(&gate_up));
+        let vector = together(width, &[&gate_up]);
+        let (cubes, dim) = shared_out(&client, n * width / vector);
+        // SAFETY: `out` has an element for each of the units that do not stop at once, which look up its row in a tensor
+        // with as many rows, twice as wide.
+        unsafe {
+            gate_kernel::launch_unchecked(
+                &client,
+                cubes,
+                dim,
+                vector,
+                gate_up.into_tensor_arg(),
+                out.clone().into_tensor_arg(),
+                mask::argument(probability, key),
+                probability > 0.0,
+                dtype,
+            );
+        }
+        out
+    }
+
+    fn gelu_gate_backward(gate_up: Primitive, gradient: Primitive, probability: f64, key: Key) -> Primitive {
+        let _span = Span::new("gelu_gate_backward");
+        if !is_fused(&[&gate_up, &gradient]) {
+            let gradient = dropout::drop::<CubeBackend>(gradient, probability, key);
+            return gate::composed_backward::<CubeBackend>(gate_up, gradient);
+        }
+        let [gate_up, gradient] = [gate_up, gradient].map(by_rows);
+        let (client, dtype, shape) = (gate_up.client.clone(), element(&gate_up), gate_up.shape());
+        let (out, width) = (fresh(&gate_up, shape.clone()), shape[1] / 2);
+        let vector = together(width, &[&gate_up, &gradient]);
+        let (cubes, dim) = shared_out(&client, shape[0] * width / vector);
+        // SAFETY: as above, with two elements of `out` for each unit.
+        unsafe {
+            gate_backward_kernel::launch_unchecked(
+                &client,
+                cubes,
+                dim,
+                vector,
+                gate_up.into_tensor_arg(),
+                gradient.into_tensor_arg(),
+                out.clone().into_tensor_arg(),
+                mask::argument(probability, key),
+                probability > 0.0,
+                dtype,
+            );
+        }
+        out
+    }
+}
+
+/// A matrix whose rows lie in memory as they are, wherever each begins: columns of a larger one are not copied.
+pub(super) fn by_rows(x: Primitive) -> Primitive {
+    let [rows, columns] = [x.meta.shape()[0], x.meta.shape()[1]];
+    let [stride, step] = [x.meta.strides()[0], x.meta.strides()[1]];
+    if (step == 1 || columns == 1) && (stride >= columns || rows == 1) { x } else { contiguous(x) }
+}
+
+/// Where the vector at `position` of a matrix in row-major order is in one with the same columns whose rows begin elsewhere.
+#[cube]
+fn place<F: Float, N: Size>(x: &Tensor<Vector<F, N>>, position: usize, columns: usize) -> usize {
+    let vectors = columns / N::value();
+    (position / vectors) * (x.stride(0) / N::value()) + position % vectors
+}
+
+#[cube(launch_unchecked)]
+fn gate_kernel<F: Float, N: Size>(
+    gate_up: &Tensor<Vector<F, N>>,
+    out: &mut Tensor<Vector<F, N>>,
+    mask: Mask,
+    #[comptime] drops: bool,
+    #[define(F)] _dtype: ElemType,
+) {
+    let columns = out.shape(1);
+    if ABSOLUTE_POS >= out.shape(0) * (columns / N::value()) {
+        terminate!();
+    }
+    let gate = place(gate_up, ABSOLUTE_POS, columns);
+    let x = Vector::<f32, N>::cast_from(gate_up[gate]);
+    let up = Vector::<f32, N>::cast_from(gate_up[gate + columns / N::value()]);
+    let y = x * gelu_sigmoid::<N>(x) * up;
+    if comptime!(drops) {
+        out[ABSOLUTE_POS] = Vector::cast_from(y * mask.of_vector::<N>(ABSOLUTE_POS));
+    } else {
+        out[ABSOLUTE_POS] = Vector::cast_from(y);
+    }
+}
+
+#[cube(launch_unchecked)]
+fn gate_backward_kernel<F: Float, N: Size>(
+    gate_up: &Tensor<Vector<F, N>>,
+    gradient: &Tensor<Vector<F, N>>,
+    out: &mut Tensor<Vector<F, N>>,
+    mask: Mask,
+    #[comptime] drops: bool,
+    #[define(F)] _dtype: ElemType,
+) {
+    let columns = out.shape(1) / 2;
+    let vectors = columns / N::value();
+    if ABSOLUTE_POS >= out.shape(0) * vectors {
+        terminate!();
+    }
+    let gate = place(gate_up, ABSOLUTE_POS, columns);
+    let x = Vector::<f32, N>::cast_from(gate_up[gate]);
+    let up = Vector::<f32, N>::cast_from(gate_up[gate + vectors]);
+    let mut g = Vector::<f32, N>::cast_from(gradient[place(gradient, ABSOLUTE_POS, columns)]);
+    if comptime!(drops) {
+        g *= mask.of_vector::<N>(ABSOLUTE_POS);
+    }
+    let sigmoid = gelu_sigmoid::<N>(x);
+    let one = Vector::<f32, N>::new(1.0f32);
+    let linear = Vector::<f32, N>::new(comptime!(2.0 * SQRT_2_OVER_PI as f32));
+    let square = Vector::<f32, N>::new(comptime!((6.0 * GELU_CUBIC * SQRT_2_OVER_PI) as f32));
+    let slope = sigmoid + x * sigmoid * (one - sigmoid) * (linear + square * x * x);
+    let of_gate = place(out, ABSOLUTE_POS, columns);
+    out[of_gate + vectors] = Vector::cast_from(g * x * sigmoid);
+    out[of_gate] = Vector::cast_from(g * slope * up);
+}
+
+/// `(1 + tanh(u)) / 2` with the `u` of the tanh approximation, as `1 / (1 + exp(-2 u))`: nothing cancels where the tanh
+/// is near -1. Where the exponential would be infinite, it is merely large.
+#[cube]
+fn gelu_sigmoid<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
+    let linear = Vector::<f32, N>::new(comptime!(-2.0 * SQRT_2_OVER_PI as f32));
+    let cubic = Vector::<f32, N>::new(comptime!((-2.0 * SQRT_2_OVER_PI * GELU_CUBIC) as f32));
+    let one = Vector::<f32, N>::new(1.0f32);
+    let inner = min(x * (linear + cubic * x * x), Vector::<f32, N>::new(80.0f32));
+    one / (one + inner.exp())
+}

@@ -1,0 +1,259 @@
+//! Cross-entropy on a GPU: a cube for each row of logits, and the output head some rows at a time.
+//!
+//! Rows are taken in blocks, and each block with all classes: two products of Burn and one kernel for a block, where
+//! blocks of classes would need a kernel more for each, and smaller products.
+
+use burn::backend::TensorMetadata;
+use burn::backend::ops::FloatTensorOps;
+use burn::backend::tensor::IntTensor;
+use burn::tensor::{DType, Slice};
+use burn_cubecl::cubecl::ir::{ElemType, IntKind};
+use burn_cubecl::cubecl::prelude::*;
+use burn_cubecl::{CubeBackend, cubecl};
+
+use super::sums::{largest_of_cube, sum_of_cube};
+use super::{Primitive, UNITS, contiguous, cube_each, element, fresh, is_fused};
+use crate::linear::LinearOps;
+use crate::loss::{self, LossOps};
+use crate::profile::Span;
+
+/// The most logits that are in memory at once, unless [`ROWS`] rows have more: what the cache of a large GPU holds.
+const LOGITS: usize = 1 << 22;
+/// What the rows of a block are a multiple of, so that products have no ragged edge.
+const ROWS: usize = 64;
+
+impl LossOps for CubeBackend {
+    fn cross_entropy(logits: Primitive, labels: IntTensor<CubeBackend>) -> Primitive {
+        let _span = Span::new("cross_entropy");
+        if !is_fused(&[&logits]) || integer(&labels).is_none() {
+            return loss::composed::<CubeBackend>(logits, labels);
+        }
+        let losses = fresh(&logits, [logits.shape()[0]]);
+        Softmax { labels: contiguous(labels), smoothing: 0.0 }.losses(&contiguous(logits), &losses, 0);
+        losses
+    }
+
+    fn cross_entropy_backward(logits: Primitive, labels: IntTensor<CubeBackend>, gradient: Primitive) -> Primitive {
+        let _span = Span::new("cross_entropy_backward");
+        if !is_fused(&[&logits, &gradient]) || integer(&labels).is_none() {
+            return loss::composed_backward::<CubeBackend>(logits, labels, gradient);
+        }
+        let logits = contiguous(logits);
+        let logits = if logits.can_mut() && logits.is_nonoverlapping() { logits } else { logits.copy() };
+        Softmax { labels: contiguous(labels), smoothing: 0.0 }.gradients(&logits, &contiguous(gradient), 0);
+        logits
+    }
+
+    fn linear_cross_entropy(
+        hidden: Primitive,
+        weight: Primitive,
+        labels: IntTensor<CubeBackend>,
+        smoothing: f64,
+    ) -> Primitive {
+        let _span = Span::new("linear_cross_entropy");
+        if !is_fused(&[&hidden, &weight]) || integer(&labels).is_none() {
+            let logits = CubeBackend::linear_forward(hidden, weight);
+            return loss::composed_smoothed::<CubeBackend>(logits, labels, smoothing);
+        }
+        let losses = fresh(&hidden, [hidden.shape()[0]]);
+        let softmax = Softmax { labels: contiguous(labels), smoothing };
+        for (first, hidden) in blocks(&hidden, &weight) {
+            softmax.losses(&logits(hidden, &weight), &losses, first);
+        }
+        losses
+    }
+
+    fn linear_cross_entropy_and_gradient(
+        hidden: Primitive,
+        weight: Primitive,
+        labels: IntTensor<CubeBackend>,
+        smoothing: f64,
+    ) -> (Primitive, Primitive) {
+        let _span = Span::new("linear_cross_entropy_and_gradient");
+        if !is_fused(&[&hidden, &weight]) || integer(&labels).is_none() {
+            return loss::composed_linear_and_gradient::<CubeBackend>(hidden, weight, labels, smoothing);
+        }
+        let losses = fresh(&hidden, [hidden.shape()[0]]);
+        let softmax = Softmax { labels: contiguous(labels), smoothing };
+        let of_block = |(first, hidden)| {
+            let logits = logits(hidden, &weight);
+            softmax.losses_and_gradients(&logits, &losses, first);
+            CubeBackend::float_matmul(logits, weight.clone())
+        };
+        let mut of_hidden: Vec<Primitive> = blocks(&hidden, &weight).into_iter().map(of_block).collect();
+        let of_hidden = match of_hidden.len() {
+            1 => of_hidden.remove(0),
+            _ => CubeBackend::float_cat(of_hidden, 0),
+        };
+        (losses, of_hidden)
+    }
+
+    fn linear_cross_entropy_backward_weight(
+        hidden: Primitive,
+        weight: Primitive,
+        labels: IntTensor<CubeBackend>,
+        gradient: Primitive,
+        smoothing: f64,
+    ) -> Primitive {
+        let _span = Span::new("linear_cross_entropy_backward_weight");
+        if !is_fused(&[&hidden, &weight, &gradient]) || integer(&labels).is_none() {
+            return loss::composed_linear_backward_weight::<CubeBackend>(hidden, weight, labels, gradient, smoothing);
+        }
+        let softmax = Softmax { labels: contiguous(labels), smoothing };
+        let gradient = contiguous(gradient);
+        let of_block = |(first, hidden): (usize, Primitive)| {
+            let logits = logits(hidden.clone(), &weight);
+            softmax.gradients(&logits, &gradient, first);
+            CubeBackend::linear_backward_weight(hidden, logits)
+        };
+        let of_blocks = blocks(&hidden, &weight).into_iter().map(of_block);
+        of_blocks.reduce(CubeBackend::float_add).expect("a tensor with elements has a block")
+    }
+}
+
+/// The name that kernels have for a dtype of labels.
+fn integer(labels: &Primitive) -> Option<ElemType> {
+    match labels.dtype {
+        DType::I32 => Some(ElemType::Int(IntKind::I32)),
+        DType::I64 => Some(ElemType::Int(IntKind::I64)),
+        _ => None,
+    }
+}
+
+/// The hidden states in blocks, each with its first row.
+fn blocks(hidden: &Primitive, weight: &Primitive) -> Vec<(usize, Primitive)> {
+    let ([rows, width], classes) = ([hidden.shape()[0], hidden.shape()[1]], weight.shape()[0]);
+    let size = (LOGITS / classes / ROWS).max(1) * ROWS;
+    if rows <= size {
+        return vec![(0, hidden.clone())];
+    }
+    let block = |first: usize| {
+        let range = [Slice::from(first..(first + size).min(rows)), Slice::from(0..width)];
+        (first, CubeBackend::float_slice(hidden.clone(), &range))
+    };
+    (0..rows).step_by(size).map(block).collect()
+}
+
+fn logits(hidden: Primitive, weight: &Primitive) -> Primitive {
+    contiguous(CubeBackend::linear_forward(hidden, weight.clone()))
+}
+
+/// Below any logit, and finite.
+const LOWEST: f32 = -1e30;
+
+/// What turns logits into losses, or into their gradients where they lie.
+struct Softmax {
+    labels: Primitive,
+    smoothing: f64,
+}
+
+impl Softmax {
+    fn losses(&self, logits: &Primitive, losses: &Primitive, first: usize) {
+        self.launch(logits, losses, first, [true, false, false]);
+    }
+
+    /// The gradients, in the place of the logits, of the sum of the losses.
+    fn losses_and_gradients(&self, logits: &Primitive, losses: &Primitive, first: usize) {
+        self.launch(logits, losses, first, [true, true, false]);
+    }
+
+    /// The gradients from those of the losses.
+    fn gradients(&self, logits: &Primitive, of_losses: &Primitive, first: usize) {
+        self.launch(logits, of_losses, first, [false, true, true]);
+    }
+
+    /// `first` is the row of the first logits among `of_rows` and the labels.
+    fn launch(&self, logits: &Primitive, of_rows: &Primitive, first: usize, what: [bool; 3]) {
+        let [rows, _] = [logits.shape()[0], logits.shape()[1]];
+        let client = logits.client.clone();
+        let (cubes, dim) = cube_each(&client, rows);
+        let types = [element(logits), integer(&self.labels).expect("a dtype that the kernel takes")];
+        // SAFETY: cubes beyond the rows stop at once, units stay within the classes, and a label is compared only.
+        unsafe {
+            softmax_kernel::launch_unchecked(
+                &client,
+                cubes,
+                dim,
+                logits.clone().into_tensor_arg(),
+                self.labels.clone().into_buffer_arg(),
+                of_rows.clone().into_buffer_arg(),
+                first as u32,
+                self.smoothing as f32,
+                what[0],
+                what[1],
+                what[2],
+                self.smoothing > 0.0,
+                types,
+            );
+        }
+    }
+}
+
+/// For each row `max + ln(sum(exp(logit - max)))`, from which its loss follows and, in the place of its logits,
+/// `gradient * (softmax(logits) - (1 - smoothing) one_hot(label) - smoothing / classes)`.
+#[cube(launch_unchecked)]
+fn softmax_kernel<F: Float, I: Int>(
+    logits: &mut Tensor<F>,
+    labels: &[I],
+    of_rows: &mut [F],
+    first: u32,
+    smoothing: f32,
+    #[comptime] writes_loss: bool,
+    #[comptime] writes_gradient: bool,
+    #[comptime] has_gradient: bool,
+    #[comptime] smooths: bool,
+    #[define(F, I)] _types: [ElemType; 2],
+) {
+    if CUBE_POS >= logits.shape(0) {
+        terminate!();
+    }
+    let mut shared = Shared::<[f32]>::new_slice(UNITS);
+    let classes = logits.shape(1);
+    let start = CUBE_POS * classes;
+    let row = first as usize + CUBE_POS;
+    let label = u32::cast_from(labels[row]) as usize;
+
+    // Each unit keeps the running maximum of its own classes, the sum below it, and the sum of the logits.
+    let mut highest = f32::new(LOWEST);
+    let mut below = 0.0f32;
+    let mut total = 0.0f32;
+    let mut of_label = 0.0f32;
+    let mut class = UNIT_POS as usize;
+    while class < classes {
+        let x = f32::cast_from(logits[start + class]);
+        let higher = max(highest, x);
+        below = below * f32::exp(highest - higher) + f32::exp(x - higher);
+        highest = higher;
+        total += x;
+        if class == label {
+            of_label = x;
+        }
+        class += UNITS;
+    }
+    let largest = largest_of_cube(highest, &mut shared);
+    let sum = sum_of_cube(below * f32::exp(highest - largest), &mut shared);
+
+    if comptime!(writes_loss) {
+        let mut pull = (1.0f32 - smoothing) * sum_of_cube(of_label, &mut shared);
+        if comptime!(smooths) {
+            pull += smoothing * (sum_of_cube(total, &mut shared) / f32::cast_from(classes as u32));
+        }
+        if UNIT_POS == 0 {
+            of_rows[row] = F::cast_from(largest + f32::ln(sum) - pull);
+        }
+    }
+    if comptime!(writes_gradient) {
+        let mut scale = 1.0f32;
+        if comptime!(has_gradient) {
+            scale = f32::cast_from(of_rows[row]);
+        }
+        let of_each = smoothing / f32::cast_from(classes as u32);
+        let mut class = UNIT_POS as usize;
+        while class < classes {
+            let weight = f32::exp(f32::cast_from(logits[start + class]) - largest) / sum;
+            let target = select(class == label, 1.0f32 - smoothing, 0.0f32) + of_each;
+            logits[start + class] = F::cast_from(scale * (weight - target));
+            class += UNITS;
+        }
+    }
+}
