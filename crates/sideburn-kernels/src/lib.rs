@@ -14,13 +14,14 @@
 //! | [`attention`], [`self_attention`] | `q`, `k`, `v`, the bias by distance | five tensors of the size of the scores |
 //! | [`linear_cross_entropy`] | a gradient of the size of the hidden states | the logits, twice |
 //!
-//! On [`Device::flex`](burn::tensor::Device::flex) each is a kernel of this crate: products over the `gemm` crate, everything
-//! else in passes over blocks that stay in cache, results in memory that is used again, no score matrix and no
-//! logits in memory. On the CubeCL backends (`wgpu`, `vulkan`, `metal`, `cuda`), and for dtypes other than `f32`, each
-//! operation is composed of Burn's primitives, which Burn fuses. [`set_path`] has that form run on the CPU as well.
+//! On [`Device::flex`](burn::tensor::Device::flex) each is a kernel of this crate for `f32`: products over the `gemm`
+//! crate, everything else in passes over blocks that stay in cache, results in memory that is used again, no score matrix
+//! and no logits in memory. On the CubeCL backends (`wgpu`, `vulkan`, `metal`, `cuda`) they are kernels of this crate for
+//! `f32`, `f16` and `bf16`, one launch each or, for some gradients, two or three; products are Burn's, and so linear layers
+//! and low-rank branches are composed of them. For other dtypes each operation is composed of Burn's primitives.
+//! [`set_path`] has that form run everywhere.
 //!
-//! On the CPU a mask is a pure function of its [`Key`]. On the CubeCL backends it is drawn from Burn's generator, which is
-//! seeded with the key each time: train with one thread in a process there, or the masks of two threads may mix.
+//! A mask is a pure function of its [`Key`], and the same on every device: element for element, if the shape is the same.
 //!
 //! [`adamw_steps`] and [`norm`] are the optimiser's, outside of autodiff, and over many tensors at once.
 //!
@@ -61,6 +62,8 @@ pub use embedding::embedding;
 #[cfg(feature = "flex")]
 pub use flex::{MemoryUse, memory_use, release_memory};
 pub use gate::gelu_gate;
+#[cfg(feature = "gpu")]
+pub use gpu::count_launches;
 pub use linear::{LowRank, Site, adapted_linear, adapted_linears, linear, low_rank};
 pub use loss::{cross_entropy, linear_cross_entropy};
 pub use many::AnyRank;

@@ -1,13 +1,13 @@
-//! Which of the two forms of an operation runs on the CPU.
+//! Which of the two forms of an operation runs.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// How operations are computed on the CPU.
+/// How operations are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Path {
     /// By the kernels of this crate: the default.
     Fused,
-    /// By Burn's primitives, as on the other backends: slower, and what the kernels are held against.
+    /// By Burn's primitives: slower, and what the kernels are held against. On a GPU each primitive is a launch.
     Composed,
 }
 

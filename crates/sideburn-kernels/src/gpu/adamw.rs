@@ -7,7 +7,7 @@ use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::{CubeBackend, cubecl};
 
 use super::sums::sum_of_cube;
-use super::{Primitive, UNITS, contiguous, cube_each, element, float, fresh_of, is_fused, shared_out, together};
+use super::{Primitive, UNITS, contiguous, cube_each, element, float, fresh, fresh_of, is_fused, shared_out, together};
 use crate::adamw::{AdamWStep, Coefficients, OptimizerOps, composed_square_sum, composed_step};
 
 /// Cubes that share a sum over a large tensor, and the elements that make one large.
@@ -25,8 +25,11 @@ impl OptimizerOps for CubeBackend {
         if !is_fused(&[&parameter, &gradient, &first, &second]) {
             return composed_step::<CubeBackend>(parameter, gradient, [first, second], &step);
         }
-        let [parameter, first, second] = [parameter, first, second].map(overwritable);
-        let gradient = contiguous(gradient);
+        let [first, second] = [first, second].map(overwritable);
+        let [parameter, gradient] = [parameter, gradient].map(contiguous);
+        // Whoever trains may keep the weights before an update: then these are left as they are.
+        let in_place = parameter.can_mut() && parameter.is_nonoverlapping();
+        let out = if in_place { None } else { Some(fresh(&parameter, parameter.shape())) };
         let (client, dtype, count) = (parameter.client.clone(), element(&parameter), parameter.shape().num_elements());
         let vector = together(count, &[&parameter, &gradient, &first, &second]);
         let (cubes, dim) = shared_out(&client, count / vector);
@@ -40,13 +43,17 @@ impl OptimizerOps for CubeBackend {
                 vector,
                 gradient.into_buffer_arg(),
                 parameter.clone().into_buffer_arg(),
+                match &out {
+                    Some(out) => out.clone().into_buffer_arg(),
+                    None => parameter.as_tensor_alias(1).into_buffer_arg(),
+                },
                 first.clone().into_buffer_arg(),
                 second.clone().into_buffer_arg(),
                 argument(step.coefficients()),
                 dtype,
             );
         }
-        (parameter, first, second)
+        (out.unwrap_or(parameter), first, second)
     }
 
     fn square_sum(x: Primitive) -> Primitive {
@@ -88,7 +95,8 @@ fn argument(k: Coefficients) -> NumbersLaunch {
 #[cube(launch_unchecked)]
 fn adamw_kernel<F: Float, N: Size>(
     gradient: &[Vector<F, N>],
-    parameter: &mut [Vector<F, N>],
+    parameter: &[Vector<F, N>],
+    out: &mut [Vector<F, N>],
     first: &mut [Vector<F, N>],
     second: &mut [Vector<F, N>],
     k: Numbers,
@@ -107,7 +115,7 @@ fn adamw_kernel<F: Float, N: Size>(
     let update = m * Vector::new(k.unbias1) / root;
     first[ABSOLUTE_POS] = Vector::cast_from(m);
     second[ABSOLUTE_POS] = Vector::cast_from(v);
-    parameter[ABSOLUTE_POS] = Vector::cast_from(p * Vector::new(k.keep) - update * Vector::new(k.rate));
+    out[ABSOLUTE_POS] = Vector::cast_from(p * Vector::new(k.keep) - update * Vector::new(k.rate));
 }
 
 /// The sums that `cubes` cubes take over all elements, or over their squares.

@@ -8,6 +8,7 @@ mod adamw;
 mod attention;
 mod attention_kernels;
 mod elementwise;
+mod launches;
 mod loss;
 mod mask;
 mod norm;
@@ -27,6 +28,7 @@ use burn_cubecl::{CubeBackend, cubecl};
 use crate::embedding::EmbeddingOps;
 use crate::linear::{LinearBackward, LinearOps};
 use crate::path::{Path, path};
+pub use launches::count_launches;
 
 /// A frozen product is the matrix product of Burn, which tunes itself; what is around it is not worth a kernel of its own.
 impl LinearOps for CubeBackend {}
