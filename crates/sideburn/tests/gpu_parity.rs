@@ -63,21 +63,63 @@ fn lora_steps() {
     }
 }
 
+/// Rows of full columns, which lie in memory in the same way on a GPU, padded, and on the CPU, packed.
+fn full_rows(config: &T5Config) -> Seq2SeqBatch {
+    let ids = Key::from_seed(8);
+    let rows = |part: u64, rows: u64| {
+        let id = move |row: u64, column| ids.fold_in(part).below(32 * row + column, config.vocab_size as u64) as u32;
+        let row = move |row: u64| (0..32).map(|column| id(row, column)).collect::<Vec<u32>>();
+        TokenRows::from_rows((0..rows).map(row)).unwrap()
+    };
+    Seq2SeqBatch::new(rows(0, 3), rows(1, 3)).unwrap()
+}
+
+/// The losses of some steps of LoRA with dropout everywhere.
+fn train(device: Device, family: &str, steps: u64) -> Vec<f64> {
+    let config = T5Config::from_file(golden::path(family).join("config.json")).unwrap();
+    let config = T5Config { dropout_rate: 0.2, ..config };
+    let mut model = T5::random(&config, Key::from_seed(4), &device.autodiff());
+    let lora = LoraConfig { lora_dropout: 0.3, ..LoraConfig::new(["q", "v"]) };
+    attach(&mut model, "default", lora, Key::from_seed(3)).unwrap();
+    let batches = |_| Ok::<_, Infallible>(full_rows(&config));
+    let training = TrainConfig { learning_rate: 1e-2, ..TrainConfig::new(steps) };
+    Trainer::new(training).unwrap().train(&mut model, batches, T5::token_losses).unwrap().losses()
+}
+
 #[test]
-fn dropout_follows_its_key() {
-    let io = Golden::open("t5_gated_untied/io.safetensors");
+fn steps_with_dropout() {
+    for family in FAMILIES {
+        let expected = train(Device::flex(), family, 4);
+        for gpu in gpus() {
+            for (found, expected) in train(gpu, family, 4).iter().zip(&expected) {
+                println!("{family}, with dropout: loss {found} on the GPU, {expected} on the CPU");
+                assert!((found - expected).abs() <= 1e-5 * expected, "{family}: {found} is not {expected}");
+            }
+        }
+    }
+}
+
+#[test]
+fn steps_are_few_launches() {
+    use sideburn::kernels::{Path, count_launches, set_path};
     for gpu in gpus() {
-        let mut model = T5::from_dir(golden::path("t5_gated_untied"), &gpu.clone().autodiff()).unwrap();
-        load_adapter(&mut model, "default", golden::path("lora/t5_gated_untied")).unwrap();
-        let x = Tensor::<2>::ones([64, 64], &gpu.clone().autodiff()).require_grad();
-        let y = sideburn::kernels::dropout(x.clone(), 0.5, Key::from_seed(1));
-        let gradient = x.grad(&y.clone().sum().backward()).unwrap();
-        assert_eq!(values(gradient), values(y.inner()), "one mask in both directions");
-        let again = |key: Key| values(sideburn::kernels::dropout(Tensor::<2>::ones([64, 64], &gpu), 0.5, key));
-        assert_eq!(again(Key::from_seed(1)), again(Key::from_seed(1)));
-        assert_ne!(again(Key::from_seed(1)), again(Key::from_seed(2)));
-        let loss = model.token_losses(&batch(&io), &mut Pass::train(Key::from_seed(1))).unwrap().sum();
-        assert!(loss.inner().into_scalar::<f32>().is_finite());
+        let [fused, composed] = [Path::Fused, Path::Composed].map(|path| {
+            set_path(path);
+            // Kernels are tried out in the first steps.
+            train(gpu.clone(), FAMILIES[0], 2);
+            let launches = |steps| count_launches(&gpu, || train(gpu.clone(), FAMILIES[0], steps)).1;
+            let (few, more) = (launches(1), launches(3));
+            for (name, count) in &more {
+                let per_step = (count - few.get(name).unwrap_or(&0)) as f64 / 2.0;
+                if path == Path::Fused && per_step > 0.0 {
+                    println!("{per_step:6} {name}");
+                }
+            }
+            (more.values().sum::<usize>() - few.values().sum::<usize>()) / 2
+        });
+        set_path(Path::Fused);
+        println!("launches in a step: {fused}, composed of primitives {composed}");
+        assert!(2 * fused <= composed, "{fused} launches, of primitives {composed}");
     }
 }
 
