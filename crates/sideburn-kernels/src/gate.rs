@@ -5,7 +5,9 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension};
-use burn::tensor::{Shape, Slice, Tensor};
+#[cfg(feature = "gpu")]
+use burn::tensor::Shape;
+use burn::tensor::{Slice, Tensor};
 use sideburn_batch::Key;
 
 use crate::dropout::{DropoutOps, drop, probability_and_key};
@@ -51,6 +53,7 @@ pub(crate) trait GateOps: DropoutOps {
     }
 }
 
+#[cfg(feature = "gpu")]
 fn half_as_wide(gate_up: &Shape) -> Shape {
     Shape::new([gate_up[0], gate_up[1] / 2])
 }

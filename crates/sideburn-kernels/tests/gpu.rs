@@ -9,8 +9,9 @@ mod loops;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use loops::{assert_near, bits, f32s, numbers, tensor, values};
 use sideburn_kernels::{
-    AdamWStep, Key, LowRank, RowLayout, Sight, adamw_step, adapted_linear, add_dropout, attention, cross_entropy,
-    dropout, gelu_gate, linear_cross_entropy, low_rank, rms_norm, square_sum,
+    AdamWStep, Key, LowRank, RowLayout, Sight, Site, adamw_step, adapted_linear, adapted_linears, add_dropout,
+    attention, cross_entropy, dropout, embedding, gelu_gate, linear_cross_entropy, low_rank, norm, rms_norm,
+    self_attention,
 };
 
 const KEY: Key = Key::from_seed(5);
@@ -83,7 +84,7 @@ fn the_same_elements_are_dropped_as_on_the_cpu() {
         for (p, key) in [(0.1, KEY), (0.5, Key::from_seed(u64::MAX)), (0.999, KEY.fold_in(3))] {
             let drop = |device: &Device| {
                 let (x, residual) = (f32s(1, shape, device), f32s(2, shape, device));
-                let gate = gelu_gate(x.clone(), residual.clone(), Some((p, key)));
+                let gate = gelu_gate(beside(x.clone(), residual.clone()), Some((p, key)));
                 let kept = values(gate).iter().map(|x| *x != 0.0).collect::<Vec<_>>();
                 (bits(dropout(x.clone(), p, key)), bits(add_dropout(residual, x, Some((p, key)))), kept)
             };
@@ -110,17 +111,17 @@ fn gates() {
     for shape in [[1, 1], [1, 8], [5, 3], [3, 128], [70, 65]] {
         for dropout in [None, Some((0.25, KEY))] {
             check("gelu_gate", &[scaled(1, shape, 2.0), input(2, shape)], |x| {
-                gelu_gate(x[0].clone(), x[1].clone(), dropout)
+                gelu_gate(beside(x[0].clone(), x[1].clone()), dropout)
             });
         }
     }
     for shape in [[5, 64], [5, 6]] {
-        check("windows", &[input(1, shape), input(2, shape)], |x| {
-            gelu_gate(window(&x[0], 1), window(&x[1], 0), Some((0.25, KEY)))
-        });
+        check("window", &[input(1, shape)], |x| gelu_gate(window(&x[0], 1), Some((0.25, KEY))));
     }
     // Where the exponential would overflow.
-    check("far out", &[scaled(1, [3, 8], 20.0), input(2, [3, 8])], |x| gelu_gate(x[0].clone(), x[1].clone(), None));
+    check("far out", &[scaled(1, [3, 8], 20.0), input(2, [3, 8])], |x| {
+        gelu_gate(beside(x[0].clone(), x[1].clone()), None)
+    });
 }
 
 #[test]
@@ -265,6 +266,57 @@ fn attention_of_windows() {
     });
 }
 
+/// Two matrices as one.
+fn beside(left: Tensor<2>, right: Tensor<2>) -> Tensor<2> {
+    Tensor::cat(vec![left, right], 1)
+}
+
+#[test]
+fn sites_that_share_an_input() {
+    let (n, d, r) = (5, 24, 2);
+    let inputs = [
+        input(1, [n, d]),
+        input(2, [9, d]),
+        input(3, [4, d]),
+        input(4, [r, d]),
+        input(5, [9, r]),
+        input(6, [r, d]),
+        input(7, [4, r]),
+    ];
+    check("adapted_linears", &inputs, |x| {
+        let branch = |first: usize, rows: Option<Tensor<1, Int>>| LowRank {
+            a: x[first].clone(),
+            b: x[first + 1].clone(),
+            scale: 0.7,
+            dropout: Some((0.25, KEY)),
+            rows,
+        };
+        let some = Tensor::from_ints([0, 2, 3], &x[0].device());
+        let sites = vec![
+            Site { weight: x[1].clone(), branches: vec![branch(3, None)] },
+            Site { weight: x[2].clone(), branches: vec![branch(5, Some(some))] },
+        ];
+        adapted_linears(x[0].clone(), sites)
+    });
+}
+
+#[test]
+fn what_looks_at_itself() {
+    let layout = |device: &Device| RowLayout::padded(&[3, 5], 6, &device.clone().inner());
+    check("self_attention", &[input(1, [12, 48]), input(2, [2, 11])], |x| {
+        let layout = layout(&x[0].device());
+        let y = self_attention(x[0].clone(), x[1].clone(), &Sight::own_rows(2, &layout), Some((0.2, KEY)));
+        layout.real_tokens(y)
+    });
+}
+
+#[test]
+fn rows_of_a_table() {
+    check("embedding", &[input(1, [7, 5])], |x| {
+        embedding(x[0].clone(), Tensor::from_ints([6, 0, 3, 3], &x[0].device()))
+    });
+}
+
 #[test]
 fn low_rank_branches() {
     let (n, d, out) = (5, 24, 9);
@@ -273,7 +325,8 @@ fn low_rank_branches() {
         check("low_rank", &branch, |x| low_rank(x[0].clone(), x[1].clone(), x[2].clone(), 0.7, Some((0.25, KEY))));
         let inputs = [input(1, [n, d]), input(4, [out, d]), input(2, [rank, d]), input(3, [out, rank])];
         check("adapted_linear", &inputs, |x| {
-            let branch = LowRank { a: x[2].clone(), b: x[3].clone(), scale: 0.7, dropout: Some((0.25, KEY)) };
+            let branch =
+                LowRank { a: x[2].clone(), b: x[3].clone(), scale: 0.7, dropout: Some((0.25, KEY)), rows: None };
             adapted_linear(x[0].clone(), x[1].clone(), branch)
         });
     }
@@ -310,13 +363,14 @@ fn updates() {
 }
 
 #[test]
-fn square_sums() {
-    for shape in [[1, 1], [33, 7], [700, 900]] {
-        let sum = |device: &Device| values(square_sum(f32s(1, shape, device)))[0];
-        let (found, expected) = (sum(&gpu()), sum(&Device::flex()));
-        assert!((found - expected).abs() <= 1e-6 * expected, "{found} is not {expected}");
-        assert_eq!(found, sum(&gpu()));
-    }
+fn the_norm_of_many_tensors() {
+    let of_all = |device: &Device| {
+        let tensors = [[1, 1], [33, 7], [700, 900]].map(|shape| f32s(1, shape, device).into());
+        values(norm(tensors))[0]
+    };
+    let (found, expected) = (of_all(&gpu()), of_all(&Device::flex()));
+    assert!((found - expected).abs() <= 1e-6 * expected, "{found} is not {expected}");
+    assert_eq!(found, of_all(&gpu()));
 }
 
 #[test]
@@ -332,7 +386,7 @@ fn half_precision() {
             let y = attention(x[0].clone(), x[1].clone(), x[2].clone(), x[3].clone(), &sight, Some((0.2, KEY)));
             let weight = x[2].clone().narrow(0, 0, 1).reshape([16]);
             let y = rms_norm(sight.queries.real_tokens(y), weight, 1e-6);
-            gelu_gate(y.clone(), y, Some((0.2, KEY)))
+            gelu_gate(beside(y.clone(), y), Some((0.2, KEY)))
         };
         let (found, expected) = (run(&inputs, &gpu(), dtype, &op), run(&inputs, &Device::flex(), DType::F64, &op));
         let tolerance = if dtype == DType::F16 { 2e-2 } else { 1e-1 };

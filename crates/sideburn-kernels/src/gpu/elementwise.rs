@@ -229,7 +229,7 @@ fn gate_backward_kernel<F: Float, N: Size>(
     let linear = Vector::<f32, N>::new(comptime!(2.0 * SQRT_2_OVER_PI as f32));
     let square = Vector::<f32, N>::new(comptime!((6.0 * GELU_CUBIC * SQRT_2_OVER_PI) as f32));
     let slope = sigmoid + x * sigmoid * (one - sigmoid) * (linear + square * x * x);
-    let of_gate = place(out, ABSOLUTE_POS, columns);
+    let of_gate = ABSOLUTE_POS + ABSOLUTE_POS / vectors * vectors;
     out[of_gate + vectors] = Vector::cast_from(g * x * sigmoid);
     out[of_gate] = Vector::cast_from(g * slope * up);
 }

@@ -13,7 +13,7 @@ use burn_cubecl::{CubeBackend, cubecl};
 
 use super::sums::{largest_of_cube, sum_of_cube};
 use super::{Primitive, UNITS, contiguous, cube_each, element, fresh, is_fused};
-use crate::linear::LinearOps;
+use crate::linear::product_with_transposed;
 use crate::loss::{self, LossOps};
 use crate::profile::Span;
 
@@ -52,7 +52,7 @@ impl LossOps for CubeBackend {
     ) -> Primitive {
         let _span = Span::new("linear_cross_entropy");
         if !is_fused(&[&hidden, &weight]) || integer(&labels).is_none() {
-            let logits = CubeBackend::linear_forward(hidden, weight);
+            let logits = product_with_transposed::<CubeBackend>(hidden, weight);
             return loss::composed_smoothed::<CubeBackend>(logits, labels, smoothing);
         }
         let losses = fresh(&hidden, [hidden.shape()[0]]);
@@ -104,7 +104,7 @@ impl LossOps for CubeBackend {
         let of_block = |(first, hidden): (usize, Primitive)| {
             let logits = logits(hidden.clone(), &weight);
             softmax.gradients(&logits, &gradient, first);
-            CubeBackend::linear_backward_weight(hidden, logits)
+            CubeBackend::float_matmul(CubeBackend::float_transpose(logits), hidden)
         };
         let of_blocks = blocks(&hidden, &weight).into_iter().map(of_block);
         of_blocks.reduce(CubeBackend::float_add).expect("a tensor with elements has a block")
@@ -135,7 +135,7 @@ fn blocks(hidden: &Primitive, weight: &Primitive) -> Vec<(usize, Primitive)> {
 }
 
 fn logits(hidden: Primitive, weight: &Primitive) -> Primitive {
-    contiguous(CubeBackend::linear_forward(hidden, weight.clone()))
+    contiguous(product_with_transposed::<CubeBackend>(hidden, weight.clone()))
 }
 
 /// Below any logit, and finite.
