@@ -221,7 +221,7 @@ fn few_rows(y: Parts<'_>, x: Mat<'_>, sites: &[Site<'_>]) {
     };
     match tasks.len() {
         1 => tasks.into_iter().for_each(task),
-        _ => tasks.into_par_iter().with_max_len(1).for_each(task),
+        _ => tasks.into_par_iter().for_each(task),
     }
 }
 
