@@ -28,6 +28,12 @@ const LINE: usize = 16;
 /// Buffers below this many lines (64 KiB) are left to the allocator, which keeps them.
 const SMALLEST: usize = if cfg!(feature = "unpooled") { usize::MAX } else { 1024 };
 
+/// The size of a buffer for this many lines, up to an eighth more: what differs a little, as batches of different lengths
+/// do, can take each other's place. Pages at the end that are never used are none.
+fn rounded(lines: usize) -> usize {
+    lines.next_multiple_of((lines.next_power_of_two() / 16).max(1))
+}
+
 /// Lines that may wait at least beside the most that was in use: 64 MiB.
 const ROOM: usize = (64 << 20) / size_of::<Line>();
 
@@ -96,9 +102,9 @@ fn pool() -> std::sync::MutexGuard<'static, Pool> {
 }
 
 impl Pool {
-    /// A buffer that waits and is at most an eighth larger than asked for.
+    /// A buffer that waits and is at most a quarter larger than asked for.
     fn take(&mut self, lines: usize) -> Option<Memory> {
-        let (&size, buffers) = self.waiting.range_mut(lines..=lines + lines / 8).next()?;
+        let (&size, buffers) = self.waiting.range_mut(lines..=lines + lines / 4).next()?;
         let buffer = buffers.pop().expect("a size is listed while a buffer has it");
         if buffers.is_empty() {
             self.waiting.remove(&size);
@@ -169,6 +175,7 @@ impl Buffer {
         if lines < SMALLEST {
             return Self { memory: Memory::heap(lines), len };
         }
+        let lines = rounded(lines);
         let mut pool = pool();
         let (buffer, freed) = match pool.take(lines) {
             Some(buffer) => (Some(buffer), Vec::new()),
