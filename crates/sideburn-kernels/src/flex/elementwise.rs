@@ -82,12 +82,7 @@ impl DropoutOps for Flex {
         let x = contiguous(x);
         let mut out = Buffer::new(values(&x).len());
         out.par_chunks_mut(TASK).zip(values(&x).par_chunks(TASK)).enumerate().for_each(|(task, (out, x))| {
-            vectorized(|| {
-                mask.in_blocks(task * TASK, x.len(), |start, factors| {
-                    let (out, x) = (&mut out[start..], &x[start..]);
-                    out.iter_mut().zip(x).zip(factors).for_each(|((out, x), factor)| *out = x * factor);
-                });
-            });
+            masked(out, x, mask, task * TASK);
         });
         out.into_tensor(x.shape())
     }
