@@ -159,18 +159,10 @@ impl Routes {
             let length = indices.len();
             Tensor::from_data(TensorData::new(indices, [length]), device)
         };
-        let mut end = 0;
-        let mut of_next = |size: &usize| {
-            end += size;
-            (sizes.len() > 1).then(|| tensor(order[end - size..end].to_vec()))
-        };
-        Self {
-            rows: sizes.iter().map(&mut of_next).collect(),
-            adapters: adapters.into_iter().cloned().collect(),
-            sizes,
-            order: tensor(order),
-            inverse: tensor(inverse),
-        }
+        let (order, inverse) = (tensor(order), tensor(inverse));
+        let several = sizes.len() > 1;
+        let rows = ranges(&sizes).map(|(start, size)| several.then(|| order.clone().narrow(0, start, size))).collect();
+        Self { adapters: adapters.into_iter().cloned().collect(), sizes, rows, order, inverse }
     }
 
     pub(crate) fn adapters(&self) -> &[Option<String>] {
@@ -204,9 +196,14 @@ impl Routes {
     }
 
     fn ranges(&self) -> impl Iterator<Item = (usize, usize)> {
-        self.sizes.iter().scan(0, |start, size| {
-            *start += size;
-            Some((*start - size, *size))
-        })
+        ranges(&self.sizes)
     }
+}
+
+/// Where parts of these sizes begin, one after the other, and their sizes.
+fn ranges(sizes: &[usize]) -> impl Iterator<Item = (usize, usize)> {
+    sizes.iter().scan(0, |start, size| {
+        *start += size;
+        Some((*start - size, *size))
+    })
 }
