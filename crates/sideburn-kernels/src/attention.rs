@@ -5,11 +5,12 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::{BoolTensor, Device, FloatTensor, IntTensor};
 use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension, get_or_init_device_settings};
-use burn::tensor::{IndexingUpdateOp, IntDType, Shape, Slice, Tensor, TensorData};
+use burn::tensor::{IndexingUpdateOp, IntDType, Shape, Tensor, TensorData};
 use sideburn_batch::Key;
 
 use crate::RowLayout;
 use crate::dropout::{DropoutOps, drop, probability_and_key};
+use crate::linear::parts;
 
 /// Which keys a query looks at, and what is added to its scores.
 #[derive(Clone, Debug)]
@@ -167,8 +168,7 @@ pub(crate) trait AttentionOps: DropoutOps {
         probability: f64,
         key: Key,
     ) -> FloatTensor<Self> {
-        let [q, k, v] = thirds::<Self>(&qkv);
-        Self::attention_forward(q, k, v, bias, sight, probability, key)
+        in_parts::<Self>(&qkv, bias, sight, probability, key)
     }
 
     /// Its gradients with respect to `qkv` and, if it is asked for, `bias` (otherwise anything).
@@ -182,19 +182,33 @@ pub(crate) trait AttentionOps: DropoutOps {
         probability: f64,
         key: Key,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let [q, k, v] = thirds::<Self>(&qkv);
-        let (q, k, v, bias) = Self::attention_backward(q, k, v, bias, gradient, sight, of_bias, probability, key);
-        (Self::float_cat(vec![q, k, v], 1), bias)
+        in_parts_backward::<Self>([qkv, bias, gradient], sight, of_bias, probability, key)
     }
 }
 
-/// Queries, keys and values that lie side by side.
-pub(crate) fn thirds<B: Backend>(qkv: &FloatTensor<B>) -> [FloatTensor<B>; 3] {
-    let width = qkv.shape()[1] / 3;
-    [0, 1, 2].map(|part| {
-        let columns = part * width..(part + 1) * width;
-        B::float_slice(qkv.clone(), &[Slice::full(), columns.into()])
-    })
+/// [`self_attention`] with its parts taken out of their matrix.
+pub(crate) fn in_parts<B: AttentionOps>(
+    qkv: &FloatTensor<B>,
+    bias: FloatTensor<B>,
+    sight: Sight,
+    probability: f64,
+    key: Key,
+) -> FloatTensor<B> {
+    let [q, k, v] = parts::<B, 3>(qkv);
+    B::attention_forward(q, k, v, bias, sight, probability, key)
+}
+
+/// Its gradients, put together again.
+pub(crate) fn in_parts_backward<B: AttentionOps>(
+    [qkv, bias, gradient]: [FloatTensor<B>; 3],
+    sight: Sight,
+    of_bias: bool,
+    probability: f64,
+    key: Key,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let [q, k, v] = parts::<B, 3>(&qkv);
+    let (q, k, v, bias) = B::attention_backward(q, k, v, bias, gradient, sight, of_bias, probability, key);
+    (B::float_cat(vec![q, k, v], 1), bias)
 }
 
 /// What a masked score is set to: small enough that its softmax is zero, and finite, so that no NaN can come of it.

@@ -4,13 +4,14 @@ use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::Checkpoi
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension};
+use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
 #[cfg(feature = "gpu")]
 use burn::tensor::Shape;
-use burn::tensor::{Slice, Tensor};
+use burn::tensor::Tensor;
 use sideburn_batch::Key;
 
 use crate::dropout::{DropoutOps, drop, probability_and_key};
+use crate::linear::parts;
 
 /// `dropout(gelu(gate) * up)` with the tanh approximation of GELU (`gelu_new` of `transformers`): the inside of T5 1.1's
 /// feed-forward layer (Shazeer, 2020).
@@ -58,12 +59,6 @@ fn half_as_wide(gate_up: &Shape) -> Shape {
     Shape::new([gate_up[0], gate_up[1] / 2])
 }
 
-/// The two halves of the columns.
-fn halves<B: Backend>(gate_up: &FloatTensor<B>) -> [FloatTensor<B>; 2] {
-    let width = gate_up.shape()[1] / 2;
-    [0, width].map(|first| B::float_slice(gate_up.clone(), &[Slice::full(), (first..first + width).into()]))
-}
-
 /// `tanh(sqrt(2 / pi) (x + 0.044715 x^3))`.
 fn tanh_term<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     let square = B::float_mul(x.clone(), x.clone());
@@ -72,7 +67,7 @@ fn tanh_term<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
 }
 
 pub(crate) fn composed<B: Backend>(gate_up: FloatTensor<B>) -> FloatTensor<B> {
-    let [gate, up] = halves::<B>(&gate_up);
+    let [gate, up] = parts::<B, 2>(&gate_up);
     gated::<B>(gate, up)
 }
 
@@ -84,7 +79,7 @@ fn gated<B: Backend>(gate: FloatTensor<B>, up: FloatTensor<B>) -> FloatTensor<B>
 
 /// `gelu'(x) = (1 + t) / 2 + x (1 - t^2) / 2 * sqrt(2 / pi) (1 + 3 * 0.044715 x^2)` with the tanh term `t`.
 pub(crate) fn composed_backward<B: Backend>(gate_up: FloatTensor<B>, gradient: FloatTensor<B>) -> FloatTensor<B> {
-    let [gate, up] = halves::<B>(&gate_up);
+    let [gate, up] = parts::<B, 2>(&gate_up);
     let tanh = tanh_term::<B>(gate.clone());
     let square = B::float_mul(gate.clone(), gate.clone());
     let inner = B::float_add_scalar(

@@ -438,6 +438,15 @@ fn side_by_side<B: Backend>(mut outputs: Vec<FloatTensor<B>>) -> FloatTensor<B> 
     }
 }
 
+/// The inverse: the `N` matrices of equal width that lie side by side in one.
+pub(crate) fn parts<B: Backend, const N: usize>(x: &FloatTensor<B>) -> [FloatTensor<B>; N] {
+    let width = x.shape()[1] / N;
+    std::array::from_fn(|part| {
+        let columns = part * width..(part + 1) * width;
+        B::float_slice(x.clone(), &[Slice::full(), columns.into()])
+    })
+}
+
 /// The most inputs of one operation that autodiff is told of. What has more is computed in parts.
 const MOST_PARENTS: usize = 10;
 

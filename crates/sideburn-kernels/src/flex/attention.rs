@@ -1,6 +1,5 @@
 //! Attention on the CPU: one task for each row and head, a block of queries at a time, scores in cache only.
 
-use burn::backend::ops::FloatTensorOps;
 use burn::backend::{Flex, TensorMetadata};
 use rayon::prelude::*;
 use sideburn_batch::Key;
@@ -67,8 +66,7 @@ impl AttentionOps for Flex {
     fn self_attention_forward(qkv: Primitive, bias: Primitive, sight: Sight, probability: f64, key: Key) -> Primitive {
         let _span = Span::new("self_attention_forward");
         if !is_fused(&[&qkv, &bias]) {
-            let [q, k, v] = attention::thirds::<Flex>(&qkv);
-            return attention::composed::<Flex>(q, k, v, bias, &sight, probability, key);
+            return attention::in_parts::<Flex>(&qkv, bias, sight, probability, key);
         }
         let [qkv, bias] = [qkv, bias].map(contiguous);
         let [q, k, v] = parts(matrix(&qkv));
@@ -86,10 +84,7 @@ impl AttentionOps for Flex {
     ) -> (Primitive, Primitive) {
         let _span = Span::new("self_attention_backward");
         if !is_fused(&[&qkv, &bias, &gradient]) {
-            let [q, k, v] = attention::thirds::<Flex>(&qkv);
-            let (q, k, v, bias) =
-                attention::composed_backward::<Flex>([q, k, v, bias], gradient, &sight, of_bias, probability, key);
-            return (Flex::float_cat(vec![q, k, v], 1), bias);
+            return attention::in_parts_backward::<Flex>([qkv, bias, gradient], sight, of_bias, probability, key);
         }
         let [qkv, bias, gradient] = [qkv, bias, gradient].map(contiguous);
         let ([q, k, v], [tokens, columns]) = (parts(matrix(&qkv)), matrix(&qkv).shape());
