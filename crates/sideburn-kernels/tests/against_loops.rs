@@ -33,7 +33,7 @@ fn ids(seed: u64, count: usize, rows: usize) -> Vec<usize> {
 fn check_embedding(ids: &[usize], [rows, d]: [usize; 2]) {
     // A gradient is a sum over all ids of a row.
     check_at_scale(
-        5.0,
+        [0.1, 5.0],
         &[numbers(1, rows * d)],
         |x| loops::embedding(&x[0], ids, d),
         |x| {
@@ -104,7 +104,7 @@ fn check_attention(sizes: &Sizes, seed: u64, p: f64) {
     };
     let out = count(sizes.q());
     check_at_scale(
-        scale,
+        [0.1, scale],
         &inputs,
         |x| loops::attention(sizes, x, &kept),
         |x| {
@@ -114,7 +114,7 @@ fn check_attention(sizes: &Sizes, seed: u64, p: f64) {
     );
     if sizes.queries == sizes.keys {
         check_at_scale(
-            scale,
+            [0.1, scale],
             &inputs,
             |x| loops::attention(sizes, x, &kept),
             |x| {
@@ -149,7 +149,8 @@ proptest! {
         let (kept, scale) = (kept([n, d], p), 1.7);
         let inputs = [numbers(1, n * d), numbers(2, r * d), numbers(3, out * r)];
         let reference = |x: &[Vec<f64>]| loops::low_rank(&x[0], &x[1], &x[2], &kept, [d, r], scale);
-        check(&inputs, reference, |x| {
+        // Values are sums over up to 128 inputs, gradients over as many outputs, twice over.
+        check_at_scale([1.0, 5.0], &inputs, reference, |x| {
             let (a, b) = (x[1].clone().reshape([r, d]), x[2].clone().reshape([out, r]));
             low_rank(x[0].clone().reshape([n, d]), a, b, scale, drop.then_some((p, KEY))).reshape([n * out])
         });
@@ -203,7 +204,7 @@ proptest! {
             loops::linear(&x[0], &x[1], d).iter().zip(branch).map(|(y, branch)| y + branch).collect()
         };
         // Gradients are sums over up to 128 outputs, twice over.
-        check_at_scale(5.0, &inputs, reference, |x| {
+        check_at_scale([0.1, 5.0], &inputs, reference, |x| {
             let matrix = |index: usize, dims: [usize; 2]| x[index].clone().reshape(dims);
             let branch = LowRank { a: matrix(2, [r, d]), b: matrix(3, [out, r]), scale, dropout: drop.then_some((p, KEY)), rows: None };
             adapted_linear(matrix(0, [n, d]), matrix(1, [out, d]), branch).reshape([n * out])
@@ -221,7 +222,7 @@ proptest! {
         let inputs = [numbers(1, n * d), numbers(2, classes * d)];
         // With all of the weight on the mean, gradients of one class are what is left of sums.
         let reference = |x: &[Vec<f64>]| loops::linear_cross_entropy(&x[0], &x[1], &labels, d, smoothing);
-        check_at_scale(0.5, &inputs, reference, |x| {
+        check_at_scale([0.1, 0.5], &inputs, reference, |x| {
             let labels: Vec<i32> = labels.iter().map(|label| *label as i32).collect();
             let labels = Tensor::<1, Int>::from_data(TensorData::new(labels, [n]), &x[0].device());
             let (hidden, weight) = (x[0].clone().reshape([n, d]), x[1].clone().reshape([classes, d]));

@@ -55,12 +55,12 @@ pub(crate) fn check(
     reference: impl Fn(&[Vec<f64>]) -> Vec<f64>,
     op: impl Fn(&[Tensor<1>]) -> Tensor<1>,
 ) {
-    check_at_scale(0.1, inputs, reference, op);
+    check_at_scale([0.1, 0.1], inputs, reference, op);
 }
 
-/// The same where gradients below `scale` are what is left of larger terms that cancel.
+/// The same where values and gradients below these scales are what is left of larger terms that cancel.
 pub(crate) fn check_at_scale(
-    scale: f64,
+    [of_values, of_gradients]: [f64; 2],
     inputs: &[Vec<f64>],
     reference: impl Fn(&[Vec<f64>]) -> Vec<f64>,
     op: impl Fn(&[Tensor<1>]) -> Tensor<1>,
@@ -98,14 +98,15 @@ pub(crate) fn check_at_scale(
             inputs.iter().map(|x| tensor(x, [x.len()], &device, dtype).require_grad()).collect();
         let output = op(&leaves);
         assert_eq!(output.dtype(), dtype);
-        assert_near(&format!("{dtype:?} value"), &values(output.clone()), &expected, value_tolerance);
+        let actual = values(output.clone());
+        assert_near_at_scale(&format!("{dtype:?} value"), &actual, &expected, value_tolerance, of_values);
         let gradients = (output * tensor(&weights, [weights.len()], &device, dtype)).sum().backward();
         for (input, leaf) in leaves.iter().enumerate() {
             let gradient = values(leaf.grad(&gradients).expect("a gradient for every input"));
             assert_eq!(gradient.len(), inputs[input].len());
             let actual: Vec<f64> = places[input].iter().map(|place| gradient[*place]).collect();
             let what = format!("{dtype:?} gradient of input {input}");
-            assert_near_at_scale(&what, &actual, &slopes[input], gradient_tolerance, scale);
+            assert_near_at_scale(&what, &actual, &slopes[input], gradient_tolerance, of_gradients);
         }
     }
 }
