@@ -63,7 +63,7 @@ pub use embedding::embedding;
 pub use flex::{MemoryUse, memory_use, release_memory};
 pub use gate::gelu_gate;
 #[cfg(feature = "gpu")]
-pub use gpu::count_launches;
+pub use gpu::{count_launches, keep_tuning};
 pub use linear::{LowRank, Site, adapted_linear, adapted_linears, linear, low_rank};
 pub use loss::{cross_entropy, linear_cross_entropy};
 pub use many::AnyRank;

@@ -13,6 +13,7 @@ mod loss;
 mod mask;
 mod norm;
 mod sums;
+mod tuning;
 
 use burn::backend::TensorMetadata;
 use burn::backend::tensor::FloatTensor;
@@ -29,6 +30,7 @@ use crate::embedding::EmbeddingOps;
 use crate::linear::{LinearBackward, LinearOps};
 use crate::path::{Path, path};
 pub use launches::count_launches;
+pub use tuning::keep_tuning;
 
 /// A frozen product is the matrix product of Burn, which tunes itself; what is around it is not worth a kernel of its own.
 impl LinearOps for CubeBackend {}
