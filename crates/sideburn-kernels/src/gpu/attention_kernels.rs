@@ -149,6 +149,30 @@ impl Place {
         }
         score
     }
+
+    /// The same for all scores of a unit, in the tile of the queries from `first` and the keys from `start` on.
+    fn bias_all<F: Float>(
+        &self,
+        scores: &mut Array<f32>,
+        first: usize,
+        start: usize,
+        bias: &Tensor<F>,
+        sizes: &Sizes,
+        #[comptime] tiles: Tiles,
+    ) {
+        let rows = comptime!(tiles.rows());
+        let columns = comptime!(tiles.scores());
+        #[unroll]
+        for i in 0..rows {
+            let query = first + unit_row() * rows + i;
+            #[unroll]
+            for j in 0..columns {
+                let key = start + unit_column() * columns + j;
+                let at = comptime!(i * columns + j);
+                scores[at] = self.biased::<F>(scores[at], query, key, bias, sizes, tiles);
+            }
+        }
+    }
 }
 
 /// This unit's place in the square.
@@ -266,6 +290,22 @@ fn share(values: &Array<f32>, shared: &mut Shared<[f32]>, #[comptime] rows: usiz
     }
 }
 
+/// Puts the largest score that each unit has for each of its rows there, or what was highest before.
+#[cube]
+fn share_largest(scores: &Array<f32>, highest: &Array<f32>, shared: &mut Shared<[f32]>, #[comptime] tiles: Tiles) {
+    let rows = comptime!(tiles.rows());
+    let columns = comptime!(tiles.scores());
+    #[unroll]
+    for i in 0..rows {
+        let mut largest = highest[i];
+        #[unroll]
+        for j in 0..columns {
+            largest = max(largest, scores[i * columns + j]);
+        }
+        shared[(unit_row() * rows + i) * LANES + unit_column()] = largest;
+    }
+}
+
 /// The sum of what the units of a row have put there.
 #[cube]
 fn shared_sum(shared: &Shared<[f32]>, row: usize) -> f32 {
@@ -360,7 +400,6 @@ pub(super) fn forward_kernel<F: Float>(
     let mut mixed = Array::<f32>::new(comptime!(row_count * column_count));
     let mut highest = Array::<f32>::new(row_count);
     let mut below = Array::<f32>::new(row_count);
-    let mut largest = Array::<f32>::new(row_count);
     let mut scores = Array::<f32>::new(comptime!(row_count * score_count));
     let mut kept = Array::<f32>::new(score_count);
     fill(&mut mixed, 0.0f32, comptime!(row_count * column_count));
@@ -378,19 +417,8 @@ pub(super) fn forward_kernel<F: Float>(
         load::<F>(k, &mut others, place.key_start + start, left, place.head, tiles.others, tiles);
         sync_cube();
         products(&own, &others, &mut scores, tiles);
-        #[unroll]
-        for i in 0..row_count {
-            let query = first + unit_row() * row_count + i;
-            largest[i] = highest[i];
-            #[unroll]
-            for j in 0..score_count {
-                let key = start + unit_column() * score_count + j;
-                let at = comptime!(i * score_count + j);
-                scores[at] = place.biased::<F>(scores[at], query, key, bias, &sizes, tiles);
-                largest[i] = max(largest[i], scores[at]);
-            }
-        }
-        share(&largest, &mut shared, row_count);
+        place.bias_all::<F>(&mut scores, first, start, bias, &sizes, tiles);
+        share_largest(&scores, &highest, &mut shared, tiles);
         sync_cube();
         // The keys have been read.
         load::<F>(v, &mut others, place.key_start + start, left, place.head, tiles.others, tiles);
@@ -478,7 +506,6 @@ pub(super) fn queries_kernel<F: Float>(
     let mut highest = Array::<f32>::new(row_count);
     let mut below = Array::<f32>::new(row_count);
     let mut pull = Array::<f32>::new(row_count);
-    let mut largest = Array::<f32>::new(row_count);
     let mut scores = Array::<f32>::new(comptime!(row_count * score_count));
     let mut slopes = Array::<f32>::new(comptime!(row_count * score_count));
     let mut kept = Array::<f32>::new(score_count);
@@ -502,19 +529,8 @@ pub(super) fn queries_kernel<F: Float>(
         sync_cube();
         products(&own_q, &others_k, &mut scores, tiles);
         products(&own_g, &others_v, &mut slopes, tiles);
-        #[unroll]
-        for i in 0..row_count {
-            let query = first + unit_row() * row_count + i;
-            largest[i] = highest[i];
-            #[unroll]
-            for j in 0..score_count {
-                let key = start + unit_column() * score_count + j;
-                let at = comptime!(i * score_count + j);
-                scores[at] = place.biased::<F>(scores[at], query, key, bias, &sizes, tiles);
-                largest[i] = max(largest[i], scores[at]);
-            }
-        }
-        share(&largest, &mut shared, row_count);
+        place.bias_all::<F>(&mut scores, first, start, bias, &sizes, tiles);
+        share_largest(&scores, &highest, &mut shared, tiles);
         sync_cube();
         #[unroll]
         for i in 0..row_count {
@@ -726,6 +742,7 @@ pub(super) fn bias_kernel<F: Float>(
             sync_cube();
             products(&own_q, &others_k, &mut scores, tiles);
             products(&own_g, &others_v, &mut slopes, tiles);
+            place.bias_all::<F>(&mut scores, first, start, bias, &sizes, tiles);
             #[unroll]
             for i in 0..row_count {
                 let row = unit_row() * row_count + i;
@@ -738,14 +755,12 @@ pub(super) fn bias_kernel<F: Float>(
                 #[unroll]
                 for j in 0..score_count {
                     let at = comptime!(i * score_count + j);
-                    let key = start + unit_column() * score_count + j;
-                    let score = place.biased::<F>(scores[at], first + row, key, bias, &sizes, tiles);
                     let mut slope = slopes[at];
                     if comptime!(tiles.drops) {
                         slope *= kept[j];
                     }
                     let to = row * comptime!(tiles.others + 1) + unit_column() * score_count + j;
-                    pulled[to] = exponential(score, normaliser) * (slope - pull);
+                    pulled[to] = exponential(scores[at], normaliser) * (slope - pull);
                 }
             }
             sync_cube();

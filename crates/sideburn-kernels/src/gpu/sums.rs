@@ -1,16 +1,27 @@
 //! Sums that the units of a cube take together, in an order that the size of the cube alone decides.
 
 use burn_cubecl::cubecl;
+use burn_cubecl::cubecl::ir::ElemType;
 use burn_cubecl::cubecl::prelude::*;
 
 use super::{Primitive, UNITS, element, fresh, shared_out};
-use burn_cubecl::cubecl::ir::ElemType;
 
 const _: () = assert!(UNITS.is_power_of_two());
 
 /// The sum of what the units bring, for all of them. `shared` has a place for each unit.
 #[cube]
 pub(super) fn sum_of_cube(value: f32, shared: &mut Shared<[f32]>) -> f32 {
+    of_cube(value, shared, false)
+}
+
+/// The largest of what the units bring, for all of them.
+#[cube]
+pub(super) fn largest_of_cube(value: f32, shared: &mut Shared<[f32]>) -> f32 {
+    of_cube(value, shared, true)
+}
+
+#[cube]
+fn of_cube(value: f32, shared: &mut Shared<[f32]>, #[comptime] largest: bool) -> f32 {
     // What was here before has been read.
     sync_cube();
     shared[UNIT_POS as usize] = value;
@@ -19,25 +30,12 @@ pub(super) fn sum_of_cube(value: f32, shared: &mut Shared<[f32]>) -> f32 {
     for halving in 0..comptime!(UNITS.ilog2()) {
         let half = comptime!(UNITS as u32 >> (halving + 1));
         if UNIT_POS < half {
-            shared[UNIT_POS as usize] += shared[(UNIT_POS + half) as usize];
-        }
-        sync_cube();
-    }
-    shared[0]
-}
-
-/// The largest of what the units bring, for all of them.
-#[cube]
-pub(super) fn largest_of_cube(value: f32, shared: &mut Shared<[f32]>) -> f32 {
-    sync_cube();
-    shared[UNIT_POS as usize] = value;
-    sync_cube();
-    #[unroll]
-    for halving in 0..comptime!(UNITS.ilog2()) {
-        let half = comptime!(UNITS as u32 >> (halving + 1));
-        if UNIT_POS < half {
-            let other = shared[(UNIT_POS + half) as usize];
-            shared[UNIT_POS as usize] = max(shared[UNIT_POS as usize], other);
+            let (own, other) = (shared[UNIT_POS as usize], shared[(UNIT_POS + half) as usize]);
+            if comptime!(largest) {
+                shared[UNIT_POS as usize] = max(own, other);
+            } else {
+                shared[UNIT_POS as usize] = own + other;
+            }
         }
         sync_cube();
     }
