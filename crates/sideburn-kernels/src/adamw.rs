@@ -2,7 +2,7 @@
 //! outside of autodiff.
 
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Backend, Dispatch, TensorMetadata, backend_extension};
+use burn::backend::{Backend, Dispatch, TensorMetadata, backend_extension, get_or_init_device_settings};
 use burn::tensor::{DType, FloatDType, Shape, Tensor};
 
 use crate::many::{AnyRank, Many};
@@ -23,14 +23,11 @@ pub struct AdamWStep {
     pub epsilon: f64,
     /// Which update of the parameter it is, from 1: the moments are biased towards zero by `1 - beta^time`.
     pub time: u32,
-    /// What the gradient is multiplied by, which leaves the gradient itself as it is: clipping needs no pass of its own.
-    pub gradient_scale: f64,
 }
 
 /// What an update multiplies and adds, in `f32`.
 #[derive(Clone, Copy)]
 pub(crate) struct Coefficients {
-    pub(crate) scale: f32,
     pub(crate) keep: f32,
     pub(crate) rate: f32,
     pub(crate) beta1: f32,
@@ -48,7 +45,6 @@ impl AdamWStep {
     pub(crate) fn coefficients(&self) -> Coefficients {
         let time = f64::from(self.time);
         Coefficients {
-            scale: self.gradient_scale as f32,
             keep: self.keep() as f32,
             rate: self.learning_rate as f32,
             beta1: self.beta1 as f32,
@@ -83,19 +79,24 @@ pub struct AdamWUpdate {
 /// Updates parameters and their moments by AdamW:
 ///
 /// ```text
-/// g = gradient_scale * gradient
+/// g = scale * gradient
 /// m = beta1 * m + (1 - beta1) * g
 /// v = beta2 * v + (1 - beta2) * g^2
 /// p = (1 - learning_rate * weight_decay) * p - learning_rate * m' / (sqrt(v') + epsilon)
 ///     with m' = m / (1 - beta1^time), v' = v / (1 - beta2^time)
 /// ```
 ///
+/// `scale`, `[1]`, is on the device like everything else: clipping needs neither a pass of its own nor a word of the host.
+/// **If it is not above zero nothing is changed**, so that whoever finds a gradient that is not finite, on the device, can
+/// keep it out of the parameters by a scale of 0. Gradients stay as they are.
+///
 /// Returns `[p, m, v]` of each. On [`Device::flex`](burn::tensor::Device::flex), in `f32`, it is one pass over the memory
 /// of all of them, shared out to all threads at once, and what nothing else holds is overwritten in place.
 ///
 /// # Panics
 /// If the shapes of an update differ, or a tensor is tracked by autodiff: take its `inner`.
-pub fn adamw_steps(updates: Vec<AdamWUpdate>) -> Vec<[AnyRank; 3]> {
+pub fn adamw_steps(updates: Vec<AdamWUpdate>, scale: Tensor<1>) -> Vec<[AnyRank; 3]> {
+    assert_eq!(scale.dims(), [1], "all gradients have one scale");
     if updates.is_empty() {
         return Vec::new();
     }
@@ -108,7 +109,8 @@ pub fn adamw_steps(updates: Vec<AdamWUpdate>) -> Vec<[AnyRank; 3]> {
     });
     let (tensors, steps): (Vec<_>, _) = parts.unzip();
     let [parameters, gradients, firsts, seconds] = Many::columns(tensors);
-    let (parameters, firsts, seconds) = Dispatch::adamw_steps(parameters, gradients, firsts, seconds, steps);
+    let scale = scale.into_dispatch();
+    let (parameters, firsts, seconds) = Dispatch::adamw_steps(parameters, gradients, firsts, seconds, scale, steps);
     parameters.into_iter().zip(firsts).zip(seconds).map(|((p, m), v)| [p, m, v]).collect()
 }
 
@@ -120,11 +122,12 @@ pub fn adamw_step<const D: usize>(
     parameter: Tensor<D>,
     gradient: Tensor<D>,
     moments: [Tensor<D>; 2],
+    scale: Tensor<1>,
     step: &AdamWStep,
 ) -> [Tensor<D>; 3] {
     let moments = moments.map(AnyRank::from);
     let update = AdamWUpdate { parameter: parameter.into(), gradient: gradient.into(), moments, step: *step };
-    adamw_steps(vec![update]).remove(0).map(AnyRank::into_tensor)
+    adamw_steps(vec![update], scale).remove(0).map(AnyRank::into_tensor)
 }
 
 /// The parameter before the last [`adamw_step`], worked out from the one after it and the moments that it left:
@@ -163,12 +166,13 @@ pub(crate) trait OptimizerOps: Backend {
         #[extension_type] gradients: Many<Self>,
         #[extension_type] firsts: Many<Self>,
         #[extension_type] seconds: Many<Self>,
+        scale: FloatTensor<Self>,
         steps: Vec<AdamWStep>,
     ) -> (Many<Self>, Many<Self>, Many<Self>) {
         let moments = firsts.0.into_iter().zip(seconds.0);
         let updates = parameters.0.into_iter().zip(gradients.0).zip(moments).zip(steps);
         let updated = updates.map(|(((parameter, gradient), (first, second)), step)| {
-            Self::adamw_step(parameter, gradient, first, second, step)
+            Self::adamw_step(parameter, gradient, first, second, scale.clone(), step)
         });
         let (parameters, (firsts, seconds)) = updated.map(|(p, m, v)| (p, (m, v))).unzip();
         (Many(parameters), Many(firsts), Many(seconds))
@@ -181,15 +185,16 @@ pub(crate) trait OptimizerOps: Backend {
     }
 
     /// Parameter and moments after one update.
-    #[fusion(meta = |p, _gradient, m, v, _step| (p.clone(), m.clone(), v.clone()))]
+    #[fusion(meta = |p, _gradient, m, v, _scale, _step| (p.clone(), m.clone(), v.clone()))]
     fn adamw_step(
         parameter: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
         first: FloatTensor<Self>,
         second: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
         step: AdamWStep,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        composed_step::<Self>(parameter, gradient, [first, second], &step)
+        composed_step::<Self>(parameter, gradient, [first, second], scale, &step)
     }
 
     /// The sum of squares, `[1]`.
@@ -208,19 +213,28 @@ pub(crate) fn composed_step<B: Backend>(
     parameter: FloatTensor<B>,
     gradient: FloatTensor<B>,
     [first, second]: [FloatTensor<B>; 2],
+    scale: FloatTensor<B>,
     step: &AdamWStep,
 ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
+    let shape = parameter.shape();
+    let scale = in_dtype::<B>(scale, parameter.dtype());
+    let scale = B::float_reshape(scale, Shape::from(vec![1; shape.num_dims()]));
+    let bools = get_or_init_device_settings::<B>(&scale.device()).bool_dtype;
+    let stays = B::bool_not(B::float_greater_elem(scale.clone(), 0.0.into(), bools));
+    let stays = B::bool_expand(stays, shape);
+    let unless_it_stays = |new, old| B::float_mask_where(new, stays.clone(), old);
+
     let time = f64::from(step.time);
     let scaled = |x: FloatTensor<B>, factor: f64| B::float_mul_scalar(x, factor.into());
-    let gradient = scaled(gradient, step.gradient_scale);
-    let first = B::float_add(scaled(first, step.beta1), scaled(gradient.clone(), 1.0 - step.beta1));
+    let gradient = B::float_mul(gradient, scale);
+    let new_first = B::float_add(scaled(first.clone(), step.beta1), scaled(gradient.clone(), 1.0 - step.beta1));
     let square = B::float_mul(gradient.clone(), gradient);
-    let second = B::float_add(scaled(second, step.beta2), scaled(square, 1.0 - step.beta2));
-    let unbiased = scaled(first.clone(), 1.0 / (1.0 - step.beta1.powf(time)));
-    let root = scaled(B::float_sqrt(second.clone()), 1.0 / (1.0 - step.beta2.powf(time)).sqrt());
+    let new_second = B::float_add(scaled(second.clone(), step.beta2), scaled(square, 1.0 - step.beta2));
+    let unbiased = scaled(new_first.clone(), 1.0 / (1.0 - step.beta1.powf(time)));
+    let root = scaled(B::float_sqrt(new_second.clone()), 1.0 / (1.0 - step.beta2.powf(time)).sqrt());
     let update = B::float_div(unbiased, B::float_add_scalar(root, step.epsilon.into()));
-    let parameter = B::float_sub(scaled(parameter, step.keep()), scaled(update, step.learning_rate));
-    (parameter, first, second)
+    let new = B::float_sub(scaled(parameter.clone(), step.keep()), scaled(update, step.learning_rate));
+    (unless_it_stays(new, parameter), unless_it_stays(new_first, first), unless_it_stays(new_second, second))
 }
 
 pub(crate) fn composed_norm<B: OptimizerOps>(tensors: Many<B>) -> FloatTensor<B> {
@@ -230,6 +244,10 @@ pub(crate) fn composed_norm<B: OptimizerOps>(tensors: Many<B>) -> FloatTensor<B>
 
 pub(crate) fn composed_square_sum<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     let dtype = sum_dtype(x.dtype());
-    let x = if dtype == x.dtype() { x } else { B::float_cast(x, FloatDType::from(dtype)) };
+    let x = in_dtype::<B>(x, dtype);
     B::float_reshape(B::float_sum(B::float_mul(x.clone(), x)), Shape::new([1]))
+}
+
+pub(crate) fn in_dtype<B: Backend>(x: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
+    if dtype == x.dtype() { x } else { B::float_cast(x, FloatDType::from(dtype)) }
 }

@@ -334,25 +334,24 @@ fn low_rank_branches() {
 
 #[test]
 fn updates() {
-    let step = |time| AdamWStep {
-        learning_rate: 0.1,
-        weight_decay: 0.1,
-        beta1: 0.9,
-        beta2: 0.999,
-        epsilon: 1e-8,
-        time,
-        gradient_scale: 0.3,
-    };
+    let step =
+        |time| AdamWStep { learning_rate: 0.1, weight_decay: 0.1, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, time };
     for shape in [[1, 1], [3, 5], [16, 64]] {
         let run = |device: &Device, dtype: DType| {
+            let scale = |scale: f64| tensor(&[scale], [1], device, dtype);
             let parameter = tensor(&numbers(1, shape[0] * shape[1]), shape, device, dtype);
             let held = parameter.clone();
             let mut all = [parameter.clone(), parameter.zeros_like(), parameter.zeros_like()];
             for time in 1..=3 {
                 let gradient = tensor(&numbers(1 + u64::from(time), shape[0] * shape[1]), shape, device, dtype);
                 let [p, m, v] = all;
-                all = adamw_step(p, gradient, [m, v], &step(time));
+                all = adamw_step(p, gradient, [m, v], scale(0.3), &step(time));
             }
+            // What is not finite does not get in, in place or not.
+            let [p, m, v] = all;
+            let gradient = parameter.full_like(f32::NAN);
+            let [_, m, v] = adamw_step(p.clone(), gradient.clone(), [m, v], scale(0.0), &step(4));
+            all = adamw_step(p, gradient, [m, v], scale(0.0), &step(4));
             assert_eq!(values(held), numbers(1, shape[0] * shape[1]), "somebody else has the parameter");
             all.map(values)
         };

@@ -28,7 +28,7 @@ fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
 
 /// One update of `[p, m, v]` by the gradient.
 fn by_hand([p, m, v]: [f64; 3], gradient: f64, step: &AdamWStep) -> [f64; 3] {
-    let g = gradient * step.gradient_scale;
+    let g = gradient * SCALE;
     let m = step.beta1 * m + (1.0 - step.beta1) * g;
     let v = step.beta2 * v + (1.0 - step.beta2) * g * g;
     let (unbiased, time) = (m / (1.0 - step.beta1.powi(step.time as i32)), step.time as i32);
@@ -36,16 +36,15 @@ fn by_hand([p, m, v]: [f64; 3], gradient: f64, step: &AdamWStep) -> [f64; 3] {
     [(1.0 - step.learning_rate * step.weight_decay) * p - step.learning_rate * unbiased / root, m, v]
 }
 
+/// What gradients are multiplied by.
+const SCALE: f64 = 0.3;
+
+fn scale(dtype: DType) -> Tensor<1> {
+    Tensor::from_data(TensorData::new(vec![SCALE], [1]), (&Device::flex(), dtype))
+}
+
 fn step(time: u32) -> AdamWStep {
-    AdamWStep {
-        learning_rate: 0.1,
-        weight_decay: 0.1,
-        beta1: 0.9,
-        beta2: 0.999,
-        epsilon: 1e-8,
-        time,
-        gradient_scale: 0.3,
-    }
+    AdamWStep { learning_rate: 0.1, weight_decay: 0.1, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, time }
 }
 
 fn shapes() -> impl Strategy<Value = [usize; 2]> {
@@ -68,7 +67,7 @@ proptest! {
             let (slopes, gradient) = matrix(shape, layouts[1], key.fold_in(u64::from(time)));
             let before = found[0].clone();
             let [p, m, v] = found;
-            found = adamw_step(p, gradient.clone().cast(dtype), [m, v], &step(time));
+            found = adamw_step(p, gradient.clone().cast(dtype), [m, v], scale(dtype), &step(time));
             for (numbers, slope) in expected.iter_mut().zip(&slopes) {
                 *numbers = by_hand(*numbers, *slope, &step(time));
             }
@@ -123,24 +122,39 @@ fn many_updates_are_those_of_each_alone() {
         let [parameter, gradient, first, second] = [parameter, gradient, first, second].map(any);
         AdamWUpdate { parameter, gradient, moments: [first, second], step: step(index as u32 + 1) }
     });
-    let together = adamw_steps(updates.collect());
+    let together = adamw_steps(updates.collect(), scale(DType::F32));
     assert_eq!(together.len(), shapes.len());
     for (index, found) in together.into_iter().enumerate() {
         let [parameter, gradient, first, second] = tensors(index);
-        let alone = adamw_step(parameter, gradient, [first, second], &step(index as u32 + 1));
+        let alone = adamw_step(parameter, gradient, [first, second], scale(DType::F32), &step(index as u32 + 1));
         for (found, alone) in found.into_iter().zip(alone) {
             let found = if index == 2 { values(found.into_tensor::<1>()) } else { values(found.into_tensor::<2>()) };
             assert_eq!(found, values(alone), "tensor {index}");
         }
     }
-    assert!(adamw_steps(Vec::new()).is_empty());
+    assert!(adamw_steps(Vec::new(), scale(DType::F32)).is_empty());
 }
 
 #[test]
 #[should_panic(expected = "a parameter, its gradient and its moments must have one shape")]
 fn an_update_with_another_shape_is_refused() {
     let ones = |shape: [usize; 2]| Tensor::<2>::ones(shape, &Device::flex());
-    adamw_step(ones([2, 3]), ones([3, 2]), [ones([2, 3]), ones([2, 3])], &step(1));
+    adamw_step(ones([2, 3]), ones([3, 2]), [ones([2, 3]), ones([2, 3])], scale(DType::F32), &step(1));
+}
+
+#[test]
+fn a_scale_that_is_not_above_zero_changes_nothing() {
+    for (scale, dtype) in [(0.0, DType::F32), (f32::NAN, DType::F32), (-1.0, DType::F32), (0.0, DType::F64)] {
+        let tensors = [1, 2, 3, 4].map(|seed| matrix([40, 30], false, Key::from_seed(seed)).1.cast(dtype));
+        let [p, m, v, gradient] = tensors.clone();
+        // What is not finite does not get in.
+        let gradient = gradient.slice_fill([0..1, 0..2], f32::INFINITY).slice_fill([3..4, 3..4], f32::NAN);
+        let scale = Tensor::from_data(TensorData::new(vec![scale], [1]), &Device::flex());
+        let found = adamw_step(p, gradient, [m, v], scale, &step(2));
+        for (found, before) in found.into_iter().zip(tensors) {
+            assert_eq!(values(found), values(before));
+        }
+    }
 }
 
 #[test]

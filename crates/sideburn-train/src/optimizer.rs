@@ -20,10 +20,11 @@ pub(crate) struct Optimizer<M> {
     second_factors: HashSet<ParamId>,
     /// First and second moment of each parameter that has been updated.
     moments: HashMap<ParamId, [AnyRank; 2]>,
-    /// The last update of each, and at which step it was.
-    last: HashMap<ParamId, (AdamWStep, u64)>,
-    /// How many steps there were.
-    steps: u64,
+    /// How often each has been updated.
+    times: HashMap<ParamId, u32>,
+    /// The updates of the last step, and of the one before it.
+    last: HashMap<ParamId, AdamWStep>,
+    last_but_one: HashMap<ParamId, AdamWStep>,
     /// The model with nothing in its parameters, to stand in for it while it is updated: what only the updating code
     /// holds can be overwritten.
     hollow: M,
@@ -51,47 +52,54 @@ impl<M: AdaptedModel> Optimizer<M> {
             undecayed: undecayed(model),
             second_factors: second_factors(model),
             moments: HashMap::new(),
+            times: HashMap::new(),
             last: HashMap::new(),
-            steps: 0,
+            last_but_one: HashMap::new(),
             hollow: model.clone().map(&mut Hollow),
         }
     }
 
-    /// Updates those parameters that have a gradient, which is multiplied by `gradient_scale` first.
-    pub(crate) fn step(&mut self, model: &mut M, gradients: &GradientsParams, learning_rate: f64, gradient_scale: f64) {
-        self.steps += 1;
+    /// Updates those parameters that have a gradient, which is multiplied by `scale` first; if that is not above zero,
+    /// everything stays as it is ([`adamw_steps`]).
+    pub(crate) fn step(&mut self, model: &mut M, gradients: &GradientsParams, learning_rate: f64, scale: Tensor<1>) {
+        self.last_but_one = mem::take(&mut self.last);
         let whole = mem::replace(model, self.hollow.clone());
         let (ids, updates, mappers) = (Vec::new(), Vec::new(), TensorContainer::new());
-        let mut take = Take { optimizer: self, gradients, learning_rate, gradient_scale, ids, updates, mappers };
+        let mut take = Take { optimizer: self, gradients, learning_rate, ids, updates, mappers };
         let rest = whole.map(&mut take);
         let Take { ids, updates, mappers, .. } = take;
         let mut updated = HashMap::new();
-        for (id, [parameter, first, second]) in ids.into_iter().zip(adamw_steps(updates)) {
+        for (id, [parameter, first, second]) in ids.into_iter().zip(adamw_steps(updates, scale)) {
             updated.insert(id, parameter);
             self.moments.insert(id, [first, second]);
         }
         *model = rest.map(&mut Put { updated, mappers });
     }
 
-    /// Takes the last update back, as exactly as [`adamw_undo`] can. The moments stay as it left them.
+    /// Takes the last update but one back, as exactly as [`adamw_undo`] can, if the last has changed nothing. The moments
+    /// stay as it left them.
     pub(crate) fn undo(&mut self, model: &mut M) {
         let whole = mem::replace(model, self.hollow.clone());
         *model = whole.map(&mut Undo { optimizer: self });
     }
 
-    fn settings(&self, id: ParamId, learning_rate: f64, gradient_scale: f64) -> AdamWStep {
+    /// The next update of a parameter.
+    fn next_update(&mut self, id: ParamId, learning_rate: f64) -> AdamWStep {
+        let time = self.times.entry(id).or_default();
+        *time += 1;
         let of_group = |group: &HashSet<ParamId>, inside: f64, outside: f64| {
             if group.contains(&id) { inside } else { outside }
         };
-        AdamWStep {
+        let step = AdamWStep {
             learning_rate: learning_rate * of_group(&self.second_factors, self.config.loraplus_lr_ratio, 1.0),
             weight_decay: of_group(&self.undecayed, 0.0, self.config.weight_decay),
             beta1: self.config.adam_beta1,
             beta2: self.config.adam_beta2,
             epsilon: self.config.adam_epsilon,
-            time: self.last.get(&id).map_or(0, |(last, _)| last.time) + 1,
-            gradient_scale,
-        }
+            time: *time,
+        };
+        self.last.insert(id, step);
+        step
     }
 }
 
@@ -100,7 +108,6 @@ struct Take<'a, M> {
     optimizer: &'a mut Optimizer<M>,
     gradients: &'a GradientsParams,
     learning_rate: f64,
-    gradient_scale: f64,
     /// What is to be updated. A parameter that stands in several places is updated once.
     ids: Vec<ParamId>,
     updates: Vec<AdamWUpdate>,
@@ -116,12 +123,11 @@ impl<M: AdaptedModel> ModuleMapper for Take<'_, M> {
         if self.mappers.get::<ParamMapper<Tensor<D>>>(&id).is_some() {
             return hollow;
         }
-        let step = self.optimizer.settings(id, self.learning_rate, self.gradient_scale);
+        let step = self.optimizer.next_update(id, self.learning_rate);
         let tensor = tensor.inner();
         let begun = self.optimizer.moments.remove(&id);
         let moments = begun.unwrap_or_else(|| [tensor.zeros_like(), tensor.zeros_like()].map(AnyRank::from));
         let (parameter, gradient) = (tensor.into(), gradient.inner().into());
-        self.optimizer.last.insert(id, (step, self.optimizer.steps));
         self.ids.push(id);
         self.updates.push(AdamWUpdate { parameter, gradient, moments, step });
         self.mappers.register(id, mapper);
@@ -151,12 +157,11 @@ struct Undo<'a, M> {
 
 impl<M> ModuleMapper for Undo<'_, M> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let Optimizer { last, steps, moments, .. } = &*self.optimizer;
-        // Those that had no gradient at the last step were not updated.
-        let Some((settings, _)) = last.get(&param.id).filter(|(_, step)| step == steps) else { return param };
+        let Optimizer { last_but_one, moments, .. } = &*self.optimizer;
+        let Some(step) = last_but_one.get(&param.id) else { return param };
         let (id, tensor, mapper) = param.consume();
         let moments = moments.get(&id).expect("moments of what was updated").clone().map(AnyRank::into_tensor);
-        let tensor = adamw_undo(tensor.inner(), moments, settings);
+        let tensor = adamw_undo(tensor.inner(), moments, step);
         Param::from_mapped_value(id, Tensor::from_inner(tensor).require_grad(), mapper)
     }
 }

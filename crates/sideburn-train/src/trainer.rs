@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use burn::optim::{GradientsAccumulator, GradientsParams};
-use burn::tensor::{Tensor, Transaction};
+use burn::tensor::Tensor;
 use sideburn_adapters::{AdaptedModel, Key, ParameterReport, Pass, Regimens};
 use sideburn_batch::Seq2SeqBatch;
 use sideburn_kernels::{Span, on_workers};
@@ -112,24 +112,26 @@ impl<'a> Trainer<'a> {
             let started = Instant::now();
             let micro_batches = self.micro_batches(step, &batches)?;
             let targets = micro_batches.iter().map(|batch| batch.target().tokens()).sum();
-            let differentiated = self
-                .backward(model, step, (&micro_batches, targets), &token_losses, regimens)
-                .and_then(|differentiated| differentiated.read(step, targets));
-            let (Numbers { loss, penalty, grad_norm }, gradients) = match differentiated {
-                Err(error @ TrainError::NotFinite { .. }) => {
-                    match good {
+            let Differentiated { numbers, gradients } =
+                self.backward(model, step, (&micro_batches, targets), &token_losses, regimens)?;
+            let before = keeps_copies.then(|| (model.clone(), regimens.clone()));
+            let (learning_rate, scale) = (self.learning_rate(step), self.scale(&numbers));
+            let update = Span::new("update");
+            optimizer.step(model, &gradients, learning_rate, scale.clone());
+            drop(update);
+            // All of the step has been handed over. Only now is a GPU waited for.
+            let Numbers { loss, penalty, grad_norm, scale } = match numbers.read(scale, step, targets) {
+                Ok(numbers) => numbers,
+                Err(error) => {
+                    // This update has changed nothing. The one before it led here.
+                    match good.or(before) {
                         Some(good) => (*model, *regimens) = good,
                         None => optimizer.undo(model),
                     }
                     return Err(error);
                 }
-                other => other?,
             };
-            good = keeps_copies.then(|| (model.clone(), regimens.clone()));
-            let (learning_rate, scale) = (self.learning_rate(step), self.clipping(grad_norm));
-            let update = Span::new("update");
-            optimizer.step(model, &gradients, learning_rate, scale);
-            drop(update);
+            good = before;
             regimens.after_update(model, step, |id| Some(gradients.get::<2>(id)?.mul_scalar(scale)));
 
             let tokens = micro_batches.iter().map(|batch| batch.source().tokens() + batch.target().tokens()).sum();
@@ -186,13 +188,16 @@ impl<'a> Trainer<'a> {
         });
         let gradients = accumulator.grads();
         let norm = global_norm(model, &gradients).ok_or(TrainError::NothingToTrain)?;
-        Ok(Differentiated { losses, penalty, norm, gradients })
+        Ok(Differentiated { numbers: Measured { losses, penalty, norm }, gradients })
     }
 
-    /// What clipping multiplies gradients by, as `torch.nn.utils.clip_grad_norm_`, with its epsilon.
-    fn clipping(&self, norm: f64) -> f64 {
-        let factor = self.config.max_grad_norm / (norm + 1e-6);
-        if self.config.max_grad_norm > 0.0 { factor.min(1.0) } else { 1.0 }
+    /// What gradients are multiplied by, `[1]`: clipping as `torch.nn.utils.clip_grad_norm_` has it, with its epsilon, and
+    /// 0, which updates nothing, where a number is not finite.
+    fn scale(&self, numbers: &Measured) -> Tensor<1> {
+        let norm = numbers.norm.clone();
+        let most = self.config.max_grad_norm;
+        let factor = if most > 0.0 { (norm + 1e-6).recip().mul_scalar(most).clamp_max(1.0) } else { norm.ones_like() };
+        factor.mask_fill(numbers.together().is_finite().all().bool_not(), 0.0)
     }
 
     fn learning_rate(&self, step: u64) -> f64 {
@@ -203,13 +208,18 @@ impl<'a> Trainer<'a> {
 
 /// What is computed of a step, which a GPU may still be at.
 struct Differentiated {
+    numbers: Measured,
+    gradients: GradientsParams,
+}
+
+/// The numbers of a step, `[1]` each, on the device.
+struct Measured {
     /// The sum of the losses of each micro-batch.
     losses: Vec<Tensor<1>>,
     /// What regimens add to the loss.
     penalty: Option<Tensor<1>>,
     /// The norm of the whole gradient.
     norm: Tensor<1>,
-    gradients: GradientsParams,
 }
 
 /// The numbers of a step, all finite.
@@ -217,23 +227,28 @@ struct Numbers {
     loss: f64,
     penalty: f64,
     grad_norm: f64,
+    /// What gradients were multiplied by.
+    scale: f64,
 }
 
-impl Differentiated {
-    /// Reads the numbers: the one time in a step that a GPU is waited for.
-    fn read(self, step: u64, targets: usize) -> Result<(Numbers, GradientsParams), TrainError> {
-        let Self { losses, penalty, norm, gradients } = self;
-        let (batches, penalised) = (losses.len(), penalty.is_some());
-        let tensors = losses.into_iter().chain(penalty).chain([norm]);
-        let read = tensors.fold(Transaction::default(), Transaction::register).execute();
-        let mut numbers = read.iter().map(|data| data.iter::<f64>().next().expect("one number"));
+impl Measured {
+    /// All of them, one after the other, in the norm's dtype.
+    fn together(&self) -> Tensor<1> {
+        let all = self.losses.iter().chain(&self.penalty).chain([&self.norm]);
+        Tensor::cat(all.map(|number| number.clone().cast(self.norm.dtype())).collect(), 0)
+    }
+
+    /// Reads them: the one time in a step that a GPU is waited for.
+    fn read(&self, scale: Tensor<1>, step: u64, targets: usize) -> Result<Numbers, TrainError> {
+        let read = Tensor::cat(vec![self.together(), scale], 0).into_data();
+        let mut numbers = read.iter::<f64>();
+        let mut next = || numbers.next().expect("as many numbers as were put together");
         let finite = |what, value: f64| {
             if value.is_finite() { Ok(value) } else { Err(TrainError::NotFinite { step, what, value }) }
         };
-        let loss = finite("loss", numbers.by_ref().take(batches).sum::<f64>() / targets as f64)?;
-        let penalty = if penalised { finite("penalty", numbers.next().expect("a penalty"))? } else { 0.0 };
-        let grad_norm = finite("gradient norm", numbers.next().expect("a norm"))?;
-        Ok((Numbers { loss, penalty, grad_norm }, gradients))
+        let loss = finite("loss", self.losses.iter().map(|_| next()).sum::<f64>() / targets as f64)?;
+        let penalty = self.penalty.as_ref().map_or(Ok(0.0), |_| finite("penalty", next()))?;
+        Ok(Numbers { loss, penalty, grad_norm: finite("gradient norm", next())?, scale: next() })
     }
 }
 

@@ -1,12 +1,12 @@
 //! AdamW and the norm on the CPU: one pass over the memory of all tensors each.
 
 use burn::backend::Flex;
-use burn::tensor::TensorData;
+use burn::tensor::{DType, TensorData};
 use rayon::prelude::*;
 
 use super::simd::vector_fn;
 use super::{Primitive, TASK, contiguous, is_f32, overwritable, values};
-use crate::adamw::{AdamWStep, Coefficients, OptimizerOps, composed_norm, composed_step};
+use crate::adamw::{AdamWStep, Coefficients, OptimizerOps, composed_norm, composed_step, in_dtype};
 use crate::many::Many;
 use crate::profile::Span;
 
@@ -30,10 +30,10 @@ impl Update {
     }
 
     /// Composed of Burn's operations, for other dtypes than `f32`.
-    fn composed(self) -> Self {
-        let gradient = self.gradient.clone();
-        let (parameter, first, second) = composed_step::<Flex>(self.parameter, self.gradient, self.moments, &self.step);
-        Self { parameter, gradient, moments: [first, second], step: self.step }
+    fn composed(self, scale: Primitive) -> Self {
+        let Self { parameter, gradient, moments, step } = self;
+        let (parameter, first, second) = composed_step::<Flex>(parameter, gradient.clone(), moments, scale, &step);
+        Self { parameter, gradient, moments: [first, second], step }
     }
 
     fn is_f32(&self) -> bool {
@@ -54,6 +54,7 @@ impl OptimizerOps for Flex {
         gradients: Many<Flex>,
         firsts: Many<Flex>,
         seconds: Many<Flex>,
+        scale: Primitive,
         steps: Vec<AdamWStep>,
     ) -> (Many<Flex>, Many<Flex>, Many<Flex>) {
         let _span = Span::new("adamw_steps");
@@ -63,11 +64,14 @@ impl OptimizerOps for Flex {
             .zip(moments)
             .zip(steps)
             .map(|(((parameter, gradient), moments), step)| Update { parameter, gradient, moments, step })
-            .map(|update| if update.is_f32() { update.prepared() } else { update.composed() })
+            .map(|update| if update.is_f32() { update.prepared() } else { update.composed(scale.clone()) })
             .collect();
-        // Many small tensors and a few large ones: the parts of all of them are shared out together.
-        let tasks: Vec<_> = updates.iter_mut().filter(|update| update.is_f32()).flat_map(Update::tasks).collect();
-        tasks.into_par_iter().for_each(|([p, m, v], gradient, k)| update(p, m, v, gradient, k));
+        let scale = values(&in_dtype::<Flex>(scale, DType::F32))[0];
+        if scale > 0.0 {
+            // Many small tensors and a few large ones: the parts of all of them are shared out together.
+            let tasks: Vec<_> = updates.iter_mut().filter(|update| update.is_f32()).flat_map(Update::tasks).collect();
+            tasks.into_par_iter().for_each(|([p, m, v], gradient, k)| update(p, m, v, gradient, scale, k));
+        }
         let updated = updates.into_iter().map(|Update { parameter, moments, .. }| {
             let [first, second] = moments;
             (parameter, (first, second))
@@ -90,9 +94,9 @@ impl OptimizerOps for Flex {
 
 vector_fn! {
     /// One task of an update.
-    fn update(p: &mut [f32], m: &mut [f32], v: &mut [f32], gradient: &[f32], k: Coefficients) {
+    fn update(p: &mut [f32], m: &mut [f32], v: &mut [f32], gradient: &[f32], scale: f32, k: Coefficients) {
         for (((p, m), v), gradient) in p.iter_mut().zip(m).zip(v).zip(gradient) {
-            let g = gradient * k.scale;
+            let g = gradient * scale;
             *m = *m * k.beta1 + g * k.rest1;
             *v = *v * k.beta2 + g * g * k.rest2;
             *p = *p * k.keep - k.rate * (*m * k.unbias1 / (v.sqrt() * k.unbias2 + k.epsilon));
@@ -118,21 +122,15 @@ mod tests {
     fn what_nothing_else_holds_is_overwritten() {
         let tensor = |value: f32| Primitive::from_data(TensorData::new(vec![value; 40_000], [200, 200]));
         let place = |x: &Primitive| x.storage::<f32>().as_ptr();
-        let step = AdamWStep {
-            learning_rate: 0.1,
-            weight_decay: 0.0,
-            beta1: 0.9,
-            beta2: 0.999,
-            epsilon: 1e-8,
-            time: 1,
-            gradient_scale: 1.0,
-        };
+        let step =
+            AdamWStep { learning_rate: 0.1, weight_decay: 0.0, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, time: 1 };
         let [parameter, first, second] = [1.0, 0.0, 0.0].map(tensor);
         let (held, before) = (second.clone(), [&parameter, &first, &second].map(place));
         let gradient = tensor(2.0);
         let kept = gradient.clone();
         let [p, g, m, v] = [parameter, gradient, first, second].map(|tensor| Many(vec![tensor]));
-        let (Many(p), Many(m), Many(v)) = Flex::adamw_steps(p, g, m, v, vec![step]);
+        let scale = Primitive::from_data(TensorData::new(vec![1f32], [1]));
+        let (Many(p), Many(m), Many(v)) = Flex::adamw_steps(p, g, m, v, scale, vec![step]);
         let [parameter, first, second] = [&p[0], &m[0], &v[0]];
         assert_eq!([parameter, first].map(place), before[..2]);
         assert_ne!(place(second), before[2], "somebody else has the old moments");

@@ -8,7 +8,7 @@ use burn_cubecl::{CubeBackend, cubecl};
 
 use super::sums::sum_of_cube;
 use super::{Primitive, UNITS, contiguous, cube_each, element, float, fresh, fresh_of, is_fused, shared_out, together};
-use crate::adamw::{AdamWStep, Coefficients, OptimizerOps, composed_square_sum, composed_step};
+use crate::adamw::{AdamWStep, Coefficients, OptimizerOps, composed_square_sum, composed_step, in_dtype};
 
 /// Cubes that share a sum over a large tensor, and the elements that make one large.
 const CUBES: usize = 256;
@@ -20,13 +20,15 @@ impl OptimizerOps for CubeBackend {
         gradient: Primitive,
         first: Primitive,
         second: Primitive,
+        scale: Primitive,
         step: AdamWStep,
     ) -> (Primitive, Primitive, Primitive) {
         if !is_fused(&[&parameter, &gradient, &first, &second]) {
-            return composed_step::<CubeBackend>(parameter, gradient, [first, second], &step);
+            return composed_step::<CubeBackend>(parameter, gradient, [first, second], scale, &step);
         }
         let [first, second] = [first, second].map(overwritable);
         let [parameter, gradient] = [parameter, gradient].map(contiguous);
+        let scale = in_dtype::<CubeBackend>(scale, DType::F32);
         // Whoever trains may keep the weights before an update: then these are left as they are.
         let in_place = parameter.can_mut() && parameter.is_nonoverlapping();
         let out = if in_place { None } else { Some(fresh(&parameter, parameter.shape())) };
@@ -49,6 +51,7 @@ impl OptimizerOps for CubeBackend {
                 },
                 first.clone().into_buffer_arg(),
                 second.clone().into_buffer_arg(),
+                scale.into_buffer_arg(),
                 argument(step.coefficients()),
                 dtype,
             );
@@ -76,7 +79,6 @@ fn overwritable(x: Primitive) -> Primitive {
 
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 struct Numbers {
-    scale: f32,
     keep: f32,
     rate: f32,
     beta1: f32,
@@ -89,7 +91,7 @@ struct Numbers {
 }
 
 fn argument(k: Coefficients) -> NumbersLaunch {
-    NumbersLaunch::new(k.scale, k.keep, k.rate, k.beta1, k.rest1, k.beta2, k.rest2, k.unbias1, k.unbias2, k.epsilon)
+    NumbersLaunch::new(k.keep, k.rate, k.beta1, k.rest1, k.beta2, k.rest2, k.unbias1, k.unbias2, k.epsilon)
 }
 
 #[cube(launch_unchecked)]
@@ -99,23 +101,28 @@ fn adamw_kernel<F: Float, N: Size>(
     out: &mut [Vector<F, N>],
     first: &mut [Vector<F, N>],
     second: &mut [Vector<F, N>],
+    scale: &[f32],
     k: Numbers,
     #[define(F)] _dtype: ElemType,
 ) {
     if ABSOLUTE_POS >= parameter.len() {
         terminate!();
     }
-    let g = Vector::<f32, N>::cast_from(gradient[ABSOLUTE_POS]) * Vector::new(k.scale);
-    let p = Vector::<f32, N>::cast_from(parameter[ABSOLUTE_POS]);
-    let m = Vector::<f32, N>::cast_from(first[ABSOLUTE_POS]);
-    let v = Vector::<f32, N>::cast_from(second[ABSOLUTE_POS]);
-    let m = m * Vector::new(k.beta1) + g * Vector::new(k.rest1);
-    let v = v * Vector::new(k.beta2) + g * g * Vector::new(k.rest2);
-    let root = v.sqrt() * Vector::new(k.unbias2) + Vector::new(k.epsilon);
-    let update = m * Vector::new(k.unbias1) / root;
-    first[ABSOLUTE_POS] = Vector::cast_from(m);
-    second[ABSOLUTE_POS] = Vector::cast_from(v);
-    out[ABSOLUTE_POS] = Vector::cast_from(p * Vector::new(k.keep) - update * Vector::new(k.rate));
+    if scale[0] > 0.0 {
+        let g = Vector::<f32, N>::cast_from(gradient[ABSOLUTE_POS]) * Vector::new(scale[0]);
+        let p = Vector::<f32, N>::cast_from(parameter[ABSOLUTE_POS]);
+        let m = Vector::<f32, N>::cast_from(first[ABSOLUTE_POS]);
+        let v = Vector::<f32, N>::cast_from(second[ABSOLUTE_POS]);
+        let m = m * Vector::new(k.beta1) + g * Vector::new(k.rest1);
+        let v = v * Vector::new(k.beta2) + g * g * Vector::new(k.rest2);
+        let root = v.sqrt() * Vector::new(k.unbias2) + Vector::new(k.epsilon);
+        let update = m * Vector::new(k.unbias1) / root;
+        first[ABSOLUTE_POS] = Vector::cast_from(m);
+        second[ABSOLUTE_POS] = Vector::cast_from(v);
+        out[ABSOLUTE_POS] = Vector::cast_from(p * Vector::new(k.keep) - update * Vector::new(k.rate));
+    } else {
+        out[ABSOLUTE_POS] = parameter[ABSOLUTE_POS];
+    }
 }
 
 /// The sums that `cubes` cubes take over all elements, or over their squares.
