@@ -7,7 +7,7 @@ use sideburn_batch::Key;
 use super::elementwise::Mask;
 use super::memory::Buffer;
 use super::products::{Before, Mat, MatMut, Parts, Workers, product};
-use super::simd::{dots, exp, largest, sum, vector_fn};
+use super::simd::{LINE, dots, exp, fetch_ahead, largest, sum, vector_fn};
 use super::{Primitive, contiguous, is_fused, matrix};
 use crate::attention::{self, AttentionOps, Sight};
 use crate::profile::Span;
@@ -392,6 +392,7 @@ vector_fn! {
             let parts = out.chunks_exact_mut(heads.width).zip(v.row(key).chunks_exact(heads.width));
             for (head, (out, v)) in parts.enumerate() {
                 let weight = weights[head * seen + key];
+                v.chunks(LINE).for_each(fetch_ahead);
                 out.iter_mut().zip(v).for_each(|(out, v)| *out += weight * v);
             }
         }

@@ -83,7 +83,30 @@ pub(crate) fn largest(values: &[f32]) -> f32 {
     lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger)
 }
 
-/// The dot products of `N` slices with another, all of one length, each value of which is loaded once.
+/// How far ahead memory is asked for, in values.
+const AHEAD: usize = 2048;
+
+/// Asks for the line of memory that is read a while after this one, where all of it is read one after the other.
+///
+/// Into the second cache: in the first there is no place for as many lines as are on their way (with eight rows, weights
+/// came a third faster than when asked into the first, and more than twice as fast as when not asked for).
+#[inline(always)]
+pub(crate) fn fetch_ahead(line: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: every such machine has the instruction, and it may be given any address: it changes nothing but caches.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().wrapping_add(AHEAD).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
+}
+
+/// Values of a line of memory.
+pub(crate) const LINE: usize = 16;
+
+/// The dot products of `N` slices with another, all of one length, each value of which is loaded once, as part of memory
+/// that is read from beginning to end.
 #[inline]
 pub(crate) fn dots<const N: usize>(x: [&[f32]; N], y: &[f32]) -> [f32; N] {
     assert!(x.iter().all(|x| x.len() == y.len()), "slices of one length");
@@ -100,31 +123,29 @@ pub(crate) fn dots<const N: usize>(x: [&[f32]; N], y: &[f32]) -> [f32; N] {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn dots_avx2<const N: usize>(x: [&[f32]; N], y: &[f32]) -> [f32; N] {
-    use std::arch::x86_64::{
-        _MM_HINT_T0, _mm_prefetch, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps, _mm256_storeu_ps,
-    };
-    /// How far ahead memory is asked for, in values, where the machine is too busy with products to look ahead itself.
-    const AHEAD: usize = 512;
-    let whole = y.len() / LANES * LANES;
+    use std::arch::x86_64::{_mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps, _mm256_storeu_ps};
+    let (lines, rest) = y.as_chunks::<LINE>();
     // The compiler keeps these in registers, which it does not with arrays of floats.
     let mut sums = [_mm256_setzero_ps(); N];
-    for start in (0..whole).step_by(LANES) {
-        if N > 1 {
-            _mm_prefetch::<_MM_HINT_T0>(y.as_ptr().wrapping_add(start + AHEAD).cast());
-        }
-        // SAFETY: `start + LANES` is at most the length of each slice.
-        let y = unsafe { _mm256_loadu_ps(y.as_ptr().add(start)) };
-        for (sum, x) in sums.iter_mut().zip(x) {
-            // SAFETY: as above.
-            *sum = _mm256_fmadd_ps(unsafe { _mm256_loadu_ps(x.as_ptr().add(start)) }, y, *sum);
+    for (index, line) in lines.iter().enumerate() {
+        fetch_ahead(line);
+        for half in [0, LANES] {
+            let start = index * LINE + half;
+            // SAFETY: `start + LANES` is at most the length of each slice.
+            let y = unsafe { _mm256_loadu_ps(y.as_ptr().add(start)) };
+            for (sum, x) in sums.iter_mut().zip(x) {
+                // SAFETY: as above.
+                *sum = _mm256_fmadd_ps(unsafe { _mm256_loadu_ps(x.as_ptr().add(start)) }, y, *sum);
+            }
         }
     }
+    let whole = y.len() - rest.len();
     let mut out = [0.0; N];
     for ((out, sum), x) in out.iter_mut().zip(sums).zip(x) {
         let mut lanes = [0f32; LANES];
         // SAFETY: there is room for the lanes.
         unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sum) };
-        let rest: f32 = x[whole..].iter().zip(&y[whole..]).map(|(x, y)| x * y).sum();
+        let rest: f32 = x[whole..].iter().zip(rest).map(|(x, y)| x * y).sum();
         *out = lanes.iter().sum::<f32>() + rest;
     }
     out
