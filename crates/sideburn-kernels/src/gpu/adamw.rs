@@ -7,7 +7,7 @@ use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::{CubeBackend, cubecl};
 
 use super::sums::sum_of_cube;
-use super::{Primitive, UNITS, contiguous, cube_each, element, float, fresh, fresh_of, is_fused, shared_out, together};
+use super::{Primitive, UNITS, contiguous, cube_each, element, fresh, fresh_of, is_fused, shared_out, together};
 use crate::adamw::{AdamWStep, Coefficients, OptimizerOps, composed_square_sum, composed_step, in_dtype};
 
 /// Cubes that share a sum over a large tensor, and the elements that make one large.
@@ -129,7 +129,7 @@ fn adamw_kernel<F: Float, N: Size>(
 fn sums(x: Primitive, cubes: usize, squares: bool) -> Primitive {
     let (client, out) = (x.client.clone(), fresh_of(&x, [cubes], DType::F32));
     let (count, dim) = cube_each(&client, cubes);
-    let dtype = float(x.dtype).expect("a dtype that the kernels take");
+    let dtype = element(&x);
     // SAFETY: cubes beyond those that have a sum stop at once, and units stay within the elements.
     unsafe {
         sums_kernel::launch_unchecked(
