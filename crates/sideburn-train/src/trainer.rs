@@ -124,7 +124,7 @@ impl<'a> Trainer<'a> {
                 Ok(numbers) => numbers,
                 Err(error) => {
                     // This update has changed nothing. The one before it led here.
-                    match good.or(before) {
+                    match good {
                         Some(good) => (*model, *regimens) = good,
                         None => optimizer.undo(model),
                     }
@@ -188,16 +188,19 @@ impl<'a> Trainer<'a> {
         });
         let gradients = accumulator.grads();
         let norm = global_norm(model, &gradients).ok_or(TrainError::NothingToTrain)?;
-        Ok(Differentiated { numbers: Measured { losses, penalty, norm }, gradients })
+        let (count, penalised, dtype) = (losses.len(), penalty.is_some(), norm.dtype());
+        let all = losses.into_iter().chain(penalty).chain([norm]).map(|number| number.cast(dtype)).collect();
+        let numbers = Measured { all: Tensor::cat(all, 0), losses: count, penalised };
+        Ok(Differentiated { numbers, gradients })
     }
 
     /// What gradients are multiplied by, `[1]`: clipping as `torch.nn.utils.clip_grad_norm_` has it, with its epsilon, and
     /// 0, which updates nothing, where a number is not finite.
     fn scale(&self, numbers: &Measured) -> Tensor<1> {
-        let norm = numbers.norm.clone();
+        let norm = numbers.norm();
         let most = self.config.max_grad_norm;
         let factor = if most > 0.0 { (norm + 1e-6).recip().mul_scalar(most).clamp_max(1.0) } else { norm.ones_like() };
-        factor.mask_fill(numbers.together().is_finite().all().bool_not(), 0.0)
+        factor.mask_fill(numbers.all.clone().is_finite().all().bool_not(), 0.0)
     }
 
     fn learning_rate(&self, step: u64) -> f64 {
@@ -212,14 +215,14 @@ struct Differentiated {
     gradients: GradientsParams,
 }
 
-/// The numbers of a step, `[1]` each, on the device.
+/// The numbers of a step, on the device.
 struct Measured {
-    /// The sum of the losses of each micro-batch.
-    losses: Vec<Tensor<1>>,
-    /// What regimens add to the loss.
-    penalty: Option<Tensor<1>>,
-    /// The norm of the whole gradient.
-    norm: Tensor<1>,
+    /// The sum of the losses of each micro-batch, what regimens add to the loss, and the norm of the whole gradient.
+    all: Tensor<1>,
+    /// How many losses there are.
+    losses: usize,
+    /// Whether regimens add something.
+    penalised: bool,
 }
 
 /// The numbers of a step, all finite.
@@ -232,22 +235,20 @@ struct Numbers {
 }
 
 impl Measured {
-    /// All of them, one after the other, in the norm's dtype.
-    fn together(&self) -> Tensor<1> {
-        let all = self.losses.iter().chain(&self.penalty).chain([&self.norm]);
-        Tensor::cat(all.map(|number| number.clone().cast(self.norm.dtype())).collect(), 0)
+    fn norm(&self) -> Tensor<1> {
+        self.all.clone().narrow(0, self.losses + usize::from(self.penalised), 1)
     }
 
     /// Reads them: the one time in a step that a GPU is waited for.
     fn read(&self, scale: Tensor<1>, step: u64, targets: usize) -> Result<Numbers, TrainError> {
-        let read = Tensor::cat(vec![self.together(), scale], 0).into_data();
+        let read = Tensor::cat(vec![self.all.clone(), scale], 0).into_data();
         let mut numbers = read.iter::<f64>();
         let mut next = || numbers.next().expect("as many numbers as were put together");
         let finite = |what, value: f64| {
             if value.is_finite() { Ok(value) } else { Err(TrainError::NotFinite { step, what, value }) }
         };
-        let loss = finite("loss", self.losses.iter().map(|_| next()).sum::<f64>() / targets as f64)?;
-        let penalty = self.penalty.as_ref().map_or(Ok(0.0), |_| finite("penalty", next()))?;
+        let loss = finite("loss", (0..self.losses).map(|_| next()).sum::<f64>() / targets as f64)?;
+        let penalty = if self.penalised { finite("penalty", next())? } else { 0.0 };
         Ok(Numbers { loss, penalty, grad_norm: finite("gradient norm", next())?, scale: next() })
     }
 }
