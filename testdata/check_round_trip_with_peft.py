@@ -1,6 +1,6 @@
 """Checks that adapters survive the way from Sideburn to peft and back:
 
-    SIDEBURN_EXPORT=/tmp/adapters cargo test --release -p sideburn-t5 --test adapter_goldens what_is_saved
+    SIDEBURN_EXPORT=/tmp/adapters cargo test --release -p sideburn-t5 what_is_saved
     python check_round_trip_with_peft.py /tmp/adapters
 
 Every adapter that Sideburn has written to the folder is loaded by peft on its base, without a warning about its keys, and saved

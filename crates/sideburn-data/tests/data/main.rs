@@ -1,0 +1,6 @@
+//! From files to batches.
+
+mod dialogsum;
+mod sample_assets;
+mod tokenizing;
+mod whole_data;

@@ -1,0 +1,302 @@
+//! Every operation and all its gradients against plain loops in `f64`, over odd shapes.
+
+use crate::loops::{Sizes, check, check_at_scale, numbers};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use proptest::prelude::*;
+use sideburn_kernels::{
+    Key, LowRank, RowLayout, Sight, adapted_linear, add_dropout, attention, cross_entropy, dropout, embedding,
+    gelu_gate, linear, linear_cross_entropy, low_rank, rms_norm, self_attention,
+};
+
+const KEY: Key = Key::from_seed(5);
+
+fn width() -> impl Strategy<Value = usize> {
+    prop::sample::select(vec![1, 3, 8, 64, 128])
+}
+
+/// What [`dropout`] multiplies each element by.
+fn kept<const D: usize>(shape: [usize; D], probability: f64) -> Vec<f64> {
+    let ones = Tensor::<D>::ones(shape, &Device::flex());
+    let kept = crate::loops::values(dropout(ones, probability, KEY));
+    kept.iter().map(|x| if *x == 0.0 { 0.0 } else { 1.0 / (1.0 - probability) }).collect()
+}
+
+/// Ids of rows of a table, some of them several times.
+fn ids(seed: u64, count: usize, rows: usize) -> Vec<usize> {
+    (0..count as u64).map(|i| Key::from_seed(seed).below(i, rows as u64) as usize).collect()
+}
+
+/// Holds the rows `ids` of a table `[rows, d]` against the loops.
+fn check_embedding(ids: &[usize], [rows, d]: [usize; 2]) {
+    // A gradient is a sum over all ids of a row.
+    check_at_scale(
+        [0.1, 5.0],
+        &[numbers(1, rows * d)],
+        |x| crate::loops::embedding(&x[0], ids, d),
+        |x| {
+            let index: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
+            let index = Tensor::<1, Int>::from_data(TensorData::new(index, [ids.len()]), &x[0].device());
+            embedding(x[0].clone().reshape([rows, d]), index).reshape([ids.len() * d])
+        },
+    );
+}
+
+/// Rows of different lengths, each kind of sight, with and without a bias.
+fn sizes() -> impl Strategy<Value = Sizes> {
+    let rows = prop::collection::vec((1..6usize, 1..8usize), 1..4);
+    let size = (rows, 1..4usize, prop::sample::select(vec![1, 3, 8, 64, 128]));
+    (size, 0..3, any::<bool>()).prop_map(|((rows, heads, width), kind, biased)| {
+        let (queries, mut keys): (Vec<usize>, Vec<usize>) = rows.iter().copied().unzip();
+        let longest = *queries.iter().max().unwrap();
+        let before = rows[0].1 - 1;
+        let (causal_from, origin, distances) = match kind {
+            // All keys of another text, which have no places.
+            0 => (None, 0, 1),
+            // All keys of the same rows.
+            1 => {
+                keys.clone_from(&queries);
+                (None, longest - 1, 2 * longest - 1)
+            }
+            // The keys up to the query's own, with some before the first.
+            _ => {
+                keys = queries.iter().map(|queries| before + queries).collect();
+                (Some(before), before + longest - 1, before + longest)
+            }
+        };
+        Sizes { queries, keys, heads, width, causal_from, distances: if biased { distances } else { 1 }, origin }
+    })
+}
+
+fn sight(sizes: &Sizes, device: &Device) -> Sight {
+    let [queries, keys] = [&sizes.queries, &sizes.keys].map(|lengths| RowLayout::packed(lengths, device));
+    match sizes.causal_from {
+        Some(first) => Sight::up_to_own_place(sizes.heads, &queries, &keys, first),
+        None if sizes.queries == sizes.keys && sizes.origin > 0 => Sight::own_rows(sizes.heads, &queries),
+        None => Sight::everything(sizes.heads, &queries, &keys),
+    }
+}
+
+/// The first two of these as matrices of this shape, one beside the other.
+fn beside(x: &[Tensor<1>], shape: [usize; 2]) -> Tensor<2> {
+    Tensor::cat(vec![x[0].clone().reshape(shape), x[1].clone().reshape(shape)], 1)
+}
+
+/// Holds an attention of these sizes against the loops.
+fn check_attention(sizes: &Sizes, seed: u64, p: f64) {
+    let kept = kept(sizes.scores(), p);
+    // Unscaled scores of wide heads would saturate the softmax: the queries are made smaller instead.
+    let shrunk = |x: Vec<f64>| x.iter().map(|x| f64::from((x / (sizes.width as f64).sqrt()) as f32)).collect();
+    let count = |shape: [usize; 2]| shape.iter().product::<usize>();
+    let inputs = [
+        shrunk(numbers(seed, count(sizes.q()))),
+        numbers(seed + 1, count(sizes.k())),
+        numbers(seed + 2, count(sizes.k())),
+        numbers(seed + 3, count(sizes.bias())),
+    ];
+    // A bias that is the same for all keys changes nothing: its gradient is a sum of many terms that is zero.
+    let scale = if sizes.distances == 1 { 5.0 } else { 0.1 };
+    let dropout = (p > 0.0).then_some((p, KEY));
+    let matrices = |x: &[Tensor<1>]| {
+        [(0, sizes.q()), (1, sizes.k()), (2, sizes.k()), (3, sizes.bias())].map(|(i, dims)| x[i].clone().reshape(dims))
+    };
+    let out = count(sizes.q());
+    check_at_scale(
+        [0.1, scale],
+        &inputs,
+        |x| crate::loops::attention(sizes, x, &kept),
+        |x| {
+            let [q, k, v, bias] = matrices(x);
+            attention(q, k, v, bias, &sight(sizes, &x[0].device()), dropout).reshape([out])
+        },
+    );
+    if sizes.queries == sizes.keys {
+        check_at_scale(
+            [0.1, scale],
+            &inputs,
+            |x| crate::loops::attention(sizes, x, &kept),
+            |x| {
+                let [q, k, v, bias] = matrices(x);
+                let sight = sight(sizes, &x[0].device());
+                self_attention(Tensor::cat(vec![q, k, v], 1), bias, &sight, dropout).reshape([out])
+            },
+        );
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn dropout_is_the_loops(n in 1..6usize, d in width(), p in prop::sample::select(vec![0.0, 0.1, 0.5, 0.9])) {
+        let kept = kept([n, d], p);
+        let reference = |x: &[Vec<f64>]| x[0].iter().zip(&kept).map(|(x, kept)| x * kept).collect();
+        check(&[numbers(1, n * d)], reference, |x| {
+            dropout(x[0].clone().reshape([n, d]), p, KEY).reshape([n * d])
+        });
+    }
+
+    #[test]
+    fn embedding_is_the_loops(rows in 1..9usize, tokens in 1..40usize, d in width(), seed in 0..99u64) {
+        check_embedding(&ids(seed, tokens, rows), [rows, d]);
+    }
+
+    #[test]
+    fn low_rank_is_the_loops(n in 1..6usize, d in width(), out in width(), r in 1..5usize, drop: bool) {
+        let p = if drop { 0.25 } else { 0.0 };
+        let (kept, scale) = (kept([n, d], p), 1.7);
+        let inputs = [numbers(1, n * d), numbers(2, r * d), numbers(3, out * r)];
+        let reference = |x: &[Vec<f64>]| crate::loops::low_rank(&x[0], &x[1], &x[2], &kept, [d, r], scale);
+        // Values are sums over up to 128 inputs, gradients over as many outputs, twice over.
+        check_at_scale([1.0, 5.0], &inputs, reference, |x| {
+            let (a, b) = (x[1].clone().reshape([r, d]), x[2].clone().reshape([out, r]));
+            low_rank(x[0].clone().reshape([n, d]), a, b, scale, drop.then_some((p, KEY))).reshape([n * out])
+        });
+    }
+
+    #[test]
+    fn rms_norm_is_the_loops(n in 1..40usize, d in width()) {
+        // With one element and a small epsilon the gradient is nothing but cancellation, in any precision.
+        let epsilon = if d < 8 { 0.5 } else { 1e-6 };
+        let reference = |x: &[Vec<f64>]| crate::loops::rms_norm(&x[0], &x[1], epsilon);
+        check(&[numbers(1, n * d), numbers(2, d)], reference, |x| {
+            rms_norm(x[0].clone().reshape([n, d]), x[1].clone(), epsilon).reshape([n * d])
+        });
+    }
+
+    #[test]
+    fn gelu_gate_is_the_loops(n in 1..6usize, d in width(), stretch in prop::sample::select(vec![0.1, 1.0, 2.5])) {
+        let gate: Vec<f64> = numbers(1, n * d).iter().map(|x| f64::from((x * stretch) as f32)).collect();
+        let reference = |x: &[Vec<f64>]| crate::loops::gelu_gate(&x[0], &x[1]);
+        check(&[gate, numbers(2, n * d)], reference, |x| {
+            gelu_gate(beside(x, [n, d]), None).reshape([n * d])
+        });
+    }
+
+    #[test]
+    fn what_is_dropped_behind_a_gate_or_before_a_sum(n in 1..6usize, d in width(), p in prop::sample::select(vec![0.1, 0.5])) {
+        let kept = kept([n, d], p);
+        let inputs = [numbers(1, n * d), numbers(2, n * d)];
+        let drop = |x: Vec<f64>| x.iter().zip(&kept).map(|(x, kept)| x * kept).collect::<Vec<f64>>();
+        check(&inputs, |x| drop(crate::loops::gelu_gate(&x[0], &x[1])), |x| {
+            gelu_gate(beside(x, [n, d]), Some((p, KEY))).reshape([n * d])
+        });
+        let sum = |x: &[Vec<f64>]| x[0].iter().zip(drop(x[1].clone())).map(|(x, y)| x + y).collect();
+        check(&inputs, sum, |x| add_dropout(x[0].clone(), x[1].clone(), Some((p, KEY))));
+    }
+
+    #[test]
+    fn linear_is_the_loops(n in 1..12usize, d in width(), out in width()) {
+        check(&[numbers(1, n * d), numbers(2, out * d)], |x| crate::loops::linear(&x[0], &x[1], d), |x| {
+            linear(x[0].clone().reshape([n, d]), x[1].clone().reshape([out, d])).reshape([n * out])
+        });
+    }
+
+    #[test]
+    fn adapted_linear_is_the_loops(n in 1..12usize, d in width(), out in width(), r in 1..5usize, drop: bool) {
+        let p = if drop { 0.25 } else { 0.0 };
+        let (kept, scale) = (kept([n, d], p), 1.7);
+        let inputs = [numbers(1, n * d), numbers(2, out * d), numbers(3, r * d), numbers(4, out * r)];
+        let reference = |x: &[Vec<f64>]| {
+            let branch = crate::loops::low_rank(&x[0], &x[2], &x[3], &kept, [d, r], scale);
+            crate::loops::linear(&x[0], &x[1], d).iter().zip(branch).map(|(y, branch)| y + branch).collect()
+        };
+        // Gradients are sums over up to 128 outputs, twice over.
+        check_at_scale([0.1, 5.0], &inputs, reference, |x| {
+            let matrix = |index: usize, dims: [usize; 2]| x[index].clone().reshape(dims);
+            let branch = LowRank { a: matrix(2, [r, d]), b: matrix(3, [out, r]), scale, dropout: drop.then_some((p, KEY)), rows: None };
+            adapted_linear(matrix(0, [n, d]), matrix(1, [out, d]), branch).reshape([n * out])
+        });
+    }
+
+    #[test]
+    fn linear_cross_entropy_is_the_loops(
+        n in 1..6usize,
+        d in prop::sample::select(vec![1, 3, 8]),
+        classes in prop::sample::select(vec![1, 2, 13, 101, 1300]),
+        smoothing in prop::sample::select(vec![0.0, 0.1, 1.0]),
+    ) {
+        let labels: Vec<usize> = (0..n as u64).map(|i| KEY.below(i, classes as u64) as usize).collect();
+        let inputs = [numbers(1, n * d), numbers(2, classes * d)];
+        // With all of the weight on the mean, gradients of one class are what is left of sums.
+        let reference = |x: &[Vec<f64>]| crate::loops::linear_cross_entropy(&x[0], &x[1], &labels, d, smoothing);
+        check_at_scale([0.1, 0.5], &inputs, reference, |x| {
+            let labels: Vec<i32> = labels.iter().map(|label| *label as i32).collect();
+            let labels = Tensor::<1, Int>::from_data(TensorData::new(labels, [n]), &x[0].device());
+            let (hidden, weight) = (x[0].clone().reshape([n, d]), x[1].clone().reshape([classes, d]));
+            linear_cross_entropy(hidden, weight, labels, smoothing)
+        });
+    }
+
+    #[test]
+    fn cross_entropy_is_the_loops(n in 1..6usize, classes in prop::sample::select(vec![1, 2, 7, 13, 101, 997])) {
+        let labels: Vec<usize> = (0..n as u64).map(|i| KEY.below(i, classes as u64) as usize).collect();
+        check(&[numbers(1, n * classes)], |x| crate::loops::cross_entropy(&x[0], &labels), |x| {
+            let labels: Vec<i32> = labels.iter().map(|label| *label as i32).collect();
+            let labels = Tensor::<1, Int>::from_data(TensorData::new(labels, [n]), &x[0].device());
+            cross_entropy(x[0].clone().reshape([n, classes]), labels)
+        });
+    }
+
+    #[test]
+    fn attention_is_the_loops(sizes in sizes(), drop: bool, seed in 0..1000u64) {
+        check_attention(&sizes, seed, if drop { 0.3 } else { 0.0 });
+    }
+}
+
+#[test]
+fn sizes_of_many_tasks_are_the_loops() {
+    // Rows enough that each operation is shared out over threads.
+    let (n, d) = (700, 65);
+    check(
+        &[numbers(1, n * d), numbers(2, d)],
+        |x| crate::loops::rms_norm(&x[0], &x[1], 1e-6),
+        |x| rms_norm(x[0].clone().reshape([n, d]), x[1].clone(), 1e-6).reshape([n * d]),
+    );
+    check(
+        &[numbers(1, n * d), numbers(2, n * d)],
+        |x| crate::loops::gelu_gate(&x[0], &x[1]),
+        |x| gelu_gate(beside(x, [n, d]), None).reshape([n * d]),
+    );
+    check_embedding(&ids(7, 600, 400), [400, 65]);
+    // More queries than a block, in rows of different lengths.
+    let (queries, heads, width) = (vec![61, 130, 64], 2, 3);
+    let own = Sizes {
+        queries: queries.clone(),
+        keys: queries.clone(),
+        heads,
+        width,
+        causal_from: None,
+        distances: 259,
+        origin: 129,
+    };
+    check_attention(&own, 3, 0.1);
+    check_attention(&Sizes { causal_from: Some(0), distances: 130, ..own }, 4, 0.1);
+    // More rows than a block, more classes than a chunk.
+    let (n, d, classes) = (300, 5, 1100);
+    let labels: Vec<usize> = (0..n as u64).map(|i| KEY.below(i, classes as u64) as usize).collect();
+    check(
+        &[numbers(1, n * d), numbers(2, classes * d)],
+        |x| crate::loops::linear_cross_entropy(&x[0], &x[1], &labels, d, 0.1),
+        |x| {
+            let labels: Vec<i32> = labels.iter().map(|label| *label as i32).collect();
+            let labels = Tensor::<1, Int>::from_data(TensorData::new(labels, [n]), &x[0].device());
+            let (hidden, weight) = (x[0].clone().reshape([n, d]), x[1].clone().reshape([classes, d]));
+            linear_cross_entropy(hidden, weight, labels, 0.1)
+        },
+    );
+    let (d, out, r) = (16, 24, 2);
+    let kept = kept([n, d], 0.25);
+    check(
+        &[numbers(1, n * d), numbers(2, out * d), numbers(3, r * d), numbers(4, out * r)],
+        |x| {
+            let branch = crate::loops::low_rank(&x[0], &x[2], &x[3], &kept, [d, r], 0.5);
+            crate::loops::linear(&x[0], &x[1], d).iter().zip(branch).map(|(y, branch)| y + branch).collect()
+        },
+        |x| {
+            let matrix = |index: usize, dims: [usize; 2]| x[index].clone().reshape(dims);
+            let (a, b) = (matrix(2, [r, d]), matrix(3, [out, r]));
+            let branch = LowRank { a, b, scale: 0.5, dropout: Some((0.25, KEY)), rows: None };
+            adapted_linear(matrix(0, [n, d]), matrix(1, [out, d]), branch).reshape([n * out])
+        },
+    );
+}

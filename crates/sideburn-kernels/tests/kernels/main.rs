@@ -1,0 +1,15 @@
+//! The operations against plain loops in `f64`, on the CPU and on a GPU.
+
+#[cfg(feature = "flex")]
+mod against_loops;
+#[cfg(feature = "flex")]
+mod draws;
+#[cfg(all(feature = "flex", any(feature = "wgpu", feature = "vulkan", feature = "metal", feature = "cuda")))]
+mod gpu;
+#[cfg(feature = "flex")]
+mod inputs;
+mod loops;
+#[cfg(feature = "flex")]
+mod optimizer;
+#[cfg(feature = "flex")]
+mod sites;

@@ -1,0 +1,335 @@
+//! Every method of fine-tuning on T5 against `peft`: logits, loss, gradients, merging, and files both ways.
+
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{DType, Device, Gradients, Tensor, TensorData};
+use sideburn_adapters::{
+    AdaptedModel, Key, PTuningConfig, Pass, PrefixTuningConfig, Regimens, VeraConfig, adapter_tensors, attach,
+    load_adapter, merge, read_config_file, save_adapter, set_adapter_tensors, unmerge,
+};
+use sideburn_batch::Seq2SeqBatch;
+use sideburn_t5::T5;
+use sideburn_weights::SafetensorsFile;
+
+use sideburn_testing::{Golden, max_difference, relative_difference, values};
+
+/// The goldens, each with the base that its adapter is for.
+fn goldens() -> Vec<(String, &'static str)> {
+    let names = std::fs::read_dir(sideburn_testing::path("adapters")).unwrap().map(|entry| entry.unwrap().file_name());
+    let mut names: Vec<String> = names.map(|name| name.into_string().unwrap()).collect();
+    names.sort();
+    let has_adapter = |name: &String| sideburn_testing::path(&format!("adapters/{name}/adapter_config.json")).exists();
+    let base = |name: &str| if name.starts_with("relu_tied__") { "t5_relu_tied" } else { "t5_gated_untied" };
+    names.into_iter().filter(has_adapter).map(|name| (name.clone(), base(&name))).collect()
+}
+
+fn adapted(name: &str, base: &str, device: &Device) -> T5 {
+    let mut model = T5::from_dir(sideburn_testing::path(base), device).unwrap();
+    load_adapter(&mut model, "default", sideburn_testing::path(&format!("adapters/{name}"))).unwrap();
+    model
+}
+
+/// Where `peft` is not followed; `testdata/README.md` says more.
+enum Exception {
+    /// LoRA on the embedding has no effect there until it is merged; here it always has that effect.
+    OnEmbedding,
+    /// The embeddings of some tokens are also written over rows of an untied output head: the logits of these tokens.
+    InUntiedHead([usize; 3]),
+    /// What is trained is not in the file.
+    Network,
+}
+
+fn exception(name: &str) -> Option<Exception> {
+    match name {
+        "lora_shared_embedding" | "relu_tied__lora_shared_embedding" => Some(Exception::OnEmbedding),
+        "trainable_tokens" | "lora_trainable_tokens" => Some(Exception::InUntiedHead([41, 161, 221])),
+        "p_tuning" | "p_tuning_lstm" | "prefix_tuning_proj" => Some(Exception::Network),
+        _ => None,
+    }
+}
+
+/// The inputs that all goldens share.
+struct Inputs {
+    io: Golden,
+}
+
+impl Inputs {
+    fn open() -> Self {
+        Self { io: Golden::open("lora/t5_gated_untied/io.safetensors") }
+    }
+
+    fn logits(&self, model: &T5) -> Vec<f32> {
+        self.logits_in(model, Pass::evaluate())
+    }
+
+    fn logits_in(&self, model: &T5, mut pass: Pass) -> Vec<f32> {
+        let [rows, columns] = self.io.shape("decoder_input_ids")[..] else { panic!("a rectangle") };
+        let source = self.io.rows("input_ids", &self.io.mask_lengths("attention_mask"));
+        let decoder_input = self.io.rows("decoder_input_ids", &vec![columns; rows]);
+        let encoded = model.encode(&source, &mut pass).unwrap();
+        let hidden = model.decode(&encoded, &decoder_input, &mut pass).unwrap();
+        values(model.head(hidden, &mut pass))
+    }
+
+    /// What is minimised in training.
+    fn loss(&self, model: &T5) -> Tensor<1> {
+        let cross_entropy = self.cross_entropy(model);
+        match Regimens::begin(model, 1000).unwrap().penalty(model) {
+            Some(penalty) => cross_entropy + penalty,
+            None => cross_entropy,
+        }
+    }
+
+    fn cross_entropy(&self, model: &T5) -> Tensor<1> {
+        let source = self.io.rows("input_ids", &self.io.mask_lengths("attention_mask"));
+        let target = self.io.rows("labels", &self.io.label_lengths("labels"));
+        let batch = Seq2SeqBatch::new(source, target).unwrap();
+        model.token_losses(&batch, &mut Pass::evaluate()).unwrap().mean()
+    }
+}
+
+/// Computes in another dtype.
+struct Cast(DType);
+
+impl ModuleMapper for Cast {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let require_grad = param.is_require_grad();
+        param.map(|tensor| Tensor::from_inner(tensor.inner().cast(self.0)).set_require_grad(require_grad))
+    }
+}
+
+#[test]
+fn logits_and_loss() {
+    let inputs = Inputs::open();
+    for (name, base) in goldens() {
+        let io = Golden::open(&format!("adapters/{name}/io.safetensors"));
+        let model = adapted(&name, base, &Device::flex());
+        let (mut found, mut expected) = (inputs.logits(&model), io.floats("logits"));
+        match exception(&name) {
+            Some(Exception::OnEmbedding) => expected = io.floats("merged_logits"),
+            Some(Exception::InUntiedHead(tokens)) => {
+                for logits in [&mut found, &mut expected] {
+                    logits.chunks_mut(256).for_each(|row| tokens.iter().for_each(|token| row[*token] = 0.0));
+                }
+            }
+            _ => {
+                let mut losses = vec![("loss", inputs.loss(&model))];
+                if io.names().contains(&"cross_entropy".to_owned()) {
+                    losses.push(("cross_entropy", inputs.cross_entropy(&model)));
+                }
+                for (what, loss) in losses {
+                    let difference = relative_difference(&values(loss), &io.floats(what));
+                    println!("{name}: {what} differs by {difference:e} relative");
+                    assert!(difference <= 1e-5, "{name}: {what} differs by {difference:e} relative");
+                }
+            }
+        }
+        let difference = max_difference(&found, &expected);
+        println!("{name}: logits differ by at most {difference:e}");
+        assert!(difference <= 1e-4, "{name}: logits differ by {difference:e}");
+    }
+}
+
+/// A model with an adapter that can be trained, although its file holds only what its network makes.
+fn with_network(name: &str, base: &str, io: &Golden, device: &Device) -> T5 {
+    let mut model = T5::from_dir(sideburn_testing::path(base), device).unwrap();
+    let key = Key::from_seed(0);
+    if name == "p_tuning" {
+        let config = PTuningConfig { encoder_hidden_size: Some(16), ..PTuningConfig::new(5) };
+        attach(&mut model, "default", config, key).unwrap();
+    } else {
+        let config =
+            PrefixTuningConfig { prefix_projection: true, encoder_hidden_size: Some(16), ..PrefixTuningConfig::new(5) };
+        attach(&mut model, "default", config, key).unwrap();
+    }
+    set_adapter_tensors(&mut model, "default", |tensor| Some(io.floats(&format!("param.{tensor}")))).unwrap();
+    model
+}
+
+#[test]
+fn a_saved_network_is_what_it_makes() {
+    let inputs = Inputs::open();
+    for name in ["p_tuning", "prefix_tuning_proj"] {
+        let io = Golden::open(&format!("adapters/{name}/io.safetensors"));
+        let model = with_network(name, "t5_gated_untied", &io, &Device::flex());
+        let logits = inputs.logits(&model);
+        let difference = max_difference(&logits, &io.floats("logits"));
+        assert!(difference <= 1e-4, "{name}: logits differ by {difference:e}");
+        let directory = tempfile::tempdir().unwrap();
+        save_adapter(&model, "default", directory.path()).unwrap();
+        let mut loaded = T5::from_dir(sideburn_testing::path("t5_gated_untied"), &Device::flex()).unwrap();
+        load_adapter(&mut loaded, "default", directory.path()).unwrap();
+        assert_eq!(inputs.logits(&loaded), logits, "{name}");
+    }
+}
+
+/// The goldens were computed in f64, but for a few steps that `transformers` takes in f32.
+#[test]
+fn gradients() {
+    let inputs = Inputs::open();
+    for (name, base) in goldens() {
+        let io = Golden::open(&format!("adapters/{name}/io.safetensors"));
+        let device = Device::flex().autodiff();
+        let model = match exception(&name) {
+            // The golden has none of the embedding's, or those of the head as well.
+            Some(Exception::OnEmbedding | Exception::InUntiedHead(_)) => continue,
+            // Its LSTM cannot be trained here.
+            Some(Exception::Network) if name == "p_tuning_lstm" => continue,
+            Some(Exception::Network) => with_network(&name, base, &io, &device),
+            None => adapted(&name, base, &device),
+        };
+        let model = model.map(&mut Cast(DType::F64));
+        let gradients = inputs.loss(&model).backward();
+        let (mut squared_error, mut squared_norm, mut compared) = (0.0, 0.0, 0);
+        for (tensor, param) in adapter_tensors(&model, "default").unwrap() {
+            let golden = format!("grad.{tensor}");
+            if !io.names().contains(&golden) {
+                continue;
+            }
+            compared += 1;
+            if param.lazy_shape().num_elements() == 0 {
+                continue;
+            }
+            let found = param.val().grad(&gradients).unwrap_or_else(|| panic!("{name}: no gradient of {tensor}"));
+            let (found, expected) = (values(found.cast(DType::F32)), io.floats(&golden));
+            squared_error += found.iter().zip(&expected).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
+            squared_norm += expected.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
+        }
+        let expected = io.names().iter().filter(|name| name.starts_with("grad.")).count();
+        let difference = (squared_error / squared_norm).sqrt();
+        println!("{name}: {compared} gradients differ by {difference:e} relative");
+        assert_eq!(compared, expected, "{name}: gradients compared");
+        assert!(difference <= 1e-5, "{name}: gradients differ by {difference:e}");
+    }
+}
+
+/// Moves every trained parameter a little in a random direction, and sums up by how much the loss should follow.
+struct Nudge<'a> {
+    gradients: &'a Gradients,
+    step: f64,
+    place: u64,
+    expected: f64,
+}
+
+impl ModuleMapper for Nudge<'_> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let Some(gradient) = param.val().grad(self.gradients) else { return param };
+        self.place += 1;
+        let key = Key::from_seed(6).fold_in(self.place);
+        let direction: Vec<f64> = (0..gradient.shape().num_elements() as u64).map(|index| key.normal(index)).collect();
+        let direction = TensorData::new(direction, gradient.shape());
+        let direction = Tensor::<D>::from_data(direction, (&gradient.device(), DType::F64));
+        self.expected += (gradient * direction.clone()).sum().into_scalar::<f64>();
+        param.map(|tensor| Tensor::from_inner(tensor.inner() + direction.mul_scalar(self.step)))
+    }
+}
+
+#[test]
+fn gradients_are_what_the_loss_does() {
+    let inputs = Inputs::open();
+    // DoRA lets no gradient through its norms on purpose (section 4.3 of the paper).
+    for (name, base) in goldens().into_iter().filter(|(name, _)| name != "lora_dora") {
+        let device = Device::flex().autodiff();
+        let model = match exception(&name) {
+            Some(Exception::Network) if name != "p_tuning_lstm" => {
+                with_network(&name, base, &Golden::open(&format!("adapters/{name}/io.safetensors")), &device)
+            }
+            _ => adapted(&name, base, &device),
+        };
+        let model = model.map(&mut Cast(DType::F64));
+        let gradients = inputs.loss(&model).backward();
+        let step = 1e-6;
+        let mut nudge = Nudge { gradients: &gradients, step, place: 0, expected: 0.0 };
+        let above = model.clone().map(&mut nudge);
+        let expected = nudge.expected;
+        let below = model.map(&mut Nudge { gradients: &gradients, step: -step, place: 0, expected: 0.0 });
+        let [above, below] = [above, below].map(|model| inputs.loss(&model).inner().into_scalar::<f64>());
+        let difference = ((above - below) / (2.0 * step) / expected - 1.0).abs();
+        println!("{name}: differences of the loss differ from its gradient by {difference:e} relative");
+        assert!(difference <= 1e-4, "{name}: {difference:e}");
+    }
+}
+
+#[test]
+fn merged_and_unmerged() {
+    let inputs = Inputs::open();
+    for (name, base) in goldens() {
+        let io = Golden::open(&format!("adapters/{name}/io.safetensors"));
+        let plain = T5::from_dir(sideburn_testing::path(base), &Device::flex()).unwrap();
+        let mut model = adapted(&name, base, &Device::flex());
+        let unmerged = inputs.logits(&model);
+        if let Err(error) = merge(&mut model) {
+            let reason = match name.as_str() {
+                "lora_lora_bias" => "no bias",
+                "relu_tied__lora_modules_to_save_lm_head" => "no output head of its own",
+                _ => "its tokens are no weights",
+            };
+            assert!(error.to_string().contains(reason), "{name}: {error}");
+            assert_eq!(inputs.logits(&model), unmerged, "{name}: as before");
+            continue;
+        }
+        let merged = inputs.logits(&model);
+        if io.names().contains(&"merged_logits".to_owned()) {
+            let golden = max_difference(&merged, &io.floats("merged_logits"));
+            println!("{name}: merged logits are {golden:e} from those of peft");
+            assert!(golden <= 2e-4, "{name}: merged logits are {golden:e} from those of peft");
+        }
+        let drift = max_difference(&merged, &unmerged);
+        println!("{name}: merging moves the logits by {drift:e}");
+        assert!(drift <= 2e-4, "{name}: merging moved the logits by {drift:e}");
+        unmerge(&mut model).unwrap();
+        assert_eq!(inputs.logits(&model), unmerged, "{name}: active again");
+        sideburn_adapters::set_active(&mut model, &[]).unwrap();
+        for ((place, before), (_, after)) in plain.weights().iter().zip(model.weights()) {
+            assert_eq!(bits(before), bits(&after), "{name}: {place} is as it was");
+        }
+    }
+}
+
+fn bits(weight: &sideburn_adapters::Weight<'_>) -> Vec<u32> {
+    let values = match weight {
+        sideburn_adapters::Weight::Linear(linear) => values(linear.weight().val()),
+        sideburn_adapters::Weight::Vector(vector) => values(vector.weight().val()),
+        sideburn_adapters::Weight::Table(table) => values(table.weight().val()),
+    };
+    values.into_iter().map(f32::to_bits).collect()
+}
+
+/// With `SIDEBURN_EXPORT` set to a folder, the adapters are written there, for `testdata/check_round_trip_with_peft.py`.
+#[test]
+fn what_is_saved_is_what_was_loaded() {
+    let temporary = tempfile::tempdir().unwrap();
+    let saved = std::env::var_os("SIDEBURN_EXPORT").map_or(temporary.path().to_owned(), std::path::PathBuf::from);
+    for (name, base) in goldens() {
+        let (original, copy) = (sideburn_testing::path(&format!("adapters/{name}")), saved.join(&name));
+        let model = adapted(&name, base, &Device::flex());
+        save_adapter(&model, "default", &copy).unwrap();
+        let file =
+            |directory: &std::path::Path| SafetensorsFile::open(directory.join("adapter_model.safetensors")).unwrap();
+        let (before, after) = (file(&original), file(&copy));
+        assert!(before.names().eq(after.names()), "{name}");
+        for tensor in before.names() {
+            assert_eq!(before.read(tensor).unwrap(), after.read(tensor).unwrap(), "{name}: {tensor}");
+        }
+        let mut again = T5::from_dir(sideburn_testing::path(base), &Device::flex()).unwrap();
+        load_adapter(&mut again, "default", &copy).unwrap();
+        let config = |model: &T5| model.adapters().get("default").unwrap().method().to_json();
+        assert_eq!(config(&again), config(&model), "{name}");
+    }
+}
+
+/// The matrices of VeRA that `peft` drew, once in a file and once not.
+#[test]
+fn what_is_drawn_again_is_drawn_to_the_bit() {
+    for (name, file, prefix) in [("vera", "adapter_model", ""), ("vera_unsaved_projection", "io", "drawn.")] {
+        let golden = Golden::open(&format!("adapters/{name}/{file}.safetensors"));
+        let method =
+            read_config_file(&sideburn_testing::path(&format!("adapters/{name}/adapter_config.json"))).unwrap();
+        let config = method.downcast_ref::<VeraConfig>().unwrap().clone();
+        let mut model = T5::from_dir(sideburn_testing::path("t5_gated_untied"), &Device::flex()).unwrap();
+        attach(&mut model, "new", config, Key::from_seed(5)).unwrap();
+        let tensors = adapter_tensors(&model, "new").unwrap();
+        for matrix in ["base_model.vera_A", "base_model.vera_B"] {
+            assert_eq!(values(tensors[matrix].val()), golden.floats(&format!("{prefix}{matrix}")), "{name}, {matrix}");
+        }
+    }
+}

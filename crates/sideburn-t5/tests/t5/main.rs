@@ -1,0 +1,13 @@
+//! T5 and its adapters against `transformers` and `peft`.
+
+mod adapter_dirs;
+mod adapter_goldens;
+mod bad_adapters;
+mod base_goldens;
+mod broken_models;
+mod combine;
+mod formula;
+mod lora_goldens;
+mod lora_inits;
+mod new_adapters;
+mod registry;

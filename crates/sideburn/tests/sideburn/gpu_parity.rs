@@ -1,0 +1,131 @@
+//! The same model on a GPU backend and on the CPU: a T5 forward pass, one step of LoRA, greedy decoding.
+//!
+//! Needs a GPU, or software that stands in for one (Mesa's lavapipe, which takes `wgpu` but not `vulkan`):
+//! `cargo test --release -p sideburn --features wgpu gpu_parity`.
+
+use std::convert::Infallible;
+
+use sideburn::prelude::*;
+
+use sideburn_testing::{Golden, max_difference, values};
+
+const FAMILIES: [&str; 2] = ["t5_gated_untied", "t5_relu_tied"];
+
+/// The devices of the GPU backends that this test was built with.
+fn gpus() -> impl Iterator<Item = Device> {
+    let backends = sideburn::device::built_in().into_iter().filter(|backend| *backend != "flex");
+    backends.map(|backend| parse_device(backend).unwrap())
+}
+
+#[test]
+fn forward_pass() {
+    for family in FAMILIES {
+        let io = Golden::open(&format!("lora/{family}/io.safetensors"));
+        let losses = |device: &Device| {
+            let mut model = T5::from_dir(sideburn_testing::path(family), device).unwrap();
+            load_adapter(&mut model, "default", sideburn_testing::path(&format!("lora/{family}"))).unwrap();
+            values(model.token_losses(&io.batch(), &mut Pass::evaluate()).unwrap())
+        };
+        for gpu in gpus() {
+            let difference = max_difference(&losses(&gpu), &losses(&Device::flex()));
+            println!("{family}, {gpu:?}: token losses differ by at most {difference:e}");
+            assert!(difference <= 5e-4, "{family}: token losses differ by {difference:e}");
+        }
+    }
+}
+
+#[test]
+fn lora_steps() {
+    for family in FAMILIES {
+        let io = Golden::open(&format!("{family}/io.safetensors"));
+        let run = |device: Device| {
+            let mut model = T5::from_dir(sideburn_testing::path(family), &device.autodiff()).unwrap();
+            attach(&mut model, "default", LoraConfig::new(["q", "v"]), Key::from_seed(3)).unwrap();
+            let config = TrainConfig { learning_rate: 1e-3, ..TrainConfig::new(3) };
+            let batches = |_| Ok::<_, Infallible>(io.batch());
+            Trainer::new(config).unwrap().train(&mut model, batches, T5::token_losses).unwrap().losses()
+        };
+        for gpu in gpus() {
+            for (found, expected) in run(gpu).iter().zip(run(Device::flex())) {
+                println!("{family}: loss {found} on the GPU, {expected} on the CPU");
+                assert!((found - expected).abs() <= 1e-4 * expected, "{family}: {found} is not {expected}");
+            }
+        }
+    }
+}
+
+/// Rows of full columns, which lie in memory in the same way on a GPU, padded, and on the CPU, packed.
+fn full_rows(config: &T5Config) -> Seq2SeqBatch {
+    let ids = Key::from_seed(8);
+    let rows = |part: u64, rows: u64| {
+        let id = move |row: u64, column| ids.fold_in(part).below(32 * row + column, config.vocab_size as u64) as u32;
+        let row = move |row: u64| (0..32).map(|column| id(row, column)).collect::<Vec<u32>>();
+        TokenRows::from_rows((0..rows).map(row)).unwrap()
+    };
+    Seq2SeqBatch::new(rows(0, 3), rows(1, 3)).unwrap()
+}
+
+/// The losses of some steps of LoRA with dropout everywhere.
+fn train(device: Device, family: &str, steps: u64) -> Vec<f64> {
+    let config = T5Config::from_file(sideburn_testing::path(family).join("config.json")).unwrap();
+    let config = T5Config { dropout_rate: 0.2, ..config };
+    let mut model = T5::random(&config, Key::from_seed(4), &device.autodiff());
+    let lora = LoraConfig { lora_dropout: 0.3, ..LoraConfig::new(["q", "v"]) };
+    attach(&mut model, "default", lora, Key::from_seed(3)).unwrap();
+    let batches = |_| Ok::<_, Infallible>(full_rows(&config));
+    let training = TrainConfig { learning_rate: 1e-2, ..TrainConfig::new(steps) };
+    Trainer::new(training).unwrap().train(&mut model, batches, T5::token_losses).unwrap().losses()
+}
+
+#[test]
+fn steps_with_dropout() {
+    for family in FAMILIES {
+        let expected = train(Device::flex(), family, 4);
+        for gpu in gpus() {
+            for (found, expected) in train(gpu, family, 4).iter().zip(&expected) {
+                println!("{family}, with dropout: loss {found} on the GPU, {expected} on the CPU");
+                assert!((found - expected).abs() <= 1e-5 * expected, "{family}: {found} is not {expected}");
+            }
+        }
+    }
+}
+
+#[test]
+fn steps_are_few_launches() {
+    use sideburn::kernels::{Path, count_launches, set_path};
+    for gpu in gpus() {
+        let [fused, composed] = [Path::Fused, Path::Composed].map(|path| {
+            set_path(path);
+            // Kernels are tried out in the first steps.
+            train(gpu.clone(), FAMILIES[0], 2);
+            let launches = |steps| count_launches(&gpu, || train(gpu.clone(), FAMILIES[0], steps)).1;
+            let (few, more) = (launches(1), launches(3));
+            for (name, count) in &more {
+                let per_step = (count - few.get(name).unwrap_or(&0)) as f64 / 2.0;
+                if path == Path::Fused && per_step > 0.0 {
+                    println!("{per_step:6} {name}");
+                }
+            }
+            (more.values().sum::<usize>() - few.values().sum::<usize>()) / 2
+        });
+        set_path(Path::Fused);
+        println!("launches in a step: {fused}, composed of primitives {composed}");
+        assert!(2 * fused <= composed, "{fused} launches, of primitives {composed}");
+    }
+}
+
+#[test]
+fn greedy_tokens() {
+    for family in FAMILIES {
+        let io = Golden::open(&format!("{family}/io.safetensors"));
+        let config =
+            GreedyConfig { max_new_tokens: 24, decoder_start_token_id: 0, eos_token_id: 1, no_repeat_ngram_size: 0 };
+        let write = |device: &Device| {
+            let model = T5::from_dir(sideburn_testing::path(family), device).unwrap();
+            greedy(model.start_decoding(io.batch().source()).unwrap(), &config).unwrap()
+        };
+        for gpu in gpus() {
+            assert_eq!(write(&gpu), write(&Device::flex()), "{family}");
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! The same model on every backend that is compiled in.
+
+#[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal", feature = "cuda"))]
+mod gpu_parity;
+mod half_precision;
+#[cfg(all(feature = "wgpu", target_os = "linux"))]
+mod kept_tuning;
