@@ -76,7 +76,7 @@ pub use methods::{
 };
 pub use model::{AdaptedModel, ModelShape, Weight, WeightMut};
 pub use pass::Pass;
-pub use peft_dir::{AdapterDir, load_adapter, read_config_file, save_adapter, swap_adapter};
+pub use peft_dir::{AdapterDir, load_adapter, read_adapter_json, read_config_file, save_adapter, swap_adapter};
 pub use registry::{
     AdapterSet, Entry, adapter_tensors, attach, delete, set_active, set_adapter_tensors, set_trainable,
     without_adapters,

@@ -266,6 +266,14 @@ pub fn read_config_file(path: &Path) -> Result<Arc<dyn Method>, AdapterError> {
     method_of(path, &read_json(path)?.1)
 }
 
+/// The fields of the `adapter_config.json` in `directory`, whatever they ask for and whether or not there are tensors.
+///
+/// # Errors
+/// If the file cannot be read or is not JSON; the file is named.
+pub fn read_adapter_json(directory: impl AsRef<Path>) -> Result<Value, AdapterError> {
+    Ok(read_json(&directory.as_ref().join(CONFIG_FILE))?.1)
+}
+
 /// The text of a configuration, and what it says.
 fn read_json(path: &Path) -> Result<(String, Value), AdapterError> {
     let unreadable = |message: String| AdapterError::UnreadableConfig { path: path.to_owned(), message };

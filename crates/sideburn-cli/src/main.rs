@@ -8,7 +8,7 @@ mod reference;
 mod report;
 mod verify;
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -30,7 +30,7 @@ Examples:
   Whether Sideburn computes what transformers computed:
     sideburn verify --model flan-t5-base --adapter my-adapter --reference reference.safetensors
 
-Exit status: 0 if all is well, 1 if a check fails, 2 if a command cannot be run.";
+Exit status: 0 if all is well, 1 if a check fails or a part of an adapter cannot be read, 2 if a command cannot be run.";
 
 /// Looks into adapters of Hugging Face peft, merges, combines and converts them, and holds a model against reference numbers
 ///
@@ -53,21 +53,53 @@ enum Command {
     Verify(verify::Args),
 }
 
+/// The exit status if a command cannot be run, or its result cannot be printed.
+const CANNOT: u8 = 2;
+
 fn main() -> ExitCode {
-    let Cli { json, command } = Cli::parse();
+    let Cli { json, command } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(usage) => return show_usage(&usage),
+    };
     let report = match command {
         Command::Adapter(command) => adapter::run(command),
         Command::Verify(args) => verify::run(&args).map(Report::new),
     };
     match report {
         Ok(report) => {
-            // Whoever closes the pipe early has read enough.
-            let _ = writeln!(std::io::stdout(), "{}", if json { &report.json } else { &report.text });
-            if report.passed { ExitCode::SUCCESS } else { ExitCode::from(1) }
+            let passed = if report.passed { ExitCode::SUCCESS } else { ExitCode::from(1) };
+            printed(writeln!(io::stdout(), "{}", if json { &report.json } else { &report.text }), passed)
         }
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "error: {}", report::chain(&error));
-            ExitCode::from(2)
+            complain(&report::chain(&error));
+            ExitCode::from(CANNOT)
         }
     }
+}
+
+/// Prints what clap has to say: the help or the version that was asked for, or what is wrong with the arguments.
+fn show_usage(usage: &clap::Error) -> ExitCode {
+    if usage.use_stderr() {
+        // The arguments are quoted in it.
+        complain(report::printable(&usage.render().to_string()).trim_end().trim_start_matches("error: "));
+        return ExitCode::from(CANNOT);
+    }
+    printed(usage.print(), ExitCode::SUCCESS)
+}
+
+/// `status`, unless the standard output has not taken all: a full disk must not pass for success. Whoever closes a pipe
+/// early has read enough.
+fn printed(written: io::Result<()>, status: ExitCode) -> ExitCode {
+    match written.and_then(|()| io::stdout().flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            complain(&format!("the standard output could not be written: {error}"));
+            ExitCode::from(CANNOT)
+        }
+        _ => status,
+    }
+}
+
+fn complain(message: &str) {
+    // There is nowhere to tell of a standard error that is closed.
+    let _ = writeln!(io::stderr(), "error: {message}");
 }

@@ -1,6 +1,7 @@
 //! What commands find, as text and as JSON.
 
-use std::fmt::{self, Display};
+use std::fmt::{self, Display, Write};
+use std::path::Path;
 
 use serde::Serialize;
 
@@ -25,7 +26,8 @@ pub(crate) trait Finding: Display + Serialize {
 impl Report {
     pub(crate) fn new(found: impl Finding) -> Self {
         let json = serde_json::to_string_pretty(&found).expect("plain fields, and maps with text as keys");
-        Self { text: found.to_string().trim_end().to_owned(), json, passed: found.passed() }
+        let text = printable(found.to_string().trim_end());
+        Self { text, json: escaped_json(&json), passed: found.passed() }
     }
 }
 
@@ -48,6 +50,50 @@ impl Display for Verdict {
             Self::NotChecked => "not checked",
         })
     }
+}
+
+/// Text for a terminal: what a control character (an escape sequence, a NUL) would do there is not done. Each is written
+/// as Rust writes it, `\u{1b}` for ESC. Line breaks stay.
+///
+/// All that the program prints for people goes through here, since paths and files of strangers are part of it.
+pub(crate) fn printable(text: &str) -> String {
+    escape(text, |c| c.is_control() && c != '\n')
+}
+
+/// The same for a name or a path that stands in one line: line breaks are escaped, too.
+pub(crate) fn in_line(text: &str) -> String {
+    escape(text, char::is_control)
+}
+
+/// A path, as reports show it.
+pub(crate) fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
+
+fn escape(text: &str, is_escaped: impl Fn(char) -> bool) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_escaped(c) {
+            escaped.extend(c.escape_default());
+        } else {
+            escaped.push(c);
+        }
+    }
+    escaped
+}
+
+/// JSON without the control characters that JSON allows in text (DEL, and U+0080 to U+009F, some of which move a
+/// terminal's cursor). Line breaks stand between the fields only, where they mean nothing.
+fn escaped_json(json: &str) -> String {
+    let mut escaped = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            '\n' => escaped.push(c),
+            _ if c.is_control() => write!(escaped, "\\u{:04x}", u32::from(c)).expect("text takes all that is written"),
+            _ => escaped.push(c),
+        }
+    }
+    escaped
 }
 
 /// Writes rows of cells, the columns aligned. The last cell of a row may have several lines.
@@ -100,5 +146,20 @@ pub(crate) fn chain(error: &anyhow::Error) -> String {
             text += &format!(": {message}");
         }
     }
-    text
+    printable(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_are_written_not_obeyed() {
+        let hostile = "a\u{1b}[2Jb\0c\u{9b}d\u{7f}\re\nf";
+        assert_eq!(printable(hostile), "a\\u{1b}[2Jb\\u{0}c\\u{9b}d\\u{7f}\\re\nf");
+        assert_eq!(in_line("x\ny"), "x\\ny");
+        let json = escaped_json(&serde_json::to_string(hostile).unwrap());
+        assert!(!json.chars().any(char::is_control), "{json}");
+        assert_eq!(serde_json::from_str::<String>(&json).unwrap(), hostile);
+    }
 }

@@ -9,14 +9,15 @@ use sideburn::prelude::*;
 
 use crate::forward::{logits, max_difference, values};
 use crate::reference::{Rectangle, Reference};
-use crate::report::{Finding, Verdict, count, number, table};
+use crate::report::{Finding, Verdict, count, in_line, number, shown, table};
 
 /// Hold a model, with or without an adapter, against what transformers and peft have computed
 ///
 /// The reference is a safetensors file with `input_ids` and `attention_mask` (padded on the right), `decoder_input_ids`
 /// and `logits`; and, if you like, `labels` (-100 where there are none) and `loss`, and `greedy_ids` as generate returns
 /// them. docs/verify.md has the lines of Python that write one from your own model. Fails if a number differs by more
-/// than the tolerance, or any token.
+/// than the tolerance, or any token. Rounding grows with the size of the logits, so the tolerance does by default: it is a
+/// share of their spread, which is the standard deviation of all logits of the reference.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Directory of the model
@@ -28,9 +29,12 @@ pub(crate) struct Args {
     /// File of inputs and of what they must give
     #[arg(long, value_name = "FILE")]
     reference: PathBuf,
-    /// The largest absolute difference that passes
-    #[arg(long, default_value_t = 1e-4)]
-    tolerance: f32,
+    /// The largest absolute difference that passes, in place of one relative to the spread
+    #[arg(long, value_name = "DIFFERENCE", value_parser = not_negative, conflicts_with = "relative_tolerance")]
+    tolerance: Option<f64>,
+    /// The largest difference that passes, as a share of the spread: 1e-4 lets logits whose spread is 8 differ by 8e-4
+    #[arg(long, value_name = "SHARE", value_parser = not_negative, default_value_t = 1e-4)]
+    relative_tolerance: f64,
     /// Where to compute: flex (the CPU), wgpu, vulkan, metal or cuda, with :INDEX behind a GPU's
     #[arg(long, default_value = "flex")]
     device: String,
@@ -41,7 +45,12 @@ pub(crate) struct Verification {
     model: String,
     adapter: Option<String>,
     reference: String,
-    tolerance: f32,
+    /// The largest absolute difference that passes; `null` in JSON if the spread is not a number.
+    tolerance: f64,
+    /// The same as a share of the spread, unless an absolute one was asked for.
+    relative_tolerance: Option<f64>,
+    /// The standard deviation of the reference's logits.
+    spread: f64,
     passed: bool,
     tensors: Vec<Check>,
 }
@@ -61,6 +70,8 @@ enum Outcome {
     /// `null` in JSON if it is not a number.
     Numbers {
         largest_difference: f32,
+        /// As a share of the spread of the logits.
+        relative_difference: f64,
     },
     Tokens {
         rows: usize,
@@ -86,7 +97,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Verification> {
     if let Some(adapter) = &args.adapter {
         load_adapter(&mut model, "default", adapter)?;
     }
-    let mut tensors = check_all(&model, &mut reference, args.tolerance)?;
+    let (expected, spread) = read_logits(&mut reference)?;
+    let limit = Limit { spread, tolerance: args.tolerance.unwrap_or(args.relative_tolerance * spread) };
+    let mut tensors = check_all(&model, &mut reference, &expected, &limit)?;
     for tensor in reference.into_unread() {
         let reason = match tensor.as_str() {
             "beam4_ids" => "there is no beam search yet",
@@ -97,16 +110,50 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Verification> {
         tensors.push(Check::none(tensor, reason));
     }
     Ok(Verification {
-        model: args.model.display().to_string(),
-        adapter: args.adapter.as_ref().map(|adapter| adapter.display().to_string()),
-        reference: args.reference.display().to_string(),
-        tolerance: args.tolerance,
+        model: shown(&args.model),
+        adapter: args.adapter.as_deref().map(shown),
+        reference: shown(&args.reference),
+        tolerance: limit.tolerance,
+        relative_tolerance: args.tolerance.is_none().then_some(args.relative_tolerance),
+        spread,
         passed: tensors.iter().all(|check| check.verdict != Verdict::Failed),
         tensors,
     })
 }
 
-fn check_all(model: &T5, reference: &mut Reference, tolerance: f32) -> anyhow::Result<Vec<Check>> {
+/// A number of at least 0.
+fn not_negative(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number >= 0.0 && number.is_finite() => Ok(number),
+        Ok(_) => Err("expected a number of at least 0".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// What differences are held against.
+struct Limit {
+    /// The standard deviation of the reference's logits.
+    spread: f64,
+    /// The largest absolute difference that passes.
+    tolerance: f64,
+}
+
+/// The logits of a reference with their shape.
+struct Logits {
+    shape: Vec<usize>,
+    values: Vec<f32>,
+}
+
+/// The logits that are expected, and their standard deviation over all rows, columns and tokens.
+fn read_logits(reference: &mut Reference) -> anyhow::Result<(Logits, f64)> {
+    let (shape, values) = reference.floats("logits")?;
+    let count = values.len() as f64;
+    let mean = values.iter().copied().map(f64::from).sum::<f64>() / count;
+    let variance = values.iter().map(|value| (f64::from(*value) - mean).powi(2)).sum::<f64>() / count;
+    Ok((Logits { shape, values }, variance.sqrt()))
+}
+
+fn check_all(model: &T5, reference: &mut Reference, expected: &Logits, limit: &Limit) -> anyhow::Result<Vec<Check>> {
     let mask = reference.integers("attention_mask")?;
     ensure!(mask.values.iter().all(|kept| matches!(kept, 0 | 1)), "`attention_mask` has other values than 0 and 1");
     let source = reference.integers("input_ids")?;
@@ -123,11 +170,11 @@ fn check_all(model: &T5, reference: &mut Reference, tolerance: f32) -> anyhow::R
 
     let input = reference.integers("decoder_input_ids")?;
     ensure!(input.rows == rows, "`decoder_input_ids` has {} rows, `input_ids` has {rows}", input.rows);
-    let (shape, expected) = reference.floats("logits")?;
+    let Logits { shape, values: expected } = expected;
     let own_shape = [rows, input.columns, model.config().vocab_size];
-    ensure!(shape == own_shape, "`logits` has the shape {shape:?}, those of this model have {own_shape:?}");
+    ensure!(*shape == own_shape, "`logits` has the shape {shape:?}, those of this model have {own_shape:?}");
     let found = logits(model, &source, &input.whole()?)?;
-    let mut checks = vec![Check::numbers("logits", max_difference(&found, &expected), tolerance)];
+    let mut checks = vec![Check::numbers("logits", max_difference(&found, expected), limit)];
 
     if reference.has("labels") && reference.has("loss") {
         let labels = reference.integers("labels")?;
@@ -139,7 +186,7 @@ fn check_all(model: &T5, reference: &mut Reference, tolerance: f32) -> anyhow::R
                 let batch = Seq2SeqBatch::new(source.clone(), target)?;
                 let losses = values(model.token_losses(&batch, &mut Pass::evaluate())?)?;
                 let mean = losses.iter().copied().map(f64::from).sum::<f64>() / losses.len() as f64;
-                Check::numbers("loss", max_difference(&[mean as f32], &expected), tolerance)
+                Check::numbers("loss", max_difference(&[mean as f32], &expected), limit)
             }
             Err(error) => Check::none("loss".to_owned(), &format!("{error:#}")),
         });
@@ -167,10 +214,14 @@ fn write_greedily(model: &T5, source: &TokenRows, width: usize) -> anyhow::Resul
 }
 
 impl Check {
-    fn numbers(tensor: &str, largest_difference: f32, tolerance: f32) -> Self {
-        // What is not a number is not within any tolerance.
-        let verdict = if largest_difference <= tolerance { Verdict::Ok } else { Verdict::Failed };
-        Self { tensor: tensor.to_owned(), verdict, outcome: Outcome::Numbers { largest_difference } }
+    fn numbers(tensor: &str, largest_difference: f32, limit: &Limit) -> Self {
+        let found = f64::from(largest_difference);
+        // What is not a number is not within any tolerance, and nothing is within one that is not a number.
+        let verdict = if found <= limit.tolerance { Verdict::Ok } else { Verdict::Failed };
+        // Equal is equal, also where there is no spread.
+        let relative_difference = if found == 0.0 { 0.0 } else { found / limit.spread };
+        let outcome = Outcome::Numbers { largest_difference, relative_difference };
+        Self { tensor: tensor.to_owned(), verdict, outcome }
     }
 
     fn tokens(tensor: &str, found: &[i64], expected: &Rectangle) -> Self {
@@ -203,8 +254,9 @@ impl Finding for Verification {
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Numbers { largest_difference } => {
-                write!(f, "differs by at most {}", number((*largest_difference).into()))
+            Self::Numbers { largest_difference, relative_difference } => {
+                let absolute = number((*largest_difference).into());
+                write!(f, "differs by at most {absolute}, {} of the spread", number(*relative_difference))
             }
             Self::Tokens { rows, first_difference: None, .. } => write!(f, "{} equal", count(*rows, "row")),
             Self::Tokens { rows, rows_that_differ, first_difference: Some(first) } => {
@@ -220,11 +272,17 @@ impl fmt::Display for Outcome {
 
 impl fmt::Display for Verification {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let row = |check: &Check| [check.verdict.to_string(), check.tensor.clone(), check.outcome.to_string()];
+        let row = |check: &Check| [check.verdict.to_string(), in_line(&check.tensor), check.outcome.to_string()];
         table(f, &self.tensors.iter().map(row).collect::<Vec<_>>())?;
         let verdict = if self.passed { "agrees" } else { "does not agree" };
-        let adapter = self.adapter.iter().map(|adapter| format!(" with {adapter}")).collect::<String>();
-        let Self { model, reference, tolerance, .. } = self;
-        write!(f, "\n{model}{adapter} {verdict} with {reference} (tolerance {tolerance:e})")
+        let adapter = self.adapter.iter().map(|adapter| format!(" with {}", in_line(adapter))).collect::<String>();
+        let [model, reference] = [&self.model, &self.reference].map(|path| in_line(path));
+        writeln!(f, "\n{model}{adapter} {verdict} with {reference}")?;
+        let (spread, tolerance) = (number(self.spread), number(self.tolerance));
+        write!(f, "tolerance {tolerance}")?;
+        if let Some(share) = self.relative_tolerance {
+            write!(f, ", which is {share:e} of the spread")?;
+        }
+        write!(f, "; the spread is {spread}, the standard deviation of the reference's logits")
     }
 }

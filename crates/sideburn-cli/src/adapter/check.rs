@@ -1,15 +1,19 @@
 //! `sideburn adapter check`: whether an adapter is whole, and fits a base.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::Path;
 
 use anyhow::ensure;
 use serde::Serialize;
-use sideburn::adapters::{AdapterDir, AdapterError, LoraConfig, Outline, fingerprint};
+use sideburn::adapters::{AdapterError, LoraConfig, LoraInit, Method, Outline, fingerprint};
 use sideburn::prelude::*;
+use sideburn::weights::StateDict;
 
+use super::halves::{Halves, base_fingerprint, is_float};
+use super::on_base::OnBase;
 use super::tensors::lora_updates;
-use crate::report::{Finding, Verdict, count, table};
+use crate::report::{Finding, Verdict, count, in_line, shown, table};
 
 /// Check that an adapter is whole and fits a base model
 ///
@@ -17,15 +21,12 @@ use crate::report::{Finding, Verdict, count, table};
 /// number, or its tensors are not those that the configuration means on this base. Warns if a LoRA was never trained at a
 /// site (B is zero), if a name in target_modules matches nothing on this base, and if the adapter was saved on another base:
 /// adapters that Sideburn saves remember a fingerprint of the base's weights. The same base stored in another precision has
-/// another fingerprint, so that this alone is no error.
+/// another fingerprint, so that this alone is no error. What is not looked at, such as the fingerprint of an adapter that
+/// peft has saved, is listed as not checked, which --strict lets pass.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Directory of the adapter
-    #[arg(value_name = "DIR")]
-    adapter: PathBuf,
-    /// Directory of the base model
-    #[arg(long, value_name = "DIR")]
-    base: PathBuf,
+    #[command(flatten)]
+    on: OnBase,
     /// Let warnings fail, too
     #[arg(long)]
     strict: bool,
@@ -53,81 +54,129 @@ struct Check {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Checkup> {
-    ensure!(args.adapter.is_dir(), "{} is not a directory", args.adapter.display());
-    let mut base = T5::from_dir(&args.base, &parse_device("flex")?)?;
+    let OnBase { adapter, base } = &args.on;
+    ensure!(adapter.is_dir(), "{} is not a directory", shown(adapter));
+    let mut model = T5::from_dir(base, &parse_device("flex")?)?;
     let mut found = Found::default();
-    match AdapterDir::open(&args.adapter) {
-        Ok(adapter) => look_into(&adapter, args, &mut base, &mut found)?,
-        Err(AdapterError::Weights(error)) => found.add("file", Verdict::Failed, error.to_string()),
-        Err(error) => found.add("configuration", Verdict::Failed, error.to_string()),
-    }
+    look_into(adapter, &mut model, &mut found);
     let checks: Vec<Check> = CHECKS.into_iter().map(|check| found.take(check)).collect();
     let any = |verdict| checks.iter().any(|check| check.verdict == verdict);
     let spoilt = any(Verdict::Failed) || (args.strict && any(Verdict::Warning));
-    let [adapter, base] = [&args.adapter, &args.base].map(|path| path.display().to_string());
+    let [adapter, base] = [adapter, base].map(|path| shown(path));
     let unmatched_targets = found.unmatched_targets;
     Ok(Checkup { adapter, base, strict: args.strict, passed: !spoilt, unmatched_targets, checks })
 }
 
-fn look_into(adapter: &AdapterDir, args: &Args, base: &mut T5, found: &mut Found) -> anyhow::Result<()> {
-    let tensors = adapter.tensors();
-    let file = tensors.path().file_name().unwrap_or_default().to_string_lossy();
-    found.add("file", Verdict::Ok, format!("{} in {file}", count(tensors.names().len(), "tensor")));
-    match broken_values(adapter) {
-        Ok(broken) if broken.is_empty() => found.add("values", Verdict::Ok, "all are finite"),
-        Ok(broken) => found.add("values", Verdict::Failed, broken.join("\n")),
-        Err(error) => found.add("values", Verdict::Failed, error.to_string()),
-    }
-    let method = match adapter.method() {
-        Ok(method) => method,
-        Err(error) => {
-            found.add("configuration", Verdict::Failed, error.to_string());
-            return Ok(());
+/// Makes the checks, up to those that need what has failed.
+fn look_into(adapter: &Path, base: &mut T5, found: &mut Found) {
+    let halves = match Halves::open(adapter) {
+        Ok(halves) => halves,
+        Err(error) => return found.add("configuration", Verdict::Failed, error.to_string()),
+    };
+    match &halves.tensors {
+        Ok(tensors) => {
+            let file = tensors.path().file_name().unwrap_or_default().to_string_lossy();
+            found.add("file", Verdict::Ok, format!("{} in {file}", count(tensors.names().len(), "tensor")));
+            check_values(tensors, found);
         }
+        Err(error) => found.add("file", Verdict::Failed, error.to_string()),
+    }
+    if let Err(error) = &halves.config {
+        found.add("configuration", Verdict::Failed, error.to_string());
+    }
+    let method = match halves.method(adapter) {
+        Some(Ok(method)) => method,
+        Some(Err(error)) => return found.add("configuration", Verdict::Failed, error.to_string()),
+        None => return,
     };
     found.add("configuration", Verdict::Ok, method.peft_type());
-    if found.failed() {
-        return Ok(());
-    }
-    match method.downcast_ref::<LoraConfig>() {
-        Some(lora) => check_training(adapter, lora, found)?,
-        None => found.add("training", Verdict::NotChecked, "only LoRA shows it"),
-    }
+    let (Ok(tensors), false) = (&halves.tensors, found.failed()) else { return };
+    check_training(tensors, method.downcast_ref(), found);
     let own = fingerprint(base);
     let targets = method.targets();
     found.unmatched_targets = targets.map(|targets| targets.unmatched(&Outline::of(base))).unwrap_or_default();
-    check_fit(args, base, found);
-    check_fingerprint(adapter.base_fingerprint(), &own, found);
-    Ok(())
+    check_fit(adapter, method.as_ref(), tensors, base, found);
+    check_fingerprint(base_fingerprint(adapter).as_deref(), &own, found);
 }
 
-fn check_training(adapter: &AdapterDir, lora: &LoraConfig, found: &mut Found) -> anyhow::Result<()> {
-    let updates = lora_updates(adapter, lora)?;
-    let idle = updates.iter().filter(|(_, update)| update.norm == 0.0).count();
-    match idle {
-        0 => found.add("training", Verdict::Ok, "no site is as it was before training"),
-        _ => {
-            let detail = format!("a factor is zero at {idle} of {}: never trained", count(updates.len(), "site"));
-            found.add("training", Verdict::Warning, detail);
+/// Whether all floating-point numbers are finite.
+fn check_values(tensors: &StateDict, found: &mut Found) {
+    let (mut finite, mut broken) = (0, Vec::new());
+    // How many tensors there are of each dtype that is not looked at.
+    let mut others: BTreeMap<String, usize> = BTreeMap::new();
+    for name in tensors.names() {
+        let dtype = tensors.info(name).expect("a name of the file").dtype;
+        if !is_float(dtype) {
+            *others.entry(format!("{dtype:?}")).or_default() += 1;
+            continue;
+        }
+        match tensors.read_f32(name) {
+            Ok(values) => match values.iter().position(|value| !value.is_finite()) {
+                Some(index) => broken.push(format!("{}: element {index} is {}", in_line(name), values[index])),
+                None => finite += 1,
+            },
+            Err(error) => broken.push(error.to_string()),
         }
     }
-    Ok(())
+    let others: Vec<String> =
+        others.iter().map(|(dtype, tensors)| format!("{} of {dtype}", count(*tensors, "tensor"))).collect();
+    let others = others.join(", ");
+    match (broken.is_empty(), finite, others.is_empty()) {
+        (false, ..) => found.add("values", Verdict::Failed, broken.join("\n")),
+        (true, 0, true) => found.add("values", Verdict::NotChecked, "there are none"),
+        (true, 0, false) => found.add("values", Verdict::NotChecked, others),
+        (true, _, true) => found.add("values", Verdict::Ok, "all are finite"),
+        (true, _, false) => {
+            let detail = format!("{} finite; not checked: {others}", count(finite, "tensor"));
+            found.add("values", Verdict::Ok, detail);
+        }
+    }
+}
+
+/// Whether `B A` of LoRA has left the zero that training begins with.
+fn check_training(tensors: &StateDict, lora: Option<&LoraConfig>, found: &mut Found) {
+    let Some(lora) = lora else { return found.add("training", Verdict::NotChecked, "only LoRA shows it") };
+    if !matches!(lora.init_lora_weights, LoraInit::Default | LoraInit::Gaussian) {
+        let detail = "B A is not zero before training, as init_lora_weights says";
+        return found.add("training", Verdict::NotChecked, detail);
+    }
+    let updates = match lora_updates(tensors, lora) {
+        Ok(updates) => updates,
+        Err(error) => return found.add("training", Verdict::Failed, error.to_string()),
+    };
+    let idle = updates.iter().filter(|(_, update)| update.norm == 0.0).count();
+    let sites = count(updates.len(), "site");
+    match (updates.len(), idle) {
+        (0, _) => found.add("training", Verdict::NotChecked, "the file has no two factors of LoRA that fit each other"),
+        (_, 0) => found.add("training", Verdict::Ok, format!("B A is not zero at any of {sites}")),
+        _ => found.add("training", Verdict::Warning, format!("a factor is zero at {idle} of {sites}: never trained")),
+    }
 }
 
 /// Whether the tensors are those that the configuration means on this base.
-fn check_fit(args: &Args, base: &mut T5, found: &mut Found) {
-    match load_adapter(base, "default", &args.adapter) {
+fn check_fit(adapter: &Path, method: &dyn Method, tensors: &StateDict, base: &mut T5, found: &mut Found) {
+    match load_adapter(base, "default", adapter) {
         Ok(()) => {
-            found.add_places();
+            found.add_places(method);
             found.add("names", Verdict::Ok, "none is missing or unexpected");
             found.add("shapes", Verdict::Ok, "as the base has them");
         }
         Err(AdapterError::TensorsDoNotFit { missing, unexpected, misshapen, .. }) => {
-            found.add_places();
+            found.add_places(method);
+            let with_place = tensors.names().len().saturating_sub(unexpected.len());
             let names = [("missing", missing), ("unexpected", unexpected)];
-            let names = names.iter().flat_map(|(what, names)| names.iter().map(move |name| format!("{what}: {name}")));
+            let names = names
+                .iter()
+                .flat_map(|(what, names)| names.iter().map(move |name| format!("{what}: {}", in_line(name))));
             found.add_list("names", "none is missing or unexpected", names);
-            found.add_list("shapes", "as the base has them", misshapen.iter().map(ToString::to_string));
+            match with_place {
+                0 => found.add("shapes", Verdict::NotChecked, "no tensor of the file has a place in the base"),
+                _ => {
+                    let ok =
+                        format!("as the base has them, of {} that it has a place for", count(with_place, "tensor"));
+                    found.add_list("shapes", &ok, misshapen.iter().map(ToString::to_string));
+                }
+            }
         }
         Err(error) => found.add("places", Verdict::Failed, error.to_string()),
     }
@@ -137,7 +186,8 @@ fn check_fit(args: &Args, base: &mut T5, found: &mut Found) {
 fn check_fingerprint(saved: Option<&str>, own: &str, found: &mut Found) {
     match saved {
         None => {
-            found.add("fingerprint", Verdict::Warning, "the file has none: which base it was saved on is not known")
+            let detail = "the file has none, as peft writes none: which base it was saved on is not known";
+            found.add("fingerprint", Verdict::NotChecked, detail);
         }
         Some(saved) if saved == own => found.add("fingerprint", Verdict::Ok, "that of the base"),
         Some(saved) => {
@@ -145,22 +195,10 @@ fn check_fingerprint(saved: Option<&str>, own: &str, found: &mut Found) {
                 true => (Verdict::Failed, "it was made on another base"),
                 false => (Verdict::Warning, "it was made on another base, or on this one in another precision"),
             };
+            let saved = in_line(saved);
             found.add("fingerprint", verdict, format!("{saved} in the file, {own} of the base: {reason}"));
         }
     }
-}
-
-/// The tensors that have values which are not finite, each with the first of these.
-fn broken_values(adapter: &AdapterDir) -> anyhow::Result<Vec<String>> {
-    let tensors = adapter.tensors();
-    let mut broken = Vec::new();
-    for name in tensors.names() {
-        let values = tensors.read_f32(name)?;
-        if let Some(index) = values.iter().position(|value| !value.is_finite()) {
-            broken.push(format!("{name}: element {index} is {}", values[index]));
-        }
-    }
-    Ok(broken)
 }
 
 /// The checks that were made.
@@ -175,12 +213,17 @@ impl Found {
         self.checks.push(Check { check, verdict, detail: detail.into() });
     }
 
-    /// That the base has places for the adapter, if not for every name.
-    fn add_places(&mut self) {
+    /// That the base has places for the adapter, if not for every name. A method without `target_modules` has its own
+    /// places, which every base has.
+    fn add_places(&mut self, method: &dyn Method) {
         match self.unmatched_targets.join(", ") {
+            _ if method.targets().is_none() => {
+                self.add("places", Verdict::NotChecked, format!("{} has no target_modules", method.peft_type()));
+            }
             none if none.is_empty() => self.add("places", Verdict::Ok, "the base has them"),
             names => {
-                self.add("places", Verdict::Warning, format!("target_modules that nothing in the base has: {names}"))
+                let detail = format!("target_modules that nothing in the base has: {}", in_line(&names));
+                self.add("places", Verdict::Warning, detail);
             }
         }
     }
@@ -217,10 +260,14 @@ impl fmt::Display for Checkup {
         let row = |check: &Check| [check.verdict.to_string(), check.check.to_owned(), check.detail.clone()];
         table(f, &self.checks.iter().map(row).collect::<Vec<_>>())?;
         let warnings = self.checks.iter().filter(|check| check.verdict == Verdict::Warning).count();
+        let unchecked = self.checks.iter().filter(|check| check.verdict == Verdict::NotChecked);
+        let unchecked = unchecked.map(|check| check.check).collect::<Vec<_>>().join(", ");
+        let [adapter, base] = [&self.adapter, &self.base].map(|path| in_line(path));
         match (self.passed, warnings) {
-            (true, 0) => write!(f, "\n{} fits {}", self.adapter, self.base),
-            (true, _) => write!(f, "\n{} fits {}, with {}", self.adapter, self.base, count(warnings, "warning")),
-            (false, _) => write!(f, "\n{} does not pass", self.adapter),
+            (true, 0) => write!(f, "\n{adapter} fits {base}")?,
+            (true, _) => write!(f, "\n{adapter} fits {base}, with {}", count(warnings, "warning"))?,
+            (false, _) => write!(f, "\n{adapter} does not pass")?,
         }
+        if unchecked.is_empty() { Ok(()) } else { write!(f, "; not checked: {unchecked}") }
     }
 }

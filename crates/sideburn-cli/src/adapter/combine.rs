@@ -8,8 +8,9 @@ use clap::ValueEnum;
 use serde::Serialize;
 use sideburn::adapters::{AdaptedModel, Combination, LoraConfig, adapter_tensors, combine};
 use sideburn::prelude::*;
+use sideburn::weights::check_writable;
 
-use crate::report::{Finding, grouped, table};
+use crate::report::{Finding, grouped, in_line, shown, table};
 
 /// Make one LoRA adapter of several
 ///
@@ -93,8 +94,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Combined> {
     ensure!(
         is_free(&args.output),
         "the output {} is there already; choose a directory that is new or empty",
-        args.output.display()
+        shown(&args.output)
     );
+    check_writable(&args.output)?;
     let mut model = T5::from_dir(&args.base, &parse_device("flex")?)?;
     // Adapters are called by their places in the list, so that nothing depends on where they lie.
     let names: Vec<String> = (1..=needed).map(|place| place.to_string()).collect();
@@ -103,7 +105,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Combined> {
     }
     let parts: Vec<(&str, f64)> = names.iter().map(String::as_str).zip(weights.iter().copied()).collect();
     combine(&mut model, "default", &parts, how).with_context(|| {
-        let listed = |(name, adapter): (&String, &PathBuf)| format!("{name:?} is {}", adapter.display());
+        let listed = |(name, adapter): (&String, &PathBuf)| format!("{name:?} is {}", shown(adapter));
         names.iter().zip(&args.adapters).map(listed).collect::<Vec<_>>().join(", ")
     })?;
     save_adapter(&model, "default", &args.output)?;
@@ -111,11 +113,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Combined> {
     let tensors = adapter_tensors(&model, "default")?;
     let weighted = args.adapters.iter().zip(weights);
     Ok(Combined {
-        output: args.output.display().to_string(),
+        output: shown(&args.output),
         combination_type: args.combination_type,
-        adapters: weighted
-            .map(|(adapter, weight)| Weighted { adapter: adapter.display().to_string(), weight })
-            .collect(),
+        adapters: weighted.map(|(adapter, weight)| Weighted { adapter: shown(adapter), weight }).collect(),
         rank: method.downcast_ref::<LoraConfig>().context("what is combined is LoRA")?.r,
         sites: tensors.len() / 2,
         parameters: tensors.values().map(|tensor| tensor.lazy_shape().num_elements()).sum(),
@@ -167,13 +167,13 @@ impl Finding for Combined {}
 
 impl fmt::Display for Combined {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let part = |Weighted { adapter, weight }: &Weighted| format!("{weight} * {adapter}");
+        let part = |Weighted { adapter, weight }: &Weighted| format!("{weight} * {}", in_line(adapter));
         let how = self.combination_type.to_possible_value().expect("no type is hidden").get_name().to_owned();
         let parts = self.adapters.iter().map(part).collect::<Vec<_>>().join("\n");
         table(
             f,
             &[
-                ["written".to_owned(), self.output.clone()],
+                ["written".to_owned(), in_line(&self.output)],
                 [how, parts],
                 ["rank".to_owned(), self.rank.to_string()],
                 ["sites".to_owned(), grouped(self.sites)],

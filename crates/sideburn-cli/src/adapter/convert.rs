@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 use sideburn::adapters::AdapterDir;
 
-use crate::report::{Finding, count};
+use crate::report::{Finding, count, in_line, shown};
 
 /// Write an adapter anew, its tensors as adapter_model.safetensors
 ///
@@ -34,17 +34,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Converted> {
     let adapter = AdapterDir::open(&args.adapter)?;
     adapter.save(&args.output)?;
     let tensors = adapter.tensors();
-    Ok(Converted {
-        from: tensors.path().display().to_string(),
-        output: args.output.display().to_string(),
-        tensors: tensors.names().len(),
-    })
+    Ok(Converted { from: shown(tensors.path()), output: shown(&args.output), tensors: tensors.names().len() })
 }
 
 impl Finding for Converted {}
 
 impl fmt::Display for Converted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of {} written to {}", count(self.tensors, "tensor"), self.from, self.output)
+        let [from, output] = [&self.from, &self.output].map(|path| in_line(path));
+        write!(f, "{} of {from} written to {output}", count(self.tensors, "tensor"))
     }
 }

@@ -1,46 +1,31 @@
 //! `sideburn adapter merge`: a model of its own out of a base and an adapter.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use clap::ValueEnum;
 use serde::Serialize;
 use sideburn::adapters::{Precision, merge_and_unload, without_adapters};
 use sideburn::prelude::*;
 use sideburn::weights::AtomicDir;
 
+use super::companions::{Copied, LeftOut, copy_companions};
+use super::on_base::OnBase;
 use crate::forward::{logits, max_difference};
-use crate::report::{Finding, number, table};
-
-/// Files of a model directory that are neither architecture nor weights, and go with the merged model.
-const COMPANIONS: [&str; 9] = [
-    "added_tokens.json",
-    "generation_config.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "spiece.model",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-];
+use crate::report::{Finding, in_line, number, shown, table};
 
 /// Work an adapter into the weights of its base, and write the model that results
 ///
 /// The output is a directory as transformers writes it: config.json, model.safetensors, and the tokenizer's files where
-/// the base has them. Before it is put in place it is read again and compared: the drift is the largest absolute
+/// the base has them, as files and not as links out of its directory (those of the hub's cache excepted). Before it is put in place it is read again and compared: the drift is the largest absolute
 /// difference between its logits and those of base and adapter side by side, on a small batch of fixed random tokens. In
 /// f32 it is rounding; in bf16 it includes that of every weight of the base. Adapters that are not finite, or cannot be
 /// weights (prompts, prefixes), are refused.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Directory of the adapter
-    #[arg(value_name = "DIR")]
-    adapter: PathBuf,
-    /// Directory of the base model
-    #[arg(long, value_name = "DIR")]
-    base: PathBuf,
+    #[command(flatten)]
+    on: OnBase,
     /// Directory to write to; not that of the base
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
@@ -63,6 +48,8 @@ pub(crate) struct Merged {
     output: String,
     precision: Stored,
     copied: Vec<&'static str>,
+    /// What was left out of the tokenizer's files, and why.
+    not_copied: Vec<LeftOut>,
     /// The largest difference that the adapter makes to a logit.
     effect: f32,
     /// The largest difference that merging and storing makes to a logit.
@@ -70,13 +57,14 @@ pub(crate) struct Merged {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Merged> {
+    let OnBase { adapter, base } = &args.on;
     let output = AtomicDir::create(&args.output)?;
-    if let (Ok(output), Ok(base)) = (args.output.canonicalize(), args.base.canonicalize()) {
-        ensure!(output != base, "the output {} is the base itself; choose another directory", output.display());
+    if let (Ok(output), Ok(base)) = (args.output.canonicalize(), base.canonicalize()) {
+        ensure!(output != base, "the output {} is the base itself; choose another directory", shown(&output));
     }
     let device = parse_device("flex")?;
-    let mut model = T5::from_dir(&args.base, &device)?;
-    load_adapter(&mut model, "default", &args.adapter)?;
+    let mut model = T5::from_dir(base, &device)?;
+    load_adapter(&mut model, "default", adapter)?;
     let (source, input) = probe(model.config());
     let before = logits(&model, &source, &input)?;
     let bare = without_adapters(&model, |base| logits(base, &source, &input))?;
@@ -88,25 +76,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Merged> {
     };
     model.save_dir(output.path(), precision)?;
     drop(model);
-    let copied = copy_companions(&args.base, output.path())?;
+    let Copied { copied, left_out } = copy_companions(base, output.path())?;
     let after = logits(&T5::from_dir(output.path(), &device)?, &source, &input)?;
     output.commit()?;
     Ok(Merged {
-        output: args.output.display().to_string(),
+        output: shown(&args.output),
         precision: args.precision,
         copied,
+        not_copied: left_out,
         effect: max_difference(&before, &bare),
         drift: max_difference(&after, &before),
     })
-}
-
-fn copy_companions(base: &Path, output: &Path) -> anyhow::Result<Vec<&'static str>> {
-    let there: Vec<&str> = COMPANIONS.into_iter().filter(|file| base.join(file).is_file()).collect();
-    for file in &there {
-        let from = base.join(file);
-        std::fs::copy(&from, output.join(file)).with_context(|| format!("copying {}", from.display()))?;
-    }
-    Ok(there)
 }
 
 /// Rows of random tokens, always the same for a model: what the encoder and what the decoder reads.
@@ -135,14 +115,12 @@ impl fmt::Display for Merged {
             Stored::Bf16 => "merging and rounding to bf16",
         };
         let copied = if self.copied.is_empty() { "nothing".to_owned() } else { self.copied.join(", ") };
-        table(
-            f,
-            &[
-                ["written".to_owned(), self.output.clone()],
-                ["copied".to_owned(), copied],
-                ["effect".to_owned(), format!("the adapter changes logits by up to {effect}")],
-                ["drift".to_owned(), format!("{precision} changes them by up to {drift}")],
-            ],
-        )
+        let mut rows = vec![["written".to_owned(), in_line(&self.output)], ["copied".to_owned(), copied]];
+        for LeftOut { file, reason } in &self.not_copied {
+            rows.push(["not copied".to_owned(), format!("{file}: {reason}")]);
+        }
+        rows.push(["effect".to_owned(), format!("the adapter changes logits by up to {effect}")]);
+        rows.push(["drift".to_owned(), format!("{precision} changes them by up to {drift}")]);
+        table(f, &rows)
     }
 }

@@ -2,9 +2,12 @@
 
 mod check;
 mod combine;
+mod companions;
 mod convert;
+mod halves;
 mod inspect;
 mod merge;
+mod on_base;
 mod tensors;
 
 use clap::Subcommand;

@@ -1,25 +1,49 @@
 //! What an adapter's tensors say without a model.
 
 use serde::Serialize;
-use sideburn::adapters::{AdapterDir, LoraConfig};
+use sideburn::adapters::LoraConfig;
+use sideburn::weights::StateDict;
 
-/// How an adapter's own part of a tensor's name begins, in all methods of `peft`; before it stands the place in the base.
-const OWN: [&str; 15] = [
+/// How an adapter's own part of a tensor's name begins, in all methods of `peft` 0.21; before it stands the place in the base.
+const OWN: [&str; 38] = [
+    "adamss_",
     "base_layer",
+    "beft_",
     "boft_",
     "c3a_",
+    "deft_",
+    "delora_",
     "fourierft_",
+    "frod_",
+    "glora_",
+    "gralora_",
     "hada_",
+    "hira_",
     "hra_",
     "ia3_",
+    "lily_",
     "ln_tuning_",
     "lokr_",
     "lora_",
+    "miss_",
     "oft_",
+    "osf_",
+    "peanut_",
+    "poly_",
+    "psoft_",
+    "pvera_",
     "randlora_",
+    "road_",
+    "shadow_",
+    "shira_",
+    "supertuning_",
+    "tinylora_",
     "token_adapter",
     "trainable_tokens_",
+    "unilora_",
+    "vblora_",
     "vera_",
+    "waveft_",
 ];
 
 /// The name of a tensor in an adapter's file, taken apart.
@@ -78,8 +102,7 @@ pub(crate) struct Update {
 }
 
 /// What LoRA does at each site whose two factors fit each other.
-pub(crate) fn lora_updates(adapter: &AdapterDir, lora: &LoraConfig) -> anyhow::Result<Vec<(String, Update)>> {
-    let tensors = adapter.tensors();
+pub(crate) fn lora_updates(tensors: &StateDict, lora: &LoraConfig) -> anyhow::Result<Vec<(String, Update)>> {
     let mut updates = Vec::new();
     for a in tensors.names() {
         let Name { site: Some(site), part } = Name::parse(a) else { continue };
@@ -139,6 +162,7 @@ mod tests {
         let norm = "base_model.model.decoder.final_layer_norm.ln_tuning_layers.weight";
         parsed(norm, Some("decoder.final_layer_norm"), "ln_tuning_layers.weight");
         parsed("base_model.model.lm_head.weight", None, "modules_to_save");
+        parsed(&format!("base_model.model.{q}.shira_indices"), Some(q), "shira_indices");
         parsed("base_model.vera_A", None, "vera_A");
         parsed("prompt_embeddings", None, "prompt_embeddings");
     }

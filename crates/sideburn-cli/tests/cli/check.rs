@@ -30,10 +30,45 @@ fn check_passes_what_was_saved_on_this_base() {
     assert_contains(&text, &["ok  fingerprint    that of the base\n", "exported fits "]);
 }
 
+/// An adapter of `peft` is as good as one of ours: of its base nothing is known, and that is said.
 #[test]
-fn check_warns_of_an_unknown_base() {
-    assert_verdicts(&check(0, &golden(ADAPTER), &[]), &[("fingerprint", "warning")]);
-    assert_verdicts(&check(1, &golden(ADAPTER), &["--strict"]), &[("fingerprint", "warning")]);
+fn check_passes_what_peft_has_saved() {
+    for options in [&[] as &[&str], &["--strict"]] {
+        let checks = check(0, &golden(ADAPTER), options);
+        assert_verdicts(&checks, &[("fingerprint", "not_checked")]);
+        assert_contains(&checks["fingerprint"].1, &["peft writes none"]);
+        assert_contains(&checks["training"].1, &["at any of 12 sites"]);
+    }
+    let text = run(args!["adapter", "check", golden(ADAPTER), "--base", golden(BASE)]).stdout;
+    assert_contains(&text, &["not checked  fingerprint ", "; not checked: fingerprint\n"]);
+}
+
+#[test]
+fn check_says_what_it_does_not_look_at() {
+    // A prompt is of the whole model, and only LoRA shows whether it was trained.
+    let prompt = check(0, &golden("adapters/prompt_tuning"), &["--strict"]);
+    let unseen = [("fingerprint", "not_checked"), ("places", "not_checked"), ("training", "not_checked")];
+    assert_verdicts(&prompt, &unseen);
+    assert_eq!(prompt["places"].1, "PROMPT_TUNING has no target_modules");
+    // PiSSA begins with the largest part of the weight.
+    let pissa = check(0, &golden("adapters/init/pissa/initial_adapter"), &[]);
+    assert_eq!(pissa["training"].0, "not_checked");
+
+    // No tensor has a place, so that no shape was compared.
+    let directory = changed(ADAPTER, |tensors| {
+        *tensors =
+            std::mem::take(tensors).into_iter().map(|(name, tensor)| (format!("other.{name}"), tensor)).collect();
+    });
+    let checks = check(1, directory.path(), &[]);
+    assert_eq!((checks["names"].0.as_str(), checks["shapes"].0.as_str()), ("failed", "not_checked"));
+
+    // Whole numbers are never broken.
+    let directory = changed(ADAPTER, |tensors| {
+        tensors.insert("indices".to_owned(), Tensor::new(Dtype::I32, vec![2], vec![0; 8]).unwrap());
+    });
+    let checks = check(1, directory.path(), &[]);
+    assert_eq!(checks["values"], ("ok".to_owned(), "24 tensors finite; not checked: 1 tensor of I32".to_owned()));
+    assert_contains(&checks["names"].1, &["unexpected: indices"]);
 }
 
 #[test]
@@ -57,10 +92,10 @@ fn check_tells_bases_apart() {
 #[test]
 fn check_warns_of_what_was_never_trained() {
     let checks = check(0, &golden("trajectory/t5_gated_untied__lora/initial_adapter"), &[]);
-    assert_verdicts(&checks, &[("fingerprint", "warning"), ("training", "warning")]);
+    assert_verdicts(&checks, &[("fingerprint", "not_checked"), ("training", "warning")]);
     assert_contains(&checks["training"].1, &["zero at 12 of 12 sites"]);
     let checks = check(0, &golden("adapters/ia3_default"), &[]);
-    assert_verdicts(&checks, &[("fingerprint", "warning"), ("training", "not_checked")]);
+    assert_verdicts(&checks, &[("fingerprint", "not_checked"), ("training", "not_checked")]);
 }
 
 #[test]
@@ -71,12 +106,16 @@ fn check_warns_of_targets_that_nothing_has() {
     fields["target_modules"] = json!(["q", "v", "query_key_value", "c_attn"]);
     fs::write(&config, fields.to_string()).unwrap();
     let checks = check(0, directory.path(), &[]);
-    assert_verdicts(&checks, &[("fingerprint", "warning"), ("places", "warning")]);
+    assert_verdicts(&checks, &[("fingerprint", "not_checked"), ("places", "warning")]);
+    assert_eq!(check(1, directory.path(), &["--strict"])["places"].0, "warning");
     assert_eq!(checks["places"].1, "target_modules that nothing in the base has: query_key_value, c_attn");
     let found = json(0, args!["adapter", "check", directory.path(), "--base", golden(BASE)]);
     assert_eq!(found["unmatched_targets"], json!(["query_key_value", "c_attn"]));
     let text = run(args!["adapter", "check", directory.path(), "--base", golden(BASE)]).stdout;
-    assert_contains(&text, &["warning  places         target_modules that nothing in the base has: query_key_value"]);
+    assert_contains(
+        &text,
+        &["warning      places         target_modules that nothing in the base has: query_key_value"],
+    );
 
     fields["target_modules"] = json!(["query_key_value", "c_attn"]);
     fs::write(&config, fields.to_string()).unwrap();
@@ -92,7 +131,7 @@ fn check_lists_names_that_do_not_fit() {
         tensors.insert("surplus".to_owned(), b);
     });
     let checks = check(1, directory.path(), &[]);
-    assert_verdicts(&checks, &[("fingerprint", "warning"), ("names", "failed")]);
+    assert_verdicts(&checks, &[("fingerprint", "not_checked"), ("names", "failed")]);
     assert_eq!(checks["names"].1, format!("missing: {Q_B}\nunexpected: surplus"));
 }
 
@@ -119,7 +158,9 @@ fn check_finds_broken_files() {
     fs::copy(golden("adapters/adalora/adapter_config.json"), &config).unwrap();
     let text = fs::read_to_string(&config).unwrap().replace("\"ADALORA\"", "\"NEXT_YEARS_METHOD\"");
     fs::write(&config, text).unwrap();
-    assert_contains(&check(1, directory.path(), &[])["configuration"].1, &["NEXT_YEARS_METHOD"]);
+    let checks = check(1, directory.path(), &[]);
+    assert_contains(&checks["configuration"].1, &["NEXT_YEARS_METHOD"]);
+    assert_eq!([&checks["file"].0, &checks["values"].0], ["ok", "ok"], "the tensors are whole all the same");
     fs::remove_file(config).unwrap();
     assert_contains(&check(1, directory.path(), &[])["configuration"].1, &["adapter_config.json"]);
 }

@@ -71,11 +71,62 @@ fn inspect_says_what_is_not_supported() {
     assert_eq!(found["updates"], Value::Null, "what it adds to a weight is not known");
 }
 
+/// Of a method that nobody knows, with indices beside its numbers, as SHiRA has them.
+#[test]
+fn inspect_shows_what_it_does_not_know() {
+    let directory = changed(ADAPTER, |tensors| {
+        let site = Q_B.trim_end_matches("lora_B.weight");
+        *tensors = BTreeMap::from([
+            (format!("{site}shira_weight"), Tensor::from_f32(vec![3], &[3.0, 0.0, 4.0]).unwrap()),
+            (format!("{site}shira_indices"), Tensor::new(Dtype::I32, vec![2, 3], vec![1; 24]).unwrap()),
+        ]);
+    });
+    fs::write(directory.path().join("adapter_config.json"), r#"{"peft_type": "SHIRA", "r": 1}"#).unwrap();
+    let found = json(0, args!["adapter", "inspect", directory.path(), "--sites"]);
+    assert_contains(found["unsupported"].as_str().unwrap(), &["SHIRA"]);
+    assert_eq!((&found["sites"], &found["tensors"], &found["parameters"]), (&json!(1), &json!(2), &json!(9)));
+    assert_eq!(found["norms"]["shira_weight"]["largest"], json!(5.0));
+    assert_eq!(found["without_norm"], json!({ "shira_indices": 1 }));
+    assert_eq!(found["dtypes"], json!(["F32", "I32"]));
+    let text = run(args!["adapter", "inspect", directory.path()]).stdout;
+    assert_contains(&text, &["shira_weight   1         5.0000", "shira_indices  1         -"]);
+}
+
+#[test]
+fn inspect_shows_the_half_that_can_be_read() {
+    let directory = changed(ADAPTER, |_| {});
+    let config = directory.path().join("adapter_config.json");
+    let text = fs::read_to_string(&config).unwrap();
+    for broken in ["{", "[]", r#"{"r": 8}"#] {
+        fs::write(&config, broken).unwrap();
+        let inspect = args!["adapter", "inspect", directory.path()];
+        let found = run([inspect.clone(), args!["--json"]].concat());
+        let found: Value = serde_json::from_str(&found.stdout).unwrap();
+        assert_eq!((&found["tensors"], &found["peft_type"]), (&json!(24), &Value::Null), "{broken}");
+        let said = [&found["problems"][0], &found["unsupported"]].map(|said| said.as_str().unwrap_or("")).concat();
+        assert_contains(&said, &["adapter_config.json"]);
+    }
+    fs::remove_file(&config).unwrap();
+    let found = run(args!["adapter", "inspect", directory.path()]);
+    assert_eq!(found.code, 1);
+    assert_contains(&found.stdout, &["UNREADABLE", "adapter_config.json", "6,144 in 24 tensors"]);
+
+    fs::write(&config, text).unwrap();
+    let file = directory.path().join("adapter_model.safetensors");
+    let bytes = fs::read(&file).unwrap();
+    fs::write(&file, &bytes[..bytes.len() - 1]).unwrap();
+    let found = json(1, args!["adapter", "inspect", directory.path()]);
+    assert_eq!((&found["peft_type"], &found["tensors"]), (&json!("LORA"), &json!(0)));
+    assert_contains(found["problems"][0].as_str().unwrap(), &["adapter_model.safetensors", "cut short"]);
+    fs::remove_file(&file).unwrap();
+    let found = json(1, args!["adapter", "inspect", directory.path()]);
+    assert_contains(found["problems"][0].as_str().unwrap(), &["adapter_model.safetensors", "adapter_model.bin"]);
+    assert_eq!(found["file"], Value::Null);
+}
+
 #[test]
 fn inspect_refuses_what_is_no_adapter() {
-    assert_contains(&error(args!["adapter", "inspect", golden(BASE)]), &["error: ", "adapter_config.json"]);
-    let directory = changed(ADAPTER, |_| {});
-    fs::remove_file(directory.path().join("adapter_model.safetensors")).unwrap();
-    let message = error(args!["adapter", "inspect", directory.path()]);
-    assert_contains(&message, &["adapter_model.safetensors", "adapter_model.bin"]);
+    let message = error(args!["adapter", "inspect", golden(BASE)]);
+    assert_contains(&message, &["error: ", "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"]);
+    assert_contains(&error(args!["adapter", "inspect", "nowhere"]), &["nowhere"]);
 }

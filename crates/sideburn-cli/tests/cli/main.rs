@@ -29,6 +29,7 @@ mod combine;
 mod convert;
 mod inspect;
 mod merge;
+mod output;
 mod verify;
 
 struct Run {

@@ -50,6 +50,60 @@ fn verify_passes_what_transformers_computes() {
     assert_eq!(found["tensors"][2]["rows"], json!(4));
     let text = run(verify(&path)).stdout;
     assert_contains(&text, &["ok  logits      differs by at most ", "ok  greedy_ids  4 rows equal\n", " agrees with "]);
+    assert_contains(&text, &[" of the spread\n", ", which is 1e-4 of the spread; the spread is 3.9"]);
+}
+
+/// The tolerance grows with the logits, since rounding does.
+#[test]
+fn verify_is_relative_to_the_spread_of_the_logits() {
+    let logits = read(&golden(BASE).join("io.safetensors"))["logits"].to_f32().unwrap();
+    let mean = logits.iter().copied().map(f64::from).sum::<f64>() / logits.len() as f64;
+    let variance = logits.iter().map(|logit| (f64::from(*logit) - mean).powi(2)).sum::<f64>() / logits.len() as f64;
+    let spread = variance.sqrt();
+    let off_by = |difference: f64| {
+        reference(|tensors| {
+            let mut changed = logits.clone();
+            changed[100] += difference as f32;
+            tensors.insert("logits".to_owned(), Tensor::from_f32(vec![4, 7, 256], &changed).unwrap());
+        })
+    };
+    // Both are more than 1e-4, which once was the tolerance of all models.
+    let (_directory, path) = off_by(0.8e-4 * spread);
+    let found = json(0, verify(&path));
+    let near = |found: &Value, expected: f64| (found.as_f64().unwrap() / expected - 1.0).abs() < 0.2;
+    assert!(near(&found["spread"], spread) && near(&found["tolerance"], 1e-4 * spread), "{found}");
+    assert_eq!(found["relative_tolerance"], json!(1e-4));
+    let check = &found["tensors"][0];
+    assert!(near(&check["largest_difference"], 0.8e-4 * spread), "{check}");
+    assert!(near(&check["relative_difference"], 0.8e-4), "{check}");
+
+    let (_directory, path) = off_by(1.5e-4 * spread);
+    assert_eq!(json(1, verify(&path))["passed"], json!(false));
+    let with = |options: &[&str]| {
+        let options = options.iter().map(std::ffi::OsString::from);
+        run(verify(&path).into_iter().chain(options).collect())
+    };
+    assert_eq!(with(&["--relative-tolerance", "2e-4"]).code, 0);
+    assert_eq!(with(&["--tolerance", "1e-3"]).code, 0);
+    assert_contains(&with(&["--tolerance", "1e-3"]).stdout, &["tolerance 0.0010; the spread"]);
+    let both = with(&["--tolerance", "1e-3", "--relative-tolerance", "1e-3"]);
+    assert_eq!(both.code, 2);
+    assert_contains(&both.stderr, &["cannot be used with"]);
+}
+
+#[test]
+fn verify_lets_no_tolerance_pass_what_is_not_a_number() {
+    let (_directory, path) = reference(|tensors| {
+        let mut logits = tensors["logits"].to_f32().unwrap();
+        logits[7] = f32::INFINITY;
+        tensors.insert("logits".to_owned(), Tensor::from_f32(vec![4, 7, 256], &logits).unwrap());
+    });
+    let found = json(1, verify(&path));
+    assert_eq!((&found["spread"], &found["tensors"][0]["verdict"]), (&Value::Null, &json!("failed")));
+    for tolerance in ["inf", "NaN", "-1"] {
+        let args = [verify(&path), vec![format!("--tolerance={tolerance}").into()]].concat();
+        assert_contains(&error(args), &["expected a number of at least 0"]);
+    }
 }
 
 #[test]
@@ -86,7 +140,10 @@ fn verify_fails_on_what_is_not_a_number() {
         tensors.insert("loss".to_owned(), Tensor::from_f32(vec![1], &[f32::NAN]).unwrap());
     });
     let found = json(1, verify(&path));
-    assert_eq!(found["tensors"][1], json!({ "tensor": "loss", "verdict": "failed", "largest_difference": null }));
+    assert_eq!(
+        found["tensors"][1],
+        json!({ "tensor": "loss", "verdict": "failed", "largest_difference": null, "relative_difference": null })
+    );
 }
 
 #[test]

@@ -1,0 +1,94 @@
+//! The files of a model directory that are neither architecture nor weights, and go with a merged model.
+//!
+//! A model's directory comes from outside, and what is copied may be published. So only files of known names are copied,
+//! and a link is followed only if it stays inside the directory: one that leads to `~/.ssh/id_ed25519` would otherwise put
+//! a private key into the merged model, under the name `vocab.json`. The cache of `huggingface_hub` is excepted, whose
+//! snapshots are links into the blobs of the same entry.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use serde::Serialize;
+
+use crate::report::shown;
+
+/// What may be copied: the tokenizer's files, and the settings of `generate`.
+const COMPANIONS: [&str; 10] = [
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+];
+
+/// What became of the companions that a base has.
+pub(super) struct Copied {
+    pub(super) copied: Vec<&'static str>,
+    pub(super) left_out: Vec<LeftOut>,
+}
+
+/// A companion that is not copied.
+#[derive(Serialize)]
+pub(super) struct LeftOut {
+    pub(super) file: &'static str,
+    pub(super) reason: String,
+}
+
+/// Copies the companions in the directory `base` to the directory `output`.
+///
+/// # Errors
+/// If a file cannot be read or written.
+pub(super) fn copy_companions(base: &Path, output: &Path) -> anyhow::Result<Copied> {
+    let mut all = Copied { copied: Vec::new(), left_out: Vec::new() };
+    let root = base.canonicalize().with_context(|| shown(base))?;
+    for file in COMPANIONS {
+        let from = base.join(file);
+        if from.symlink_metadata().is_err() {
+            continue;
+        }
+        match inside(&root, &from) {
+            Ok(real) => {
+                copy(&real, &output.join(file)).with_context(|| format!("copying {}", shown(&from)))?;
+                all.copied.push(file);
+            }
+            Err(reason) => all.left_out.push(LeftOut { file, reason }),
+        }
+    }
+    Ok(all)
+}
+
+/// The regular file that `path` is, in the directory `root`, all links followed; or why it is none.
+fn inside(root: &Path, path: &Path) -> Result<PathBuf, String> {
+    let real = path.canonicalize().map_err(|error| format!("a link that leads nowhere ({error})"))?;
+    let is_home = real.starts_with(root) || cache_blobs(root).is_some_and(|blobs| real.starts_with(blobs));
+    if !is_home {
+        return Err("a link out of the directory; copy the file itself if it is yours".to_owned());
+    }
+    match fs::metadata(&real) {
+        Ok(found) if found.is_file() => Ok(real),
+        Ok(_) => Err("not a regular file".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// The blobs of the cache entry of `huggingface_hub` that `root` is a snapshot of:
+/// `models--ORG--NAME/blobs` for `models--ORG--NAME/snapshots/REVISION`.
+fn cache_blobs(root: &Path) -> Option<PathBuf> {
+    let snapshots = root.parent().filter(|dir| dir.file_name().is_some_and(|name| name == "snapshots"))?;
+    let entry = snapshots.parent()?;
+    let is_model = entry.file_name()?.to_str()?.starts_with("models--");
+    if is_model { entry.join("blobs").canonicalize().ok() } else { None }
+}
+
+/// Copies the content of a file, and nothing else of it: the copy has the permissions of a new file.
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    io::copy(&mut File::open(from)?, &mut File::create_new(to)?)?;
+    Ok(())
+}
