@@ -33,7 +33,7 @@ pub fn flan_t5_small(device: &Device) -> T5 {
         d_ff: 1024,
         num_layers: 8,
         num_heads: 6,
-        feed_forward_proj: FeedForward::GatedGelu,
+        feed_forward_proj: FeedForward::GATED_GELU,
         tie_word_embeddings: false,
         ..T5Config::default()
     };

@@ -4,6 +4,7 @@
 //! repository. `--model DIR --dataset DIR` takes real ones: a Hugging Face directory with `config.json`,
 //! `model.safetensors` and `tokenizer.json`, and DialogSum as CSV or JSON Lines.
 
+use anyhow::Context;
 use std::{path::PathBuf, time::Instant};
 
 use clap::Parser;
@@ -69,7 +70,9 @@ fn main() -> anyhow::Result<()> {
     let sampler = BatchSampler::new(train_set.len(), args.batch_size, args.seed)?;
     println!("train: {train_set}\ntest: {test_set}");
     let seconds_load = clock.elapsed().as_secs_f64();
-    let T5Config { eos_token_id, decoder_start_token_id, .. } = *base.config();
+    let tokens = base.special_tokens();
+    let eos_token_id = *tokens.end.first().context("no end token")?;
+    let decoder_start_token_id = tokens.start.context("no start token")?;
     let config = GreedyConfig { max_new_tokens: 64, decoder_start_token_id, eos_token_id, no_repeat_ngram_size: 3 };
     let summarise = |model: &T5, samples: &[TokenizedSample]| -> anyhow::Result<Vec<String>> {
         let mut summaries = Vec::new();

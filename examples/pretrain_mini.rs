@@ -81,7 +81,7 @@ fn main() -> anyhow::Result<()> {
         d_ff: 384,
         num_heads: 4,
         num_layers: 2,
-        feed_forward_proj: FeedForward::GatedGelu,
+        feed_forward_proj: FeedForward::GATED_GELU,
         tie_word_embeddings: true,
         scale_decoder_outputs: Some(false),
         dropout_rate: 0.0,

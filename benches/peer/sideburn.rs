@@ -212,7 +212,7 @@ fn decode(case: &Case, new_tokens: usize) -> anyhow::Result<Value> {
         .map(|batch| TokenRows::from_rows(batch.iter().map(|index| &samples[*index].source)))
         .collect::<Result<_, _>>()?;
     let model = T5::from_dir(&case.model, &Device::flex())?;
-    let decoder_start_token_id = model.config().decoder_start_token_id;
+    let decoder_start_token_id = model.special_tokens().start.context("no start token")?;
     // No token has this id, so that no row ends early.
     let eos_token_id = u32::MAX;
     let config =

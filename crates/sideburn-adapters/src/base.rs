@@ -1,6 +1,6 @@
 //! Loading, saving and freezing the base weights of a model.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use burn::module::{Module, Param};
@@ -18,8 +18,8 @@ pub fn freeze<M: Module>(model: &mut M) {
 
 /// Fills `model` from `checkpoint`, frozen, in `f32`.
 ///
-/// `ignored` says which tensors of the checkpoint have no place in the model on purpose, such as a second copy of a
-/// tied embedding.
+/// `name_of` gives a tensor of the checkpoint the name that the model has for it, which is most often its own; or none, if
+/// it has no place in the model on purpose, such as a second copy of a tied embedding.
 ///
 /// # Errors
 /// If a tensor is missing, unexpected or misshapen, all of which are listed, or cannot be read. The model may then be
@@ -27,11 +27,11 @@ pub fn freeze<M: Module>(model: &mut M) {
 pub fn load_base<M: AdaptedModel>(
     model: &mut M,
     checkpoint: &Checkpoint,
-    ignored: impl Fn(&str) -> bool,
+    name_of: impl Fn(&str) -> Option<&str>,
 ) -> Result<(), AdapterError> {
     let mut loader = Loader {
         checkpoint,
-        unexpected: checkpoint.names().filter(|name| !ignored(name)).map(str::to_owned).collect(),
+        unplaced: checkpoint.names().filter_map(|name| Some((name_of(name)?.to_owned(), name))).collect(),
         missing: Vec::new(),
         misshapen: Vec::new(),
     };
@@ -52,34 +52,36 @@ pub fn load_base<M: AdaptedModel>(
 
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
-    unexpected: BTreeSet<String>,
+    /// The tensors that no weight has asked for yet, by the model's names for them.
+    unplaced: BTreeMap<String, &'a str>,
     missing: Vec<String>,
     misshapen: Vec<Misshapen>,
 }
 
 impl Loader<'_> {
     fn fill<const D: usize>(&mut self, name: &str, param: &mut Param<Tensor<D>>) -> Result<(), AdapterError> {
-        self.unexpected.remove(name);
-        let Some(info) = self.checkpoint.info(name) else {
+        let Some((stored, info)) =
+            self.unplaced.remove(name).and_then(|stored| Some((stored, self.checkpoint.info(stored)?)))
+        else {
             self.missing.push(name.to_owned());
             return Ok(());
         };
         let expected = param.lazy_shape().as_slice().to_vec();
         if info.shape != expected {
-            self.misshapen.push(Misshapen { tensor: name.to_owned(), found: info.shape.to_vec(), expected });
+            self.misshapen.push(Misshapen { tensor: stored.to_owned(), found: info.shape.to_vec(), expected });
             return Ok(());
         }
-        *param = frozen_param(self.checkpoint.read_f32(name)?, &expected, &param.lazy_device());
+        *param = frozen_param(self.checkpoint.read_f32(stored)?, &expected, &param.lazy_device());
         Ok(())
     }
 
     fn finish(self) -> Result<(), AdapterError> {
-        let Self { checkpoint, unexpected, missing, misshapen } = self;
-        if missing.is_empty() && misshapen.is_empty() && unexpected.is_empty() {
+        let Self { checkpoint, unplaced, missing, misshapen } = self;
+        if missing.is_empty() && misshapen.is_empty() && unplaced.is_empty() {
             return Ok(());
         }
         let path = checkpoint.files().first().map(|file| file.path().to_owned()).unwrap_or_default();
-        let unexpected = unexpected.into_iter().collect();
+        let unexpected = unplaced.into_values().map(str::to_owned).collect();
         Err(AdapterError::TensorsDoNotFit { path, missing, unexpected, misshapen })
     }
 }

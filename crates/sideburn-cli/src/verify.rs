@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use serde::Serialize;
 use sideburn::prelude::*;
 
@@ -202,7 +202,11 @@ fn check_all(model: &T5, reference: &mut Reference, expected: &Logits, limit: &L
 /// What `generate` of transformers returns without sampling and beams: the start token, then each row's tokens to its end,
 /// then padding.
 fn write_greedily(model: &T5, source: &TokenRows, width: usize) -> anyhow::Result<Vec<i64>> {
-    let &T5Config { decoder_start_token_id, eos_token_id, pad_token_id, .. } = model.config();
+    let tokens = model.special_tokens();
+    let decoder_start_token_id =
+        tokens.start.context("neither config.json nor generation_config.json has a start token")?;
+    let eos_token_id = tokens.end.first().copied().unwrap_or(u32::MAX);
+    let pad_token_id = tokens.pad.unwrap_or(eos_token_id);
     let max_new_tokens = width - 1;
     let config = GreedyConfig { max_new_tokens, decoder_start_token_id, eos_token_id, no_repeat_ngram_size: 0 };
     let padding = std::iter::repeat(pad_token_id);

@@ -117,7 +117,7 @@ impl Decoding {
         let used = self.position;
         let keys = RowLayout::in_columns(&vec![used + 1; self.rows], capacity(used + 1), layout.device());
         let own = Scores {
-            bias: self.model.decoder.position_bias(used, 0),
+            biases: self.model.decoder.position_biases(used, 0),
             sight: Sight::up_to_own_place(self.model.config().num_heads, &layout, &keys, used),
         };
         self.pass.enter(&layout);

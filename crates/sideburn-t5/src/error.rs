@@ -25,9 +25,24 @@ pub enum T5Error {
         /// Rows of the embedding.
         vocab_size: usize,
     },
+    /// Rows to write, and no token to begin with.
+    #[error(
+        "neither config.json nor generation_config.json has a `decoder_start_token_id`; \
+         add the one that the model was trained with, for a T5 that of padding (0)"
+    )]
+    NoStartToken,
+    /// Weights without a decoder.
+    #[error(
+        "{}: holds the encoder of a T5 alone, without one tensor of a decoder; \
+         this crate has T5 with an encoder, a decoder and an output head", path.display()
+    )]
+    NoDecoder {
+        /// The model directory.
+        path: PathBuf,
+    },
     /// Two tensors of a checkpoint that ought to be copies of each other.
     #[error(
-        "{}: {tensor} differs from shared.weight, but the model has one embedding; \
+        "{}: {tensor} differs from {of}, but the model has one embedding; \
          the checkpoint is not of this architecture", path.display()
     )]
     NotACopy {
@@ -35,6 +50,8 @@ pub enum T5Error {
         path: PathBuf,
         /// The tensor.
         tensor: String,
+        /// What it ought to be a copy of.
+        of: &'static str,
     },
     /// A file or directory that cannot be written or read.
     #[error(transparent)]

@@ -1,7 +1,7 @@
-//! T5, T5 1.1 and FLAN-T5 (Raffel et al., 2020; Chung et al., 2022) on [Burn](burn), with an adapter slot in every
-//! linear layer.
+//! The T5 family on [Burn](burn), with an adapter slot in every linear layer: T5 (Raffel et al., 2020), T5 1.1, FLAN-T5
+//! (Chung et al., 2022), UL2 and FLAN-UL2, ByT5, MADLAD-400, mT5, mT0 and uMT5.
 //!
-//! The reference is `transformers`, `models/t5/modeling_t5.py`: given the same weights, logits agree to float
+//! The reference is `transformers`, `models/{t5,mt5,umt5}/modeling_*.py`: given the same weights, logits agree to float
 //! rounding, dropout stands in the same places, and generation writes the same tokens.
 //!
 //! * [`T5::from_dir`] reads a Hugging Face model directory, [`T5::save_dir`] writes one.
@@ -30,14 +30,19 @@
 mod config;
 mod decoding;
 mod error;
+mod feed_forward;
+mod fields;
 mod layers;
 mod load;
 mod model;
 mod names;
 mod position;
+mod special_tokens;
 mod stack;
 
-pub use config::{FeedForward, T5Config};
+pub use config::{Family, T5Config};
 pub use decoding::Decoding;
 pub use error::T5Error;
+pub use feed_forward::{Activation, FeedForward};
 pub use model::{Encoded, T5};
+pub use special_tokens::SpecialTokens;

@@ -4,18 +4,22 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use sideburn_adapters::{Key, Precision, load_base, save_base};
-use sideburn_weights::{AtomicDir, Checkpoint, write_atomic};
+use sideburn_weights::{AtomicDir, Checkpoint, Tensor, write_atomic};
 
 use crate::T5Error;
 use crate::config::T5Config;
 use crate::model::T5;
+use crate::special_tokens::SpecialTokens;
 
 const CONFIG_FILE: &str = "config.json";
 const WEIGHTS_FILE: &str = "model.safetensors";
+/// The model's name for its one embedding.
 const EMBEDDING: &str = "shared.weight";
 const HEAD: &str = "lm_head.weight";
-/// Names under which checkpoints store the embedding once more.
-const EMBEDDING_COPIES: [&str; 2] = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"];
+/// Names under which checkpoints store the embedding: any of them, or several.
+const EMBEDDINGS: [&str; 3] = [EMBEDDING, "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"];
+/// A tensor that every encoder has.
+const ENCODER_NORM: &str = "encoder.final_layer_norm.weight";
 /// A table that the original checkpoints hold and no implementation uses.
 const UNUSED: &str = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight";
 
@@ -23,8 +27,10 @@ impl T5 {
     /// Reads a model directory: `config.json`, and `model.safetensors` or shards with an index. The weights are frozen
     /// and in `f32`.
     ///
-    /// A stored `lm_head.weight` that is not a copy of the embedding makes an untied head, whatever
-    /// `tie_word_embeddings` says: transformers 5 writes `true` beside it.
+    /// The embedding may be stored as `shared`, `encoder.embed_tokens`, `decoder.embed_tokens` or, for a tied head,
+    /// `lm_head`, and more than once: safetensors keeps but one of several names. A stored `lm_head.weight` that is not a
+    /// copy of the embedding makes an untied head, whatever `tie_word_embeddings` says: transformers 5 writes `true`
+    /// beside it.
     ///
     /// # Errors
     /// If a file is missing or broken, or a tensor is missing, unexpected or misshapen; all are listed.
@@ -32,21 +38,25 @@ impl T5 {
         let directory = directory.as_ref();
         let mut config = T5Config::from_file(directory.join(CONFIG_FILE))?;
         let checkpoint = Checkpoint::open(directory)?;
-        for copy in EMBEDDING_COPIES {
-            if checkpoint.contains(copy) && !is_embedding(&checkpoint, copy)? {
-                return Err(T5Error::NotACopy { path: directory.to_owned(), tensor: copy.to_owned() });
-            }
+        let mut names = checkpoint.names();
+        if checkpoint.contains(ENCODER_NORM) && !names.any(|name| name.starts_with("decoder.block.")) {
+            return Err(T5Error::NoDecoder { path: directory.to_owned() });
         }
-        let own_head = checkpoint.contains(HEAD) && !is_embedding(&checkpoint, HEAD)?;
-        if own_head {
+        let Stored { embedding, own_head } = Stored::of(&checkpoint, directory)?;
+        if own_head || embedding == HEAD {
             // Whether the output is scaled stays what the configuration says.
             config.scale_decoder_outputs = Some(config.scales_decoder_outputs());
-            config.tie_word_embeddings = false;
+            config.tie_word_embeddings = !own_head;
         }
         let tied = config.tie_word_embeddings;
         let mut model = T5::random(&config, Key::from_seed(0), device);
-        load_base(&mut model, &checkpoint, |name| {
-            EMBEDDING_COPIES.contains(&name) || name == UNUSED || (tied && name == HEAD)
+        model.special_tokens = SpecialTokens::read(directory, &config)?;
+        load_base(&mut model, &checkpoint, |name| match name {
+            name if name == embedding => Some(EMBEDDING),
+            UNUSED => None,
+            HEAD if tied => None,
+            name if EMBEDDINGS.contains(&name) => None,
+            name => Some(name),
         })?;
         Ok(model)
     }
@@ -59,10 +69,7 @@ impl T5 {
     /// If it cannot be written.
     pub fn save_dir(&self, directory: impl AsRef<Path>, precision: Precision) -> Result<(), T5Error> {
         let directory = AtomicDir::create(directory)?;
-        let mut config = serde_json::to_value(self.config()).expect("a configuration of plain fields");
-        config["architectures"] = serde_json::json!(["T5ForConditionalGeneration"]);
-        config["is_encoder_decoder"] = serde_json::json!(true);
-        let text = serde_json::to_string_pretty(&config).expect("a JSON value is always printable");
+        let text = serde_json::to_string_pretty(&self.config().to_json()).expect("a JSON value is always printable");
         write_atomic(directory.path().join(CONFIG_FILE), (text + "\n").as_bytes())?;
         save_base(self, directory.path().join(WEIGHTS_FILE), precision)?;
         directory.commit()?;
@@ -70,8 +77,43 @@ impl T5 {
     }
 }
 
-/// Whether a stored tensor is a copy of the stored embedding.
-fn is_embedding(checkpoint: &Checkpoint, name: &str) -> Result<bool, T5Error> {
-    let same_info = checkpoint.info(name).is_some() && checkpoint.info(name) == checkpoint.info(EMBEDDING);
-    Ok(same_info && checkpoint.read(name)? == checkpoint.read(EMBEDDING)?)
+/// Where a checkpoint has the embedding.
+struct Stored {
+    /// The name of the tensor.
+    embedding: &'static str,
+    /// Whether there is a head that is not a copy of it.
+    own_head: bool,
+}
+
+impl Stored {
+    /// Compares all tensors that may be the embedding: each is read once, and no more than two are held.
+    fn of(checkpoint: &Checkpoint, directory: &Path) -> Result<Self, T5Error> {
+        let mut names = EMBEDDINGS.into_iter().filter(|name| checkpoint.contains(name));
+        let Some(embedding) = names.next() else {
+            let embedding = if checkpoint.contains(HEAD) { HEAD } else { EMBEDDING };
+            return Ok(Self { embedding, own_head: false });
+        };
+        let copies: Vec<&str> = names.collect();
+        let shape = |name| checkpoint.info(name).map(|info| &info.shape);
+        let compare_head = checkpoint.contains(HEAD) && shape(HEAD) == shape(embedding);
+        if copies.is_empty() && !compare_head {
+            return Ok(Self { embedding, own_head: checkpoint.contains(HEAD) });
+        }
+        let values = checkpoint.read(embedding)?;
+        for copy in copies {
+            if !is_equal(&checkpoint.read(copy)?, &values)? {
+                return Err(T5Error::NotACopy { path: directory.to_owned(), tensor: copy.to_owned(), of: embedding });
+            }
+        }
+        let own_head = checkpoint.contains(HEAD) && !(compare_head && is_equal(&checkpoint.read(HEAD)?, &values)?);
+        Ok(Self { embedding, own_head })
+    }
+}
+
+/// Whether two tensors hold the same numbers, whatever dtype they are stored in.
+fn is_equal(a: &Tensor, b: &Tensor) -> Result<bool, T5Error> {
+    if a.dtype() == b.dtype() || a.shape() != b.shape() {
+        return Ok(a == b);
+    }
+    Ok(a.to_f32()? == b.to_f32()?)
 }

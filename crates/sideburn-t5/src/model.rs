@@ -9,9 +9,10 @@ use sideburn_kernels::{RowLayout, Sight, cross_entropy, linear_cross_entropy, on
 use crate::T5Error;
 use crate::config::T5Config;
 use crate::layers::{KeysValues, Scores};
+use crate::special_tokens::SpecialTokens;
 use crate::stack::Stack;
 
-/// `T5ForConditionalGeneration`: T5 1.0, T5 1.1, FLAN-T5.
+/// `T5ForConditionalGeneration`, `MT5ForConditionalGeneration` and `UMT5ForConditionalGeneration`.
 ///
 /// Every linear layer is an [`AdaptedLinear`], so that adapters attach anywhere. A tied head is the embedding itself,
 /// one parameter.
@@ -24,6 +25,8 @@ pub struct T5 {
     pub(crate) adapters: AdapterSet,
     #[module(skip)]
     pub(crate) config: T5Config,
+    #[module(skip)]
+    pub(crate) special_tokens: SpecialTokens,
 }
 
 /// What the encoder makes of the source rows.
@@ -47,12 +50,18 @@ impl T5 {
                 .then(|| AdaptedLinear::random(vocabulary, d_model, factor, key.fold_in_name("lm_head"), device)),
             adapters: AdapterSet::default(),
             config: config.clone(),
+            special_tokens: SpecialTokens::of(config),
         }
     }
 
     /// The architecture.
     pub fn config(&self) -> &T5Config {
         &self.config
+    }
+
+    /// The tokens that generation begins with, ends with and pads with.
+    pub fn special_tokens(&self) -> &SpecialTokens {
+        &self.special_tokens
     }
 
     /// Where the weights are.
@@ -73,7 +82,7 @@ impl T5 {
         pass.enter(&layout);
         let far = layout.columns() - 1;
         let sight = Sight::own_rows(self.config.num_heads, &layout);
-        let scores = Scores { bias: self.encoder.position_bias(far, far), sight };
+        let scores = Scores { biases: self.encoder.position_biases(far, far), sight };
         let x = match virtual_tokens {
             Some(tokens) => self.embed_behind(tokens, source, &layout, pass)?,
             None => self.embed(source, &layout, pass)?,
@@ -101,8 +110,8 @@ impl T5 {
         let heads = self.config.num_heads;
         let hidden = match self.adapters.prefix(pass).map(KeysValues::of_prefix) {
             None => {
-                let bias = self.decoder.position_bias(layout.columns() - 1, 0);
-                let own = Scores { bias, sight: Sight::up_to_own_place(heads, &layout, &layout, 0) };
+                let biases = self.decoder.position_biases(layout.columns() - 1, 0);
+                let own = Scores { biases, sight: Sight::up_to_own_place(heads, &layout, &layout, 0) };
                 self.decoder.run(x, &own, Some(&cross), pass, None)
             }
             Some(prefix) => {
@@ -110,8 +119,8 @@ impl T5 {
                 let lengths: Vec<usize> = input.lengths().iter().map(|length| before + length).collect();
                 let keys = RowLayout::new(&lengths, &self.device());
                 let places = places_behind(before, &layout, &keys);
-                let bias = self.decoder.position_bias(before + layout.columns() - 1, 0);
-                let own = Scores { bias, sight: Sight::up_to_own_place(heads, &layout, &keys, before) };
+                let biases = self.decoder.position_biases(before + layout.columns() - 1, 0);
+                let own = Scores { biases, sight: Sight::up_to_own_place(heads, &layout, &keys, before) };
                 let mut behind_prefix = |block: usize, fresh| prefix[block].clone().pick_with(fresh, &places);
                 self.decoder.run(x, &own, Some(&cross), pass, Some(&mut behind_prefix))
             }
@@ -150,7 +159,7 @@ impl T5 {
         let target = batch.target();
         self.check_ids(target)?;
         let encoded = self.encode(batch.source(), pass)?;
-        let hidden = self.decode(&encoded, &self.shift_right(target), pass)?;
+        let hidden = self.decode(&encoded, &self.shift_right(target)?, pass)?;
         let labels: Vec<i32> = target.ids().iter().map(|id| *id as i32).collect();
         let labels = Tensor::from_data(TensorData::new(labels, [target.tokens()]), &self.device());
         let plain = match &self.lm_head {
@@ -164,19 +173,22 @@ impl T5 {
     }
 
     /// What the decoder reads to write `target`: the start token, and all tokens but the last.
-    pub fn shift_right(&self, target: &TokenRows) -> TokenRows {
-        let start = self.config.decoder_start_token_id;
+    ///
+    /// # Errors
+    /// If no configuration says what the start token is.
+    pub fn shift_right(&self, target: &TokenRows) -> Result<TokenRows, T5Error> {
+        let start = self.config.decoder_start_token_id.or(self.special_tokens.start).ok_or(T5Error::NoStartToken)?;
         let shifted = target.iter().map(|row| {
             let mut input = vec![start];
             input.extend_from_slice(&row[..row.len() - 1]);
             input
         });
-        TokenRows::from_rows(shifted).expect("rows of the same lengths as the target's")
+        Ok(TokenRows::from_rows(shifted).expect("rows of the same lengths as the target's"))
     }
 
     pub(crate) fn embed(&self, rows: &TokenRows, layout: &RowLayout, pass: &Pass) -> Result<Tensor<2>, T5Error> {
         self.check_ids(rows)?;
-        Ok(self.shared.rows(layout.ids(rows, self.config.pad_token_id), pass))
+        Ok(self.shared.rows(layout.ids(rows, self.config.pad_token_id.unwrap_or(0)), pass))
     }
 
     /// The embedded tokens of `rows`, each row behind the same `virtual_tokens [n, d_model]`.

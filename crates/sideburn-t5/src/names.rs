@@ -11,11 +11,11 @@ macro_rules! named_weights {
         let model = $model;
         let mut list = vec![("shared.weight".to_owned(), $weight::Table($($reference)+ model.shared))];
         for (side, stack) in [("encoder", $($reference)+ model.encoder), ("decoder", $($reference)+ model.decoder)] {
-            let mut bias = Some($($reference)+ stack.relative_attention_bias);
+            let mut biases = stack.relative_attention_biases.$iter();
             for (index, block) in stack.blocks.$iter().enumerate() {
                 let mut layer = 0;
                 macro_rules! attention {
-                    ($name:literal, $attention:expr, $norm:expr) => {
+                    ($name:literal, $attention:expr, $bias:expr, $norm:expr) => {
                         let (attention, norm) = ($attention, $norm);
                         let prefix = format!("{side}.block.{index}.layer.{layer}");
                         for (projection, linear) in [
@@ -26,7 +26,7 @@ macro_rules! named_weights {
                         ] {
                             list.push((format!("{prefix}.{}.{projection}", $name), $weight::Linear(linear)));
                         }
-                        if let Some(bias) = bias.take() {
+                        if let Some(bias) = $bias {
                             let name = format!("{prefix}.{}.relative_attention_bias.weight", $name);
                             list.push((name, $weight::Table(bias)));
                         }
@@ -34,10 +34,11 @@ macro_rules! named_weights {
                         layer += 1;
                     };
                 }
-                attention!("SelfAttention", $($reference)+ block.self_attention, $($reference)+ block.self_norm);
+                let (attention, norm) = ($($reference)+ block.self_attention, $($reference)+ block.self_norm);
+                attention!("SelfAttention", attention, biases.next(), norm);
                 let cross = (block.cross_attention.$as_option(), block.cross_norm.$as_option());
                 if let (Some(attention), Some(norm)) = cross {
-                    attention!("EncDecAttention", attention, norm);
+                    attention!("EncDecAttention", attention, None, norm);
                 }
                 let prefix = format!("{side}.block.{index}.layer.{layer}");
                 let gated = block.feed_forward.wi.len() > 1;
@@ -73,7 +74,7 @@ impl AdaptedModel for T5 {
 
     fn shape(&self) -> ModelShape {
         ModelShape {
-            model_type: "t5",
+            model_type: self.config.model_type.name(),
             embedding: "shared",
             embedding_copies: &["encoder.embed_tokens", "decoder.embed_tokens", HEAD],
             head: HEAD,
@@ -104,13 +105,14 @@ mod tests {
     use sideburn_adapters::Key;
 
     use super::*;
-    use crate::config::{FeedForward, T5Config};
+    use crate::config::{Family, T5Config};
+    use crate::feed_forward::FeedForward;
 
     #[test]
     fn names_are_those_of_transformers() {
         let config = T5Config {
             num_layers: 1,
-            feed_forward_proj: FeedForward::GatedGelu,
+            feed_forward_proj: FeedForward::GATED_GELU,
             tie_word_embeddings: false,
             ..T5Config::default()
         };
@@ -131,6 +133,12 @@ mod tests {
         }
         let mutable: Vec<String> = model.weights_mut().into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, mutable, "both lists have one order");
+        let tables = |config: T5Config| {
+            let model = T5::random(&config, Key::from_seed(0), &Device::flex());
+            model.weights().into_iter().filter(|(name, _)| name.ends_with("relative_attention_bias.weight")).count()
+        };
+        assert_eq!(tables(T5Config { num_layers: 3, ..T5Config::default() }), 2, "in the first blocks");
+        assert_eq!(tables(T5Config { num_layers: 3, ..T5Config::of(Family::Umt5) }), 6, "in each block");
         let relu = T5::random(&T5Config { num_layers: 1, ..T5Config::default() }, Key::from_seed(0), &Device::flex());
         assert!(relu.sites().iter().any(|(name, _)| name == "encoder.block.0.layer.1.DenseReluDense.wi"));
         assert!(relu.shape().tied_head && !relu.sites().iter().any(|(name, _)| name == HEAD), "a tied head is no site");

@@ -1,11 +1,11 @@
-//! The encoder and the decoder: blocks with a shared relative position bias.
+//! The encoder and the decoder: blocks, and their biases by relative position.
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use sideburn_adapters::{AdaptedTable, Key, Pass, random_weight};
 use sideburn_kernels::{RowLayout, Sight, add_dropout, embedding};
 
-use crate::config::T5Config;
+use crate::config::{Family, T5Config};
 use crate::layers::{Attention, FeedForwardLayer, KeysValues, RmsNorm, Scores};
 use crate::position::relative_position_bucket;
 
@@ -25,8 +25,8 @@ pub(crate) struct Block {
 #[derive(Module, Debug)]
 pub(crate) struct Stack {
     pub(crate) blocks: Vec<Block>,
-    /// `[buckets, heads]`; `transformers` keeps it in the first block.
-    pub(crate) relative_attention_bias: AdaptedTable,
+    /// `[buckets, heads]`: one for all blocks, which `transformers` keeps in the first, or (uMT5) one for each block.
+    pub(crate) relative_attention_biases: Vec<AdaptedTable>,
     pub(crate) final_norm: RmsNorm,
     bidirectional: bool,
     max_distance: usize,
@@ -46,7 +46,7 @@ impl Cross {
         // Positions in the source and in the target do not relate.
         let like = &self.blocks[0].keys;
         let bias = Tensor::zeros([1, 1], (&like.device(), like.dtype()));
-        Scores { bias, sight: Sight::everything(heads, queries, &self.layout) }
+        Scores { biases: vec![bias], sight: Sight::everything(heads, queries, &self.layout) }
     }
 }
 
@@ -72,14 +72,15 @@ impl Stack {
             }
         };
         let deviation = config.initializer_factor / (config.d_model as f64).sqrt();
+        let shape = [config.relative_attention_num_buckets, config.num_heads];
+        let key_of_bias = key.fold_in_name("relative_attention_bias");
+        let bias = |key| AdaptedTable::new(random_weight(shape, deviation, key, device));
         Self {
             blocks: (0..layers).map(block).collect(),
-            relative_attention_bias: AdaptedTable::new(random_weight(
-                [config.relative_attention_num_buckets, config.num_heads],
-                deviation,
-                key.fold_in_name("relative_attention_bias"),
-                device,
-            )),
+            relative_attention_biases: match config.model_type {
+                Family::T5 | Family::Mt5 => vec![bias(key_of_bias)],
+                Family::Umt5 => (0..layers as u64).map(|block| bias(key_of_bias.fold_in(block))).collect(),
+            },
             final_norm: RmsNorm::new(config, device),
             bidirectional: !decoder,
             max_distance: config.relative_attention_max_distance,
@@ -104,10 +105,10 @@ impl Stack {
             let attention = &block.self_attention;
             let projections = attention.projections(normed, pass);
             let output = match &mut cache {
-                None => attention.among_themselves(projections, own, pass),
+                None => attention.among_themselves(projections, index, own, pass),
                 Some(cache) => {
                     let [queries, keys, values] = thirds(projections);
-                    attention.look_at(queries, cache(index, KeysValues { keys, values }), own, pass)
+                    attention.look_at(queries, cache(index, KeysValues { keys, values }), index, own, pass)
                 }
             };
             hidden = add_dropout(hidden, output, pass.next_dropout(self.dropout));
@@ -117,7 +118,7 @@ impl Stack {
             {
                 let seen = cross.blocks[index].clone();
                 let queries = attention.q.forward(norm.forward(hidden.clone()), pass);
-                let output = attention.look_at(queries, seen, scores, pass);
+                let output = attention.look_at(queries, seen, index, scores, pass);
                 hidden = add_dropout(hidden, output, pass.next_dropout(self.dropout));
             }
 
@@ -127,14 +128,16 @@ impl Stack {
         pass.dropout(self.final_norm.forward(hidden), self.dropout)
     }
 
-    /// The bias of keys from `back` places before their query to `ahead` places behind it: `[heads, back + 1 + ahead]`.
-    pub(crate) fn position_bias(&self, back: usize, ahead: usize) -> Tensor<2> {
-        let table = self.relative_attention_bias.value();
-        let buckets = table.dims()[0];
+    /// The biases of keys from `back` places before their query to `ahead` places behind it, each
+    /// `[heads, back + 1 + ahead]`.
+    pub(crate) fn position_biases(&self, back: usize, ahead: usize) -> Vec<Tensor<2>> {
+        let buckets = self.relative_attention_biases[0].shape()[0];
         let bucket = |key| relative_position_bucket(key, back, self.bidirectional, buckets, self.max_distance) as i32;
         let index: Vec<i32> = (0..=back + ahead).map(bucket).collect();
-        let index = Tensor::<1, Int>::from_data(TensorData::new(index, [back + 1 + ahead]), &table.device());
-        embedding(table, index).transpose()
+        let device = self.relative_attention_biases[0].device();
+        let index = Tensor::<1, Int>::from_data(TensorData::new(index, [back + 1 + ahead]), &device);
+        let bias = |table: &AdaptedTable| embedding(table.value(), index.clone()).transpose();
+        self.relative_attention_biases.iter().map(bias).collect()
     }
 
     /// What the decoder's blocks see of the encoder's output.

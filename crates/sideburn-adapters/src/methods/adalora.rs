@@ -198,6 +198,7 @@ impl Method for AdaLoraConfig {
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
         let usual: Option<&[&str]> = match model.shape.model_type {
             "t5" => Some(&["q", "k", "v", "o", "wi", "wo"]),
+            "mt5" => Some(&["q", "k", "v", "o", "wi_0", "wi_1", "wo"]),
             _ => None,
         };
         let places = self.targets.select(model, Place::is_linear, usual)?;

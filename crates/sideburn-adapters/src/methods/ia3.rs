@@ -67,12 +67,14 @@ impl Method for Ia3Config {
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
         let usual: Option<(&[&str], &[&str])> = match model.shape.model_type {
             "t5" => Some((&["k", "v", "wo"], &["wo"])),
+            "mt5" => Some((&["k", "v", "wi_1"], &[])),
             "falcon" => Some((&["query_key_value", "dense_4h_to_h"], &["dense_4h_to_h"])),
             _ => None,
         };
         let places = self.targets.select(model, Place::is_linear, usual.map(|(targets, _)| targets))?;
         let feedforward = match (&self.feedforward_modules, usual) {
             (Some(TargetModules::Names(names)), _) if names.is_empty() => None,
+            (None, Some((_, []))) => None,
             (Some(modules), _) => Some(modules.clone()),
             (None, Some((_, usual))) => Some(TargetModules::Names(usual.iter().map(|name| (*name).into()).collect())),
             (None, None) => None,

@@ -65,7 +65,7 @@ pub fn peft_types() -> impl Iterator<Item = &'static str> {
 /// The layers that LoRA and most of its kin adapt where none are named.
 fn usual_targets(model: &Outline) -> Option<&'static [&'static str]> {
     match model.shape.model_type {
-        "t5" => Some(&["q", "v"]),
+        "t5" | "mt5" => Some(&["q", "v"]),
         "falcon" => Some(&["query_key_value"]),
         _ => None,
     }

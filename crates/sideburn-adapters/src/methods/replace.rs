@@ -200,7 +200,7 @@ impl Method for LnTuningConfig {
 
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
         let usual: Vec<&str> = match model.shape.model_type {
-            "t5" => vec!["layer_norm", "final_layer_norm"],
+            "t5" | "mt5" => vec!["layer_norm", "final_layer_norm"],
             "falcon" => vec!["input_layernorm", "post_attention_layernorm", "ln_f"],
             _ => Vec::new(),
         };

@@ -101,8 +101,7 @@ fn probe(config: &T5Config) -> (TokenRows, TokenRows) {
         let row = |(row, length)| (0..length).map(|column| token(row, column)).collect::<Vec<_>>();
         TokenRows::from_rows((0..).zip(lengths).map(row)).expect("rows of at least one token")
     };
-    let start = config.decoder_start_token_id;
-    (rows("source", [24, 17, 9, 3], None), rows("target", [8, 8, 5, 2], Some(start)))
+    (rows("source", [24, 17, 9, 3], None), rows("target", [8, 8, 5, 2], config.decoder_start_token_id))
 }
 
 impl Finding for Merged {}

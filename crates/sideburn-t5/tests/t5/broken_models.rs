@@ -104,7 +104,10 @@ fn an_unknown_architecture() {
     let model = Model::new();
     std::fs::write(model.file("config.json"), r#"{"model_type": "llama"}"#).unwrap();
     let error = model.error();
-    assert!(error.contains("config.json: `model_type` is llama") && error.contains("expected t5;"), "{error}");
+    assert!(
+        error.contains("config.json: `model_type` is llama") && error.contains("expected t5, mt5 or umt5;"),
+        "{error}"
+    );
 }
 
 #[test]

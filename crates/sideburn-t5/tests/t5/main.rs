@@ -6,6 +6,7 @@ mod bad_adapters;
 mod base_goldens;
 mod broken_models;
 mod combine;
+mod family;
 mod formula;
 mod lora_goldens;
 mod lora_inits;
