@@ -9,7 +9,7 @@ use sideburn_kernels::Key;
 
 use crate::AdapterError;
 use crate::linalg::Svd;
-use crate::methods::{LoraConfig, LoraInit};
+use crate::methods::{LoraConfig, LoraInit, check_rank};
 use crate::model::AdaptedModel;
 use crate::registry::{add, slots_of, try_each_slots};
 use crate::targets::TargetModules;
@@ -164,7 +164,7 @@ impl Combination {
     fn validate(self) -> Result<(), AdapterError> {
         let invalid = |field, found: String, expected| Err(AdapterError::InvalidField { field, found, expected });
         match (self, self.density_and_key()) {
-            (Self::Svd { rank: Some(0) }, _) => invalid("svd_rank", "0".into(), "a rank of at least 1"),
+            (Self::Svd { rank: Some(rank) }, _) => check_rank("svd_rank", rank),
             (_, Some((density, _))) if !(density > 0.0 && density <= 1.0) => {
                 invalid("density", density.to_string(), "a share in (0, 1]")
             }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sideburn_kernels::{LowRank, embedding, low_rank};
 
-use super::{LoraInit, Replace, trainable_tokens::TokenRows, usual_targets};
+use super::{LoraInit, Replace, check_rank, trainable_tokens::TokenRows, usual_targets};
 use crate::fields::Fields;
 use crate::method::{Common, Company, Method, Outline, Place, PlaceKind, Plan};
 use crate::rule::{Call, Init, Rule, TensorSpec, Weights};
@@ -211,18 +211,14 @@ impl Method for LoraConfig {
 
     fn validate(&self) -> Result<(), AdapterError> {
         let invalid = |field, found: String, expected| Err(AdapterError::InvalidField { field, found, expected });
-        if self.r == 0 {
-            return invalid("r", "0".into(), "a rank of at least 1");
-        }
+        check_rank("r", self.r)?;
         if !self.lora_alpha.is_finite() {
             return invalid("lora_alpha", self.lora_alpha.to_string(), "a finite number");
         }
         if !(0.0..1.0).contains(&self.lora_dropout) {
             return invalid("lora_dropout", self.lora_dropout.to_string(), "a probability in [0, 1)");
         }
-        if self.rank_pattern.values().any(|r| *r == 0) {
-            return invalid("rank_pattern", format!("{:?}", self.rank_pattern), "ranks of at least 1");
-        }
+        self.rank_pattern.values().try_for_each(|r| check_rank("rank_pattern", *r))?;
         if self.alpha_pattern.values().any(|alpha| !alpha.is_finite()) {
             return invalid("alpha_pattern", format!("{:?}", self.alpha_pattern), "finite numbers");
         }

@@ -76,7 +76,7 @@ fn kaiming(fan_in: usize) -> Init {
     Init::Uniform(1.0 / (fan_in as f64).sqrt())
 }
 
-fn check_rank(field: &'static str, r: usize) -> Result<(), AdapterError> {
+pub(crate) fn check_rank(field: &'static str, r: usize) -> Result<(), AdapterError> {
     check(field, r, (1..=1_000_000).contains(&r), "a rank of at least 1, and at most 1000000")
 }
 
