@@ -5,6 +5,7 @@
 //! `--model` and `--dataset` take real ones, as in `dialogsum_lora`.
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Context;
@@ -14,8 +15,8 @@ use sideburn::adapters::{
     PTuningConfig, PrefixTuningConfig, PromptInit, PromptTuningConfig, VeraConfig,
 };
 use sideburn::prelude::*;
-
-const ASSETS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets");
+use sideburn::weights::check_writable;
+use sideburn_examples::{Console, Interrupt, asset_or, divergence, exit, summarise};
 
 #[derive(Parser)]
 struct Args {
@@ -117,11 +118,15 @@ fn candidates() -> Vec<Candidate> {
     ]
 }
 
-fn main() -> anyhow::Result<()> {
-    let args = Args::parse();
+fn main() -> ExitCode {
+    exit(run(&Args::parse()))
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    let mut out = Console::default();
+    check_writable(&args.output)?;
     let device = parse_device(&args.device)?.autodiff();
-    let directory = |given: &Option<PathBuf>, own| given.clone().unwrap_or(PathBuf::from(ASSETS).join(own));
-    let (model_dir, dataset) = (directory(&args.model, "t5-mini"), directory(&args.dataset, "dialogsum-sample"));
+    let (model_dir, dataset) = (asset_or(&args.model, "t5-mini"), asset_or(&args.dataset, "dialogsum-sample"));
     let base = T5::from_dir(&model_dir, &device)?;
     let tokenizer = Tokenizer::from_dir(&model_dir)?;
     let data = DialogSum::open(&dataset)?;
@@ -134,7 +139,8 @@ fn main() -> anyhow::Result<()> {
         let known: Vec<&str> = candidates.iter().map(|candidate| candidate.name).collect();
         anyhow::ensure!(known.contains(&name.as_str()), "no method {name:?}; choose among {known:?}");
     }
-    println!(
+    writeln!(
+        out,
         "{:18}{:>12}{:>14}{:>10}{:>10}{:>9}{:>9}",
         "", "trained", "bytes", "seconds", "rouge1", "rouge2", "rougeL"
     );
@@ -145,7 +151,7 @@ fn main() -> anyhow::Result<()> {
         Ok([Metric::Rouge1, Metric::Rouge2, Metric::RougeL].map(|metric| 100.0 * scores[metric].fmeasure))
     };
     let [r1, r2, rl] = rouge(&base)?;
-    println!("{:18}{:>12}{:>14}{:>10}{r1:>10.2}{r2:>9.2}{rl:>9.2}", "zero-shot", 0, 0, 0);
+    writeln!(out, "{:18}{:>12}{:>14}{:>10}{r1:>10.2}{r2:>9.2}{rl:>9.2}", "zero-shot", 0, 0, 0);
     for Candidate { name, attach, learning_rate, loraplus_lr_ratio } in candidates {
         if !args.methods.is_empty() && !args.methods.iter().any(|chosen| chosen == name) {
             continue;
@@ -162,37 +168,22 @@ fn main() -> anyhow::Result<()> {
             ..TrainConfig::new(args.max_steps)
         };
         let clock = Instant::now();
-        Trainer::new(config)?
+        let report = Trainer::new(config)?
+            .observe(Interrupt::listen()?)
             .train(&mut model, |step| train_set.batch(&sampler.batch(step)), T5::token_losses)
             .context(name)?;
         let seconds = clock.elapsed().as_secs_f64();
+        if let Some(reason) = divergence(&report.steps) {
+            writeln!(out, "{name:18}{reason}");
+            continue;
+        }
         let adapter = args.output.join(name);
         save_adapter(&model, "adapter", &adapter)?;
         let [r1, r2, rl] = rouge(&model)?;
         let bytes = size(&adapter)?;
-        println!("{name:18}{trained:>12}{bytes:>14}{seconds:>10.0}{r1:>10.2}{r2:>9.2}{rl:>9.2}");
+        writeln!(out, "{name:18}{trained:>12}{bytes:>14}{seconds:>10.0}{r1:>10.2}{r2:>9.2}{rl:>9.2}");
     }
-    Ok(())
-}
-
-fn summarise(
-    model: &T5,
-    tokenizer: &Tokenizer,
-    samples: &[TokenizedSample],
-    batch_size: usize,
-) -> anyhow::Result<Vec<String>> {
-    let tokens = model.special_tokens();
-    let eos_token_id = *tokens.end.first().context("no end token")?;
-    let decoder_start_token_id = tokens.start.context("no start token")?;
-    let config = GreedyConfig { max_new_tokens: 64, decoder_start_token_id, eos_token_id, no_repeat_ngram_size: 3 };
-    let mut summaries = Vec::new();
-    for chunk in samples.chunks(batch_size) {
-        let source = TokenRows::from_rows(chunk.iter().map(|sample| &sample.source))?;
-        for ids in greedy(model.start_decoding(&source)?, &config)? {
-            summaries.push(tokenizer.decode(&ids)?);
-        }
-    }
-    Ok(summaries)
+    out.finish()
 }
 
 fn size(adapter: &Path) -> anyhow::Result<u64> {

@@ -4,14 +4,18 @@
 //! repository. `--model DIR --dataset DIR` takes real ones: a Hugging Face directory with `config.json`,
 //! `model.safetensors` and `tokenizer.json`, and DialogSum as CSV or JSON Lines.
 
-use anyhow::Context;
-use std::{path::PathBuf, time::Instant};
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
 
+use anyhow::{Context, anyhow, ensure};
 use clap::Parser;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
+use sideburn::data::DataError;
 use sideburn::prelude::*;
-
-const ASSETS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets");
+use sideburn::weights::{check_writable, write_atomic};
+use sideburn_examples::{Console, Interrupt, asset_or, check_file, divergence, exit, summarise};
 
 #[derive(Parser, serde::Serialize)]
 struct Args {
@@ -34,7 +38,7 @@ struct Args {
     r: usize,
     #[arg(long, default_value_t = 64.0)]
     lora_alpha: f64,
-    /// Where the adapter and the training log are written
+    /// Where the adapter and the training log are written; those of a run that did not end well go to `unfinished` there
     #[arg(long, default_value = "out/dialogsum_lora")]
     output: PathBuf,
     #[arg(long, default_value_t = 42)]
@@ -50,104 +54,141 @@ struct Args {
     profile: Option<PathBuf>,
 }
 
-fn main() -> anyhow::Result<()> {
-    let args = Args::parse();
-    let device = parse_device(&args.device)?.autodiff();
-    let directory = |given: &Option<PathBuf>, own| given.clone().unwrap_or(PathBuf::from(ASSETS).join(own));
-    let (model_dir, dataset) = (directory(&args.model, "t5-mini"), directory(&args.dataset, "dialogsum-sample"));
-    sideburn::weights::check_writable(&args.output)?;
+fn main() -> ExitCode {
+    exit(run(&Args::parse()))
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    let mut out = Console::default();
+    // What cannot be written had better be known before the training.
+    let config = serde_json::to_value(args).context("the results name all paths, which must be UTF-8")?;
+    check_writable(&args.output)?;
+    args.json.as_deref().map_or(Ok(()), check_file)?;
+    ensure!(args.max_eval_samples > 0, "--max-eval-samples is 0, so that nothing would be measured; give at least 1");
 
     // The base, its tokenizer, and the data.
     let clock = Instant::now();
+    let device = parse_device(&args.device)?.autodiff();
+    let model_dir = asset_or(&args.model, "t5-mini");
     let base = T5::from_dir(&model_dir, &device)?;
     let tokenizer = Tokenizer::from_dir(&model_dir)?;
     tokenizer.check_fits(base.config().vocab_size)?;
-    let data = DialogSum::open(&dataset)?;
+    let data = DialogSum::open(asset_or(&args.dataset, "dialogsum-sample"))?;
+    ensure!(!data.train.is_empty(), "the training split is empty");
+    ensure!(!data.test.is_empty(), "the test split is empty");
     let test = &data.test[..data.test.len().min(args.max_eval_samples)];
-    anyhow::ensure!(!data.train.is_empty() && !test.is_empty(), "{}: a split is empty", dataset.display());
     let tokens = |samples| tokenize(samples, &tokenizer, &PromptTemplate::default(), Limits::default());
     let (train_set, test_set) = (tokens(&data.train)?, tokens(test)?);
     let sampler = BatchSampler::new(train_set.len(), args.batch_size, args.seed)?;
-    println!("train: {train_set}\ntest: {test_set}");
+    writeln!(out, "train: {train_set}\ntest: {test_set}");
     let seconds_load = clock.elapsed().as_secs_f64();
-    let tokens = base.special_tokens();
-    let eos_token_id = *tokens.end.first().context("no end token")?;
-    let decoder_start_token_id = tokens.start.context("no start token")?;
-    let config = GreedyConfig { max_new_tokens: 64, decoder_start_token_id, eos_token_id, no_repeat_ngram_size: 3 };
-    let summarise = |model: &T5, samples: &[TokenizedSample]| -> anyhow::Result<Vec<String>> {
-        let mut summaries = Vec::new();
-        for chunk in samples.chunks(args.batch_size) {
-            let source = TokenRows::from_rows(chunk.iter().map(|sample| &sample.source))?;
-            for ids in greedy(model.start_decoding(&source)?, &config)? {
-                summaries.push(tokenizer.decode(&ids)?);
-            }
-        }
-        Ok(summaries)
-    };
-    println!("\n{}\n\nzero-shot: {}\n", test[0].dialogue, summarise(&base, &test_set.samples[..1])?[0]);
+
+    let summarise = |model: &T5, samples: &[TokenizedSample]| summarise(model, &tokenizer, samples, args.batch_size);
+    let zero_shot = summarise(&base, &test_set.samples[..1])?;
+    writeln!(out, "\n{}\n\nzero-shot: {}\n", test[0].dialogue, zero_shot[0]);
 
     // The adapter: trainable factors beside every q and v. The base is shared, frozen, and never changed.
     let mut model = base.clone();
-    let (r, lora_alpha, common) = (args.r, args.lora_alpha, Common::seq_2_seq());
-    let lora = LoraConfig { r, lora_alpha, lora_dropout: 0.05, common, ..LoraConfig::new(["q", "v"]) };
+    let lora = LoraConfig {
+        r: args.r,
+        lora_alpha: args.lora_alpha,
+        lora_dropout: 0.05,
+        common: Common::seq_2_seq(),
+        ..LoraConfig::new(["q", "v"])
+    };
     attach(&mut model, "dialogsum", lora, Key::from_seed(args.seed))?;
     let parameters = ParameterReport::of(&model);
-    println!("{parameters}");
+    writeln!(out, "{parameters}");
     let clock = Instant::now();
-    let Args { max_steps, learning_rate, seed, .. } = args;
-    let config = TrainConfig { learning_rate, warmup_steps: max_steps / 20, seed, ..TrainConfig::new(max_steps) };
-    let report = Trainer::new(config)?
-        .observe(ProgressLine::new(max_steps))
-        .observe(JsonLinesLog::create(args.output.join("training.jsonl"))?)
-        .observe(args.profile.as_ref().map(ChromeTrace::create).transpose()?)
-        .train(&mut model, |step| train_set.batch(&sampler.batch(step)), T5::token_losses);
-    // After an error the model has its last good weights, which do not replace an earlier adapter.
-    let adapter = args.output.join(if report.is_ok() { "adapter" } else { "last_good_adapter" });
-    let saved = save_adapter(&model, "dialogsum", &adapter);
-    let (losses, seconds_train, ()) = (report?.losses(), clock.elapsed().as_secs_f64(), saved?);
-    println!("{} steps in {seconds_train:.0} s; adapter in {}\n", losses.len(), adapter.display());
+    let (adapter, losses) = train(&mut model, |step| train_set.batch(&sampler.batch(step)), args)?;
+    let seconds_train = clock.elapsed().as_secs_f64();
+    writeln!(out, "{} steps in {seconds_train:.0} s; adapter in {}\n", losses.len(), adapter.display());
+
     // The saved adapter on a base read anew, and the untouched base.
     let clock = Instant::now();
     let mut reloaded = T5::from_dir(&model_dir, &device)?;
     load_adapter(&mut reloaded, "dialogsum", &adapter)?;
-    let (zero_shot, tuned) = (summarise(&base, &test_set.samples)?, summarise(&reloaded, &test_set.samples)?);
+    let zero_shot = summarise(&base, &test_set.samples)?;
+    let tuned = summarise(&reloaded, &test_set.samples)?;
     let seconds_generate = clock.elapsed().as_secs_f64();
-    for (index, sample) in test.iter().take(4).enumerate() {
-        let [reference, before, after] = [&sample.references()[0], &zero_shot[index], &tuned[index]];
-        println!("{}\n  reference  {reference}\n  zero-shot  {before}\n  LoRA       {after}\n", sample.id);
+    for ((sample, before), after) in test.iter().zip(&zero_shot).zip(&tuned).take(4) {
+        let reference = &sample.references()[0];
+        writeln!(out, "{}\n  reference  {reference}\n  zero-shot  {before}\n  LoRA       {after}\n", sample.id);
     }
-    // ROUGE, against all references of each dialogue.
+
+    // ROUGE, against all references of each dialogue. Whoever does not beat the first line has learnt nothing.
     let clock = Instant::now();
-    let first_line: Vec<&str> = test.iter().filter_map(|sample| sample.dialogue.lines().next()).collect();
+    let first_line: Vec<String> = test.iter().filter_map(|s| s.dialogue.lines().next()).map(str::to_owned).collect();
     let references: Vec<&[String]> = test.iter().map(Sample::references).collect();
     let scorer = RougeScorer::all().with_stemmer(true);
-    let mut rouge = Map::new();
-    println!("mean F [95 %]     {:22}{:22}{:22}rougeLsum", "rouge1", "rouge2", "rougeL");
-    for (name, scores) in [
-        ("zero_shot", scorer.score_corpus(&references, &zero_shot)?),
-        ("first_line", scorer.score_corpus(&references, &first_line)?),
-        ("lora", scorer.score_corpus(&references, &tuned)?),
-    ] {
+    let mut rouge = json!({});
+    writeln!(out, "mean F [95 %]     {:22}{:22}{:22}rougeLsum", "rouge1", "rouge2", "rougeL");
+    for (name, summaries) in [("zero_shot", &zero_shot), ("first_line", &first_line), ("lora", &tuned)] {
+        let scores = scorer.score_corpus(&references, summaries)?;
         let (means, intervals) = (mean(&scores)?, aggregate(&scores, &BootstrapConfig::default())?);
-        print!("{name:18}");
+        write!(out, "{name:18}");
         for (metric, interval) in intervals.iter() {
             let [low, mean, high] = [interval.low, means[metric], interval.high].map(|score| score.fmeasure);
-            print!("{:22}", format!("{:.2} [{:.2}, {:.2}]", 100.0 * mean, 100.0 * low, 100.0 * high));
-            rouge.entry(name).or_insert(json!({}))[metric.name()] =
-                json!({ "fmeasure": mean, "low": low, "high": high });
+            write!(out, "{:22}", format!("{:.2} [{:.2}, {:.2}]", 100.0 * mean, 100.0 * low, 100.0 * high));
+            rouge[name][metric.name()] = json!({ "fmeasure": mean, "low": low, "high": high });
         }
-        println!();
+        writeln!(out);
     }
     let seconds_score = clock.elapsed().as_secs_f64();
+
     if let Some(path) = &args.json {
         let sample = |i: usize| json!({ "id": test[i].id, "zero_shot": zero_shot[i], "lora": tuned[i] });
         let results = json!({
-            "config": args, "losses": losses, "rouge": rouge,
+            "config": config,
+            "losses": losses,
+            "rouge": rouge,
             "parameters": { "trainable": parameters.trainable, "all": parameters.all },
             "samples": (0..test.len()).map(sample).collect::<Vec<Value>>(),
             "seconds": { "load": seconds_load, "train": seconds_train, "generate": seconds_generate, "score": seconds_score },
         });
-        sideburn::weights::write_atomic(path, serde_json::to_string_pretty(&results)?.as_bytes())?;
+        write_atomic(path, serde_json::to_string_pretty(&results)?.as_bytes())?;
     }
-    Ok(())
+    out.finish()
+}
+
+/// Trains the adapter, and saves it with the log of its training. Returns where it is, and the loss of each step.
+///
+/// Adapter and log of a run that fails, diverges or is interrupted stay in `unfinished`, so that they never replace one
+/// that is well, and no log ever stands beside an adapter of another run.
+fn train(
+    model: &mut T5,
+    batches: impl Fn(u64) -> Result<Seq2SeqBatch, DataError>,
+    args: &Args,
+) -> anyhow::Result<(PathBuf, Vec<f64>)> {
+    let Args { max_steps, learning_rate, seed, .. } = *args;
+    let [adapter, log] = ["adapter", "training.jsonl"].map(|name| args.output.join(name));
+    let unfinished = args.output.join("unfinished");
+    if unfinished.exists() {
+        fs::remove_dir_all(&unfinished)?;
+    }
+    let config = TrainConfig { learning_rate, warmup_steps: max_steps / 20, seed, ..TrainConfig::new(max_steps) };
+    let ended = Trainer::new(config)?
+        .observe(ProgressLine::new(max_steps))
+        .observe(JsonLinesLog::create(unfinished.join("training.jsonl"))?)
+        .observe(args.profile.as_ref().map(ChromeTrace::create).transpose()?)
+        .observe(Interrupt::listen()?)
+        .train(model, batches, T5::token_losses)
+        .map_err(anyhow::Error::from)
+        .and_then(|report| divergence(&report.steps).map_or(Ok(report), |reason| Err(anyhow!(reason))));
+    let report = match ended {
+        Ok(report) => report,
+        Err(error) => {
+            save_adapter(model, "dialogsum", unfinished.join("adapter"))?;
+            let saved = format!("the adapter as it is, and its log, are in {}", unfinished.display());
+            return Err(error.context(format!("the training did not end well ({saved})")));
+        }
+    };
+    // The earlier log goes before the earlier adapter does.
+    if log.exists() {
+        fs::remove_file(&log)?;
+    }
+    save_adapter(model, "dialogsum", &adapter)?;
+    fs::rename(unfinished.join("training.jsonl"), &log)?;
+    fs::remove_dir(&unfinished)?;
+    Ok((adapter, report.losses()))
 }

@@ -4,4 +4,261 @@
 //! * `compare_methods`: every method of fine-tuning on the same base and data, in a table.
 //! * `pretrain_mini`: how the small T5 under `assets/t5-mini` was made.
 //!
-//! This library is empty: each example is one file that can be read on its own.
+//! Each example is one file that can be read on its own. Here is what all of them need of a terminal and of the operating
+//! system: printing ([`Console`]), ending ([`exit`]) and signals ([`Interrupt`]); and what two of them do: [`summarise`], and
+//! find out whether a run came to anything ([`divergence`]).
+
+use std::fmt;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use anyhow::{Context, ensure};
+use sideburn::prelude::*;
+use sideburn::train::{Observer, StepRecord, TrainError};
+use signal_hook::{consts, flag};
+
+/// The standard output. Where it is closed (`| head -1`) or full, the work goes on, and [`finish`](Self::finish) tells.
+///
+/// Control characters are written as Rust writes them (`\u{1b}`), since the texts of data sets are printed.
+#[derive(Debug, Default)]
+pub struct Console {
+    failed: Option<io::Error>,
+}
+
+impl Console {
+    /// What `write!` and `writeln!` call.
+    pub fn write_fmt(&mut self, text: fmt::Arguments<'_>) {
+        if self.failed.is_none() {
+            let text = printable(&text.to_string());
+            let mut out = io::stdout();
+            self.failed = out.write_all(text.as_bytes()).and_then(|()| out.flush()).err();
+        }
+    }
+
+    /// Ends the output.
+    ///
+    /// # Errors
+    /// If something could not be written, unless the reader has closed the output.
+    pub fn finish(self) -> anyhow::Result<()> {
+        match self.failed {
+            Some(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("the standard output"),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn printable(text: &str) -> String {
+    let mut printable = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' | '\t' => printable.push(c),
+            _ if c.is_control() => printable.extend(c.escape_default()),
+            _ => printable.push(c),
+        }
+    }
+    printable
+}
+
+/// The end of a program: what went wrong goes to the standard error. The status is 0, 1 after an error, and as a shell has
+/// it (130 for SIGINT) after a signal.
+pub fn exit(ended: anyhow::Result<()>) -> ExitCode {
+    let Err(error) = ended else { return ExitCode::SUCCESS };
+    let mut text = String::new();
+    for message in error.chain().map(ToString::to_string) {
+        // Most errors repeat the one that caused them.
+        if !text.contains(&message) {
+            text += if text.is_empty() { "" } else { ": " };
+            text += &message;
+        }
+    }
+    let _ = writeln!(io::stderr(), "error: {}", printable(&text));
+    let signal = error.chain().find_map(|cause| cause.downcast_ref::<Interrupted>());
+    ExitCode::from(signal.map_or(1, |Interrupted(signal)| 128 + *signal as u8))
+}
+
+/// The directory that was given, or one of those in the repository's `assets`.
+pub fn asset_or(given: &Option<PathBuf>, name: &str) -> PathBuf {
+    given.clone().unwrap_or_else(|| Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../assets")).join(name))
+}
+
+/// A summary of each dialogue, `batch_size` at a time.
+///
+/// # Errors
+/// If the model or the tokenizer fails.
+pub fn summarise(
+    model: &T5,
+    tokenizer: &Tokenizer,
+    samples: &[TokenizedSample],
+    batch_size: usize,
+) -> anyhow::Result<Vec<String>> {
+    let tokens = model.special_tokens();
+    let eos_token_id = *tokens.end.first().context("no end token")?;
+    let decoder_start_token_id = tokens.start.context("no start token")?;
+    let config = GreedyConfig { max_new_tokens: 64, decoder_start_token_id, eos_token_id, no_repeat_ngram_size: 3 };
+    let mut summaries = Vec::new();
+    for chunk in samples.chunks(batch_size) {
+        let source = TokenRows::from_rows(chunk.iter().map(|sample| &sample.source))?;
+        for ids in greedy(model.start_decoding(&source)?, &config)? {
+            summaries.push(tokenizer.decode(&ids)?);
+        }
+    }
+    Ok(summaries)
+}
+
+/// Checks that a file can be written: meant for before the work whose results it is to hold.
+///
+/// # Errors
+/// If it is a directory, or lies in one that does not exist or cannot be written to.
+pub fn check_file(path: &Path) -> anyhow::Result<()> {
+    let found = path.metadata();
+    ensure!(!found.as_ref().is_ok_and(|found| found.is_dir()), "{} is a directory, not a file", path.display());
+    if found.is_ok_and(|found| !found.is_file()) {
+        // A device or a pipe is written to where it is.
+        return Ok(());
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    ensure!(parent.is_dir(), "{}: there is no directory {}", path.display(), parent.display());
+    sideburn::weights::check_writable(parent).with_context(|| path.display().to_string())
+}
+
+/// A signal that asked for an end.
+#[derive(Debug)]
+struct Interrupted(usize);
+
+impl fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match SIGNALS.iter().find(|(signal, _)| *signal as usize == self.0) {
+            Some((_, name)) => write!(f, "interrupted by {name}"),
+            None => write!(f, "interrupted by signal {}", self.0),
+        }
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
+const SIGNALS: &[(i32, &str)] = &[
+    (consts::SIGINT, "SIGINT"),
+    (consts::SIGTERM, "SIGTERM"),
+    #[cfg(unix)]
+    (consts::SIGHUP, "SIGHUP"),
+];
+
+/// Stops training at the end of a step when Ctrl-C is pressed, the terminal is closed, or the process is told to end, so
+/// that there is something to save. A second signal, or one after training, ends the process at once.
+#[derive(Debug)]
+pub struct Interrupt {
+    /// The number of the signal that came; 0 if none did.
+    came: Arc<AtomicUsize>,
+    /// Whether the next signal ends the process.
+    ends: Arc<AtomicBool>,
+}
+
+impl Interrupt {
+    /// Listens from now on.
+    ///
+    /// # Errors
+    /// If the system does not let it.
+    pub fn listen() -> io::Result<Self> {
+        let interrupt = Self { came: Arc::default(), ends: Arc::default() };
+        for (signal, _) in SIGNALS {
+            flag::register_conditional_shutdown(*signal, 128 + signal, Arc::clone(&interrupt.ends))?;
+            flag::register(*signal, Arc::clone(&interrupt.ends))?;
+            flag::register_usize(*signal, Arc::clone(&interrupt.came), *signal as usize)?;
+        }
+        Ok(interrupt)
+    }
+}
+
+impl Observer for Interrupt {
+    fn step(&mut self, record: &StepRecord) -> Result<(), TrainError> {
+        match self.came.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            signal => Err(TrainError::Step { step: record.step, source: Box::new(Interrupted(signal)) }),
+        }
+    }
+}
+
+impl Drop for Interrupt {
+    fn drop(&mut self) {
+        self.ends.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Why a run has come to nothing, if it has: no gradient is left, or the loss has ended above where it began. That is the
+/// mean over the last tenth of the steps, at least ten, and more than three of their deviations above the loss of the first
+/// step, since one batch is harder than another.
+pub fn divergence(steps: &[StepRecord]) -> Option<String> {
+    let (first, last) = (steps.first()?, steps.last()?);
+    let began = first.loss;
+    if last.grad_norm == 0.0 {
+        let StepRecord { step, loss, .. } = last;
+        return Some(format!(
+            "the gradient is zero at step {step}: nothing can be learnt any more. The loss began at {began:.3} and is \
+             {loss:.3}; lower the learning rate"
+        ));
+    }
+    let count = (steps.len() / 10).max(10);
+    if steps.len() < 2 * count {
+        return None;
+    }
+    let losses = || steps[steps.len() - count..].iter().map(|step| step.loss);
+    let ended = losses().sum::<f64>() / count as f64;
+    let variance = losses().map(|loss| (loss - ended).powi(2)).sum::<f64>() / (count - 1) as f64;
+    (ended - began > 3.0 * variance.sqrt()).then(|| {
+        format!(
+            "the loss ended at {ended:.3}, above the {began:.3} where it began: the run has diverged; lower the learning \
+             rate"
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(losses: impl IntoIterator<Item = f64>) -> Vec<StepRecord> {
+        let record = |(step, loss)| StepRecord {
+            step,
+            loss,
+            penalty: 0.0,
+            learning_rate: 1e-3,
+            grad_norm: 1.0,
+            tokens: 100,
+            seconds: 0.1,
+        };
+        (0..).zip(losses).map(record).collect()
+    }
+
+    #[test]
+    fn a_run_that_came_to_nothing_is_known() {
+        let noise = |step: u32| 0.3 * f64::from(step * 7 % 5);
+        assert_eq!(divergence(&[]), None);
+        assert_eq!(divergence(&run((0..100).map(|step| 5.0 - 0.02 * f64::from(step) + noise(step)))), None);
+        assert_eq!(divergence(&run((0..100).map(|step| 2.0 + noise(step)))), None, "noise alone");
+        assert_eq!(divergence(&run([2.0, 2.5])), None, "two steps say nothing");
+        let diverged = divergence(&run((0..100).map(|step| if step < 3 { 5.0 } else { 8.3 + noise(step) }))).unwrap();
+        assert!(diverged.contains("ended at 8.900, above the 5.000 where it began"), "{diverged}");
+
+        let mut stuck = run([5.6, 8.3]);
+        stuck[1].grad_norm = 0.0;
+        let reason = divergence(&stuck).unwrap();
+        assert!(reason.contains("the gradient is zero at step 1") && reason.contains("began at 5.600"), "{reason}");
+    }
+
+    #[test]
+    fn files_that_cannot_be_written_are_known() {
+        let directory = std::env::temp_dir();
+        assert!(check_file(&directory.join("results.json")).is_ok());
+        let error = |path: &Path| format!("{:#}", check_file(path).unwrap_err());
+        assert!(error(&directory).contains("is a directory"));
+        assert!(error(&directory.join("no/such/results.json")).contains("there is no directory"));
+    }
+
+    #[test]
+    fn control_characters_are_written_not_obeyed() {
+        assert_eq!(printable("a\tb\n\u{1b}[2J\0"), "a\tb\n\\u{1b}[2J\\u{0}");
+    }
+}

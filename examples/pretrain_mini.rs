@@ -18,12 +18,14 @@
 use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
 use sideburn::adapters::{Precision, WeightMut};
 use sideburn::prelude::*;
 use sideburn::t5::FeedForward;
+use sideburn_examples::{Console, Interrupt, divergence, exit};
 use tokenizers::models::unigram::{Unigram, UnigramTrainer};
 use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 use tokenizers::pre_tokenizers::{sequence::Sequence, whitespace::WhitespaceSplit};
@@ -64,15 +66,19 @@ const COPYING: usize = 2;
 const MAX_SOURCE_LENGTH: usize = 320;
 const MAX_TARGET_LENGTH: usize = 96;
 
-fn main() -> anyhow::Result<()> {
-    let args = Args::parse();
+fn main() -> ExitCode {
+    exit(run(&Args::parse()))
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    let mut out = Console::default();
     let device = parse_device(&args.device)?.autodiff();
     let texts = read_texts(&args.text)?;
     std::fs::create_dir_all(&args.output)?;
     train_vocabulary(&texts, args.vocab_size, &args.output.join("tokenizer.json"))
         .map_err(anyhow::Error::from_boxed)?;
     let corpus = Corpus::new(&texts, &Tokenizer::from_dir(&args.output)?)?;
-    println!("{} dialogues, {} tokens", corpus.dialogues.len(), corpus.tokens());
+    writeln!(out, "{} dialogues, {} tokens", corpus.dialogues.len(), corpus.tokens());
 
     let config = T5Config {
         vocab_size: args.vocab_size,
@@ -89,7 +95,7 @@ fn main() -> anyhow::Result<()> {
     };
     let mut model = T5::random(&config, Key::from_seed(args.seed).fold_in_name("weights"), &device);
     prepare(&mut model);
-    println!("{}", ParameterReport::of(&model));
+    writeln!(out, "{}", ParameterReport::of(&model));
 
     let sampler = BatchSampler::new(corpus.dialogues.len(), args.batch_size, args.seed)?.drop_last()?;
     let key = Key::from_seed(args.seed).fold_in_name("corruption");
@@ -101,13 +107,21 @@ fn main() -> anyhow::Result<()> {
         seed: args.seed,
         ..TrainConfig::new(args.max_steps)
     };
-    Trainer::new(train)?
+    let ended = Trainer::new(train)?
         .observe(ProgressLine::new(args.max_steps))
         .observe(JsonLinesLog::create(args.output.join("pretraining.jsonl"))?)
-        .train(&mut model, |step| corpus.batch(&sampler.batch(step), key.fold_in(step)), T5::token_losses)?;
+        .observe(Interrupt::listen()?)
+        .train(&mut model, |step| corpus.batch(&sampler.batch(step), key.fold_in(step)), T5::token_losses)
+        .map_err(anyhow::Error::from)
+        .and_then(|report| divergence(&report.steps).map_or(Ok(()), |reason| Err(anyhow::anyhow!(reason))));
+    if let Err(error) = ended {
+        let unfinished = args.output.join("unfinished");
+        model.save_dir(&unfinished, Precision::F32)?;
+        return Err(error.context(format!("the model as it is, is in {}", unfinished.display())));
+    }
     model.save_dir(&args.output, Precision::Bf16)?;
-    println!("written to {}", args.output.display());
-    Ok(())
+    writeln!(out, "written to {}", args.output.display());
+    out.finish()
 }
 
 /// Position biases by which the encoder's first head looks at the token before, the last heads everywhere, and the others
