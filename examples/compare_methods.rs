@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::Parser;
 use sideburn::adapters::{
     AdaLoraConfig, FullConfig, Ia3Config, LnTuningConfig, LoHaConfig, LoKrConfig, Lycoris, Method, OftConfig,
@@ -38,6 +38,9 @@ struct Args {
     batch_size: usize,
     #[arg(long, default_value_t = 42)]
     seed: u64,
+    /// Dialogues of the test split that are summarised
+    #[arg(long, default_value_t = 120)]
+    max_eval_samples: usize,
     /// Where the adapters are written
     #[arg(long, default_value = "out/compare_methods")]
     output: PathBuf,
@@ -127,18 +130,20 @@ fn run(args: &Args) -> anyhow::Result<()> {
     check_writable(&args.output)?;
     let device = parse_device(&args.device)?.autodiff();
     let (model_dir, dataset) = (asset_or(&args.model, "t5-mini"), asset_or(&args.dataset, "dialogsum-sample"));
-    let base = T5::from_dir(&model_dir, &device)?;
-    let tokenizer = Tokenizer::from_dir(&model_dir)?;
-    let data = DialogSum::open(&dataset)?;
-    let tokens = |samples| tokenize(samples, &tokenizer, &PromptTemplate::default(), Limits::default());
-    let (train_set, test_set) = (tokens(&data.train)?, tokens(&data.test)?);
-    let sampler = BatchSampler::new(train_set.len(), args.batch_size, args.seed)?;
-
     let candidates = candidates();
     for name in &args.methods {
         let known: Vec<&str> = candidates.iter().map(|candidate| candidate.name).collect();
-        anyhow::ensure!(known.contains(&name.as_str()), "no method {name:?}; choose among {known:?}");
+        ensure!(known.contains(&name.as_str()), "no method {name:?}; choose among {known:?}");
     }
+    ensure!(args.max_eval_samples > 0, "--max-eval-samples is 0, so that nothing would be measured; give at least 1");
+    let base = T5::from_dir(&model_dir, &device)?;
+    let tokenizer = Tokenizer::from_dir(&model_dir)?;
+    let data = DialogSum::open(&dataset)?;
+    let test = &data.test[..data.test.len().min(args.max_eval_samples)];
+    let tokens = |samples| tokenize(samples, &tokenizer, &PromptTemplate::default(), Limits::default());
+    let (train_set, test_set) = (tokens(&data.train)?, tokens(test)?);
+    let sampler = BatchSampler::new(train_set.len(), args.batch_size, args.seed)?;
+
     writeln!(
         out,
         "{:18}{:>12}{:>14}{:>10}{:>10}{:>9}{:>9}",
@@ -146,7 +151,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     );
     let rouge = |model: &T5| -> anyhow::Result<[f64; 3]> {
         let summaries = summarise(model, &tokenizer, &test_set.samples, args.batch_size)?;
-        let references: Vec<&[String]> = data.test.iter().map(Sample::references).collect();
+        let references: Vec<&[String]> = test.iter().map(Sample::references).collect();
         let scores = mean(&RougeScorer::all().with_stemmer(true).score_corpus(&references, &summaries)?)?;
         Ok([Metric::Rouge1, Metric::Rouge2, Metric::RougeL].map(|metric| 100.0 * scores[metric].fmeasure))
     };

@@ -12,8 +12,8 @@ use std::fmt;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, ensure};
 use sideburn::prelude::*;
@@ -149,7 +149,10 @@ const SIGNALS: &[(i32, &str)] = &[
 /// Stops training at the end of a step when Ctrl-C is pressed, the terminal is closed, or the process is told to end, so
 /// that there is something to save. A second signal, or one after training, ends the process at once.
 #[derive(Debug)]
-pub struct Interrupt {
+pub struct Interrupt(&'static Signals);
+
+#[derive(Debug)]
+struct Signals {
     /// The number of the signal that came; 0 if none did.
     came: Arc<AtomicUsize>,
     /// Whether the next signal ends the process.
@@ -157,24 +160,40 @@ pub struct Interrupt {
 }
 
 impl Interrupt {
-    /// Listens from now on.
+    /// Listens from now on, for one training at a time.
     ///
     /// # Errors
     /// If the system does not let it.
     pub fn listen() -> io::Result<Self> {
-        let interrupt = Self { came: Arc::default(), ends: Arc::default() };
+        static SIGNALS_OF_PROCESS: OnceLock<Signals> = OnceLock::new();
+        let signals = match SIGNALS_OF_PROCESS.get() {
+            Some(signals) => signals,
+            None => {
+                let registered = Signals::register()?;
+                SIGNALS_OF_PROCESS.get_or_init(|| registered)
+            }
+        };
+        signals.came.store(0, Ordering::Relaxed);
+        signals.ends.store(false, Ordering::Relaxed);
+        Ok(Self(signals))
+    }
+}
+
+impl Signals {
+    fn register() -> io::Result<Self> {
+        let signals = Self { came: Arc::default(), ends: Arc::default() };
         for (signal, _) in SIGNALS {
-            flag::register_conditional_shutdown(*signal, 128 + signal, Arc::clone(&interrupt.ends))?;
-            flag::register(*signal, Arc::clone(&interrupt.ends))?;
-            flag::register_usize(*signal, Arc::clone(&interrupt.came), *signal as usize)?;
+            flag::register_conditional_shutdown(*signal, 128 + signal, Arc::clone(&signals.ends))?;
+            flag::register(*signal, Arc::clone(&signals.ends))?;
+            flag::register_usize(*signal, Arc::clone(&signals.came), *signal as usize)?;
         }
-        Ok(interrupt)
+        Ok(signals)
     }
 }
 
 impl Observer for Interrupt {
     fn step(&mut self, record: &StepRecord) -> Result<(), TrainError> {
-        match self.came.load(Ordering::Relaxed) {
+        match self.0.came.load(Ordering::Relaxed) {
             0 => Ok(()),
             signal => Err(TrainError::Step { step: record.step, source: Box::new(Interrupted(signal)) }),
         }
@@ -183,7 +202,7 @@ impl Observer for Interrupt {
 
 impl Drop for Interrupt {
     fn drop(&mut self) {
-        self.ends.store(true, Ordering::Relaxed);
+        self.0.ends.store(true, Ordering::Relaxed);
     }
 }
 

@@ -10,6 +10,7 @@ use tempfile::{TempDir, tempdir};
 mod flags;
 #[cfg(unix)]
 mod interrupts;
+mod others;
 mod output;
 
 /// Arguments of a program: text, or paths.
@@ -18,10 +19,10 @@ macro_rules! args {
 }
 pub(crate) use args;
 
-/// The program `dialogsum_lora`, which `cargo test --workspace` has built.
-fn program() -> Command {
+/// An example, which `cargo test --workspace` has built.
+fn program(name: &str) -> Command {
     let this = std::env::current_exe().unwrap();
-    let built = this.ancestors().nth(2).unwrap().join("examples/dialogsum_lora");
+    let built = this.ancestors().nth(2).unwrap().join("examples").join(name);
     let built = built.with_extension(std::env::consts::EXE_EXTENSION);
     assert!(built.exists(), "{} is missing: cargo build --release --workspace --examples", built.display());
     Command::new(built)
@@ -43,7 +44,7 @@ impl Job {
 
     /// The program with two steps and two summaries, unless `more` says otherwise.
     fn command(&self, more: Vec<OsString>) -> Command {
-        let mut command = program();
+        let mut command = program("dialogsum_lora");
         for (option, value) in
             [("--max-steps", "2".into()), ("--max-eval-samples", "2".into()), ("--output", self.path("out"))]
         {

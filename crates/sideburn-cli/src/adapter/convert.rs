@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 use sideburn::adapters::AdapterDir;
+use sideburn::weights::check_writable;
 
 use crate::report::{Finding, count, in_line, shown};
 
@@ -32,6 +33,7 @@ pub(crate) struct Converted {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Converted> {
     let adapter = AdapterDir::open(&args.adapter)?;
+    check_writable(&args.output)?;
     adapter.save(&args.output)?;
     let tensors = adapter.tensors();
     Ok(Converted { from: shown(tensors.path()), output: shown(&args.output), tensors: tensors.names().len() })

@@ -1,0 +1,45 @@
+//! `compare_methods` and `pretrain_mini`.
+
+use super::*;
+
+#[test]
+fn methods_are_compared_in_a_table() {
+    let directory = tempdir().unwrap();
+    let run = |more: Vec<OsString>| {
+        let mut command = program("compare_methods");
+        command.args(args!["--max-steps", "1", "--max-eval-samples", "2", "--output", directory.path()]);
+        command.args(more).output().unwrap()
+    };
+    let output = run(args!["--methods", "lora,prompt tuning"]);
+    assert_ended(&output, 0, &[]);
+    let table = String::from_utf8(output.stdout).unwrap();
+    let rows: Vec<&str> = table.lines().map(|line| line[..18].trim()).collect();
+    assert_eq!(rows, ["", "zero-shot", "lora", "prompt tuning"], "{table}");
+    assert!(["lora", "prompt tuning"].iter().all(|method| is_adapter(&directory.path().join(method))));
+    assert_ended(&run(args!["--methods", "laura"]), 1, &["no method \"laura\"", "\"lora\""]);
+}
+
+#[test]
+fn a_small_model_is_made_of_text() {
+    let directory = tempdir().unwrap();
+    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/dialogsum-sample");
+    let mut lines = String::new();
+    for sample in sideburn::data::DialogSum::open(sample).unwrap().train.iter().take(100) {
+        let (dialogue, summary) = (&sample.dialogue, &sample.references()[0]);
+        lines += &format!("{}\n", serde_json::json!({ "dialogue": dialogue, "summary": summary }));
+    }
+    let (text, output) = (directory.path().join("text.jsonl"), directory.path().join("model"));
+    fs::write(&text, lines).unwrap();
+    let make = |more: Vec<OsString>| {
+        let mut command = program("pretrain_mini");
+        command.args(args!["--text", &text, "--output", &output, "--max-steps", "1", "--batch-size", "2"]);
+        command.args(more).output().unwrap()
+    };
+    let small = args!["--vocab-size", "1000"];
+    assert_ended(&make(small.clone()), 0, &[]);
+    let files = ["config.json", "model.safetensors", "tokenizer.json", "pretraining.jsonl"];
+    assert!(files.iter().all(|file| output.join(file).is_file()));
+
+    fs::write(&text, "{\"dialogue\": 3}").unwrap();
+    assert_ended(&make(small), 1, &["text.jsonl, line 1"]);
+}
