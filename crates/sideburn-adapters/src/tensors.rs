@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use sideburn_kernels::Key;
+use sideburn_kernels::{Key, elements};
 use sideburn_weights as weights;
 
 /// The values of a parameter in `f32`, in row-major order.
@@ -45,7 +45,7 @@ pub(crate) fn lazy_weight<const D: usize>(
     element: impl Fn(u64) -> f32 + Send + Sync + 'static,
 ) -> Param<Tensor<D>> {
     let init = move |device: &Device, require_grad: bool| {
-        let values: Vec<f32> = (0..shape.iter().product::<usize>() as u64).map(&element).collect();
+        let values = elements(shape.iter().product(), &element);
         Tensor::from_data(TensorData::new(values, shape), device).set_require_grad(require_grad)
     };
     Param::uninitialized(ParamId::new(), init, device.clone(), true, shape.into())

@@ -72,4 +72,4 @@ pub use path::{Path, path, set_path};
 pub use profile::{ChromeEvents, Event, Span, record_profile, take_profile};
 pub use row_layout::RowLayout;
 pub use sideburn_batch::Key;
-pub use workers::on_workers;
+pub use workers::{elements, on_workers};
