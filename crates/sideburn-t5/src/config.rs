@@ -97,9 +97,12 @@ const MAX_CONFIG_BYTES: u64 = 16 << 20;
 /// Reads a small JSON file.
 pub(crate) fn read_json(path: &Path) -> Result<Value, T5Error> {
     let invalid = |message: String| T5Error::Config { path: path.to_owned(), message };
-    let size = std::fs::metadata(path).map_err(|error| invalid(error.to_string()))?.len();
-    if size > MAX_CONFIG_BYTES {
-        return Err(invalid(format!("{size} bytes is no model configuration")));
+    let metadata = std::fs::metadata(path).map_err(|error| invalid(error.to_string()))?;
+    if !metadata.is_file() {
+        return Err(invalid("not a regular file; a pipe or a device could be read for ever".to_owned()));
+    }
+    if metadata.len() > MAX_CONFIG_BYTES {
+        return Err(invalid(format!("{} bytes is no model configuration", metadata.len())));
     }
     let text = std::fs::read_to_string(path).map_err(|error| invalid(error.to_string()))?;
     serde_json::from_str(&text).map_err(|error| invalid(error.to_string()))

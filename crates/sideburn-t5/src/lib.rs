@@ -45,4 +45,5 @@ pub use decoding::Decoding;
 pub use error::T5Error;
 pub use feed_forward::{Activation, FeedForward};
 pub use model::{Encoded, T5};
+pub use position::relative_position_bucket;
 pub use special_tokens::SpecialTokens;

@@ -31,7 +31,8 @@ impl SpecialTokens {
     /// Those of a model directory: what its `generation_config.json` leaves out is as the configuration has it.
     pub(crate) fn read(directory: &Path, config: &T5Config) -> Result<Self, T5Error> {
         let (path, own) = (directory.join(FILE), Self::of(config));
-        if !path.exists() {
+        // A file that may be absent is absent, too, where something else has its name.
+        if !path.is_file() {
             return Ok(own);
         }
         let value = read_json(&path)?;

@@ -230,6 +230,21 @@ fn token_ids_that_are_null_or_lists() {
     assert_eq!(values(loaded.token_losses(&batch, &mut Pass::evaluate()).unwrap()), of_original);
 }
 
+#[cfg(unix)]
+#[test]
+fn a_configuration_that_could_be_read_for_ever_is_not_opened() {
+    let model = Model::new();
+    let config = model.0.path().join("config.json");
+    std::fs::remove_file(&config).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", &config).unwrap();
+    let error = model.load().unwrap_err().to_string();
+    assert!(error.contains("config.json: not a regular file"), "{error}");
+    std::fs::remove_file(&config).unwrap();
+    std::fs::copy(path(NAME).join("config.json"), &config).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", model.0.path().join("generation_config.json")).unwrap();
+    assert_eq!(model.load().unwrap().special_tokens().end, [1], "as if it were not there");
+}
+
 #[test]
 fn an_encoder_alone_is_told() {
     let model = Model::new();

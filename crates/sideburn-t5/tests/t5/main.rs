@@ -11,4 +11,5 @@ mod formula;
 mod lora_goldens;
 mod lora_inits;
 mod new_adapters;
+mod position;
 mod registry;
