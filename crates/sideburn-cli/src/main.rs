@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod adapter;
-mod forward;
+mod model;
 mod reference;
 mod report;
 mod verify;

@@ -3,11 +3,11 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use serde::Serialize;
 use sideburn::prelude::*;
 
-use crate::forward::{logits, max_difference, values};
+use crate::model::{Model, logits, max_difference, mean_loss, open_on, vocabulary, write_greedily};
 use crate::reference::{Rectangle, Reference};
 use crate::report::{Finding, Verdict, count, in_line, number, shown, table};
 
@@ -93,7 +93,7 @@ struct TokenDifference {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Verification> {
     let mut reference = Reference::open(&args.reference)?;
-    let mut model = T5::from_dir(&args.model, &parse_device(&args.device)?)?;
+    let mut model = open_on(&args.model, &args.device)?;
     if let Some(adapter) = &args.adapter {
         load_adapter(&mut model, "default", adapter)?;
     }
@@ -153,7 +153,7 @@ fn read_logits(reference: &mut Reference) -> anyhow::Result<(Logits, f64)> {
     Ok((Logits { shape, values }, variance.sqrt()))
 }
 
-fn check_all(model: &T5, reference: &mut Reference, expected: &Logits, limit: &Limit) -> anyhow::Result<Vec<Check>> {
+fn check_all(model: &Model, reference: &mut Reference, expected: &Logits, limit: &Limit) -> anyhow::Result<Vec<Check>> {
     let mask = reference.integers("attention_mask")?;
     ensure!(mask.values.iter().all(|kept| matches!(kept, 0 | 1)), "`attention_mask` has other values than 0 and 1");
     let source = reference.integers("input_ids")?;
@@ -171,7 +171,7 @@ fn check_all(model: &T5, reference: &mut Reference, expected: &Logits, limit: &L
     let input = reference.integers("decoder_input_ids")?;
     ensure!(input.rows == rows, "`decoder_input_ids` has {} rows, `input_ids` has {rows}", input.rows);
     let Logits { shape, values: expected } = expected;
-    let own_shape = [rows, input.columns, model.config().vocab_size];
+    let own_shape = [rows, input.columns, vocabulary(model)];
     ensure!(*shape == own_shape, "`logits` has the shape {shape:?}, those of this model have {own_shape:?}");
     let found = logits(model, &source, &input.whole()?)?;
     let mut checks = vec![Check::numbers("logits", max_difference(&found, expected), limit)];
@@ -183,10 +183,8 @@ fn check_all(model: &T5, reference: &mut Reference, expected: &Logits, limit: &L
         let target = labels.lengths(|label| label == -100).and_then(|lengths| labels.cut(&lengths));
         checks.push(match target {
             Ok(target) => {
-                let batch = Seq2SeqBatch::new(source.clone(), target)?;
-                let losses = values(model.token_losses(&batch, &mut Pass::evaluate())?)?;
-                let mean = losses.iter().copied().map(f64::from).sum::<f64>() / losses.len() as f64;
-                Check::numbers("loss", max_difference(&[mean as f32], &expected), limit)
+                let found = mean_loss(model, source.clone(), target)?;
+                Check::numbers("loss", max_difference(&[found], &expected), limit)
             }
             Err(error) => Check::none("loss".to_owned(), &format!("{error:#}")),
         });
@@ -197,24 +195,6 @@ fn check_all(model: &T5, reference: &mut Reference, expected: &Logits, limit: &L
         checks.push(Check::tokens("greedy_ids", &write_greedily(model, &source, expected.columns)?, &expected));
     }
     Ok(checks)
-}
-
-/// What `generate` of transformers returns without sampling and beams: the start token, then each row's tokens to its end,
-/// then padding.
-fn write_greedily(model: &T5, source: &TokenRows, width: usize) -> anyhow::Result<Vec<i64>> {
-    let tokens = model.special_tokens();
-    let decoder_start_token_id =
-        tokens.start.context("neither config.json nor generation_config.json has a start token")?;
-    let eos_token_id = tokens.end.first().copied().unwrap_or(u32::MAX);
-    let pad_token_id = tokens.pad.unwrap_or(eos_token_id);
-    let max_new_tokens = width - 1;
-    let config = GreedyConfig { max_new_tokens, decoder_start_token_id, eos_token_id, no_repeat_ngram_size: 0 };
-    let padding = std::iter::repeat(pad_token_id);
-    let written = greedy(model.start_decoding(source)?, &config)?.into_iter();
-    let whole = written.flat_map(|row| {
-        [decoder_start_token_id].into_iter().chain(row).chain(padding.clone()).take(width).collect::<Vec<_>>()
-    });
-    Ok(whole.map(i64::from).collect())
 }
 
 impl Check {

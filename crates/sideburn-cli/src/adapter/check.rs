@@ -13,6 +13,7 @@ use sideburn::weights::StateDict;
 use super::halves::{Halves, base_fingerprint, is_float};
 use super::on_base::OnBase;
 use super::tensors::lora_updates;
+use crate::model::{Model, open};
 use crate::report::{Finding, Verdict, count, in_line, shown, table};
 
 /// Check that an adapter is whole and fits a base model
@@ -56,7 +57,7 @@ struct Check {
 pub(crate) fn run(args: &Args) -> anyhow::Result<Checkup> {
     let OnBase { adapter, base } = &args.on;
     ensure!(adapter.is_dir(), "{} is not a directory", shown(adapter));
-    let mut model = T5::from_dir(base, &parse_device("flex")?)?;
+    let mut model = open(base)?;
     let mut found = Found::default();
     look_into(adapter, &mut model, &mut found);
     let checks: Vec<Check> = CHECKS.into_iter().map(|check| found.take(check)).collect();
@@ -68,7 +69,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Checkup> {
 }
 
 /// Makes the checks, up to those that need what has failed.
-fn look_into(adapter: &Path, base: &mut T5, found: &mut Found) {
+fn look_into(adapter: &Path, base: &mut Model, found: &mut Found) {
     let halves = match Halves::open(adapter) {
         Ok(halves) => halves,
         Err(error) => return found.add("configuration", Verdict::Failed, error.to_string()),
@@ -154,7 +155,7 @@ fn check_training(tensors: &StateDict, lora: Option<&LoraConfig>, found: &mut Fo
 }
 
 /// Whether the tensors are those that the configuration means on this base.
-fn check_fit(adapter: &Path, method: &dyn Method, tensors: &StateDict, base: &mut T5, found: &mut Found) {
+fn check_fit(adapter: &Path, method: &dyn Method, tensors: &StateDict, base: &mut Model, found: &mut Found) {
     match load_adapter(base, "default", adapter) {
         Ok(()) => {
             found.add_places(method);

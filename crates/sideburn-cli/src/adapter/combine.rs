@@ -10,6 +10,7 @@ use sideburn::adapters::{AdaptedModel, Combination, LoraConfig, adapter_tensors,
 use sideburn::prelude::*;
 use sideburn::weights::check_writable;
 
+use crate::model::open;
 use crate::report::{Finding, grouped, in_line, shown, table};
 
 /// Make one LoRA adapter of several
@@ -97,7 +98,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Combined> {
         shown(&args.output)
     );
     check_writable(&args.output)?;
-    let mut model = T5::from_dir(&args.base, &parse_device("flex")?)?;
+    let mut model = open(&args.base)?;
     // Adapters are called by their places in the list, so that nothing depends on where they lie.
     let names: Vec<String> = (1..=needed).map(|place| place.to_string()).collect();
     for (name, adapter) in names.iter().zip(&args.adapters) {

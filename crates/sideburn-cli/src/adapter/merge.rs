@@ -12,7 +12,7 @@ use sideburn::weights::AtomicDir;
 
 use super::companions::{Copied, LeftOut, copy_companions};
 use super::on_base::OnBase;
-use crate::forward::{logits, max_difference};
+use crate::model::{logits, max_difference, open, probe};
 use crate::report::{Finding, in_line, number, shown, table};
 
 /// Work an adapter into the weights of its base, and write the model that results
@@ -62,10 +62,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Merged> {
     if let (Ok(output), Ok(base)) = (args.output.canonicalize(), base.canonicalize()) {
         ensure!(output != base, "the output {} is the base itself; choose another directory", shown(&output));
     }
-    let device = parse_device("flex")?;
-    let mut model = T5::from_dir(base, &device)?;
+    let mut model = open(base)?;
     load_adapter(&mut model, "default", adapter)?;
-    let (source, input) = probe(model.config());
+    let (source, input) = probe(&model);
     let before = logits(&model, &source, &input)?;
     let bare = without_adapters(&model, |base| logits(base, &source, &input))?;
 
@@ -77,7 +76,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Merged> {
     model.save_dir(output.path(), precision)?;
     drop(model);
     let Copied { copied, left_out } = copy_companions(base, output.path())?;
-    let after = logits(&T5::from_dir(output.path(), &device)?, &source, &input)?;
+    let after = logits(&open(output.path())?, &source, &input)?;
     output.commit()?;
     Ok(Merged {
         output: shown(&args.output),
@@ -87,21 +86,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Merged> {
         effect: max_difference(&before, &bare),
         drift: max_difference(&after, &before),
     })
-}
-
-/// Rows of random tokens, always the same for a model: what the encoder and what the decoder reads.
-fn probe(config: &T5Config) -> (TokenRows, TokenRows) {
-    let key = Key::from_seed(0).fold_in_name("probe");
-    let rows = |part, lengths: [usize; 4], first: Option<u32>| {
-        let key = key.fold_in_name(part);
-        let token = |row, column: usize| match first {
-            Some(first) if column == 0 => first,
-            _ => key.fold_in(row).below(column as u64, config.vocab_size as u64) as u32,
-        };
-        let row = |(row, length)| (0..length).map(|column| token(row, column)).collect::<Vec<_>>();
-        TokenRows::from_rows((0..).zip(lengths).map(row)).expect("rows of at least one token")
-    };
-    (rows("source", [24, 17, 9, 3], None), rows("target", [8, 8, 5, 2], config.decoder_start_token_id))
 }
 
 impl Finding for Merged {}

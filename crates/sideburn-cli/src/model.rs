@@ -1,0 +1,86 @@
+//! A model, and what commands have it compute. Which family it is of is known here alone.
+
+use std::path::Path;
+
+use anyhow::Context;
+use sideburn::prelude::*;
+
+/// A model that adapters can be attached to.
+pub(crate) type Model = T5;
+
+/// Reads a model onto the CPU.
+pub(crate) fn open(directory: &Path) -> anyhow::Result<Model> {
+    open_on(directory, "flex")
+}
+
+/// Reads a model onto a device, called as on the command line.
+pub(crate) fn open_on(directory: &Path, device: &str) -> anyhow::Result<Model> {
+    Ok(Model::from_dir(directory, &parse_device(device)?)?)
+}
+
+/// How many tokens a model knows.
+pub(crate) fn vocabulary(model: &Model) -> usize {
+    model.config().vocab_size
+}
+
+/// The logits of every token of `input`, row after row, `[tokens, vocabulary]` in row-major order.
+pub(crate) fn logits(model: &Model, source: &TokenRows, input: &TokenRows) -> anyhow::Result<Vec<f32>> {
+    let mut pass = Pass::evaluate();
+    let encoded = model.encode(source, &mut pass)?;
+    let hidden = model.decode(&encoded, input, &mut pass)?;
+    values(model.head(hidden, &mut pass))
+}
+
+/// The mean negative log-likelihood of the tokens of `target`.
+pub(crate) fn mean_loss(model: &Model, source: TokenRows, target: TokenRows) -> anyhow::Result<f32> {
+    let batch = Seq2SeqBatch::new(source, target)?;
+    let losses = values(model.token_losses(&batch, &mut Pass::evaluate())?)?;
+    Ok((losses.iter().copied().map(f64::from).sum::<f64>() / losses.len() as f64) as f32)
+}
+
+fn values<const D: usize>(tensor: Tensor<D>) -> anyhow::Result<Vec<f32>> {
+    tensor.into_data().try_into_vec().ok().context("the device does not compute in f32")
+}
+
+/// What `generate` of transformers returns without sampling and beams, `width` tokens for each row: the start token, then the
+/// row's tokens to its end, then padding.
+pub(crate) fn write_greedily(model: &Model, source: &TokenRows, width: usize) -> anyhow::Result<Vec<i64>> {
+    let tokens = model.special_tokens();
+    let decoder_start_token_id =
+        tokens.start.context("neither config.json nor generation_config.json has a start token")?;
+    let eos_token_id = tokens.end.first().copied().unwrap_or(u32::MAX);
+    let pad_token_id = tokens.pad.unwrap_or(eos_token_id);
+    let max_new_tokens = width - 1;
+    let config = GreedyConfig { max_new_tokens, decoder_start_token_id, eos_token_id, no_repeat_ngram_size: 0 };
+    let padding = std::iter::repeat(pad_token_id);
+    let written = greedy(model.start_decoding(source)?, &config)?.into_iter();
+    let whole = written.flat_map(|row| {
+        [decoder_start_token_id].into_iter().chain(row).chain(padding.clone()).take(width).collect::<Vec<_>>()
+    });
+    Ok(whole.map(i64::from).collect())
+}
+
+/// Rows of random tokens, always the same for a model: what the encoder and what the decoder reads.
+pub(crate) fn probe(model: &Model) -> (TokenRows, TokenRows) {
+    let key = Key::from_seed(0).fold_in_name("probe");
+    let rows = |part, lengths: [usize; 4], first: Option<u32>| {
+        let key = key.fold_in_name(part);
+        let token = |row, column: usize| match first {
+            Some(first) if column == 0 => first,
+            _ => key.fold_in(row).below(column as u64, vocabulary(model) as u64) as u32,
+        };
+        let row = |(row, length)| (0..length).map(|column| token(row, column)).collect::<Vec<_>>();
+        TokenRows::from_rows((0..).zip(lengths).map(row)).expect("rows of at least one token")
+    };
+    let start = model.config().decoder_start_token_id;
+    (rows("source", [24, 17, 9, 3], None), rows("target", [8, 8, 5, 2], start))
+}
+
+/// The largest absolute difference; not a number if any is.
+pub(crate) fn max_difference(found: &[f32], expected: &[f32]) -> f32 {
+    found
+        .iter()
+        .zip(expected)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, |max, x| if max.is_nan() || max > x { max } else { x })
+}
