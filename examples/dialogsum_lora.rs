@@ -118,7 +118,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
 
     // ROUGE, against all references of each dialogue. Whoever does not beat the first line has learnt nothing.
     let clock = Instant::now();
-    let first_line: Vec<String> = test.iter().filter_map(|s| s.dialogue.lines().next()).map(str::to_owned).collect();
+    let first_line = |sample: &Sample| sample.dialogue.lines().next().unwrap_or_default().to_owned();
+    let first_line: Vec<String> = test.iter().map(first_line).collect();
     let references: Vec<&[String]> = test.iter().map(Sample::references).collect();
     let scorer = RougeScorer::all().with_stemmer(true);
     let mut rouge = json!({});
@@ -163,11 +164,12 @@ fn train(
     let Args { max_steps, learning_rate, seed, .. } = *args;
     let [adapter, log] = ["adapter", "training.jsonl"].map(|name| args.output.join(name));
     let unfinished = args.output.join("unfinished");
+    let config = TrainConfig { learning_rate, warmup_steps: max_steps / 20, seed, ..TrainConfig::new(max_steps) };
+    let trainer = Trainer::new(config)?;
     if unfinished.exists() {
         fs::remove_dir_all(&unfinished)?;
     }
-    let config = TrainConfig { learning_rate, warmup_steps: max_steps / 20, seed, ..TrainConfig::new(max_steps) };
-    let ended = Trainer::new(config)?
+    let ended = trainer
         .observe(ProgressLine::new(max_steps))
         .observe(JsonLinesLog::create(unfinished.join("training.jsonl"))?)
         .observe(args.profile.as_ref().map(ChromeTrace::create).transpose()?)
