@@ -14,8 +14,8 @@ use clap::Parser;
 use serde_json::{Value, json};
 use sideburn::data::DataError;
 use sideburn::prelude::*;
-use sideburn::weights::{check_writable, write_atomic};
-use sideburn_examples::{Console, Interrupt, asset_or, check_file, divergence, exit, summarise};
+use sideburn::weights::check_writable;
+use sideburn_examples::{Console, Interrupt, asset_or, check_file, divergence, exit, summarise, write_file};
 
 #[derive(Parser, serde::Serialize)]
 struct Args {
@@ -63,7 +63,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     // What cannot be written had better be known before the training.
     let config = serde_json::to_value(args).context("the results name all paths, which must be UTF-8")?;
     check_writable(&args.output)?;
-    args.json.as_deref().map_or(Ok(()), check_file)?;
+    [&args.json, &args.profile].into_iter().flatten().try_for_each(|path| check_file(path))?;
     ensure!(args.max_eval_samples > 0, "--max-eval-samples is 0, so that nothing would be measured; give at least 1");
 
     // The base, its tokenizer, and the data.
@@ -147,7 +147,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
             "samples": (0..test.len()).map(sample).collect::<Vec<Value>>(),
             "seconds": { "load": seconds_load, "train": seconds_train, "generate": seconds_generate, "score": seconds_score },
         });
-        write_atomic(path, serde_json::to_string_pretty(&results)?.as_bytes())?;
+        write_file(path, &serde_json::to_string_pretty(&results)?)?;
     }
     out.finish()
 }

@@ -18,6 +18,7 @@ use std::sync::{Arc, OnceLock};
 use anyhow::{Context, ensure};
 use sideburn::prelude::*;
 use sideburn::train::{Observer, StepRecord, TrainError};
+use sideburn::weights::{check_writable, write_atomic};
 use signal_hook::{consts, flag};
 
 /// The standard output. Where it is closed (`| head -1`) or full, the work goes on, and [`finish`](Self::finish) tells.
@@ -108,10 +109,11 @@ pub fn summarise(
     Ok(summaries)
 }
 
-/// Checks that a file can be written: meant for before the work whose results it is to hold.
+/// Checks that a file can be written: meant for before the work whose results it is to hold. Directories that are missing
+/// can be made; they are not made yet.
 ///
 /// # Errors
-/// If it is a directory, or lies in one that does not exist or cannot be written to.
+/// If it is a directory, or its own directory cannot be made or written to.
 pub fn check_file(path: &Path) -> anyhow::Result<()> {
     let found = path.metadata();
     ensure!(!found.as_ref().is_ok_and(|found| found.is_dir()), "{} is a directory, not a file", path.display());
@@ -119,9 +121,21 @@ pub fn check_file(path: &Path) -> anyhow::Result<()> {
         // A device or a pipe is written to where it is.
         return Ok(());
     }
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    ensure!(parent.is_dir(), "{}: there is no directory {}", path.display(), parent.display());
-    sideburn::weights::check_writable(parent).with_context(|| path.display().to_string())
+    check_writable(directory_of(path)).with_context(|| path.display().to_string())
+}
+
+/// Writes a file whole or not at all, and the directories that it lacks.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn write_file(path: &Path, text: &str) -> anyhow::Result<()> {
+    std::fs::create_dir_all(directory_of(path)).with_context(|| path.display().to_string())?;
+    Ok(write_atomic(path, text.as_bytes())?)
+}
+
+/// The directory that a file is in; `.` for a bare name.
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// A signal that asked for an end.
@@ -269,11 +283,19 @@ mod tests {
 
     #[test]
     fn files_that_cannot_be_written_are_known() {
-        let directory = std::env::temp_dir();
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path();
         assert!(check_file(&directory.join("results.json")).is_ok());
         let error = |path: &Path| format!("{:#}", check_file(path).unwrap_err());
-        assert!(error(&directory).contains("is a directory"));
-        assert!(error(&directory.join("no/such/results.json")).contains("there is no directory"));
+        assert!(error(directory).contains("is a directory"));
+        let file = directory.join("a-file");
+        std::fs::write(&file, "mine").unwrap();
+        assert!(error(&file.join("results.json")).contains("a-file"));
+        let (missing, file) = (directory.join("new"), directory.join("new/results.json"));
+        check_file(&file).unwrap();
+        assert!(!missing.exists());
+        write_file(&file, "{}").unwrap();
+        assert_eq!(std::fs::read_to_string(file).unwrap(), "{}");
     }
 
     #[test]

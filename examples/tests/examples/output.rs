@@ -45,7 +45,8 @@ fn paths_that_cannot_be_written_are_found_before_the_training() {
     let job = Job::new();
     fs::write(job.path("file"), "mine").unwrap();
     for (more, said) in [
-        (args!["--json", job.path("no/such/results.json")], "there is no directory"),
+        (args!["--json", job.path("file/results.json")], "file"),
+        (args!["--profile", job.path("file/below/trace.json")], "file"),
         (args!["--json", job.directory.path()], "is a directory, not a file"),
         (args!["--output", job.path("file")], "file"),
         (args!["--output", job.path("file/below")], "file"),
