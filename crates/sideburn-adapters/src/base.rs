@@ -5,7 +5,7 @@ use std::path::Path;
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use sideburn_weights::{Checkpoint, write_safetensors};
+use sideburn_weights::{TensorSource, write_safetensors};
 
 use crate::model::{AdaptedModel, Weight, WeightMut};
 use crate::tensors::{from_param, frozen_param};
@@ -16,9 +16,9 @@ pub fn freeze<M: Module>(model: &mut M) {
     *model = model.clone().no_grad();
 }
 
-/// Fills `model` from `checkpoint`, frozen, in `f32`.
+/// Fills `model` from `source`, frozen, in `f32`.
 ///
-/// `name_of` gives a tensor of the checkpoint the name that the model has for it, which is most often its own; or none, if
+/// `name_of` gives a tensor of the source the name that the model has for it, which is most often its own; or none, if
 /// it has no place in the model on purpose, such as a second copy of a tied embedding.
 ///
 /// # Errors
@@ -26,12 +26,12 @@ pub fn freeze<M: Module>(model: &mut M) {
 /// half filled and is not to be used.
 pub fn load_base<M: AdaptedModel>(
     model: &mut M,
-    checkpoint: &Checkpoint,
+    source: &dyn TensorSource,
     name_of: impl Fn(&str) -> Option<&str>,
 ) -> Result<(), AdapterError> {
     let mut loader = Loader {
-        checkpoint,
-        unplaced: checkpoint.names().filter_map(|name| Some((name_of(name)?.to_owned(), name))).collect(),
+        source,
+        unplaced: source.names().filter_map(|name| Some((name_of(name)?.to_owned(), name))).collect(),
         missing: Vec::new(),
         misshapen: Vec::new(),
     };
@@ -51,7 +51,7 @@ pub fn load_base<M: AdaptedModel>(
 }
 
 struct Loader<'a> {
-    checkpoint: &'a Checkpoint,
+    source: &'a dyn TensorSource,
     /// The tensors that no weight has asked for yet, by the model's names for them.
     unplaced: BTreeMap<String, &'a str>,
     missing: Vec<String>,
@@ -61,9 +61,12 @@ struct Loader<'a> {
 impl Loader<'_> {
     fn fill<const D: usize>(&mut self, name: &str, param: &mut Param<Tensor<D>>) -> Result<(), AdapterError> {
         let Some((stored, info)) =
-            self.unplaced.remove(name).and_then(|stored| Some((stored, self.checkpoint.info(stored)?)))
+            self.unplaced.remove(name).and_then(|stored| Some((stored, self.source.info(stored)?)))
         else {
-            self.missing.push(name.to_owned());
+            self.missing.push(match self.source.promised(name) {
+                Some(shard) => format!("{name} (the index has it in {shard}, which does not hold it)"),
+                None => name.to_owned(),
+            });
             return Ok(());
         };
         let expected = param.lazy_shape().as_slice().to_vec();
@@ -71,16 +74,16 @@ impl Loader<'_> {
             self.misshapen.push(Misshapen { tensor: stored.to_owned(), found: info.shape.to_vec(), expected });
             return Ok(());
         }
-        *param = frozen_param(self.checkpoint.read_f32(stored)?, &expected, &param.lazy_device());
+        *param = frozen_param(self.source.read_f32(stored)?, &expected, &param.lazy_device());
         Ok(())
     }
 
     fn finish(self) -> Result<(), AdapterError> {
-        let Self { checkpoint, unplaced, missing, misshapen } = self;
+        let Self { source, unplaced, missing, misshapen } = self;
         if missing.is_empty() && misshapen.is_empty() && unplaced.is_empty() {
             return Ok(());
         }
-        let path = checkpoint.files().first().map(|file| file.path().to_owned()).unwrap_or_default();
+        let path = source.path().to_owned();
         let unexpected = unplaced.into_values().map(str::to_owned).collect();
         Err(AdapterError::TensorsDoNotFit { path, missing, unexpected, misshapen })
     }

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use burn::module::{LoraAdapter, Module, ModuleVisitor, Param, Reparameterizer};
 use burn::tensor::{Device, Tensor, TensorData};
-use sideburn_weights::StateDict;
+use sideburn_weights::TensorSource;
 
 use crate::method::Method;
 use crate::peft_dir::{AdapterDir, Files, pretty};
@@ -128,7 +128,7 @@ impl ModuleVisitor for Found {
 /// Makes adapters of Burn's from the tensors of a file.
 struct Attaching<'a, S> {
     config: &'a LoraConfig,
-    file: &'a StateDict,
+    file: &'a dyn TensorSource,
     site: S,
     unexpected: BTreeSet<String>,
     missing: Vec<String>,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use burn::module::Param;
 use serde_json::Value;
 use sideburn_kernels::Key;
-use sideburn_weights::{AtomicDir, StateDict, Tensor, write_atomic, write_safetensors};
+use sideburn_weights::{AtomicDir, StateDict, Tensor, TensorSource, write_atomic, write_safetensors};
 
 use crate::method::{Method, Outline, read_config};
 use crate::model_card::model_card;
@@ -214,7 +214,7 @@ pub fn swap_adapter<M: AdaptedModel>(
 }
 
 /// Fills the tensors of an attached adapter from a file.
-fn fill<M: AdaptedModel>(model: &mut M, name: &str, file: &StateDict) -> Result<(), AdapterError> {
+fn fill<M: AdaptedModel>(model: &mut M, name: &str, file: &dyn TensorSource) -> Result<(), AdapterError> {
     let mut unexpected: BTreeSet<String> = file.names().map(str::to_owned).collect();
     let (mut missing, mut misshapen) = (BTreeSet::new(), Vec::new());
     let mut read = HashMap::new();

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
 use sideburn::prelude::*;
-use sideburn::weights::{Dtype, SafetensorsFile};
+use sideburn::weights::{Dtype, SafetensorsFile, TensorSource};
 
 pub(crate) struct Reference {
     file: SafetensorsFile,

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use sideburn_adapters::{Key, Precision, load_base, save_base};
-use sideburn_weights::{AtomicDir, Checkpoint, Tensor, write_atomic};
+use sideburn_weights::{AtomicDir, ModelFiles, Tensor, TensorSource, write_atomic};
 
 use crate::T5Error;
 use crate::config::T5Config;
@@ -37,12 +37,12 @@ impl T5 {
     pub fn from_dir(directory: impl AsRef<Path>, device: &Device) -> Result<Self, T5Error> {
         let directory = directory.as_ref();
         let mut config = T5Config::from_file(directory.join(CONFIG_FILE))?;
-        let checkpoint = Checkpoint::open(directory)?;
-        let mut names = checkpoint.names();
-        if checkpoint.contains(ENCODER_NORM) && !names.any(|name| name.starts_with("decoder.block.")) {
+        let files = ModelFiles::open(directory)?;
+        let mut names = files.names();
+        if files.contains(ENCODER_NORM) && !names.any(|name| name.starts_with("decoder.block.")) {
             return Err(T5Error::NoDecoder { path: directory.to_owned() });
         }
-        let Stored { embedding, own_head } = Stored::of(&checkpoint, directory)?;
+        let Stored { embedding, own_head } = Stored::of(&files, directory)?;
         if own_head || embedding == HEAD {
             // Whether the output is scaled stays what the configuration says.
             config.scale_decoder_outputs = Some(config.scales_decoder_outputs());
@@ -51,7 +51,7 @@ impl T5 {
         let tied = config.tie_word_embeddings;
         let mut model = T5::random(&config, Key::from_seed(0), device);
         model.special_tokens = SpecialTokens::read(directory, &config)?;
-        load_base(&mut model, &checkpoint, |name| match name {
+        load_base(&mut model, &files, |name| match name {
             name if name == embedding => Some(EMBEDDING),
             UNUSED => None,
             HEAD if tied => None,
@@ -87,25 +87,25 @@ struct Stored {
 
 impl Stored {
     /// Compares all tensors that may be the embedding: each is read once, and no more than two are held.
-    fn of(checkpoint: &Checkpoint, directory: &Path) -> Result<Self, T5Error> {
-        let mut names = EMBEDDINGS.into_iter().filter(|name| checkpoint.contains(name));
+    fn of(source: &dyn TensorSource, directory: &Path) -> Result<Self, T5Error> {
+        let mut names = EMBEDDINGS.into_iter().filter(|name| source.contains(name));
         let Some(embedding) = names.next() else {
-            let embedding = if checkpoint.contains(HEAD) { HEAD } else { EMBEDDING };
+            let embedding = if source.contains(HEAD) { HEAD } else { EMBEDDING };
             return Ok(Self { embedding, own_head: false });
         };
         let copies: Vec<&str> = names.collect();
-        let shape = |name| checkpoint.info(name).map(|info| &info.shape);
-        let compare_head = checkpoint.contains(HEAD) && shape(HEAD) == shape(embedding);
+        let shape = |name| source.info(name).map(|info| &info.shape);
+        let compare_head = source.contains(HEAD) && shape(HEAD) == shape(embedding);
         if copies.is_empty() && !compare_head {
-            return Ok(Self { embedding, own_head: checkpoint.contains(HEAD) });
+            return Ok(Self { embedding, own_head: source.contains(HEAD) });
         }
-        let values = checkpoint.read(embedding)?;
+        let values = source.read(embedding)?;
         for copy in copies {
-            if !is_equal(&checkpoint.read(copy)?, &values)? {
+            if !is_equal(&source.read(copy)?, &values)? {
                 return Err(T5Error::NotACopy { path: directory.to_owned(), tensor: copy.to_owned(), of: embedding });
             }
         }
-        let own_head = checkpoint.contains(HEAD) && !(compare_head && is_equal(&checkpoint.read(HEAD)?, &values)?);
+        let own_head = source.contains(HEAD) && !(compare_head && is_equal(&source.read(HEAD)?, &values)?);
         Ok(Self { embedding, own_head })
     }
 }

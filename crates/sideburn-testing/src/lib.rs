@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Tensor;
 use sideburn_batch::{Seq2SeqBatch, TokenRows};
-use sideburn_weights::{Dtype, SafetensorsFile};
+use sideburn_weights::{Dtype, SafetensorsFile, TensorSource};
 
 /// A file or folder of reference numbers.
 pub fn path(relative: &str) -> PathBuf {

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use crate::atomic_file::{sync_dir, unwritable};
-use crate::error::WeightsError;
+use crate::atomic_file::sync_dir;
+use crate::error::{WeightsError, unwritable};
 
 /// A directory in the making: write into [`path`](Self::path), then [`commit`](Self::commit). Dropped without a commit
 /// it leaves nothing behind. (A killed process leaves a hidden directory `.NAME.tmp-…`, which may be deleted.)

@@ -7,8 +7,8 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
-use crate::error::WeightsError;
-use crate::header;
+use crate::error::{WeightsError, unwritable};
+use crate::serialize::Content;
 use crate::tensor::Tensor;
 
 /// Writes `bytes` to `path`, replacing what is there; after a crash the file is the old one or the new one. A symbolic
@@ -28,7 +28,7 @@ pub fn write_atomic(path: impl AsRef<Path>, bytes: &[u8]) -> Result<(), WeightsE
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// use sideburn_weights::{SafetensorsFile, Tensor, write_safetensors};
+/// use sideburn_weights::{SafetensorsFile, Tensor, TensorSource, write_safetensors};
 ///
 /// # let dir = tempfile::tempdir()?;
 /// let path = dir.path().join("adapter_model.safetensors");
@@ -52,33 +52,8 @@ where
     T: Borrow<Tensor>,
 {
     let path = path.as_ref();
-    let mut tensors: Vec<(String, T)> = tensors.into_iter().map(|(name, tensor)| (name.into(), tensor)).collect();
-    check_names(path, &tensors)?;
-    tensors.sort_by(|(left_name, left), (right_name, right)| {
-        // Widest dtype first, so that every tensor is aligned to its element.
-        right.borrow().dtype().cmp(&left.borrow().dtype()).then_with(|| left_name.cmp(right_name))
-    });
-    let described = tensors.iter().map(|(name, tensor)| {
-        let tensor = tensor.borrow();
-        (name.as_str(), tensor.dtype(), tensor.shape(), tensor.bytes().len())
-    });
-    let header = header::encode(described, metadata.as_ref())
-        .map_err(|detail| unwritable(path, io::Error::new(io::ErrorKind::InvalidInput, detail)))?;
-    write_with(path, |out| {
-        out.write_all(&header)?;
-        tensors.iter().try_for_each(|(_, tensor)| out.write_all(tensor.borrow().bytes()))
-    })
-}
-
-fn check_names<T>(path: &Path, tensors: &[(String, T)]) -> Result<(), WeightsError> {
-    let mut sorted: Vec<&String> = tensors.iter().map(|(name, _)| name).collect();
-    sorted.sort_unstable();
-    let reserved = sorted.iter().copied().filter(|name| header::is_reserved(name));
-    let twice = sorted.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]);
-    let mut names: Vec<String> = reserved.chain(twice).cloned().collect();
-    names.sort_unstable();
-    names.dedup();
-    if names.is_empty() { Ok(()) } else { Err(WeightsError::BadNames { path: path.to_owned(), names }) }
+    let content = Content::new(path, tensors, metadata.as_ref())?;
+    write_with(path, |out| content.write(out))
 }
 
 /// Writes `path` by way of a temporary file that `fill` fills.
@@ -105,8 +80,4 @@ fn write_with(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) 
 /// Makes renames inside `dir` durable. Only Unix can, and only there it is needed.
 pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
-}
-
-pub(crate) fn unwritable(path: &Path, source: io::Error) -> WeightsError {
-    WeightsError::Unwritable { path: path.to_owned(), source }
 }

@@ -1,12 +1,14 @@
 //! Everything that can go wrong with weights on disk.
 //!
-//! Names that come from a file are shown quoted and escaped, so that a hostile name cannot write control characters to
-//! a terminal. Lists are complete: a person who fixes one name should not meet the next one only on the next run.
+//! Names that come from a file are shown quoted and escaped, and text about its content by [`printable`], so that a
+//! hostile file cannot write control characters to a terminal. Lists are complete: a person who fixes one name should not meet the next one only on the next run.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
+
+use crate::printable::printable;
 
 /// Why weights could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -112,7 +114,7 @@ pub enum WeightsError {
     },
 
     /// The header is not the JSON object that the format asks for.
-    #[error("the header of {path:?} is not valid: {detail}; copy, download or convert the file again")]
+    #[error("the header of {path:?} is not valid: {}; copy, download or convert the file again", printable(detail))]
     BadHeader {
         /// The file.
         path: PathBuf,
@@ -130,7 +132,7 @@ pub enum WeightsError {
     },
 
     /// A tensor's dtype, shape and byte range contradict each other or those of its neighbours.
-    #[error("tensor {tensor:?} of {path:?}: {detail}; the file is damaged or forged, do not use it")]
+    #[error("tensor {tensor:?} of {path:?}: {}; the file is damaged or forged, do not use it", printable(detail))]
     TensorLayout {
         /// The file.
         path: PathBuf,
@@ -142,7 +144,8 @@ pub enum WeightsError {
 
     /// A PyTorch file is not what `torch.save` writes.
     #[error(
-        "{path:?} is not a valid PyTorch file: {detail}; copy or download it again, or re-save it as safetensors in Python"
+        "{path:?} is not a valid PyTorch file: {}; copy or download it again, or re-save it as safetensors in Python",
+        printable(detail)
     )]
     BadTorchFile {
         /// The file.
@@ -153,9 +156,10 @@ pub enum WeightsError {
 
     /// The pickle of a PyTorch file wants to do what a state dict of tensors does not need.
     #[error(
-        "the pickle in {path:?} asks for {found} at byte {at}, and that is not for a state dict of tensors. A pickle is a \
+        "the pickle in {path:?} asks for {} at byte {at}, and that is not for a state dict of tensors. A pickle is a \
          program, and nothing of this one was run. If you trust where it comes from, load it in Python and re-save the \
-         tensors alone: `safetensors.torch.save_file(state_dict, path)`"
+         tensors alone: `safetensors.torch.save_file(state_dict, path)`",
+        printable(found)
     )]
     UnsafePickle {
         /// The file.
@@ -168,8 +172,9 @@ pub enum WeightsError {
 
     /// A PyTorch file holds something else than a dict from names to tensors.
     #[error(
-        "{path:?} is not a state dict of tensors: {detail}; save the weights alone, in Python: \
-         `safetensors.torch.save_file(model.state_dict(), path)`"
+        "{path:?} is not a state dict of tensors: {}; save the weights alone, in Python: \
+         `safetensors.torch.save_file(model.state_dict(), path)`",
+        printable(detail)
     )]
     NotAStateDict {
         /// The file.
@@ -272,7 +277,7 @@ pub enum WeightsError {
     },
 
     /// The shard index is not the JSON object that it must be.
-    #[error("the shard index {path:?} is not valid: {detail}; download it again")]
+    #[error("the shard index {path:?} is not valid: {}; download it again", printable(detail))]
     BadIndex {
         /// The index.
         path: PathBuf,
@@ -329,7 +334,7 @@ pub enum WeightsError {
 
     /// Index and shards disagree about where tensors are.
     #[error(
-        "the shard index {path:?} and its shards disagree. In the index, not in the shard it names: {}. In a shard, not \
+        "the shard index {path:?} and its shards disagree. In another shard than the index names: {}. In a shard, not \
          in the index: {}. Index and shards are of different models, download all of them again",
         pairs(misplaced),
         pairs(unlisted)
@@ -337,11 +342,23 @@ pub enum WeightsError {
     IndexMismatch {
         /// The index.
         path: PathBuf,
-        /// All tensors that their shard lacks, each with the shard and where the tensor was found instead.
+        /// All tensors that are in another shard, each with the shard named and the shard that holds it.
         misplaced: Vec<(String, String)>,
         /// All tensors that the index lacks, each with the shard that holds it.
         unlisted: Vec<(String, String)>,
     },
+}
+
+/// An error for `path` by what the operating system said about it.
+pub(crate) fn io_error(action: &'static str, path: &Path, source: io::Error) -> WeightsError {
+    match source.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => WeightsError::NotFound { path: path.to_owned() },
+        _ => WeightsError::Io { action, path: path.to_owned(), source },
+    }
+}
+
+pub(crate) fn unwritable(path: &Path, source: io::Error) -> WeightsError {
+    WeightsError::Unwritable { path: path.to_owned(), source }
 }
 
 fn list<T>(items: &[T], one: impl Fn(&T) -> String) -> String {

@@ -1,24 +1,15 @@
 //! The index of a sharded model, `model.safetensors.index.json`: which tensor is in which file.
 //!
-//! The index comes from outside, and the files it names are opened. So a name must be a plain relative path, and the
-//! file it resolves to must lie inside the directory of the index. One exception: the cache of `huggingface_hub`
-//! keeps `models--ORG--NAME/snapshots/REVISION/` full of links into `models--ORG--NAME/blobs/`, and such links, into
-//! the blobs of the same entry and nowhere else, are followed.
+//! The index comes from outside, and the files it names are opened. So a name must be a plain relative path.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use crate::error::WeightsError;
-use crate::file::io_error;
 use crate::unique_map::UniqueMap;
-
-/// The cap on the size of an index, in bytes. The largest published models stay below a tenth of it.
-pub(crate) const MAX_INDEX: u64 = 64 << 20;
 
 /// A parsed index: tensor name to shard name, every shard name checked.
 #[derive(Debug)]
@@ -27,23 +18,8 @@ pub(crate) struct ShardIndex {
 }
 
 impl ShardIndex {
-    /// Reads and checks the index at `path`.
-    pub(crate) fn read(path: &Path) -> Result<Self, WeightsError> {
-        let io = |source| io_error("reading the shard index", path, source);
-        let metadata = std::fs::metadata(path).map_err(io)?;
-        if !metadata.is_file() {
-            return Err(WeightsError::NotAFile { path: path.to_owned() });
-        }
-        let mut json = Vec::new();
-        File::open(path).map_err(io)?.take(MAX_INDEX + 1).read_to_end(&mut json).map_err(io)?;
-        if json.len() as u64 > MAX_INDEX {
-            let found = metadata.len().max(json.len() as u64);
-            return Err(WeightsError::IndexTooLarge { path: path.to_owned(), found, limit: MAX_INDEX });
-        }
-        Self::parse(&json, path)
-    }
-
-    fn parse(json: &[u8], path: &Path) -> Result<Self, WeightsError> {
+    /// Parses the index text `json` of `path`, which is used in messages only.
+    pub(crate) fn parse(json: &[u8], path: &Path) -> Result<Self, WeightsError> {
         let bad = |detail: String| WeightsError::BadIndex { path: path.to_owned(), detail };
         let raw: RawIndex = serde_json::from_slice(json).map_err(|e| bad(e.to_string()))?;
         let mut maps = raw.weight_maps.into_iter();
@@ -74,34 +50,6 @@ impl ShardIndex {
     pub(crate) fn shards(&self) -> BTreeSet<&str> {
         self.weight_map.values().map(String::as_str).collect()
     }
-
-    /// Resolves each shard to the real file that it is, in the order of [`shards`](Self::shards). `path` is that of
-    /// the index and `dir` the directory that it lies in.
-    pub(crate) fn resolve(&self, path: &Path, dir: &Path) -> Result<Vec<PathBuf>, WeightsError> {
-        let root = dir.canonicalize().map_err(|e| io_error("resolving", dir, e))?;
-        let blobs = cache_blobs(&root);
-        let (mut resolved, mut missing, mut outside) = (Vec::new(), Vec::new(), Vec::new());
-        for name in self.shards() {
-            let shard = dir.join(name);
-            match shard.canonicalize() {
-                Ok(real) if real.starts_with(&root) || blobs.as_ref().is_some_and(|blobs| real.starts_with(blobs)) => {
-                    resolved.push(real);
-                }
-                Ok(real) => outside.push((name.to_owned(), real)),
-                Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-                    missing.push(name.to_owned());
-                }
-                Err(e) => return Err(io_error("resolving", &shard, e)),
-            }
-        }
-        if !outside.is_empty() {
-            return Err(WeightsError::ShardOutside { path: path.to_owned(), shards: outside });
-        }
-        if !missing.is_empty() {
-            return Err(WeightsError::MissingShards { path: path.to_owned(), missing });
-        }
-        Ok(resolved)
-    }
 }
 
 /// Why a shard name is refused, or `None` if it is a plain relative path. The rules are those of all systems at once,
@@ -122,14 +70,6 @@ fn unsafe_name(name: &str) -> Option<&'static str> {
     } else {
         None
     }
-}
-
-/// The blobs directory of the Hugging Face cache entry that `root` is a snapshot of (or a folder inside one).
-fn cache_blobs(root: &Path) -> Option<PathBuf> {
-    let entry =
-        root.ancestors().skip(1).find(|dir| dir.file_name().is_some_and(|name| name == "snapshots"))?.parent()?;
-    let is_model = entry.file_name()?.to_str()?.starts_with("models--");
-    if is_model { entry.join("blobs").canonicalize().ok() } else { None }
 }
 
 /// The index as the JSON has it. Other keys (`metadata.total_size`, and what tools add) say nothing that the shards do

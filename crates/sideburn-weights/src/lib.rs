@@ -4,20 +4,25 @@
 //! This crate does not know Burn. A [`Tensor`] is a dtype, a shape and little-endian bytes; whoever builds a model
 //! turns it into parameters.
 //!
-//! * [`Checkpoint`] is a model directory (or a single file): one namespace of tensors, whatever the sharding.
-//! * [`SafetensorsFile`] is one file. Opening it reads the header alone; [`SafetensorsFile::read`] reads the bytes of
-//!   one tensor. Nothing is memory-mapped, so a file that shrinks under a reader is an error and not a crash.
-//! * [`TorchFile`] is one file of `torch.save` (`.bin`, `.pt`) that holds a state dict.
-//! * [`StateDict`] is whichever of the two a directory has under one name.
+//! * [`TensorSource`] is anything that holds named tensors and reads them one by one. Models are filled from one:
+//!   * [`ModelFiles`] is a model directory (or a single file): one namespace of tensors, whatever the sharding.
+//!   * [`SafetensorsFile`] is one file. Opening it reads the header alone; [`read`](TensorSource::read) reads the bytes
+//!     of one tensor. Nothing is memory-mapped, so a file that shrinks under a reader is an error and not a crash.
+//!   * [`TorchFile`] is one file of `torch.save` (`.bin`, `.pt`) that holds a state dict.
+//!   * [`StateDict`] is whichever of the two a directory has under one name.
+//! * [`ReadAt`] is what the bytes of a file may come from: a disk, memory, ranges of something remote.
 //! * [`write_safetensors`], [`write_atomic`] and [`AtomicDir`] never leave a half-written file under its final name.
 //!
 //! Reading is strict. A file that is one byte too short or too long, a key that appears twice, a tensor that two
 //! shards claim, an index that names a file outside its directory: each is a [`WeightsError`] that says which file,
-//! which tensor, what was expected, what was found and what to do. Pickles are never run: [`Checkpoint`] does not open
+//! which tensor, what was expected, what was found and what to do. Pickles are never run: [`ModelFiles`] does not open
 //! them, and [`TorchFile`] reads plain tensors out of them and refuses the rest.
 //!
+//! Without the default feature `fs` no path is ever opened: what is left reads bytes and [`ReadAt`], as in a browser,
+//! and needs no clock, no threads and no file system.
+//!
 //! ```
-//! use sideburn_weights::{Checkpoint, Dtype, Tensor, write_safetensors};
+//! use sideburn_weights::{Dtype, ModelFiles, Tensor, TensorSource, write_safetensors};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let dir = tempfile::tempdir()?;
@@ -25,7 +30,7 @@
 //! let weight = Tensor::from_f32(vec![2, 2], &[1.0, 2.0, 3.0, 4.0])?;
 //! write_safetensors(dir.join("model.safetensors"), [("weight", weight.to_bf16()?)], None)?;
 //!
-//! let model = Checkpoint::open(dir)?;
+//! let model = ModelFiles::open(dir)?;
 //! let info = model.info("weight").expect("just written");
 //! assert_eq!((info.dtype, info.shape.as_slice()), (Dtype::BF16, [2, 2].as_slice()));
 //! assert_eq!(model.read_f32("weight")?, [1.0, 2.0, 3.0, 4.0]);
@@ -35,26 +40,42 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "fs")]
 mod atomic_dir;
+#[cfg(feature = "fs")]
 mod atomic_file;
-mod checkpoint;
+#[cfg(feature = "fs")]
+mod directory;
 mod error;
-mod file;
 mod header;
 mod index;
+mod model_files;
 mod pickle;
+mod printable;
+mod read_at;
+#[cfg(feature = "fs")]
+mod regular_file;
+mod safetensors_file;
+mod serialize;
+mod source;
 mod state_dict;
 mod tensor;
 mod torch_file;
 mod unique_map;
 
+#[cfg(feature = "fs")]
 pub use atomic_dir::{AtomicDir, check_writable};
+#[cfg(feature = "fs")]
 pub use atomic_file::{write_atomic, write_safetensors};
-pub use checkpoint::Checkpoint;
 pub use error::WeightsError;
-pub use file::SafetensorsFile;
 pub use header::TensorInfo;
+pub use model_files::ModelFiles;
+pub use printable::{Printable, printable};
+pub use read_at::ReadAt;
 pub use safetensors::Dtype;
+pub use safetensors_file::SafetensorsFile;
+pub use serialize::safetensors_bytes;
+pub use source::TensorSource;
 pub use state_dict::StateDict;
 pub use tensor::Tensor;
 pub use torch_file::TorchFile;

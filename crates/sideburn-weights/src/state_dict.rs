@@ -1,11 +1,13 @@
 //! Named tensors in one file of either format.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use crate::checkpoint::present;
+#[cfg(feature = "fs")]
+use crate::directory::present;
 use crate::error::WeightsError;
-use crate::file::SafetensorsFile;
 use crate::header::TensorInfo;
+use crate::safetensors_file::SafetensorsFile;
+use crate::source::TensorSource;
 use crate::tensor::Tensor;
 use crate::torch_file::TorchFile;
 
@@ -24,10 +26,11 @@ impl StateDict {
     /// # Errors
     /// [`NoStateDict`](WeightsError::NoStateDict) if there is neither, and those of [`SafetensorsFile::open`] and
     /// [`TorchFile::open`].
+    #[cfg(feature = "fs")]
     pub fn open(dir: impl AsRef<Path>, stem: &str) -> Result<Self, WeightsError> {
         let dir = dir.as_ref();
         let names = ["safetensors", "bin"].map(|extension| format!("{stem}.{extension}"));
-        let [safetensors, torch]: [PathBuf; 2] = names.each_ref().map(|name| dir.join(name));
+        let [safetensors, torch] = names.each_ref().map(|name| dir.join(name));
         if present(&safetensors)? {
             SafetensorsFile::open(safetensors).map(Self::Safetensors)
         } else if present(&torch)? {
@@ -37,57 +40,33 @@ impl StateDict {
         }
     }
 
-    /// The path of the file.
-    pub fn path(&self) -> &Path {
+    /// The file, whatever its format.
+    fn file(&self) -> &dyn TensorSource {
         match self {
-            Self::Safetensors(file) => file.path(),
-            Self::Torch(file) => file.path(),
+            Self::Safetensors(file) => file,
+            Self::Torch(file) => file,
         }
     }
+}
 
-    /// The names of the tensors, sorted.
-    pub fn names(&self) -> Box<dyn ExactSizeIterator<Item = &str> + '_> {
-        match self {
-            Self::Safetensors(file) => Box::new(file.names()),
-            Self::Torch(file) => Box::new(file.names()),
-        }
+impl TensorSource for StateDict {
+    fn path(&self) -> &Path {
+        self.file().path()
     }
 
-    /// Dtype and shape of a tensor, or `None` if there is none of that name.
-    pub fn info(&self, name: &str) -> Option<&TensorInfo> {
-        match self {
-            Self::Safetensors(file) => file.info(name),
-            Self::Torch(file) => file.info(name),
-        }
+    fn names(&self) -> Box<dyn ExactSizeIterator<Item = &str> + '_> {
+        self.file().names()
     }
 
-    /// An entry of the free-form metadata, which only safetensors files have.
-    pub fn metadata(&self, key: &str) -> Option<&str> {
-        match self {
-            Self::Safetensors(file) => file.metadata().get(key).map(String::as_str),
-            Self::Torch(_) => None,
-        }
+    fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.file().info(name)
     }
 
-    /// Reads one tensor.
-    ///
-    /// # Errors
-    /// Those of [`SafetensorsFile::read`].
-    pub fn read(&self, name: &str) -> Result<Tensor, WeightsError> {
-        match self {
-            Self::Safetensors(file) => file.read(name),
-            Self::Torch(file) => file.read(name),
-        }
+    fn read(&self, name: &str) -> Result<Tensor, WeightsError> {
+        self.file().read(name)
     }
 
-    /// Reads one tensor of floating-point numbers as `f32`.
-    ///
-    /// # Errors
-    /// Those of [`SafetensorsFile::read_f32`].
-    pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
-        match self {
-            Self::Safetensors(file) => file.read_f32(name),
-            Self::Torch(file) => file.read_f32(name),
-        }
+    fn metadata(&self, key: &str) -> Option<&str> {
+        self.file().metadata(key)
     }
 }

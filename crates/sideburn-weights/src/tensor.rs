@@ -93,7 +93,7 @@ impl Tensor {
     ///
     /// # Errors
     /// [`WeightsError::NotFloat`] for any other dtype. The message names the tensor by its shape; use
-    /// [`SafetensorsFile::read_f32`](crate::SafetensorsFile::read_f32) for one that names file and tensor.
+    /// [`TensorSource::read_f32`](crate::TensorSource::read_f32) for one that names file and tensor.
     pub fn to_f32(&self) -> Result<Vec<f32>, WeightsError> {
         match self.dtype {
             Dtype::F32 => Ok(decode(&self.bytes, f32::from_le_bytes).collect()),

@@ -14,16 +14,20 @@
 //! compare them either, and can be told to write none.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fmt;
+use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use rawzip::{CompressionMethod, FileReader, ReaderAt, ZipArchive};
+use rawzip::{CompressionMethod, ReaderAt, ZipLocator};
 
-use crate::error::WeightsError;
-use crate::file::{io_error, not_found, open_regular};
+use crate::error::{WeightsError, io_error};
 use crate::header::{TensorInfo, byte_len};
 use crate::pickle::{MAX_PICKLE, Pickle, View};
+use crate::read_at::ReadAt;
+#[cfg(feature = "fs")]
+use crate::regular_file::RegularFile;
+use crate::source::TensorSource;
 use crate::tensor::Tensor;
 
 /// The cap on the number of entries of an archive. A pickle as large as its own cap cannot name more storages.
@@ -50,7 +54,7 @@ const PROTOCOL: i128 = 1001;
 /// Tensors may be views into a storage that they share; what is read is contiguous.
 ///
 /// ```no_run
-/// use sideburn_weights::TorchFile;
+/// use sideburn_weights::{TensorSource, TorchFile};
 ///
 /// # fn main() -> Result<(), sideburn_weights::WeightsError> {
 /// let file = TorchFile::open("adapter_model.bin")?;
@@ -60,10 +64,9 @@ const PROTOCOL: i128 = 1001;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug)]
 pub struct TorchFile {
     path: PathBuf,
-    file: FileReader,
+    bytes: Box<dyn ReadAt>,
     big_endian: bool,
     tensors: BTreeMap<String, Entry>,
 }
@@ -85,35 +88,51 @@ impl TorchFile {
     ///
     /// # Errors
     /// [`NotFound`](WeightsError::NotFound), [`NotAFile`](WeightsError::NotAFile) or [`Io`](WeightsError::Io) if it
-    /// cannot be opened; [`BadTorchFile`](WeightsError::BadTorchFile) or
+    /// cannot be opened, and those of [`from_reader`](Self::from_reader).
+    #[cfg(feature = "fs")]
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, WeightsError> {
+        let path = path.as_ref();
+        Self::from_reader(path, RegularFile::open(path, path)?)
+    }
+
+    /// Takes the bytes of a whole file, and calls it `name` in messages.
+    ///
+    /// # Errors
+    /// Those of [`from_reader`](Self::from_reader).
+    pub fn from_bytes(name: impl AsRef<Path>, bytes: impl Into<Vec<u8>>) -> Result<Self, WeightsError> {
+        Self::from_reader(name, bytes.into())
+    }
+
+    /// Reads the pickle of a file that is called `name` in messages, and checks every tensor against the number of bytes.
+    ///
+    /// # Errors
+    /// [`BadTorchFile`](WeightsError::BadTorchFile) or
     /// [`GitLfsPointer`](WeightsError::GitLfsPointer) if it is not a file of `torch.save`, or a damaged one;
     /// [`UnsafePickle`](WeightsError::UnsafePickle) if its pickle asks for anything but tensors;
     /// [`NotAStateDict`](WeightsError::NotAStateDict) if it holds anything but named tensors;
     /// [`TensorLayout`](WeightsError::TensorLayout) if a tensor does not fit its storage.
-    pub fn open(path: impl AsRef<Path>) -> Result<Self, WeightsError> {
-        let path = path.as_ref();
-        let (file, len) = open_regular(path, path)?;
-        let file = FileReader::from(file);
+    pub fn from_reader(name: impl AsRef<Path>, bytes: impl ReadAt + 'static) -> Result<Self, WeightsError> {
+        let (path, bytes) = (name.as_ref(), Box::new(bytes));
         let mut head = [0; 8];
-        let head = &mut head[..len.min(8) as usize];
-        read_at(path, &file, head, 0)?;
+        let head = &mut head[..bytes.size().min(8) as usize];
+        read_at(path, &*bytes, head, 0)?;
         match &*head {
             b"version " => Err(WeightsError::GitLfsPointer { path: path.to_owned() }),
-            [b'P', b'K', 3, 4, ..] => Self::open_archive(path, file.into_inner(), len),
-            [0x80, 2..=5, ..] => Self::open_legacy(path, file, len),
+            [b'P', b'K', 3, 4, ..] => Self::open_archive(path, bytes),
+            [0x80, 2..=5, ..] => Self::open_legacy(path, bytes),
             _ => Err(bad(path, "it begins neither as a zip archive nor as a pickle of protocol 2 to 5")),
         }
     }
 
-    fn open_archive(path: &Path, file: File, len: u64) -> Result<Self, WeightsError> {
-        let (file, entries) = read_directory(path, file, len)?;
+    fn open_archive(path: &Path, bytes: Box<dyn ReadAt>) -> Result<Self, WeightsError> {
+        let entries = read_directory(path, &*bytes)?;
         let mut roots = entries.keys().filter_map(|name| name.strip_suffix("/data.pkl"));
         let (Some(root), None) = (roots.next(), roots.next()) else {
             return Err(bad(path, "its archive must have exactly one NAME/data.pkl"));
         };
         let find = |name: &str| entries.get(&format!("{root}/{name}")).cloned();
         let read = |name: &str, limit: usize| match find(name) {
-            Some(range) => read_entry(path, &file, name, range, limit).map(Some),
+            Some(range) => read_entry(path, &*bytes, name, range, limit).map(Some),
             None => Ok(None),
         };
 
@@ -133,12 +152,13 @@ impl TorchFile {
             return Err(bad(path, format!("its pickle ends at byte {} of {}", pickle.end, data.len())));
         }
         let tensors = place_all(path, &pickle, |key| find(&format!("data/{key}")))?;
-        Ok(Self { path: path.to_owned(), file, big_endian, tensors })
+        Ok(Self { path: path.to_owned(), bytes, big_endian, tensors })
     }
 
-    fn open_legacy(path: &Path, file: FileReader, len: u64) -> Result<Self, WeightsError> {
+    fn open_legacy(path: &Path, bytes: Box<dyn ReadAt>) -> Result<Self, WeightsError> {
+        let len = bytes.size();
         let mut head = vec![0; len.min(MAX_PICKLE as u64) as usize];
-        read_at(path, &file, &mut head, 0)?;
+        read_at(path, &*bytes, &mut head, 0)?;
         let magic = Pickle::read(&head, 0, path)?;
         if magic.int() != Some(MAGIC) {
             return Err(bad(path, "it is a pickle, and the first value is not PyTorch's magic number"));
@@ -161,10 +181,10 @@ impl TorchFile {
                 return Err(bad(path, format!("it has a storage {key:?} that nothing refers to")));
             };
             let mut numel = [0; 8];
-            read_at(path, &file, &mut numel, at)?;
+            read_at(path, &*bytes, &mut numel, at)?;
             let start = at + numel.len() as u64;
-            let bytes = u64::from_le_bytes(numel).checked_mul(dtype.bitsize() as u64 / 8);
-            at = match bytes.and_then(|bytes| bytes.checked_add(start)) {
+            let size = u64::from_le_bytes(numel).checked_mul(dtype.bitsize() as u64 / 8);
+            at = match size.and_then(|size| size.checked_add(start)) {
                 Some(end) if end <= len => end,
                 _ => return Err(bad(path, format!("its storage {key:?} goes on after the end of the file"))),
             };
@@ -176,35 +196,30 @@ impl TorchFile {
             return Err(bad(path, format!("its storages end at byte {at}, the file has {len}")));
         }
         let tensors = place_all(path, &object, |key| ranges.get(key).cloned())?;
-        Ok(Self { path: path.to_owned(), file, big_endian: false, tensors })
+        Ok(Self { path: path.to_owned(), bytes, big_endian: false, tensors })
     }
+}
 
-    /// The path that the file was opened by.
-    pub fn path(&self) -> &Path {
+impl TensorSource for TorchFile {
+    fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The names of the tensors, sorted.
-    pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
+    fn names(&self) -> Box<dyn ExactSizeIterator<Item = &str> + '_> {
+        Box::new(self.tensors.keys().map(String::as_str))
     }
 
-    /// Dtype and shape of a tensor, or `None` if there is none of that name.
-    pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+    fn info(&self, name: &str) -> Option<&TensorInfo> {
         self.tensors.get(name).map(|entry| &entry.info)
     }
 
     /// Reads one tensor and makes it contiguous.
-    ///
-    /// # Errors
-    /// [`TensorNotFound`](WeightsError::TensorNotFound) if there is none of that name, [`Io`](WeightsError::Io) if
-    /// the bytes cannot be read (a file that was cut after it was opened included).
-    pub fn read(&self, name: &str) -> Result<Tensor, WeightsError> {
+    fn read(&self, name: &str) -> Result<Tensor, WeightsError> {
         let Some(Entry { info, start, span, strides }) = self.tensors.get(name) else {
-            return Err(not_found(&self.path, name, self.names()));
+            return Err(WeightsError::tensor_not_found(self, name));
         };
         let mut bytes = vec![0; *span];
-        self.file
+        self.bytes
             .read_exact_at(&mut bytes, *start)
             .map_err(|source| io_error("reading a tensor of", &self.path, source))?;
         let size = info.dtype.bitsize() / 8;
@@ -216,14 +231,28 @@ impl TorchFile {
         }
         Tensor::new(info.dtype, info.shape.clone(), bytes)
     }
+}
 
-    /// Reads one tensor of floating-point numbers as `f32`; see [`Tensor::to_f32`] for the rounding.
-    ///
-    /// # Errors
-    /// Those of [`read`](Self::read), and [`NotFloat`](WeightsError::NotFloat) if the dtype is none of F32, F16, BF16
-    /// and F64.
-    pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
-        self.read(name)?.to_f32_named(&self.path, name)
+impl fmt::Debug for TorchFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { path, bytes, tensors, .. } = self;
+        f.debug_struct("TorchFile")
+            .field("path", path)
+            .field("size", &bytes.size())
+            .field("tensors", &tensors.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the parser of archives reads from.
+struct Zip<'a>(&'a dyn ReadAt);
+
+impl ReaderAt for Zip<'_> {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let rest = self.0.size().saturating_sub(offset);
+        let len = usize::try_from(rest).unwrap_or(usize::MAX).min(buffer.len());
+        self.0.read_exact_at(&mut buffer[..len], offset)?;
+        Ok(len)
     }
 }
 
@@ -232,9 +261,9 @@ fn bad(path: &Path, detail: impl Into<String>) -> WeightsError {
 }
 
 /// Reads bytes that the file should have.
-fn read_at(path: &Path, file: &FileReader, buffer: &mut [u8], at: u64) -> Result<(), WeightsError> {
-    file.read_exact_at(buffer, at).map_err(|source| match source.kind() {
-        std::io::ErrorKind::UnexpectedEof => bad(path, format!("it ends within {} bytes from byte {at}", buffer.len())),
+fn read_at(path: &Path, bytes: &dyn ReadAt, buffer: &mut [u8], at: u64) -> Result<(), WeightsError> {
+    bytes.read_exact_at(buffer, at).map_err(|source| match source.kind() {
+        io::ErrorKind::UnexpectedEof => bad(path, format!("it ends within {} bytes from byte {at}", buffer.len())),
         _ => io_error("reading", path, source),
     })
 }
@@ -242,7 +271,7 @@ fn read_at(path: &Path, file: &FileReader, buffer: &mut [u8], at: u64) -> Result
 /// Reads a small entry of an archive whole.
 fn read_entry(
     path: &Path,
-    file: &FileReader,
+    file: &dyn ReadAt,
     name: &str,
     range: Range<u64>,
     limit: usize,
@@ -256,15 +285,13 @@ fn read_entry(
     Ok(bytes)
 }
 
-/// Reads the names of all entries of an archive of `len` bytes, and where their bytes lie.
-fn read_directory(
-    path: &Path,
-    file: File,
-    len: u64,
-) -> Result<(FileReader, BTreeMap<String, Range<u64>>), WeightsError> {
+/// Reads the names of all entries of an archive, and where their bytes lie.
+fn read_directory(path: &Path, bytes: &dyn ReadAt) -> Result<BTreeMap<String, Range<u64>>, WeightsError> {
     let zip = |error: rawzip::Error| bad(path, format!("its zip archive is damaged: {error}"));
     let mut buffer = vec![0; rawzip::RECOMMENDED_BUFFER_SIZE];
-    let archive = ZipArchive::from_file(file, &mut buffer).map_err(zip)?;
+    let len = bytes.size();
+    let located = ZipLocator::new().locate_in_reader(Zip(bytes), &mut buffer, len);
+    let archive = located.map_err(|(_, error)| zip(error))?;
     if archive.end_offset() != len {
         let end = archive.end_offset();
         return Err(bad(path, format!("its zip archive ends at byte {end}, the file has {len}")));
@@ -298,7 +325,7 @@ fn read_directory(
     if declared != count as u64 {
         return Err(bad(path, format!("its zip archive declares {declared} entries and has {count}")));
     }
-    Ok((archive.into_inner(), found))
+    Ok(found)
 }
 
 /// Finds the place of every tensor of a state dict. `find` says where the storage of a key lies.

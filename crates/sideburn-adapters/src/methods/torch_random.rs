@@ -64,7 +64,7 @@ impl TorchGenerator {
 
 #[cfg(test)]
 mod tests {
-    use sideburn_weights::SafetensorsFile;
+    use sideburn_weights::{SafetensorsFile, TensorSource};
 
     use super::TorchGenerator;
 

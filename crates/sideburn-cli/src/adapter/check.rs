@@ -8,7 +8,7 @@ use anyhow::ensure;
 use serde::Serialize;
 use sideburn::adapters::{AdapterError, LoraConfig, LoraInit, Method, Outline, fingerprint};
 use sideburn::prelude::*;
-use sideburn::weights::StateDict;
+use sideburn::weights::TensorSource;
 
 use super::halves::{Halves, base_fingerprint, is_float};
 use super::on_base::OnBase;
@@ -101,7 +101,7 @@ fn look_into(adapter: &Path, base: &mut Model, found: &mut Found) {
 }
 
 /// Whether all floating-point numbers are finite.
-fn check_values(tensors: &StateDict, found: &mut Found) {
+fn check_values(tensors: &dyn TensorSource, found: &mut Found) {
     let (mut finite, mut broken) = (0, Vec::new());
     // How many tensors there are of each dtype that is not looked at.
     let mut others: BTreeMap<String, usize> = BTreeMap::new();
@@ -135,7 +135,7 @@ fn check_values(tensors: &StateDict, found: &mut Found) {
 }
 
 /// Whether `B A` of LoRA has left the zero that training begins with.
-fn check_training(tensors: &StateDict, lora: Option<&LoraConfig>, found: &mut Found) {
+fn check_training(tensors: &dyn TensorSource, lora: Option<&LoraConfig>, found: &mut Found) {
     let Some(lora) = lora else { return found.add("training", Verdict::NotChecked, "only LoRA shows it") };
     if !matches!(lora.init_lora_weights, LoraInit::Default | LoraInit::Gaussian) {
         let detail = "B A is not zero before training, as init_lora_weights says";
@@ -155,7 +155,7 @@ fn check_training(tensors: &StateDict, lora: Option<&LoraConfig>, found: &mut Fo
 }
 
 /// Whether the tensors are those that the configuration means on this base.
-fn check_fit(adapter: &Path, method: &dyn Method, tensors: &StateDict, base: &mut Model, found: &mut Found) {
+fn check_fit(adapter: &Path, method: &dyn Method, tensors: &dyn TensorSource, base: &mut Model, found: &mut Found) {
     match load_adapter(base, "default", adapter) {
         Ok(()) => {
             found.add_places(method);

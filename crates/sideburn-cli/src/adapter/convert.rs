@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 use sideburn::adapters::AdapterDir;
-use sideburn::weights::check_writable;
+use sideburn::weights::{TensorSource, check_writable};
 
 use crate::report::{Finding, count, in_line, shown};
 

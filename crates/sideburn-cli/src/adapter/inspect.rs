@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 use serde_json::Value;
 use sideburn::adapters::LoraConfig;
-use sideburn::weights::StateDict;
+use sideburn::weights::TensorSource;
 
 use super::halves::{Halves, base_fingerprint, is_float};
 use super::tensors::{Name, Norms, Update, lora_updates, norm};
@@ -125,7 +125,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Inspection> {
 
 impl Contents {
     /// Goes through a file. What cannot be read is added to `problems`.
-    fn of(file: &StateDict, problems: &mut Vec<String>) -> Self {
+    fn of(file: &dyn TensorSource, problems: &mut Vec<String>) -> Self {
         let mut contents = Self { tensors: file.names().len(), ..Self::default() };
         for tensor in file.names() {
             let (info, Name { site, part }) = (file.info(tensor).expect("a name of the file"), Name::parse(tensor));

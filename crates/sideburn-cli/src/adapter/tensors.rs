@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use sideburn::adapters::LoraConfig;
-use sideburn::weights::StateDict;
+use sideburn::weights::TensorSource;
 
 /// How an adapter's own part of a tensor's name begins, in all methods of `peft` 0.21; before it stands the place in the base.
 const OWN: [&str; 38] = [
@@ -102,7 +102,7 @@ pub(crate) struct Update {
 }
 
 /// What LoRA does at each site whose two factors fit each other.
-pub(crate) fn lora_updates(tensors: &StateDict, lora: &LoraConfig) -> anyhow::Result<Vec<(String, Update)>> {
+pub(crate) fn lora_updates(tensors: &dyn TensorSource, lora: &LoraConfig) -> anyhow::Result<Vec<(String, Update)>> {
     let mut updates = Vec::new();
     for a in tensors.names() {
         let Name { site: Some(site), part } = Name::parse(a) else { continue };

@@ -8,7 +8,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 use sideburn::adapters::Precision;
 use sideburn::prelude::*;
-use sideburn::weights::{Dtype, SafetensorsFile, Tensor, write_safetensors};
+use sideburn::weights::{Dtype, SafetensorsFile, Tensor, TensorSource, write_safetensors};
 use tempfile::{TempDir, tempdir};
 
 const BASE: &str = "t5_gated_untied";

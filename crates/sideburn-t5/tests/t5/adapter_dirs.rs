@@ -10,7 +10,7 @@ use sideburn_adapters::{
     load_adapter, merge, save_adapter, swap_adapter, unmerge,
 };
 use sideburn_t5::T5;
-use sideburn_weights::StateDict;
+use sideburn_weights::{StateDict, TensorSource};
 use tempfile::{TempDir, tempdir};
 
 use sideburn_testing::values;

@@ -8,7 +8,7 @@ use sideburn_adapters::{
 };
 use sideburn_batch::Seq2SeqBatch;
 use sideburn_t5::T5;
-use sideburn_weights::SafetensorsFile;
+use sideburn_weights::{SafetensorsFile, TensorSource};
 
 use sideburn_testing::{Golden, max_difference, relative_difference, values};
 

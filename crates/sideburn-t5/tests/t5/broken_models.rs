@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use sideburn_t5::T5;
-use sideburn_weights::{Dtype, SafetensorsFile, Tensor, write_safetensors};
+use sideburn_weights::{Dtype, SafetensorsFile, Tensor, TensorSource, write_safetensors};
 use tempfile::TempDir;
 
 /// A copy of a tiny model, to be broken.

@@ -13,7 +13,7 @@ use sideburn_batch::{Seq2SeqBatch, TokenRows};
 use sideburn_generate::{GreedyConfig, greedy};
 use sideburn_t5::{SpecialTokens, T5, T5Error};
 use sideburn_testing::{Golden, max_difference, path, relative_difference, values};
-use sideburn_weights::{SafetensorsFile, Tensor as Stored, write_safetensors};
+use sideburn_weights::{SafetensorsFile, Tensor as Stored, TensorSource, write_safetensors};
 
 /// The models of `testdata/family`, whether each has a head of its own.
 const MODELS: [(&str, bool); 9] = [

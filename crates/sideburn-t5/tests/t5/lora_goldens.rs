@@ -9,7 +9,7 @@ use sideburn_adapters::{
 };
 use sideburn_batch::{Seq2SeqBatch, TokenRows};
 use sideburn_t5::{T5, T5Config};
-use sideburn_weights::SafetensorsFile;
+use sideburn_weights::{SafetensorsFile, TensorSource};
 
 use sideburn_testing::{Golden, max_difference, relative_difference, values};
 

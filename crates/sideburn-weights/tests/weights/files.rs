@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
-use sideburn_weights::{Dtype, SafetensorsFile, Tensor, WeightsError, write_atomic, write_safetensors};
+use sideburn_weights::{Dtype, SafetensorsFile, Tensor, TensorSource, WeightsError, write_atomic, write_safetensors};
 use tempfile::{TempDir, tempdir};
 
 fn sample() -> Vec<(String, Tensor)> {
@@ -63,7 +63,7 @@ fn every_dtype_comes_back() {
     write_safetensors(&path, sample(), Some(metadata())).unwrap();
     let file = SafetensorsFile::open(&path).unwrap();
     assert_eq!(file.path(), path);
-    assert_eq!(*file.metadata(), metadata());
+    assert_eq!(*file.all_metadata(), metadata());
     let names: Vec<_> = file.names().collect();
     assert_eq!(names, ["brain", "codes", "double", "empty", "encoder.weight", "half", "scalar"]);
     for (name, tensor) in sample() {
@@ -182,6 +182,11 @@ fn headers_that_are_not_valid() {
         r#"{"a\u001b[2J":{"dtype":"F99","shape":[1],"data_offsets":[0,4]}}"#,
         4,
         &[r#""a\u{1b}[2J""#, "unknown variant `F99`", "F32"],
+    );
+    assert_refused(
+        r#"{"a":{"dtype":"F\u001b[2J","shape":[1],"data_offsets":[0,4]}}"#,
+        4,
+        &[r"unknown variant `F\u{1b}[2J`"],
     );
     assert_refused(r#"{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}"#, 4, &["key \"a\"", "-1"]);
     assert_refused(r#"{"a":{"dtype":"F32","shape":[1]}}"#, 4, &["key \"a\"", "data_offsets"]);

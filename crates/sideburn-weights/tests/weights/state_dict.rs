@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use sideburn_weights::{StateDict, WeightsError};
+use sideburn_weights::{StateDict, TensorSource, WeightsError};
 use tempfile::{TempDir, tempdir};
 
 const STEM: &str = "adapter_model";

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use rawzip::{CompressionMethod, ZipArchiveWriter};
-use sideburn_weights::{Dtype, SafetensorsFile, Tensor, TorchFile, WeightsError};
+use sideburn_weights::{Dtype, SafetensorsFile, Tensor, TensorSource, TorchFile, WeightsError};
 use tempfile::{TempDir, tempdir};
 
 fn testdata(name: &str) -> PathBuf {

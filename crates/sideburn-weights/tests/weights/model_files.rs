@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use proptest::prelude::*;
-use sideburn_weights::{Checkpoint, Tensor, WeightsError, write_safetensors};
+use sideburn_weights::{ModelFiles, Tensor, TensorSource, WeightsError, write_safetensors};
 use tempfile::{TempDir, tempdir};
 
 const INDEX: &str = "model.safetensors.index.json";
@@ -34,7 +34,7 @@ fn sharded() -> TempDir {
 
 #[track_caller]
 fn assert_refused(path: &Path, fragments: &[&str]) -> WeightsError {
-    let error = Checkpoint::open(path).unwrap_err();
+    let error = ModelFiles::open(path).unwrap_err();
     let message = error.to_string();
     for fragment in fragments {
         assert!(message.contains(fragment), "{fragment:?} is not in: {message}");
@@ -46,15 +46,15 @@ fn assert_refused(path: &Path, fragments: &[&str]) -> WeightsError {
 fn shards_are_one_namespace() {
     let dir = sharded();
     for path in [dir.path().to_owned(), dir.path().join(INDEX)] {
-        let model = Checkpoint::open(path).unwrap();
+        let model = ModelFiles::open(path).unwrap();
         assert_eq!(model.names().collect::<Vec<_>>(), ["a", "b", "c"]);
         assert!(model.contains("c") && !model.contains("d"));
         assert_eq!(model.info("b").unwrap().shape, [1]);
-        assert_eq!(model.path_of("c").unwrap(), dir.path().join("m-2.safetensors"));
+        assert_eq!(model.file_of("c").unwrap().path(), dir.path().join("m-2.safetensors"));
         assert_eq!(model.files().len(), 2);
         assert_eq!(model.read("b").unwrap(), tensor(2.0));
         assert_eq!(model.read_f32("c").unwrap(), [3.0]);
-        assert!(model.info("d").is_none() && model.path_of("d").is_none());
+        assert!(model.info("d").is_none() && model.file_of("d").is_none());
         let message = model.read("d").unwrap_err().to_string();
         assert!(message.contains("has no tensor \"d\"; it has 3 tensors"), "{message}");
     }
@@ -64,8 +64,8 @@ fn shards_are_one_namespace() {
 fn a_whole_file_comes_before_an_index() {
     let dir = sharded();
     write_shard(&dir.path().join("model.safetensors"), &[("whole", 9.0)]);
-    assert_eq!(Checkpoint::open(dir.path()).unwrap().names().collect::<Vec<_>>(), ["whole"]);
-    let model = Checkpoint::open(dir.path().join("m-2.safetensors")).unwrap();
+    assert_eq!(ModelFiles::open(dir.path()).unwrap().names().collect::<Vec<_>>(), ["whole"]);
+    let model = ModelFiles::open(dir.path().join("m-2.safetensors")).unwrap();
     assert_eq!(model.names().collect::<Vec<_>>(), ["c"]);
 }
 
@@ -79,7 +79,7 @@ fn directories_without_weights() {
     );
 
     fs::write(dir.path().join("training_args.bin"), b"").unwrap();
-    assert!(matches!(Checkpoint::open(dir.path()), Err(WeightsError::NoWeights { .. })));
+    assert!(matches!(ModelFiles::open(dir.path()), Err(WeightsError::NoWeights { .. })));
     fs::write(dir.path().join("pytorch_model.bin"), b"not opened").unwrap();
     let shown = ["\"pytorch_model.bin\"", "A pickle is a program", "safe_serialization=True"];
     let error = assert_refused(dir.path(), &shown);
@@ -153,15 +153,28 @@ fn a_tensor_in_two_shards() {
 #[test]
 fn an_index_that_its_shards_contradict() {
     let dir = sharded();
-    write_index(dir.path(), &[("a", "m-2.safetensors"), ("b", "m-1.safetensors"), ("nowhere", "m-1.safetensors")]);
+    write_index(dir.path(), &[("a", "m-2.safetensors"), ("b", "m-1.safetensors")]);
     assert_refused(
         dir.path(),
         &[
             r#""a" (named "m-2.safetensors", found in "m-1.safetensors")"#,
-            r#""nowhere" (named "m-1.safetensors", found nowhere)"#,
             r#"not in the index: "c" (in "m-2.safetensors")"#,
         ],
     );
+}
+
+/// As in `google/flan-t5-xl`, whose index has the second copies of a tied embedding.
+#[test]
+fn an_index_that_names_tensors_no_shard_holds() {
+    let dir = sharded();
+    let (one, two) = ("m-1.safetensors", "m-2.safetensors");
+    write_index(dir.path(), &[("a", one), ("b", one), ("c", two), ("copy of a", two), ("copy of c", one)]);
+    let model = ModelFiles::open(dir.path()).unwrap();
+    assert_eq!(model.names().collect::<Vec<_>>(), ["a", "b", "c"]);
+    assert!(!model.contains("copy of a") && model.info("copy of a").is_none());
+    assert_eq!((model.promised("copy of a"), model.promised("copy of c")), (Some(two), Some(one)));
+    assert_eq!((model.promised("a"), model.promised("d")), (None, None));
+    assert!(matches!(model.read("copy of a"), Err(WeightsError::TensorNotFound { .. })));
 }
 
 #[cfg(unix)]
@@ -194,13 +207,13 @@ mod links {
         let dir = sharded();
         fs::rename(dir.path().join("m-2.safetensors"), dir.path().join("real")).unwrap();
         symlink("real", dir.path().join("m-2.safetensors")).unwrap();
-        assert_eq!(Checkpoint::open(dir.path()).unwrap().read_f32("c").unwrap(), [3.0]);
+        assert_eq!(ModelFiles::open(dir.path()).unwrap().read_f32("c").unwrap(), [3.0]);
         // The directory itself may be a link, and a whole model.safetensors may be one.
         let outer = tempdir().unwrap();
         symlink(dir.path(), outer.path().join("model")).unwrap();
-        assert!(Checkpoint::open(outer.path().join("model")).unwrap().contains("a"));
+        assert!(ModelFiles::open(outer.path().join("model")).unwrap().contains("a"));
         symlink(dir.path().join("real"), outer.path().join("model.safetensors")).unwrap();
-        assert!(Checkpoint::open(outer.path()).unwrap().contains("c"));
+        assert!(ModelFiles::open(outer.path()).unwrap().contains("c"));
     }
 
     #[test]
@@ -226,7 +239,7 @@ mod links {
     fn of_a_hub_cache_lead_into_its_own_blobs() {
         let cache = tempdir().unwrap();
         let snapshot = cache_entry(cache.path(), "models--org--name");
-        assert_eq!(Checkpoint::open(&snapshot).unwrap().names().len(), 3);
+        assert_eq!(ModelFiles::open(&snapshot).unwrap().names().len(), 3);
 
         // Not into those of another entry, not beside the blobs, and not in a directory that only looks like a cache.
         let other = cache_entry(cache.path(), "models--org--other");
@@ -249,7 +262,7 @@ proptest! {
     fn arbitrary_indices_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let dir = tempdir().unwrap();
         fs::write(dir.path().join(INDEX), bytes).unwrap();
-        prop_assert!(Checkpoint::open(dir.path()).is_err());
+        prop_assert!(ModelFiles::open(dir.path()).is_err());
     }
 
     #[test]
@@ -259,6 +272,6 @@ proptest! {
         let dir = tempfile::tempdir_in(OUTER.path()).unwrap();
         let dir = dir.path();
         write_index(dir, &[("a", &name), ("b", &name)]);
-        prop_assert!(Checkpoint::open(dir).is_err());
+        prop_assert!(ModelFiles::open(dir).is_err());
     }
 }
