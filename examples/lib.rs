@@ -18,7 +18,7 @@ use std::sync::{Arc, OnceLock};
 use anyhow::{Context, ensure};
 use sideburn::prelude::*;
 use sideburn::train::{Observer, StepRecord, TrainError};
-use sideburn::weights::{check_writable, write_atomic};
+use sideburn::weights::{check_writable, printable, write_atomic};
 use signal_hook::{consts, flag};
 
 /// The standard output. Where it is closed (`| head -1`) or full, the work goes on, and [`finish`](Self::finish) tells.
@@ -33,7 +33,7 @@ impl Console {
     /// What `write!` and `writeln!` call.
     pub fn write_fmt(&mut self, text: fmt::Arguments<'_>) {
         if self.failed.is_none() {
-            let text = printable(&text.to_string());
+            let text = for_terminal(&text.to_string());
             let mut out = io::stdout();
             self.failed = out.write_all(text.as_bytes()).and_then(|()| out.flush()).err();
         }
@@ -51,16 +51,10 @@ impl Console {
     }
 }
 
-fn printable(text: &str) -> String {
-    let mut printable = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '\n' | '\t' => printable.push(c),
-            _ if c.is_control() => printable.extend(c.escape_default()),
-            _ => printable.push(c),
-        }
-    }
-    printable
+/// Text in which a terminal obeys nothing but line breaks and tabs.
+fn for_terminal(text: &str) -> String {
+    let line = |line: &str| line.split('\t').map(|part| printable(part).to_string()).collect::<Vec<_>>().join("\t");
+    text.split('\n').map(line).collect::<Vec<_>>().join("\n")
 }
 
 /// The end of a program: what went wrong goes to the standard error. The status is 0, 1 after an error, and as a shell has
@@ -75,7 +69,7 @@ pub fn exit(ended: anyhow::Result<()>) -> ExitCode {
             text += &message;
         }
     }
-    let _ = writeln!(io::stderr(), "error: {}", printable(&text));
+    let _ = writeln!(io::stderr(), "error: {}", for_terminal(&text));
     let signal = error.chain().find_map(|cause| cause.downcast_ref::<Interrupted>());
     ExitCode::from(signal.map_or(1, |Interrupted(signal)| 128 + *signal as u8))
 }
@@ -300,6 +294,6 @@ mod tests {
 
     #[test]
     fn control_characters_are_written_not_obeyed() {
-        assert_eq!(printable("a\tb\n\u{1b}[2J\0"), "a\tb\n\\u{1b}[2J\\u{0}");
+        assert_eq!(for_terminal("a\tb\n\u{1b}[2J\0"), "a\tb\n\\u{1b}[2J\\0");
     }
 }

@@ -81,7 +81,7 @@ fn main() -> ExitCode {
 fn show_usage(usage: &clap::Error) -> ExitCode {
     if usage.use_stderr() {
         // The arguments are quoted in it.
-        complain(report::printable(&usage.render().to_string()).trim_end().trim_start_matches("error: "));
+        complain(report::for_terminal(&usage.render().to_string()).trim_end().trim_start_matches("error: "));
         return ExitCode::from(CANNOT);
     }
     printed(usage.print(), ExitCode::SUCCESS)

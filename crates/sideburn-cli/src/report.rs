@@ -4,6 +4,7 @@ use std::fmt::{self, Display, Write};
 use std::path::Path;
 
 use serde::Serialize;
+use sideburn::weights::printable;
 
 /// What a command has found, ready to be printed.
 pub(crate) struct Report {
@@ -26,7 +27,7 @@ pub(crate) trait Finding: Display + Serialize {
 impl Report {
     pub(crate) fn new(found: impl Finding) -> Self {
         let json = serde_json::to_string_pretty(&found).expect("plain fields, and maps with text as keys");
-        let text = printable(found.to_string().trim_end());
+        let text = for_terminal(found.to_string().trim_end());
         Self { text, json: escaped_json(&json), passed: found.passed() }
     }
 }
@@ -52,34 +53,21 @@ impl Display for Verdict {
     }
 }
 
-/// Text for a terminal: what a control character (an escape sequence, a NUL) would do there is not done. Each is written
-/// as Rust writes it, `\u{1b}` for ESC. Line breaks stay.
+/// Text of several lines for a terminal, in which nothing is obeyed but line breaks; see [`printable`].
 ///
 /// All that the program prints for people goes through here, since paths and files of strangers are part of it.
-pub(crate) fn printable(text: &str) -> String {
-    escape(text, |c| c.is_control() && c != '\n')
+pub(crate) fn for_terminal(text: &str) -> String {
+    text.split('\n').map(in_line).collect::<Vec<_>>().join("\n")
 }
 
 /// The same for a name or a path that stands in one line: line breaks are escaped, too.
 pub(crate) fn in_line(text: &str) -> String {
-    escape(text, char::is_control)
+    printable(text).to_string()
 }
 
 /// A path, as reports show it.
 pub(crate) fn shown(path: &Path) -> String {
     path.display().to_string()
-}
-
-fn escape(text: &str, is_escaped: impl Fn(char) -> bool) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        if is_escaped(c) {
-            escaped.extend(c.escape_default());
-        } else {
-            escaped.push(c);
-        }
-    }
-    escaped
 }
 
 /// JSON without the control characters that JSON allows in text (DEL, and U+0080 to U+009F, some of which move a
@@ -146,7 +134,7 @@ pub(crate) fn chain(error: &anyhow::Error) -> String {
             text += &format!(": {message}");
         }
     }
-    printable(&text)
+    for_terminal(&text)
 }
 
 #[cfg(test)]
@@ -156,7 +144,7 @@ mod tests {
     #[test]
     fn control_characters_are_written_not_obeyed() {
         let hostile = "a\u{1b}[2Jb\0c\u{9b}d\u{7f}\re\nf";
-        assert_eq!(printable(hostile), "a\\u{1b}[2Jb\\u{0}c\\u{9b}d\\u{7f}\\re\nf");
+        assert_eq!(for_terminal(hostile), "a\\u{1b}[2Jb\\0c\\u{9b}d\\u{7f}\\re\nf");
         assert_eq!(in_line("x\ny"), "x\\ny");
         let json = escaped_json(&serde_json::to_string(hostile).unwrap());
         assert!(!json.chars().any(char::is_control), "{json}");

@@ -106,8 +106,10 @@ fn resolve<'a>(index: &'a ShardIndex, path: &Path, dir: &Path) -> Result<BTreeMa
     Ok(resolved)
 }
 
-/// The blobs directory of the Hugging Face cache entry that `root` is a snapshot of (or a folder inside one).
-fn cache_blobs(root: &Path) -> Option<PathBuf> {
+/// The blobs directory of the Hugging Face cache entry that `root`, which has been canonicalised, is a snapshot of (or a folder
+/// inside one): `models--ORG--NAME/blobs` for `models--ORG--NAME/snapshots/REVISION`. The only place outside a model's
+/// directory that its links may lead to.
+pub fn cache_blobs(root: &Path) -> Option<PathBuf> {
     let entry =
         root.ancestors().skip(1).find(|dir| dir.file_name().is_some_and(|name| name == "snapshots"))?.parent()?;
     let is_model = entry.file_name()?.to_str()?.starts_with("models--");

@@ -67,6 +67,8 @@ mod unique_map;
 pub use atomic_dir::{AtomicDir, check_writable};
 #[cfg(feature = "fs")]
 pub use atomic_file::{write_atomic, write_safetensors};
+#[cfg(feature = "fs")]
+pub use directory::cache_blobs;
 pub use error::WeightsError;
 pub use header::TensorInfo;
 pub use model_files::ModelFiles;

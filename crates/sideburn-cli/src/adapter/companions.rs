@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde::Serialize;
+use sideburn::weights::cache_blobs;
 
 use crate::report::shown;
 
@@ -76,15 +77,6 @@ fn inside(root: &Path, path: &Path) -> Result<PathBuf, String> {
         Ok(_) => Err("not a regular file".to_owned()),
         Err(error) => Err(error.to_string()),
     }
-}
-
-/// The blobs of the cache entry of `huggingface_hub` that `root` is a snapshot of:
-/// `models--ORG--NAME/blobs` for `models--ORG--NAME/snapshots/REVISION`.
-fn cache_blobs(root: &Path) -> Option<PathBuf> {
-    let snapshots = root.parent().filter(|dir| dir.file_name().is_some_and(|name| name == "snapshots"))?;
-    let entry = snapshots.parent()?;
-    let is_model = entry.file_name()?.to_str()?.starts_with("models--");
-    if is_model { entry.join("blobs").canonicalize().ok() } else { None }
 }
 
 /// Copies the content of a file, and nothing else of it: the copy has the permissions of a new file.

@@ -69,7 +69,7 @@ fn control_characters_do_not_reach_the_terminal() {
         }
     }
     let text = run(args!["adapter", "inspect", directory.path()]).stdout;
-    assert_contains(&text, &["base\\u{1b}[2Jx\\u{9b}1A\\r\\u{7f}\\nok  everything\\u{0}\n"]);
+    assert_contains(&text, &["base\\u{1b}[2Jx\\u{9b}1A\\r\\u{7f}\\nok  everything\\0\n"]);
     let found = json(0, args!["adapter", "inspect", directory.path()]);
     assert_eq!(found["task_type"], json!(hostile), "JSON keeps what it was");
 }
