@@ -16,7 +16,7 @@
 use std::convert::Infallible;
 
 use burn::module::{Lora, Module, ParamGroup};
-use sideburn::adapters::{AdaptedLinear, AdaptedModel, AdapterSet, ModelShape, Weight, WeightMut};
+use sideburn::adapters::{AdaptedLinear, AdaptedModel, AdapterSet, ModelShape, list_weights};
 use sideburn::prelude::*;
 use sideburn::t5::FeedForward;
 
@@ -93,15 +93,11 @@ impl Layers {
 }
 
 impl AdaptedModel for Layers {
-    fn weights(&self) -> Vec<(String, Weight<'_>)> {
-        let weight = |(index, layer)| (format!("layer.{index}"), Weight::Linear(layer));
-        self.layers.iter().enumerate().map(weight).collect()
-    }
-
-    fn weights_mut(&mut self) -> Vec<(String, WeightMut<'_>)> {
-        let weight = |(index, layer)| (format!("layer.{index}"), WeightMut::Linear(layer));
-        self.layers.iter_mut().enumerate().map(weight).collect()
-    }
+    list_weights! { |model, list, borrow, each, some| {
+        for (index, layer) in each!(model.layers).enumerate() {
+            list.push((format!("layer.{index}"), layer.into()));
+        }
+    }}
 
     fn shape(&self) -> ModelShape {
         ModelShape::of_layers()

@@ -59,6 +59,102 @@ impl<'a> WeightMut<'a> {
     }
 }
 
+impl<'a> From<&'a AdaptedLinear> for Weight<'a> {
+    fn from(linear: &'a AdaptedLinear) -> Self {
+        Self::Linear(linear)
+    }
+}
+
+impl<'a> From<&'a AdaptedVector> for Weight<'a> {
+    fn from(vector: &'a AdaptedVector) -> Self {
+        Self::Vector(vector)
+    }
+}
+
+impl<'a> From<&'a AdaptedTable> for Weight<'a> {
+    fn from(table: &'a AdaptedTable) -> Self {
+        Self::Table(table)
+    }
+}
+
+impl<'a> From<&'a mut AdaptedLinear> for WeightMut<'a> {
+    fn from(linear: &'a mut AdaptedLinear) -> Self {
+        Self::Linear(linear)
+    }
+}
+
+impl<'a> From<&'a mut AdaptedVector> for WeightMut<'a> {
+    fn from(vector: &'a mut AdaptedVector) -> Self {
+        Self::Vector(vector)
+    }
+}
+
+impl<'a> From<&'a mut AdaptedTable> for WeightMut<'a> {
+    fn from(table: &'a mut AdaptedTable) -> Self {
+        Self::Table(table)
+    }
+}
+
+/// Writes [`weights`](AdaptedModel::weights) and [`weights_mut`](AdaptedModel::weights_mut) of an [`AdaptedModel`] from one
+/// list, since Rust is not generic over `&` and `&mut`.
+///
+/// The block pushes names with weights onto the list. In it, `borrow!` borrows a part of the model; `each!` goes through a
+/// list of parts; and `some!` looks into an option:
+///
+/// ```
+/// # use burn::{module::Module, tensor::Device};
+/// # use sideburn_adapters::{AdaptedLinear, AdaptedModel, AdaptedTable, AdapterSet, ModelShape, list_weights};
+/// # #[derive(Module, Debug)]
+/// # struct Model { embedding: AdaptedTable, layers: Vec<AdaptedLinear>, head: Option<AdaptedLinear>, adapters: AdapterSet }
+/// impl AdaptedModel for Model {
+///     list_weights! { |model, list, borrow, each, some| {
+///         list.push(("wte.weight".to_owned(), borrow!(model.embedding).into()));
+///         for (index, layer) in each!(model.layers).enumerate() {
+///             list.push((format!("h.{index}"), layer.into()));
+///         }
+///         if let Some(head) = some!(model.head) {
+///             list.push(("lm_head".to_owned(), head.into()));
+///         }
+///     }}
+/// #   fn shape(&self) -> ModelShape { ModelShape::of_layers() }
+/// #   fn device(&self) -> Device { self.embedding.device() }
+/// #   fn adapters(&self) -> &AdapterSet { &self.adapters }
+/// #   fn adapters_mut(&mut self) -> &mut AdapterSet { &mut self.adapters }
+/// }
+/// ```
+#[macro_export]
+macro_rules! list_weights {
+    (|$model:ident, $list:ident, $borrow:ident, $each:ident, $some:ident| $body:block) => {
+        $crate::list_weights! { @both ($) $model $list $borrow $each $some $body }
+    };
+    // The first argument is a dollar sign, which cannot be written into the macros inside.
+    (@both ($d:tt) $model:ident $list:ident $borrow:ident $each:ident $some:ident $body:block) => {
+        fn weights(&self) -> Vec<(String, $crate::Weight<'_>)> {
+            #[allow(unused_macros)]
+            macro_rules! $borrow { ($d part:expr) => { &$d part }; }
+            #[allow(unused_macros)]
+            macro_rules! $each { ($d blocks:expr) => { $d blocks.iter() }; }
+            #[allow(unused_macros)]
+            macro_rules! $some { ($d option:expr) => { $d option.as_ref() }; }
+            let ($model, mut $list) = (self, Vec::new());
+            $body;
+            $list
+        }
+
+        fn weights_mut(&mut self) -> Vec<(String, $crate::WeightMut<'_>)> {
+            #[allow(unused_macros)]
+            macro_rules! $borrow { ($d part:expr) => { &mut $d part }; }
+            #[allow(unused_macros)]
+            macro_rules! $each { ($d blocks:expr) => { $d blocks.iter_mut() }; }
+            #[allow(unused_macros)]
+            macro_rules! $some { ($d option:expr) => { $d option.as_mut() }; }
+            let ($model, mut $list) = (self, Vec::new());
+            $body;
+            $list
+        }
+    };
+}
+
 /// What kind of model it is, as far as adapters need to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ModelShape {

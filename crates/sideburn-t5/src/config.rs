@@ -4,9 +4,10 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use sideburn_nn::{ConfigFields, NnError, SpecialTokens, read_json};
+
 use crate::T5Error;
 use crate::feed_forward::FeedForward;
-use crate::fields::Fields;
 
 /// Which of the architectures that share T5's layers: `model_type` of the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,23 +92,6 @@ impl Default for T5Config {
     }
 }
 
-/// No configuration comes near this; a larger file is something else.
-const MAX_CONFIG_BYTES: u64 = 16 << 20;
-
-/// Reads a small JSON file.
-pub(crate) fn read_json(path: &Path) -> Result<Value, T5Error> {
-    let invalid = |message: String| T5Error::Config { path: path.to_owned(), message };
-    let metadata = std::fs::metadata(path).map_err(|error| invalid(error.to_string()))?;
-    if !metadata.is_file() {
-        return Err(invalid("not a regular file; a pipe or a device could be read for ever".to_owned()));
-    }
-    if metadata.len() > MAX_CONFIG_BYTES {
-        return Err(invalid(format!("{} bytes is no model configuration", metadata.len())));
-    }
-    let text = std::fs::read_to_string(path).map_err(|error| invalid(error.to_string()))?;
-    serde_json::from_str(&text).map_err(|error| invalid(error.to_string()))
-}
-
 impl T5Config {
     /// The defaults of a family: those of `T5Config`, `MT5Config` and `UMT5Config` of `transformers`.
     pub fn of(family: Family) -> Self {
@@ -145,24 +129,29 @@ impl T5Config {
         }
     }
 
-    /// Reads a `config.json`, as transformers 4 or 5 writes it. Fields that say nothing of the architecture pass.
+    /// Reads a `config.json`, as transformers 4 or 5 writes it. ConfigFields that say nothing of the architecture pass.
     ///
     /// # Errors
     /// If the file cannot be read, is of another architecture, or a field is ill-typed or out of range.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self, T5Error> {
         let path = path.as_ref();
-        Self::from_value(&read_json(path)?).map_err(|message| T5Error::Config { path: path.to_owned(), message })
+        Ok(Self::of_file(path, &read_json(path)?)?)
+    }
+
+    /// Reads what was parsed of the file `path`.
+    pub(crate) fn of_file(path: &Path, value: &Value) -> Result<Self, NnError> {
+        Self::from_value(value).map_err(|message| NnError::Config { path: path.to_owned(), message })
     }
 
     /// Reads a parsed `config.json`; the error is a message without the file's name.
     fn from_value(value: &Value) -> Result<Self, String> {
-        let fields = Fields::new(value.as_object().ok_or("expected a JSON object")?);
+        let fields = ConfigFields::new(value.as_object().ok_or("expected a JSON object")?);
         let config = Self::read(&fields, family(&fields)?)?;
         config.validate()?;
         Ok(config)
     }
 
-    fn read(fields: &Fields<'_>, family: Family) -> Result<Self, String> {
+    fn read(fields: &ConfigFields<'_>, family: Family) -> Result<Self, String> {
         let default = Self::of(family);
         let proj = fields.value("feed_forward_proj", "a string")?.unwrap_or(default.feed_forward_proj.to_string());
         let act_fn: Option<String> = fields.value("dense_act_fn", "a string")?;
@@ -280,6 +269,12 @@ impl T5Config {
         Ok(())
     }
 
+    /// The tokens that generation needs, as the configuration has them.
+    pub(crate) fn special_tokens(&self) -> SpecialTokens {
+        let end = self.eos_token_id.clone();
+        SpecialTokens { start: self.decoder_start_token_id, end, pad: self.pad_token_id }
+    }
+
     /// Blocks of the decoder.
     pub fn decoder_layers(&self) -> usize {
         self.num_decoder_layers.unwrap_or(self.num_layers)
@@ -298,7 +293,7 @@ impl T5Config {
 }
 
 /// The family of a configuration; of another architecture the error says in its first line what it is.
-fn family(fields: &Fields<'_>) -> Result<Family, String> {
+fn family(fields: &ConfigFields<'_>) -> Result<Family, String> {
     let model_type: Option<String> = fields.nullable("model_type", "a string")?.flatten();
     let architectures: Vec<String> =
         fields.nullable("architectures", "a list of strings")?.flatten().unwrap_or_default();
@@ -341,8 +336,9 @@ fn family(fields: &Fields<'_>) -> Result<Family, String> {
 
 #[cfg(test)]
 mod tests {
+    use sideburn_nn::Activation;
+
     use super::*;
-    use crate::feed_forward::Activation;
 
     fn from_json(text: &str) -> Result<T5Config, String> {
         T5Config::from_value(&serde_json::from_str(text).unwrap())

@@ -3,28 +3,16 @@
 use std::path::PathBuf;
 
 use sideburn_adapters::AdapterError;
+use sideburn_nn::NnError;
 use sideburn_weights::WeightsError;
 
 /// Why a T5 model could not be loaded or run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum T5Error {
-    /// A `config.json` that cannot be read or is not of a T5 model.
-    #[error("{}: {message}", path.display())]
-    Config {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        message: String,
-    },
-    /// A token id that the embedding has no row for.
-    #[error("token id {id} is outside the vocabulary of {vocab_size}; the tokenizer is not this model's")]
-    TokenOutsideVocabulary {
-        /// The id.
-        id: u32,
-        /// Rows of the embedding.
-        vocab_size: usize,
-    },
+    /// A configuration that cannot be read or is not of a T5 model, or a token that the embedding has no row for.
+    #[error(transparent)]
+    Nn(#[from] NnError),
     /// Rows to write, and no token to begin with.
     #[error(
         "neither config.json nor generation_config.json has a `decoder_start_token_id`; \
@@ -37,7 +25,7 @@ pub enum T5Error {
          this crate has T5 with an encoder, a decoder and an output head", path.display()
     )]
     NoDecoder {
-        /// The model directory.
+        /// The model directory or file.
         path: PathBuf,
     },
     /// Two tensors of a checkpoint that ought to be copies of each other.
@@ -46,7 +34,7 @@ pub enum T5Error {
          the checkpoint is not of this architecture", path.display()
     )]
     NotACopy {
-        /// The model directory.
+        /// The model directory or file.
         path: PathBuf,
         /// The tensor.
         tensor: String,

@@ -2,45 +2,7 @@
 
 use std::fmt;
 
-/// The function inside a feed-forward layer; the names are those of `transformers` (`ACT2FN`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// `max(x, 0)`: T5 1.0.
-    Relu,
-    /// `x Phi(x)` with the error function: what BLIP-2 asks of its FLAN-T5.
-    Gelu,
-    /// The tanh approximation of GELU: T5 1.1, FLAN-T5, mT5. `gelu_pytorch_tanh` is the same function.
-    GeluNew,
-    /// `x / (1 + exp(-x))`: UL2 and FLAN-UL2. `swish` is the same function.
-    Silu,
-}
-
-impl Activation {
-    /// Every name that is read. Of several names of one function, the first is written.
-    const NAMES: [(&str, Self); 6] = [
-        ("relu", Self::Relu),
-        ("gelu", Self::Gelu),
-        ("gelu_new", Self::GeluNew),
-        ("gelu_pytorch_tanh", Self::GeluNew),
-        ("silu", Self::Silu),
-        ("swish", Self::Silu),
-    ];
-
-    /// The function of that name in `transformers`, if this crate computes it.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::NAMES.into_iter().find(|(known, _)| *known == name).map(|(_, activation)| activation)
-    }
-
-    /// Its name in `transformers`.
-    pub fn name(self) -> &'static str {
-        Self::NAMES.into_iter().find(|(_, activation)| *activation == self).expect("every activation has a name").0
-    }
-
-    /// All names that [`from_name`](Self::from_name) knows.
-    pub(crate) fn names() -> String {
-        Self::NAMES.map(|(name, _)| name).join(", ")
-    }
-}
+use sideburn_nn::Activation;
 
 /// The feed-forward layer: `wo(f(wi x))`, or gated `wo(f(wi_0 x) * wi_1 x)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

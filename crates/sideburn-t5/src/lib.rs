@@ -29,21 +29,20 @@
 
 mod config;
 mod decoding;
+mod embedding;
 mod error;
 mod feed_forward;
-mod fields;
 mod layers;
 mod load;
 mod model;
 mod names;
 mod position;
-mod special_tokens;
 mod stack;
 
 pub use config::{Family, T5Config};
 pub use decoding::Decoding;
 pub use error::T5Error;
-pub use feed_forward::{Activation, FeedForward};
+pub use feed_forward::FeedForward;
 pub use model::{Encoded, T5};
 pub use position::relative_position_bucket;
-pub use special_tokens::SpecialTokens;
+pub use sideburn_nn::{Activation, SpecialTokens};

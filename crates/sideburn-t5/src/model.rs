@@ -1,15 +1,15 @@
 //! The encoder-decoder with its output head.
 
 use burn::module::Module;
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use sideburn_adapters::{AdaptedLinear, AdaptedTable, AdapterSet, Key, Pass, random_weight};
 use sideburn_batch::{Seq2SeqBatch, TokenRows};
-use sideburn_kernels::{RowLayout, Sight, cross_entropy, linear_cross_entropy, on_workers};
+use sideburn_kernels::{RowLayout, Sight, on_workers};
+use sideburn_nn::{Head, KeysValues, SpecialTokens, check_ids, embed, embed_behind, places_behind, shift_right};
 
 use crate::T5Error;
 use crate::config::T5Config;
-use crate::layers::{KeysValues, Scores};
-use crate::special_tokens::SpecialTokens;
+use crate::layers::Scores;
 use crate::stack::Stack;
 
 /// `T5ForConditionalGeneration`, `MT5ForConditionalGeneration` and `UMT5ForConditionalGeneration`.
@@ -50,7 +50,7 @@ impl T5 {
                 .then(|| AdaptedLinear::random(vocabulary, d_model, factor, key.fold_in_name("lm_head"), device)),
             adapters: AdapterSet::default(),
             config: config.clone(),
-            special_tokens: SpecialTokens::of(config),
+            special_tokens: config.special_tokens(),
         }
     }
 
@@ -84,7 +84,7 @@ impl T5 {
         let sight = Sight::own_rows(self.config.num_heads, &layout);
         let scores = Scores { biases: self.encoder.position_biases(far, far), sight };
         let x = match virtual_tokens {
-            Some(tokens) => self.embed_behind(tokens, source, &layout, pass)?,
+            Some(tokens) => embed_behind(tokens, &self.shared, source, &layout, self.filler(), pass)?,
             None => self.embed(source, &layout, pass)?,
         };
         let hidden = self.encoder.run(x, &scores, None, pass, None);
@@ -131,11 +131,11 @@ impl T5 {
 
     /// The logits `[tokens, vocab_size]` of the decoder's hidden states.
     pub fn head(&self, hidden: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
-        let hidden = self.scaled(hidden);
-        match &self.lm_head {
-            Some(head) => head.forward(hidden, pass),
-            None => self.shared.scores(hidden, pass),
-        }
+        self.output_head().logits(self.scaled(hidden), pass)
+    }
+
+    fn output_head(&self) -> Head<'_> {
+        Head::new(self.lm_head.as_ref(), &self.shared)
     }
 
     /// The hidden states as the head expects them.
@@ -157,19 +157,10 @@ impl T5 {
 
     fn token_losses_here(&self, batch: &Seq2SeqBatch, pass: &mut Pass) -> Result<Tensor<1>, T5Error> {
         let target = batch.target();
-        self.check_ids(target)?;
+        check_ids(target, self.config.vocab_size)?;
         let encoded = self.encode(batch.source(), pass)?;
         let hidden = self.decode(&encoded, &self.shift_right(target)?, pass)?;
-        let labels: Vec<i32> = target.ids().iter().map(|id| *id as i32).collect();
-        let labels = Tensor::from_data(TensorData::new(labels, [target.tokens()]), &self.device());
-        let plain = match &self.lm_head {
-            Some(head) => head.plain_weight(pass),
-            None => self.shared.plain_table(pass),
-        };
-        Ok(match plain {
-            Some(weight) => linear_cross_entropy(self.scaled(hidden), weight, labels, 0.0),
-            None => cross_entropy(self.head(hidden, pass), labels),
-        })
+        Ok(self.output_head().token_losses(self.scaled(hidden), target, pass))
     }
 
     /// What the decoder reads to write `target`: the start token, and all tokens but the last.
@@ -178,48 +169,15 @@ impl T5 {
     /// If no configuration says what the start token is.
     pub fn shift_right(&self, target: &TokenRows) -> Result<TokenRows, T5Error> {
         let start = self.config.decoder_start_token_id.or(self.special_tokens.start).ok_or(T5Error::NoStartToken)?;
-        let shifted = target.iter().map(|row| {
-            let mut input = vec![start];
-            input.extend_from_slice(&row[..row.len() - 1]);
-            input
-        });
-        Ok(TokenRows::from_rows(shifted).expect("rows of the same lengths as the target's"))
+        Ok(shift_right(target, start))
     }
 
     pub(crate) fn embed(&self, rows: &TokenRows, layout: &RowLayout, pass: &Pass) -> Result<Tensor<2>, T5Error> {
-        self.check_ids(rows)?;
-        Ok(self.shared.rows(layout.ids(rows, self.config.pad_token_id.unwrap_or(0)), pass))
+        Ok(embed(&self.shared, rows, layout, self.filler(), pass)?)
     }
 
-    /// The embedded tokens of `rows`, each row behind the same `virtual_tokens [n, d_model]`.
-    fn embed_behind(
-        &self,
-        virtual_tokens: Tensor<2>,
-        rows: &TokenRows,
-        layout: &RowLayout,
-        pass: &Pass,
-    ) -> Result<Tensor<2>, T5Error> {
-        let own = RowLayout::packed(rows.lengths(), &self.device());
-        let embedded = self.embed(rows, &own, pass)?;
-        let places = places_behind(virtual_tokens.dims()[0], &own, layout);
-        Ok(Tensor::cat(vec![virtual_tokens, embedded], 0).select(0, places))
+    /// What stands where a batch has no token.
+    fn filler(&self) -> u32 {
+        self.config.pad_token_id.unwrap_or(0)
     }
-
-    fn check_ids(&self, rows: &TokenRows) -> Result<(), T5Error> {
-        let vocab_size = self.config.vocab_size;
-        match rows.ids().iter().find(|id| **id as usize >= vocab_size) {
-            Some(id) => Err(T5Error::TokenOutsideVocabulary { id: *id, vocab_size }),
-            None => Ok(()),
-        }
-    }
-}
-
-/// For rows of which each begins with the same `added` tokens, and goes on with those that `own` lays out: where each
-/// token of `layout` stands among the added ones and, behind them, all own ones.
-fn places_behind(added: usize, own: &RowLayout, layout: &RowLayout) -> Tensor<1, Int> {
-    let rows = (0..own.rows()).map(|row| {
-        let own = own.row(row).map(|token| (added + token) as u32);
-        (0..added as u32).chain(own).collect::<Vec<u32>>()
-    });
-    layout.ids(&TokenRows::from_rows(rows).expect("rows longer than those of a batch"), 0)
 }

@@ -1,76 +1,51 @@
 //! The weights of a T5 model under the names that `transformers` gives them.
 
 use burn::tensor::Device;
-use sideburn_adapters::{AdaptedModel, AdapterSet, ModelShape, Weight, WeightMut};
+use sideburn_adapters::{AdaptedModel, AdapterSet, ModelShape, list_weights};
 
 use crate::model::T5;
-
-/// Lists the weights of a model, borrowed with `&` or `&mut`, which Rust cannot be generic over.
-macro_rules! named_weights {
-    ($model:expr, $weight:ident, $iter:ident, $as_option:ident, ($($reference:tt)+)) => {{
-        let model = $model;
-        let mut list = vec![("shared.weight".to_owned(), $weight::Table($($reference)+ model.shared))];
-        for (side, stack) in [("encoder", $($reference)+ model.encoder), ("decoder", $($reference)+ model.decoder)] {
-            let mut biases = stack.relative_attention_biases.$iter();
-            for (index, block) in stack.blocks.$iter().enumerate() {
-                let mut layer = 0;
-                macro_rules! attention {
-                    ($name:literal, $attention:expr, $bias:expr, $norm:expr) => {
-                        let (attention, norm) = ($attention, $norm);
-                        let prefix = format!("{side}.block.{index}.layer.{layer}");
-                        for (projection, linear) in [
-                            ("q", $($reference)+ attention.q),
-                            ("k", $($reference)+ attention.k),
-                            ("v", $($reference)+ attention.v),
-                            ("o", $($reference)+ attention.o),
-                        ] {
-                            list.push((format!("{prefix}.{}.{projection}", $name), $weight::Linear(linear)));
-                        }
-                        if let Some(bias) = $bias {
-                            let name = format!("{prefix}.{}.relative_attention_bias.weight", $name);
-                            list.push((name, $weight::Table(bias)));
-                        }
-                        list.push((format!("{prefix}.layer_norm.weight"), $weight::Vector($($reference)+ norm.weight)));
-                        layer += 1;
-                    };
-                }
-                let (attention, norm) = ($($reference)+ block.self_attention, $($reference)+ block.self_norm);
-                attention!("SelfAttention", attention, biases.next(), norm);
-                let cross = (block.cross_attention.$as_option(), block.cross_norm.$as_option());
-                if let (Some(attention), Some(norm)) = cross {
-                    attention!("EncDecAttention", attention, None, norm);
-                }
-                let prefix = format!("{side}.block.{index}.layer.{layer}");
-                let gated = block.feed_forward.wi.len() > 1;
-                for (projection, linear) in block.feed_forward.wi.$iter().enumerate() {
-                    let name = if gated { format!("wi_{projection}") } else { "wi".to_owned() };
-                    list.push((format!("{prefix}.DenseReluDense.{name}"), $weight::Linear(linear)));
-                }
-                let wo = $($reference)+ block.feed_forward.wo;
-                list.push((format!("{prefix}.DenseReluDense.wo"), $weight::Linear(wo)));
-                let norm = $($reference)+ block.feed_forward_norm.weight;
-                list.push((format!("{prefix}.layer_norm.weight"), $weight::Vector(norm)));
-            }
-            let norm = $($reference)+ stack.final_norm.weight;
-            list.push((format!("{side}.final_layer_norm.weight"), $weight::Vector(norm)));
-        }
-        if let Some(head) = model.lm_head.$as_option() {
-            list.push((HEAD.to_owned(), $weight::Linear(head)));
-        }
-        list
-    }};
-}
 
 const HEAD: &str = "lm_head";
 
 impl AdaptedModel for T5 {
-    fn weights(&self) -> Vec<(String, Weight<'_>)> {
-        named_weights!(self, Weight, iter, as_ref, (&))
-    }
-
-    fn weights_mut(&mut self) -> Vec<(String, WeightMut<'_>)> {
-        named_weights!(self, WeightMut, iter_mut, as_mut, (&mut))
-    }
+    list_weights! { |model, list, borrow, each, some| {
+        list.push(("shared.weight".to_owned(), borrow!(model.shared).into()));
+        for (side, stack) in [("encoder", borrow!(model.encoder)), ("decoder", borrow!(model.decoder))] {
+            let mut biases = each!(stack.relative_attention_biases);
+            for (index, block) in each!(stack.blocks).enumerate() {
+                let name = |layer: usize, part: &str| format!("{side}.block.{index}.layer.{layer}.{part}");
+                let attention = borrow!(block.self_attention);
+                list.push((name(0, "SelfAttention.q"), borrow!(attention.q).into()));
+                list.push((name(0, "SelfAttention.k"), borrow!(attention.k).into()));
+                list.push((name(0, "SelfAttention.v"), borrow!(attention.v).into()));
+                list.push((name(0, "SelfAttention.o"), borrow!(attention.o).into()));
+                if let Some(bias) = biases.next() {
+                    list.push((name(0, "SelfAttention.relative_attention_bias.weight"), bias.into()));
+                }
+                list.push((name(0, "layer_norm.weight"), borrow!(block.self_norm.weight).into()));
+                let mut last = 1;
+                if let (Some(attention), Some(norm)) = (some!(block.cross_attention), some!(block.cross_norm)) {
+                    list.push((name(1, "EncDecAttention.q"), borrow!(attention.q).into()));
+                    list.push((name(1, "EncDecAttention.k"), borrow!(attention.k).into()));
+                    list.push((name(1, "EncDecAttention.v"), borrow!(attention.v).into()));
+                    list.push((name(1, "EncDecAttention.o"), borrow!(attention.o).into()));
+                    list.push((name(1, "layer_norm.weight"), borrow!(norm.weight).into()));
+                    last = 2;
+                }
+                let gated = block.feed_forward.inner.len() > 1;
+                for (projection, linear) in each!(block.feed_forward.inner).enumerate() {
+                    let wi = if gated { format!("wi_{projection}") } else { "wi".to_owned() };
+                    list.push((name(last, &format!("DenseReluDense.{wi}")), linear.into()));
+                }
+                list.push((name(last, "DenseReluDense.wo"), borrow!(block.feed_forward.outer).into()));
+                list.push((name(last, "layer_norm.weight"), borrow!(block.feed_forward_norm.weight).into()));
+            }
+            list.push((format!("{side}.final_layer_norm.weight"), borrow!(stack.final_norm.weight).into()));
+        }
+        if let Some(head) = some!(model.lm_head) {
+            list.push((HEAD.to_owned(), head.into()));
+        }
+    }}
 
     fn shape(&self) -> ModelShape {
         ModelShape {

@@ -4,9 +4,10 @@ use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use sideburn_adapters::{AdaptedTable, Key, Pass, random_weight};
 use sideburn_kernels::{RowLayout, Sight, add_dropout, embedding};
+use sideburn_nn::{Attention, FeedForward, KeysValues, RmsNorm};
 
 use crate::config::{Family, T5Config};
-use crate::layers::{Attention, FeedForwardLayer, KeysValues, RmsNorm, Scores};
+use crate::layers::{Scores, attention, feed_forward, norm};
 use crate::position::relative_position_bucket;
 
 /// One block. Norms come before each layer, and each layer's output is added to what went in.
@@ -17,7 +18,7 @@ pub(crate) struct Block {
     /// Of the decoder's blocks only.
     pub(crate) cross_attention: Option<Attention>,
     pub(crate) cross_norm: Option<RmsNorm>,
-    pub(crate) feed_forward: FeedForwardLayer,
+    pub(crate) feed_forward: FeedForward,
     pub(crate) feed_forward_norm: RmsNorm,
 }
 
@@ -50,25 +51,19 @@ impl Cross {
     }
 }
 
-/// Three matrices that lie side by side.
-fn thirds(x: Tensor<2>) -> [Tensor<2>; 3] {
-    let width = x.dims()[1] / 3;
-    [0, 1, 2].map(|part| x.clone().narrow(1, part * width, width))
-}
-
 impl Stack {
     pub(crate) fn new(config: &T5Config, decoder: bool, key: Key, device: &Device) -> Self {
         let layers = if decoder { config.decoder_layers() } else { config.num_layers };
         let block = |index: usize| {
             let key = key.fold_in(index as u64);
-            let attention = |name: &str| Attention::new(config, key.fold_in_name(name), device);
+            let attention = |name: &str| attention(config, key.fold_in_name(name), device);
             Block {
                 self_attention: attention("SelfAttention"),
-                self_norm: RmsNorm::new(config, device),
+                self_norm: norm(config, device),
                 cross_attention: decoder.then(|| attention("EncDecAttention")),
-                cross_norm: decoder.then(|| RmsNorm::new(config, device)),
-                feed_forward: FeedForwardLayer::new(config, key.fold_in_name("DenseReluDense"), device),
-                feed_forward_norm: RmsNorm::new(config, device),
+                cross_norm: decoder.then(|| norm(config, device)),
+                feed_forward: feed_forward(config, key.fold_in_name("DenseReluDense"), device),
+                feed_forward_norm: norm(config, device),
             }
         };
         let deviation = config.initializer_factor / (config.d_model as f64).sqrt();
@@ -81,7 +76,7 @@ impl Stack {
                 Family::T5 | Family::Mt5 => vec![bias(key_of_bias)],
                 Family::Umt5 => (0..layers as u64).map(|block| bias(key_of_bias.fold_in(block))).collect(),
             },
-            final_norm: RmsNorm::new(config, device),
+            final_norm: norm(config, device),
             bidirectional: !decoder,
             max_distance: config.relative_attention_max_distance,
             dropout: config.dropout_rate,
@@ -105,10 +100,10 @@ impl Stack {
             let attention = &block.self_attention;
             let projections = attention.projections(normed, pass);
             let output = match &mut cache {
-                None => attention.among_themselves(projections, index, own, pass),
+                None => attention.among_themselves(projections, own.bias(index), &own.sight, pass),
                 Some(cache) => {
-                    let [queries, keys, values] = thirds(projections);
-                    attention.look_at(queries, cache(index, KeysValues { keys, values }), index, own, pass)
+                    let (queries, fresh) = attention.split(projections);
+                    attention.look_at(queries, cache(index, fresh), own.bias(index), &own.sight, pass)
                 }
             };
             hidden = add_dropout(hidden, output, pass.next_dropout(self.dropout));
@@ -118,7 +113,7 @@ impl Stack {
             {
                 let seen = cross.blocks[index].clone();
                 let queries = attention.q.forward(norm.forward(hidden.clone()), pass);
-                let output = attention.look_at(queries, seen, index, scores, pass);
+                let output = attention.look_at(queries, seen, scores.bias(index), &scores.sight, pass);
                 hidden = add_dropout(hidden, output, pass.next_dropout(self.dropout));
             }
 

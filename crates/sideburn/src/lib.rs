@@ -9,8 +9,9 @@
 //! | [`data`] | `sideburn-data` | DialogSum, prompt templates, tokenisation, sampling |
 //! | [`generate`] | `sideburn-generate` | greedy decoding over any decoder |
 //! | [`kernels`] | `sideburn-kernels` | fused differentiable operations |
+//! | [`nn`] | `sideburn-nn` | blocks of language models, the files of a model directory |
 //! | [`rouge`] | `sideburn-rouge` | ROUGE, as `rouge_score` computes it |
-//! | [`t5`] | `sideburn-t5` | T5, T5 1.1, FLAN-T5 |
+//! | [`t5`] | `sideburn-t5` | the T5 family |
 //! | [`train`] | `sideburn-train` | the training loop |
 //! | [`weights`] | `sideburn-weights` | safetensors, strictly read and atomically written |
 //!
@@ -66,6 +67,7 @@ pub use sideburn_batch as batch;
 pub use sideburn_data as data;
 pub use sideburn_generate as generate;
 pub use sideburn_kernels as kernels;
+pub use sideburn_nn as nn;
 pub use sideburn_rouge as rouge;
 pub use sideburn_t5 as t5;
 pub use sideburn_train as train;

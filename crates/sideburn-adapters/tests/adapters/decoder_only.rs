@@ -10,7 +10,7 @@ use sideburn_adapters::{
     AdaLoraConfig, AdaptedLinear, AdaptedModel, AdaptedTable, AdaptedVector, AdapterError, AdapterSet, Common,
     FullConfig, Ia3Config, Key, LnTuningConfig, LoHaConfig, LoKrConfig, LoraConfig, LoraInit, Method, ModelShape,
     OftConfig, PTuningConfig, ParameterReport, Pass, PrefixTuningConfig, PromptInit, PromptTuningConfig,
-    TrainableTokensConfig, VeraConfig, Weight, WeightMut, adapter_tensors, attach, load_adapter, merge, peft_types,
+    TrainableTokensConfig, VeraConfig, adapter_tensors, attach, list_weights, load_adapter, merge, peft_types,
     random_weight, save_adapter, set_active, set_adapter_tensors, unmerge,
 };
 use sideburn_kernels::RowLayout;
@@ -142,36 +142,26 @@ fn scaled_to_one(x: Tensor<2>, norm: &AdaptedVector) -> Tensor<2> {
     x / mean.sqrt() * norm.value().unsqueeze()
 }
 
-/// The names of the weights, in order; [`Weight`] and [`WeightMut`] are made alike.
-macro_rules! weights {
-    ($model:expr, $Weight:ident, $as_ref:ident, $iter:ident, $($reference:tt)+) => {{
-        let mut weights = vec![("wte.weight".to_owned(), $Weight::Table($($reference)+ $model.embedding))];
-        for (index, block) in $model.blocks.$iter().enumerate() {
+impl AdaptedModel for Decoder {
+    list_weights! { |model, list, borrow, each, some| {
+        list.push(("wte.weight".to_owned(), borrow!(model.embedding).into()));
+        for (index, block) in each!(model.blocks).enumerate() {
             let name = |part: &str| format!("h.{index}.{part}");
-            weights.extend([
-                (name("norm.weight"), $Weight::Vector($($reference)+ block.norm)),
-                (name("attn.q"), $Weight::Linear($($reference)+ block.q)),
-                (name("attn.k"), $Weight::Linear($($reference)+ block.k)),
-                (name("attn.v"), $Weight::Linear($($reference)+ block.v)),
-                (name("attn.o"), $Weight::Linear($($reference)+ block.o)),
-                (name("mlp.w_in"), $Weight::Linear($($reference)+ block.w_in)),
-                (name("mlp.w_out"), $Weight::Linear($($reference)+ block.w_out)),
+            list.extend([
+                (name("norm.weight"), borrow!(block.norm).into()),
+                (name("attn.q"), borrow!(block.q).into()),
+                (name("attn.k"), borrow!(block.k).into()),
+                (name("attn.v"), borrow!(block.v).into()),
+                (name("attn.o"), borrow!(block.o).into()),
+                (name("mlp.w_in"), borrow!(block.w_in).into()),
+                (name("mlp.w_out"), borrow!(block.w_out).into()),
             ]);
         }
-        weights.push(("ln_f.weight".to_owned(), $Weight::Vector($($reference)+ $model.norm)));
-        weights.extend($model.head.$as_ref().map(|head| ("lm_head".to_owned(), $Weight::Linear(head))));
-        weights
-    }};
-}
-
-impl AdaptedModel for Decoder {
-    fn weights(&self) -> Vec<(String, Weight<'_>)> {
-        weights!(self, Weight, as_ref, iter, &)
-    }
-
-    fn weights_mut(&mut self) -> Vec<(String, WeightMut<'_>)> {
-        weights!(self, WeightMut, as_mut, iter_mut, &mut)
-    }
+        list.push(("ln_f.weight".to_owned(), borrow!(model.norm).into()));
+        if let Some(head) = some!(model.head) {
+            list.push(("lm_head".to_owned(), head.into()));
+        }
+    }}
 
     fn shape(&self) -> ModelShape {
         ModelShape {

@@ -1,7 +1,8 @@
 //! One tiny model of each kind of the family against `transformers`, and what configurations and files say in other words.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Mutex;
 
 use burn::tensor::{Device, Tensor};
 use serde_json::{Value, json};
@@ -11,9 +12,9 @@ use sideburn_adapters::{
 };
 use sideburn_batch::{Seq2SeqBatch, TokenRows};
 use sideburn_generate::{GreedyConfig, greedy};
-use sideburn_t5::{SpecialTokens, T5, T5Error};
+use sideburn_t5::{SpecialTokens, T5, T5Config, T5Error};
 use sideburn_testing::{Golden, max_difference, path, relative_difference, values};
-use sideburn_weights::{SafetensorsFile, Tensor as Stored, TensorSource, write_safetensors};
+use sideburn_weights::{SafetensorsFile, Tensor as Stored, TensorInfo, TensorSource, WeightsError, write_safetensors};
 
 /// The models of `testdata/family`, whether each has a head of its own.
 const MODELS: [(&str, bool); 9] = [
@@ -181,6 +182,47 @@ fn the_embedding_under_any_of_its_names() {
     model.store_embedding(&[]);
     let error = model.load().unwrap_err().to_string();
     assert!(error.contains("missing (1): shared.weight"), "{error}");
+}
+
+/// A source that counts how often each tensor is read.
+struct Counted {
+    file: SafetensorsFile,
+    reads: Mutex<BTreeMap<String, usize>>,
+}
+
+impl TensorSource for Counted {
+    fn path(&self) -> &Path {
+        TensorSource::path(&self.file)
+    }
+
+    fn names(&self) -> Box<dyn ExactSizeIterator<Item = &str> + '_> {
+        TensorSource::names(&self.file)
+    }
+
+    fn info(&self, name: &str) -> Option<&TensorInfo> {
+        TensorSource::info(&self.file, name)
+    }
+
+    fn read(&self, name: &str) -> Result<Stored, WeightsError> {
+        *self.reads.lock().unwrap().entry(name.to_owned()).or_default() += 1;
+        TensorSource::read(&self.file, name)
+    }
+}
+
+#[test]
+fn each_tensor_is_read_once() {
+    let model = Model::new();
+    let other = Stored::from_f32(vec![256, 64], &[0.5; 256 * 64]).unwrap();
+    for head in [embedding(), other] {
+        model.store_embedding(&[(SHARED, embedding()), (ENCODER, embedding()), (DECODER, embedding()), (HEAD, head)]);
+        let file = SafetensorsFile::open(model.0.path().join("model.safetensors")).unwrap();
+        let source = Counted { file, reads: Mutex::default() };
+        let config = T5Config::from_file(path(NAME).join("config.json")).unwrap();
+        T5::from_source(config, &source, &Device::flex()).unwrap();
+        let reads = source.reads.into_inner().unwrap();
+        let names = source.file.names().map(|name| (name.to_owned(), 1)).collect::<BTreeMap<_, _>>();
+        assert_eq!(reads, names);
+    }
 }
 
 #[test]

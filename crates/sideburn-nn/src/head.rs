@@ -1,0 +1,45 @@
+//! The output head: a layer of its own, or the embedding.
+
+use burn::tensor::{Tensor, TensorData};
+use sideburn_adapters::{AdaptedLinear, AdaptedTable, Pass};
+use sideburn_batch::TokenRows;
+use sideburn_kernels::{cross_entropy, linear_cross_entropy};
+
+/// What turns hidden states into a score for every token of the vocabulary.
+#[derive(Clone, Copy, Debug)]
+pub enum Head<'a> {
+    /// A layer of its own, `[vocab_size, width]`.
+    Own(&'a AdaptedLinear),
+    /// The embedding, `[vocab_size, width]`: a tied head.
+    Tied(&'a AdaptedTable),
+}
+
+impl<'a> Head<'a> {
+    /// `own`, or where there is none the embedding.
+    pub fn new(own: Option<&'a AdaptedLinear>, embedding: &'a AdaptedTable) -> Self {
+        own.map_or(Self::Tied(embedding), Self::Own)
+    }
+
+    /// The logits `[tokens, vocab_size]` of `hidden [tokens, width]`.
+    pub fn logits(self, hidden: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
+        match self {
+            Self::Own(head) => head.forward(hidden, pass),
+            Self::Tied(embedding) => embedding.scores(hidden, pass),
+        }
+    }
+
+    /// The negative log-likelihood of every token of `targets`, end to end, where `hidden [tokens, width]` has the state
+    /// that is to write it: `[tokens]`, in nats. A head without adapters never forms its logits.
+    pub fn token_losses(self, hidden: Tensor<2>, targets: &TokenRows, pass: &mut Pass) -> Tensor<1> {
+        let labels: Vec<i32> = targets.ids().iter().map(|id| *id as i32).collect();
+        let labels = Tensor::from_data(TensorData::new(labels, [targets.tokens()]), &hidden.device());
+        let plain = match self {
+            Self::Own(head) => head.plain_weight(pass),
+            Self::Tied(embedding) => embedding.plain_table(pass),
+        };
+        match plain {
+            Some(weight) => linear_cross_entropy(hidden, weight, labels, 0.0),
+            None => cross_entropy(self.logits(hidden, pass), labels),
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! Blocks that language models share, with an adapter slot in every weight: attention with its cache, norms, feed-forward
+//! layers, output heads, tokens in front of rows, and the files of a model directory.
+//!
+//! A family of models is its configuration, the names of its weights, and the wiring of these blocks. `sideburn-t5` is the
+//! first; `tests/nn/tiny.rs` of this crate is a decoder alone, built from outside in one file.
+//!
+//! All blocks see a matrix of tokens, `[tokens, width]`, as a [`RowLayout`](sideburn_kernels::RowLayout) lays out the rows
+//! of a batch; attention alone knows where a row begins and ends. Weights are drawn by whoever builds a block, since the
+//! deviations belong to the family:
+//!
+//! ```
+//! use burn::tensor::{Device, Tensor};
+//! use sideburn_adapters::{AdaptedLinear, Key, Pass};
+//! use sideburn_nn::{Attention, AttentionConfig, no_bias};
+//! use sideburn_kernels::{RowLayout, Sight};
+//!
+//! let (device, key) = (Device::flex(), Key::from_seed(0));
+//! // Four heads that look through one head of keys and values: multi-query attention.
+//! let config = AttentionConfig { width: 16, heads: 4, kv_heads: 1, head_width: 4, scale: 0.5, dropout: 0.0 };
+//! let linear = |name: &str, out, input| AdaptedLinear::random(out, input, 0.25, key.fold_in_name(name), &device);
+//! let attention = Attention::new(config, linear);
+//!
+//! // Two rows, of three tokens and of two, one behind the other.
+//! let layout = RowLayout::packed(&[3, 2], &device);
+//! let x = Tensor::<2>::ones([5, 16], &device);
+//! let sight = Sight::up_to_own_place(4, &layout, &layout, 0);
+//! let mut pass = Pass::evaluate();
+//! let projections = attention.projections(x, &mut pass);
+//! let mixed = attention.among_themselves(projections, no_bias(&device), &sight, &mut pass);
+//! assert_eq!(mixed.dims(), [5, 16]);
+//! ```
+
+#![forbid(unsafe_code)]
+
+mod activation;
+mod attention;
+mod cache;
+mod error;
+mod feed_forward;
+mod fields;
+mod head;
+mod model_dir;
+mod norm;
+mod special_tokens;
+mod tokens;
+
+pub use activation::Activation;
+pub use attention::{Attention, AttentionConfig, KeysValues, no_bias};
+pub use cache::Cache;
+pub use error::NnError;
+pub use feed_forward::FeedForward;
+pub use fields::ConfigFields;
+pub use head::Head;
+pub use model_dir::{ModelDir, read_json};
+pub use norm::{LayerNorm, RmsNorm};
+pub use special_tokens::SpecialTokens;
+pub use tokens::{check_ids, embed, embed_behind, places_behind, shift_right};

@@ -1,0 +1,75 @@
+//! Token ids on their way into a model, and virtual tokens in front of them.
+
+use burn::tensor::{Int, Tensor};
+use sideburn_adapters::{AdaptedTable, Pass};
+use sideburn_batch::TokenRows;
+use sideburn_kernels::RowLayout;
+
+use crate::NnError;
+
+/// Checks that the embedding has a row for every token.
+///
+/// # Errors
+/// [`TokenOutsideVocabulary`](NnError::TokenOutsideVocabulary) with the first that it has none for.
+pub fn check_ids(rows: &TokenRows, vocab_size: usize) -> Result<(), NnError> {
+    match rows.ids().iter().find(|id| **id as usize >= vocab_size) {
+        Some(id) => Err(NnError::TokenOutsideVocabulary { id: *id, vocab_size }),
+        None => Ok(()),
+    }
+}
+
+/// What a decoder reads to write `target`: the start token, and all tokens but the last. `[[7, 8, 1]]` from 0 makes
+/// `[[0, 7, 8]]`.
+pub fn shift_right(target: &TokenRows, start: u32) -> TokenRows {
+    let shifted = target.iter().map(|row| {
+        let mut input = vec![start];
+        input.extend_from_slice(&row[..row.len() - 1]);
+        input
+    });
+    TokenRows::from_rows(shifted).expect("rows of the same lengths as the target's")
+}
+
+/// The embedded tokens of `rows`, `[tokens, width]`, as `layout` lays them out; places of no row hold the token `filler`.
+///
+/// # Errors
+/// If a token id is outside the vocabulary.
+pub fn embed(
+    table: &AdaptedTable,
+    rows: &TokenRows,
+    layout: &RowLayout,
+    filler: u32,
+    pass: &Pass,
+) -> Result<Tensor<2>, NnError> {
+    check_ids(rows, table.shape()[0])?;
+    Ok(table.rows(layout.ids(rows, filler), pass))
+}
+
+/// The same, with each row behind the same `virtual_tokens [n, width]`, for which `layout` has room.
+///
+/// # Errors
+/// If a token id is outside the vocabulary.
+pub fn embed_behind(
+    virtual_tokens: Tensor<2>,
+    table: &AdaptedTable,
+    rows: &TokenRows,
+    layout: &RowLayout,
+    filler: u32,
+    pass: &Pass,
+) -> Result<Tensor<2>, NnError> {
+    let own = RowLayout::packed(rows.lengths(), layout.device());
+    let embedded = embed(table, rows, &own, filler, pass)?;
+    let places = places_behind(virtual_tokens.dims()[0], &own, layout);
+    Ok(Tensor::cat(vec![virtual_tokens, embedded], 0).select(0, places))
+}
+
+/// For rows of which each begins with the same `added` tokens, and goes on with those that `own` lays out: where each
+/// token of `layout` stands among the added ones and, behind them, all own ones.
+///
+/// With one token added to rows of two and one: the rows are `[0, 1, 2]` and `[0, 3]`.
+pub fn places_behind(added: usize, own: &RowLayout, layout: &RowLayout) -> Tensor<1, Int> {
+    let rows = (0..own.rows()).map(|row| {
+        let own = own.row(row).map(|token| (added + token) as u32);
+        (0..added as u32).chain(own).collect::<Vec<u32>>()
+    });
+    layout.ids(&TokenRows::from_rows(rows).expect("rows longer than those of a batch"), 0)
+}

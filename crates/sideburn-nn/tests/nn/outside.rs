@@ -1,0 +1,127 @@
+//! What a family from outside has for its one file: it loads, trains and writes, with adapters.
+
+use std::convert::Infallible;
+
+use burn::tensor::Device;
+use sideburn_adapters::{Key, LoraConfig, Pass, PrefixTuningConfig, attach, load_adapter, save_adapter};
+use sideburn_batch::{Seq2SeqBatch, TokenRows};
+use sideburn_generate::{Decoder, GreedyConfig, greedy};
+use sideburn_nn::ModelDir;
+use sideburn_testing::{max_difference, values};
+use sideburn_train::{TrainConfig, Trainer};
+
+use crate::tiny::{SEPARATOR, Tiny, TinyConfig, moved};
+
+fn config() -> TinyConfig {
+    TinyConfig { vocab_size: 32, width: 8, heads: 4, layers: 2, positions: 24 }
+}
+
+fn model(device: &Device) -> Tiny {
+    moved(Tiny::random(&config(), Key::from_seed(1), device))
+}
+
+fn batch() -> Seq2SeqBatch {
+    let source = TokenRows::from_rows([[5, 6, 7, 8].as_slice(), &[9, 10]]).unwrap();
+    let target = TokenRows::from_rows([[11, 12].as_slice(), &[13, 14, 15, 1]]).unwrap();
+    Seq2SeqBatch::new(source, target).unwrap()
+}
+
+fn losses(model: &Tiny) -> Vec<f32> {
+    values(model.token_losses(&batch(), &mut Pass::evaluate()).unwrap())
+}
+
+#[test]
+fn it_loads_what_it_saved_and_says_what_does_not_fit() {
+    let directory = tempfile::tempdir().unwrap();
+    let files = ModelDir::new(directory.path());
+    let (model, device) = (model(&Device::flex()), Device::flex());
+    model.save_dir(&files).unwrap();
+    assert_eq!(losses(&Tiny::from_dir(&files, &device).unwrap()), losses(&model));
+
+    let error = |text: &str| {
+        std::fs::write(files.config_path(), text).unwrap();
+        Tiny::from_dir(&files, &device).unwrap_err().to_string()
+    };
+    let heads = error(r#"{"model_type": "tiny", "n_head": "4"}"#);
+    assert!(heads.ends_with("config.json: `n_head` is \"4\", expected a whole number"), "{heads}");
+    let missing = error(r#"{"model_type": "tiny", "n_layer": 3}"#);
+    assert!(missing.contains("missing (10): h.2.ln_1.weight; h.2.ln_1.bias; h.2.attn.q.weight"), "{missing}");
+}
+
+#[test]
+fn it_trains_an_adapter_that_is_saved_and_loaded() {
+    let device = Device::flex().autodiff();
+    let mut trained = model(&device);
+    let before = losses(&trained);
+    attach(&mut trained, "new", LoraConfig::new(["q", "v", "fc_in"]), Key::from_seed(2)).unwrap();
+    let trainer = Trainer::new(TrainConfig { learning_rate: 1e-2, ..TrainConfig::new(20) }).unwrap();
+    let report = trainer.train(&mut trained, |_| Ok::<_, Infallible>(batch()), Tiny::token_losses).unwrap();
+    assert_eq!(report.steps.len(), 20);
+    let after = losses(&trained);
+    let mean = |losses: &[f32]| losses.iter().sum::<f32>() / losses.len() as f32;
+    assert!(mean(&after) < mean(&before) - 0.1, "from {} to {}", mean(&before), mean(&after));
+
+    let directory = tempfile::tempdir().unwrap();
+    save_adapter(&trained, "new", directory.path()).unwrap();
+    let mut loaded = model(&device);
+    load_adapter(&mut loaded, "again", directory.path()).unwrap();
+    assert_eq!(losses(&loaded), after);
+}
+
+/// The logits of what follows `row`, when it is read from its beginning.
+fn without_a_cache(model: &Tiny, row: &[u32]) -> Vec<f32> {
+    let (last, before) = row.split_last().unwrap();
+    let mut decoding = model.start_decoding(&TokenRows::from_rows([before]).unwrap()).unwrap();
+    values(decoding.next_logits(&[*last]).unwrap())
+}
+
+#[test]
+fn it_writes_behind_prompts_of_any_length() {
+    let start = SEPARATOR[0];
+    // No token has the id that ends a row, so that all are as long as allowed.
+    let config =
+        GreedyConfig { max_new_tokens: 6, decoder_start_token_id: start, eos_token_id: 99, no_repeat_ngram_size: 0 };
+    let prompts: [&[u32]; 3] = [&[5, 6, 7, 8], &[9], &[10, 11]];
+    let with_prefix = {
+        let mut model = model(&Device::flex());
+        attach(&mut model, "new", PrefixTuningConfig::new(3), Key::from_seed(2)).unwrap();
+        model
+    };
+    for model in [model(&Device::flex()), with_prefix] {
+        let source = TokenRows::from_rows(prompts).unwrap();
+        let mut decoding = model.start_decoding(&source).unwrap();
+        let mut rows: Vec<Vec<u32>> = prompts.iter().map(|prompt| prompt.to_vec()).collect();
+        for tokens in [[start; 3], [20, 21, 22], [23, 24, 25]] {
+            rows.iter_mut().zip(tokens).for_each(|(row, token)| row.push(token));
+            let found = values(decoding.next_logits(&tokens).unwrap());
+            for (row, found) in rows.iter().zip(found.chunks(32)) {
+                assert!(max_difference(found, &without_a_cache(&model, row)) < 1e-5, "{row:?}");
+            }
+            assert!(max_difference(&found[..32], &found[32..64]) > 1e-2);
+        }
+        let written = greedy(model.start_decoding(&source).unwrap(), &config).unwrap();
+        for (prompt, written) in prompts.iter().zip(written) {
+            let whole = [*prompt, SEPARATOR, &written].concat();
+            for at in prompt.len() + 1..whole.len() {
+                let logits = without_a_cache(&model, &whole[..at]);
+                let best = (0..32).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
+                assert_eq!(whole[at] as usize, best);
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_are_dropped_and_repeated() {
+    let model = model(&Device::flex());
+    let source = TokenRows::from_rows([[5, 6, 7].as_slice(), &[9]]).unwrap();
+    let mut decoding = model.start_decoding(&source).unwrap();
+    decoding.next_logits(&[2, 2]).unwrap();
+    let mut one = decoding.clone();
+    decoding.select_rows(&[1, 0, 1]);
+    one.select_rows(&[1]);
+    let all = values(decoding.next_logits(&[12, 13, 12]).unwrap());
+    let alone = values(one.next_logits(&[12]).unwrap());
+    assert!(max_difference(&all[..32], &alone) < 1e-5 && max_difference(&all[64..], &alone) < 1e-5);
+    assert!(max_difference(&all[32..64], &alone) > 1e-2);
+}
