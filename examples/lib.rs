@@ -90,7 +90,7 @@ pub fn summarise(
     batch_size: usize,
 ) -> anyhow::Result<Vec<String>> {
     let tokens = model.special_tokens();
-    let eos_token_id = *tokens.end.first().context("no end token")?;
+    let eos_token_id = tokens.end.clone();
     let decoder_start_token_id = tokens.start.context("no start token")?;
     let config = GreedyConfig { max_new_tokens: 64, decoder_start_token_id, eos_token_id, no_repeat_ngram_size: 3 };
     let mut summaries = Vec::new();

@@ -213,8 +213,8 @@ fn decode(case: &Case, new_tokens: usize) -> anyhow::Result<Value> {
         .collect::<Result<_, _>>()?;
     let model = T5::from_dir(&case.model, &Device::flex())?;
     let decoder_start_token_id = model.special_tokens().start.context("no start token")?;
-    // No token has this id, so that no row ends early.
-    let eos_token_id = u32::MAX;
+    // No token ends a row early.
+    let eos_token_id = Vec::new();
     let config =
         GreedyConfig { max_new_tokens: new_tokens, decoder_start_token_id, eos_token_id, no_repeat_ngram_size: 0 };
     let ready_at = now();

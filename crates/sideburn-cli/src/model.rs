@@ -48,8 +48,9 @@ pub(crate) fn write_greedily(model: &Model, source: &TokenRows, width: usize) ->
     let tokens = model.special_tokens();
     let decoder_start_token_id =
         tokens.start.context("neither config.json nor generation_config.json has a start token")?;
-    let eos_token_id = tokens.end.first().copied().unwrap_or(u32::MAX);
-    let pad_token_id = tokens.pad.unwrap_or(eos_token_id);
+    let eos_token_id = tokens.end.clone();
+    // Where there is no padding, `generate` pads with what ends a row; where nothing ends one, nothing is padded.
+    let pad_token_id = tokens.pad.or(tokens.end.first().copied()).unwrap_or_default();
     let max_new_tokens = width - 1;
     let config = GreedyConfig { max_new_tokens, decoder_start_token_id, eos_token_id, no_repeat_ngram_size: 0 };
     let padding = std::iter::repeat(pad_token_id);

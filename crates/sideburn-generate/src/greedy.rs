@@ -5,14 +5,14 @@ use burn::tensor::{Bool, Tensor, TensorData};
 use crate::Decoder;
 
 /// What may be written, and when a row ends; the fields are named as in `transformers.GenerationConfig`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GreedyConfig {
     /// The longest row, its end-of-sequence token included.
     pub max_new_tokens: usize,
     /// What every row starts from; not part of what is returned.
     pub decoder_start_token_id: u32,
-    /// What ends a row.
-    pub eos_token_id: u32,
+    /// What ends a row: any of these tokens. Without one, all rows are as long as allowed.
+    pub eos_token_id: Vec<u32>,
     /// No row may hold the same sequence of this many tokens twice, the start token counted in; 0 allows it.
     pub no_repeat_ngram_size: usize,
 }
@@ -42,7 +42,7 @@ pub fn greedy<D: Decoder>(mut decoder: D, config: &GreedyConfig) -> Result<Vec<V
         for (row, token) in open.iter().zip(&best) {
             written[*row].push(*token);
         }
-        let going_on: Vec<usize> = (0..open.len()).filter(|row| best[*row] != config.eos_token_id).collect();
+        let going_on: Vec<usize> = (0..open.len()).filter(|row| !config.eos_token_id.contains(&best[*row])).collect();
         if going_on.len() < open.len() && !going_on.is_empty() {
             decoder.select_rows(&going_on);
         }
@@ -123,10 +123,32 @@ mod tests {
     fn every_row_stops_at_its_own_end() {
         let rows = vec![vec![4, 5, 1, 9, 9, 9], vec![1, 9, 9, 9, 9, 9], vec![6, 7, 8, 6, 7, 8]];
         let script = Script { fed: vec![Vec::new(); rows.len()], rows, position: 0 };
-        let config =
-            GreedyConfig { max_new_tokens: 5, decoder_start_token_id: 0, eos_token_id: 1, no_repeat_ngram_size: 0 };
+        let config = GreedyConfig {
+            max_new_tokens: 5,
+            decoder_start_token_id: 0,
+            eos_token_id: vec![1],
+            no_repeat_ngram_size: 0,
+        };
         let written = greedy(script, &config).unwrap();
         assert_eq!(written, [vec![4, 5, 1], vec![1], vec![6, 7, 8, 6, 7]]);
+    }
+
+    #[test]
+    fn any_of_several_tokens_ends_a_row_and_none_ends_no_row() {
+        let rows = vec![vec![4, 5, 1, 9, 9, 9], vec![7, 9, 9, 9, 9, 9], vec![6, 8, 8, 6, 7, 8]];
+        let script = || Script { fed: vec![Vec::new(); rows.len()], rows: rows.clone(), position: 0 };
+        let config = |eos_token_id: &[u32]| GreedyConfig {
+            max_new_tokens: 5,
+            decoder_start_token_id: 0,
+            eos_token_id: eos_token_id.to_vec(),
+            no_repeat_ngram_size: 0,
+        };
+        let written = greedy(script(), &config(&[1, 7])).unwrap();
+        assert_eq!(written, [vec![4, 5, 1], vec![7], vec![6, 8, 8, 6, 7]]);
+        assert_eq!(
+            greedy(script(), &config(&[])).unwrap(),
+            rows.iter().map(|row| row[..5].to_vec()).collect::<Vec<_>>()
+        );
     }
 
     #[test]

@@ -78,9 +78,13 @@ fn without_a_cache(model: &Tiny, row: &[u32]) -> Vec<f32> {
 #[test]
 fn it_writes_behind_prompts_of_any_length() {
     let start = SEPARATOR[0];
-    // No token has the id that ends a row, so that all are as long as allowed.
-    let config =
-        GreedyConfig { max_new_tokens: 6, decoder_start_token_id: start, eos_token_id: 99, no_repeat_ngram_size: 0 };
+    // No token ends a row, so that all are as long as allowed.
+    let config = GreedyConfig {
+        max_new_tokens: 6,
+        decoder_start_token_id: start,
+        eos_token_id: vec![],
+        no_repeat_ngram_size: 0,
+    };
     let prompts: [&[u32]; 3] = [&[5, 6, 7, 8], &[9], &[10, 11]];
     let with_prefix = {
         let mut model = model(&Device::flex());

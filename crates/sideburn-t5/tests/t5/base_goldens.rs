@@ -82,8 +82,12 @@ fn greedy_tokens_of_a_padded_batch() {
         let source = io.rows("input_ids", &io.mask_lengths("attention_mask"));
         for (case, no_repeat_ngram_size) in [("greedy", 0), ("greedy_ngram2", 2)] {
             let sequences: Vec<Vec<u32>> = serde_json::from_value(reference[case]["sequences"].clone()).unwrap();
-            let config =
-                GreedyConfig { max_new_tokens: 24, decoder_start_token_id: 0, eos_token_id: 1, no_repeat_ngram_size };
+            let config = GreedyConfig {
+                max_new_tokens: 24,
+                decoder_start_token_id: 0,
+                eos_token_id: vec![1],
+                no_repeat_ngram_size,
+            };
             let written = greedy(model.start_decoding(&source).unwrap(), &config).unwrap();
             assert_eq!(written.len(), sequences.len());
             for (mut found, expected) in written.into_iter().zip(sequences) {
@@ -143,7 +147,7 @@ fn more_padding_changes_nothing() {
     let (model, io) = (model("t5_gated_untied"), Golden::open("t5_gated_untied/io.safetensors"));
     let source = io.rows("input_ids", &io.mask_lengths("attention_mask"));
     let config =
-        GreedyConfig { max_new_tokens: 24, decoder_start_token_id: 0, eos_token_id: 1, no_repeat_ngram_size: 0 };
+        GreedyConfig { max_new_tokens: 24, decoder_start_token_id: 0, eos_token_id: vec![1], no_repeat_ngram_size: 0 };
     let together = greedy(model.start_decoding(&source).unwrap(), &config).unwrap();
     for (index, row) in source.iter().enumerate() {
         let decoder_input = TokenRows::from_rows([[0, 7, 9]]).unwrap();

@@ -81,8 +81,12 @@ fn greedy_tokens() {
     for (name, _) in MODELS {
         let (model, io) = (load(path("family").join(name)), io(&format!("family/{name}")));
         let source = io.rows("input_ids", &io.mask_lengths("attention_mask"));
-        let config =
-            GreedyConfig { max_new_tokens: 8, decoder_start_token_id: 0, eos_token_id: 1, no_repeat_ngram_size: 0 };
+        let config = GreedyConfig {
+            max_new_tokens: 8,
+            decoder_start_token_id: 0,
+            eos_token_id: vec![1],
+            no_repeat_ngram_size: 0,
+        };
         let written = greedy(model.start_decoding(&source).unwrap(), &config).unwrap();
         let expected = io.integers("greedy_ids");
         for (mut found, expected) in written.into_iter().zip(expected.chunks(9)) {
@@ -270,6 +274,19 @@ fn token_ids_that_are_null_or_lists() {
     assert_eq!(loaded.special_tokens().start, Some(0));
     let of_original = values(load(path(NAME)).token_losses(&batch, &mut Pass::evaluate()).unwrap());
     assert_eq!(values(loaded.token_losses(&batch, &mut Pass::evaluate()).unwrap()), of_original);
+}
+
+/// The golden's rows, cut at the first of two tokens that end them.
+#[test]
+fn any_token_of_a_list_ends_a_row() {
+    let (model, io) = (load(path("family/mt5")), io("family/mt5"));
+    let source = io.rows("input_ids", &io.mask_lengths("attention_mask"));
+    let (max_new_tokens, eos_token_id) = (8, vec![6, 22]);
+    let config = GreedyConfig { max_new_tokens, decoder_start_token_id: 0, eos_token_id, no_repeat_ngram_size: 0 };
+    let written = greedy(model.start_decoding(&source).unwrap(), &config).unwrap();
+    let whole: Vec<Vec<u32>> =
+        io.integers("greedy_ids").chunks(9).map(|row| row[1..].iter().map(|id| *id as u32).collect()).collect();
+    assert_eq!(written, [whole[0][..2].to_vec(), whole[1][..3].to_vec(), whole[2].clone()]);
 }
 
 #[cfg(unix)]

@@ -86,7 +86,7 @@ fn rows_decode_with_their_adapters() {
     let inputs = Inputs::open();
     let model = with_a_and_b();
     let config =
-        GreedyConfig { max_new_tokens: 24, decoder_start_token_id: 0, eos_token_id: 1, no_repeat_ngram_size: 0 };
+        GreedyConfig { max_new_tokens: 24, decoder_start_token_id: 0, eos_token_id: vec![1], no_repeat_ngram_size: 0 };
     let pass = Pass::evaluate().with_adapters(ROWS);
     let mixed = greedy(model.start_decoding_in(&inputs.source, pass).unwrap(), &config).unwrap();
     for (row, name) in ROWS.iter().enumerate() {

@@ -118,8 +118,12 @@ fn steps_are_few_launches() {
 fn greedy_tokens() {
     for family in FAMILIES {
         let io = Golden::open(&format!("{family}/io.safetensors"));
-        let config =
-            GreedyConfig { max_new_tokens: 24, decoder_start_token_id: 0, eos_token_id: 1, no_repeat_ngram_size: 0 };
+        let config = GreedyConfig {
+            max_new_tokens: 24,
+            decoder_start_token_id: 0,
+            eos_token_id: vec![1],
+            no_repeat_ngram_size: 0,
+        };
         let write = |device: &Device| {
             let model = T5::from_dir(sideburn_testing::path(family), device).unwrap();
             greedy(model.start_decoding(io.batch().source()).unwrap(), &config).unwrap()
