@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use sideburn_weights::WeightsError;
+use sideburn_weights::{WeightsError, printable};
 
 /// A tensor whose shape is not that of its place in the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub struct Misshapen {
 
 impl fmt::Display for Misshapen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} is {:?}, the model has {:?}", self.tensor, self.found, self.expected)
+        write!(f, "{} is {:?}, the model has {:?}", printable(&self.tensor), self.found, self.expected)
     }
 }
 
@@ -52,7 +52,8 @@ pub enum AdapterError {
     },
     /// A target pattern that is not a regular expression.
     #[error(
-        "target_modules {pattern:?} is not a regular expression that is supported here (no look-around): {message}"
+        "target_modules {pattern:?} is not a regular expression that is supported here (no look-around): {}",
+        lines(message)
     )]
     TargetPattern {
         /// The pattern.
@@ -61,7 +62,7 @@ pub enum AdapterError {
         message: String,
     },
     /// A field with a value that means nothing.
-    #[error("`{field}` is {found}, expected {expected}; correct the configuration")]
+    #[error("`{field}` is {}, expected {expected}; correct the configuration", printable(found))]
     InvalidField {
         /// The field, as `peft` calls it.
         field: &'static str,
@@ -72,7 +73,9 @@ pub enum AdapterError {
     },
     /// A field that would change the result and is not supported.
     #[error(
-        "`{field}` is {value}, which this version does not support; without it the adapter would compute something else"
+        "`{}` is {}, which this version does not support; without it the adapter would compute something else",
+        printable(field),
+        printable(value)
     )]
     UnsupportedField {
         /// The field, as `peft` calls it.
@@ -81,7 +84,7 @@ pub enum AdapterError {
         value: String,
     },
     /// A configuration that cannot be read.
-    #[error("{}: the adapter configuration cannot be read: {message}", path.display())]
+    #[error("{}: the adapter configuration cannot be read: {}", printable(path), printable(message))]
     UnreadableConfig {
         /// The file.
         path: PathBuf,
@@ -89,7 +92,7 @@ pub enum AdapterError {
         message: String,
     },
     /// An error in the content of a file.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}", printable(path))]
     InFile {
         /// The file.
         path: PathBuf,
@@ -97,7 +100,7 @@ pub enum AdapterError {
         source: Box<AdapterError>,
     },
     /// An adapter that no file holds all of.
-    #[error("`{field}` is {value}, which draws at random what no file holds; {remedy}")]
+    #[error("`{field}` is {}, which draws at random what no file holds; {remedy}", printable(value))]
     NotStorable {
         /// The field, as `peft` calls it.
         field: &'static str,
@@ -192,8 +195,13 @@ pub enum AdapterError {
         place: String,
     },
     /// Tensors of a file that do not fit the model.
-    #[error("{}: the tensors do not fit the model{}{}{}", path.display(),
-        listed("missing", missing), listed("unexpected", unexpected), listed("misshapen", misshapen))]
+    #[error(
+        "{}: the tensors do not fit the model{}{}{}",
+        printable(path),
+        listed("missing", missing),
+        listed("unexpected", unexpected),
+        listed("misshapen", misshapen)
+    )]
     TensorsDoNotFit {
         /// The file or directory.
         path: PathBuf,
@@ -205,7 +213,11 @@ pub enum AdapterError {
         misshapen: Vec<Misshapen>,
     },
     /// A value that is infinite or not a number.
-    #[error("{}: element {index} of {tensor} is {value}; the adapter is broken, train or fetch it anew", path.display())]
+    #[error(
+        "{}: element {index} of {} is {value}; the adapter is broken, train or fetch it anew",
+        printable(path),
+        printable(tensor)
+    )]
     NotFinite {
         /// The file.
         path: PathBuf,
@@ -227,7 +239,7 @@ pub enum AdapterError {
         shape: Vec<usize>,
     },
     /// A tensor that should repeat another and does not.
-    #[error("{}: {tensor} is not equal to {of}, of which it must be a copy", path.display())]
+    #[error("{}: {tensor} is not equal to {of}, of which it must be a copy", printable(path))]
     NotACopy {
         /// The file.
         path: PathBuf,
@@ -241,10 +253,39 @@ pub enum AdapterError {
     Weights(#[from] WeightsError),
 }
 
+/// A text of several lines, such as a parser that points into its input gives.
+fn lines(text: &str) -> String {
+    text.lines().map(|line| printable(line).to_string()).collect::<Vec<_>>().join("\n")
+}
+
 fn listed<T: fmt::Display>(what: &str, items: &[T]) -> String {
     if items.is_empty() {
         return String::new();
     }
-    let items: Vec<String> = items.iter().map(T::to_string).collect();
+    let items: Vec<String> = items.iter().map(|item| printable(&item.to_string()).to_string()).collect();
     format!("\n  {what} ({}): {}", items.len(), items.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_from_files_are_shown_and_not_obeyed() {
+        let hostile = "x\u{1b}[2J".to_owned();
+        let path = PathBuf::from(&hostile);
+        let misshapen = Misshapen { tensor: hostile.clone(), found: vec![1], expected: vec![2] };
+        let (missing, unexpected) = (vec![hostile.clone()], vec![hostile.clone()]);
+        let errors = [
+            AdapterError::UnreadableConfig { path: path.clone(), message: hostile.clone() },
+            AdapterError::UnsupportedField { field: hostile.clone(), value: hostile.clone() },
+            AdapterError::TargetPattern { pattern: hostile.clone(), message: format!("regex:\n  {hostile}\n  ^") },
+            AdapterError::TensorsDoNotFit { path: path.clone(), missing, unexpected, misshapen: vec![misshapen] },
+            AdapterError::NotFinite { path, tensor: hostile, index: 0, value: f32::NAN },
+        ];
+        for error in errors {
+            let message = error.to_string();
+            assert!(message.contains(r"x\u{1b}[2J") && !message.contains('\u{1b}'), "{message:?}");
+        }
+    }
 }

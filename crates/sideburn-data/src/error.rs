@@ -6,6 +6,7 @@ use std::{
 };
 
 use sideburn_batch::BatchError;
+use sideburn_weights::printable;
 
 /// A record in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,7 +25,7 @@ impl Place {
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, line {}", self.path.display(), self.line)
+        write!(f, "{}, line {}", printable(&self.path), self.line)
     }
 }
 
@@ -33,14 +34,14 @@ impl fmt::Display for Place {
 #[non_exhaustive]
 pub enum DataError {
     /// A file is not there.
-    #[error("{path} does not exist; check the path, or whether the download is complete", path = path.display())]
+    #[error("{path} does not exist; check the path, or whether the download is complete", path = printable(path))]
     FileMissing {
         /// The file looked for.
         path: PathBuf,
     },
 
     /// The operating system would not let a file be read.
-    #[error("{path} cannot be read: {source}", path = path.display())]
+    #[error("{path} cannot be read: {source}", path = printable(path))]
     Io {
         /// The file or directory.
         path: PathBuf,
@@ -49,7 +50,7 @@ pub enum DataError {
     },
 
     /// A directory holds none of a data set's files.
-    #[error("{directory} holds no file of DialogSum; looked for {looked_for}", directory = directory.display(), looked_for = looked_for.join(", "))]
+    #[error("{directory} holds no file of DialogSum; looked for {looked_for}", directory = printable(directory), looked_for = looked_for.join(", "))]
     NoSplits {
         /// The directory given.
         directory: PathBuf,
@@ -58,7 +59,7 @@ pub enum DataError {
     },
 
     /// A directory holds one split more than once.
-    #[error("{directory} holds the {split} split more than once, as {found}; keep one of them", directory = directory.display(), found = found.join(" and "))]
+    #[error("{directory} holds the {split} split more than once, as {found}; keep one of them", directory = printable(directory), found = printable(&found.join(" and ")))]
     AmbiguousSplit {
         /// The directory given.
         directory: PathBuf,
@@ -69,7 +70,7 @@ pub enum DataError {
     },
 
     /// A file holds no record.
-    #[error("{path} holds no sample; expected at least one record{after}", path = path.display(), after = if *has_header { " after the header" } else { "" })]
+    #[error("{path} holds no sample; expected at least one record{after}", path = printable(path), after = if *has_header { " after the header" } else { "" })]
     NoSamples {
         /// The file.
         path: PathBuf,
@@ -120,7 +121,7 @@ pub enum DataError {
     },
 
     /// A CSV header lacks a column.
-    #[error("{at}: no column named \"{column}\"; found {found}", found = found.join(", "))]
+    #[error("{at}: no column named \"{column}\"; found {found}", found = listed(found))]
     MissingColumn {
         /// The header.
         at: Place,
@@ -153,7 +154,7 @@ pub enum DataError {
     },
 
     /// A line of a JSON Lines file is not JSON.
-    #[error("{at}: not JSON at column {column}: {reason}; expected one object on each line")]
+    #[error("{at}: not JSON at column {column}: {reason}; expected one object on each line", reason = printable(reason))]
     Json {
         /// The line.
         at: Place,
@@ -173,7 +174,7 @@ pub enum DataError {
     },
 
     /// An object lacks a field.
-    #[error("{at}: no field \"{field}\"; found {found}", found = found.join(", "))]
+    #[error("{at}: no field \"{field}\"; found {found}", field = printable(field), found = listed(found))]
     MissingField {
         /// The line.
         at: Place,
@@ -184,7 +185,7 @@ pub enum DataError {
     },
 
     /// A field is not of the right type.
-    #[error("{at}: field \"{field}\" must be a string, found {found}; put the text in quotation marks")]
+    #[error("{at}: field \"{field}\" must be a string, found {found}; put the text in quotation marks", field = printable(field))]
     FieldType {
         /// The line.
         at: Place,
@@ -195,7 +196,7 @@ pub enum DataError {
     },
 
     /// A text that must say something is blank.
-    #[error("{at}: \"{field}\" is blank; remove the record or fill it in")]
+    #[error("{at}: \"{field}\" is blank; remove the record or fill it in", field = printable(field))]
     Blank {
         /// The record.
         at: Place,
@@ -204,7 +205,7 @@ pub enum DataError {
     },
 
     /// Two records have the same id.
-    #[error("{at}: the id \"{id}\" is already that of line {first}; give every record an id of its own")]
+    #[error("{at}: the id \"{id}\" is already that of line {first}; give every record an id of its own", id = printable(id))]
     DuplicateId {
         /// The second record.
         at: Place,
@@ -216,7 +217,8 @@ pub enum DataError {
 
     /// Two different dialogues under one id.
     #[error(
-        "{at}: \"{id}\" is numbered as a reference to the dialogue of line {first}, but its dialogue differs; rows ID_1, ID_2, ... must repeat one dialogue"
+        "{at}: \"{id}\" is numbered as a reference to the dialogue of line {first}, but its dialogue differs; rows ID_1, ID_2, ... must repeat one dialogue",
+        id = printable(id)
     )]
     DifferentDialogues {
         /// The second record.
@@ -237,7 +239,7 @@ pub enum DataError {
     },
 
     /// A tokenizer file cannot be understood.
-    #[error("{path} is not a tokenizer.json that the tokenizers library can read: {source}; fetch the file again", path = path.display())]
+    #[error("{path} is not a tokenizer.json that the tokenizers library can read: {source}; fetch the file again", source = printable(&source.to_string()), path = printable(path))]
     TokenizerFile {
         /// The file.
         path: PathBuf,
@@ -246,7 +248,7 @@ pub enum DataError {
     },
 
     /// A tokenizer lacks a token that an encoder-decoder needs.
-    #[error("{path} has no token \"{token}\"; a T5 tokenizer is needed", path = path.display())]
+    #[error("{path} has no token \"{token}\"; a T5 tokenizer is needed", path = printable(path))]
     MissingToken {
         /// The tokenizer file.
         path: PathBuf,
@@ -266,7 +268,7 @@ pub enum DataError {
     },
 
     /// The tokenizer refused a text or ids.
-    #[error("the tokenizer failed: {source}")]
+    #[error("the tokenizer failed: {source}", source = printable(&source.to_string()))]
     Tokenizer {
         /// What the library said.
         source: Box<dyn std::error::Error + Send + Sync>,
@@ -280,7 +282,7 @@ pub enum DataError {
     },
 
     /// A sample has nothing to be trained on.
-    #[error("sample \"{id}\" has no summary; give it at least one")]
+    #[error("sample \"{id}\" has no summary; give it at least one", id = printable(id))]
     NoSummary {
         /// The sample.
         id: String,
@@ -311,6 +313,11 @@ pub enum DataError {
     Batch(#[from] BatchError),
 }
 
+/// Names of fields or columns, as a message lists them.
+fn listed(names: &[String]) -> String {
+    printable(&names.join(", ")).to_string()
+}
+
 impl DataError {
     /// The error of opening or reading `path`.
     pub(crate) fn from_io(path: &Path, source: io::Error) -> Self {
@@ -318,6 +325,29 @@ impl DataError {
         match source.kind() {
             io::ErrorKind::NotFound => Self::FileMissing { path },
             _ => Self::Io { path, source },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_from_files_are_shown_and_not_obeyed() {
+        let hostile = || "x\u{1b}[2J\0".to_owned();
+        let at = Place::new(Path::new(&hostile()), 3);
+        let found = vec![hostile()];
+        let errors = [
+            DataError::MissingColumn { at: at.clone(), column: "id", found: found.clone() },
+            DataError::MissingField { at: at.clone(), field: hostile(), found },
+            DataError::Json { at: at.clone(), column: 1, reason: hostile() },
+            DataError::DuplicateId { at, id: hostile(), first: 1 },
+            DataError::TokenizerFile { path: hostile().into(), source: hostile().into() },
+        ];
+        for error in errors {
+            let message = error.to_string();
+            assert!(message.contains(r"x\u{1b}[2J\0") && !message.contains(['\u{1b}', '\0']), "{message:?}");
         }
     }
 }

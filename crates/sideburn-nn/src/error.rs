@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
-use sideburn_weights::WeightsError;
+use sideburn_weights::{WeightsError, printable};
 
 /// Why a model's files cannot be read, or its tokens not run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NnError {
     /// A configuration that cannot be read or says what cannot be.
-    #[error("{}: {message}", path.display())]
+    #[error("{}: {}", printable(path), printable(message))]
     Config {
         /// The file.
         path: PathBuf,
@@ -37,6 +37,8 @@ mod tests {
     fn messages() {
         let config = NnError::Config { path: "m/config.json".into(), message: "`d_ff` is 0".into() };
         assert_eq!(config.to_string(), "m/config.json: `d_ff` is 0");
+        let hostile = NnError::Config { path: "m\u{1b}[2J".into(), message: "\0".into() };
+        assert_eq!(hostile.to_string(), r"m\u{1b}[2J: \0");
         let token = NnError::TokenOutsideVocabulary { id: 9, vocab_size: 8 };
         let expected = "token id 9 is outside the vocabulary of 8; the tokenizer is not this model's";
         assert_eq!(token.to_string(), expected);

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use sideburn_adapters::AdapterError;
 use sideburn_nn::NnError;
-use sideburn_weights::WeightsError;
+use sideburn_weights::{WeightsError, printable};
 
 /// Why a T5 model could not be loaded or run.
 #[derive(Debug, thiserror::Error)]
@@ -22,7 +22,8 @@ pub enum T5Error {
     /// Weights without a decoder.
     #[error(
         "{}: holds the encoder of a T5 alone, without one tensor of a decoder; \
-         this crate has T5 with an encoder, a decoder and an output head", path.display()
+         this crate has T5 with an encoder, a decoder and an output head",
+        printable(path)
     )]
     NoDecoder {
         /// The model directory or file.
@@ -31,7 +32,8 @@ pub enum T5Error {
     /// Two tensors of a checkpoint that ought to be copies of each other.
     #[error(
         "{}: {tensor} differs from {of}, but the model has one embedding; \
-         the checkpoint is not of this architecture", path.display()
+         the checkpoint is not of this architecture",
+        printable(path)
     )]
     NotACopy {
         /// The model directory or file.

@@ -1,0 +1,176 @@
+//! Sound files of each format, and the words they are made of.
+
+use std::fs;
+use std::path::Path;
+
+/// Files of the repository, by their paths in it.
+fn files(paths: &[&str]) -> Vec<Vec<u8>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    paths.iter().map(|path| fs::read(root.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))).collect()
+}
+
+pub(crate) const JSON: &[&[u8]] = &[
+    b"null",
+    b"true",
+    b"{}",
+    b"[]",
+    b"\"\"",
+    b"-1",
+    b"1e400",
+    b"\\u0000",
+    b"\\u001b[2J",
+    b"\x1b[2J",
+    b"\\ud800",
+    b"\"../x\"",
+    b"\"__metadata__\":",
+    b"\"dtype\":\"F4\"",
+    b"\"shape\":[",
+    b"\"data_offsets\":[0,0]",
+    b"\"weight_map\":{",
+    b"\"m-1.safetensors\"",
+    b"\"peft_type\":\"LOKR\"",
+    b"\"target_modules\":",
+    b"\"rank_pattern\":{\"(\":1}",
+    b"\"(a+)+$\"",
+    b"\"model_type\":\"t5\"",
+    b"\"summary\":",
+    b",",
+    b":",
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b"\"",
+    b"\n",
+    b"\xef\xbb\xbf",
+];
+
+pub(crate) const CSV: &[&[u8]] = &[
+    b"\"",
+    b"\"\"",
+    b",",
+    b"\n",
+    b"\r\n",
+    b"\r",
+    b"id,dialogue,summary\n",
+    b"\xef\xbb\xbf",
+    b"\xff",
+    b"\0",
+    b"\x1b[2J",
+    b"_1",
+];
+
+pub(crate) const PICKLE: &[&[u8]] = &[
+    b"ctorch._utils\n_rebuild_tensor_v2\n",
+    b"ctorch._utils\n_rebuild_parameter\n",
+    b"ctorch\nFloatStorage\n",
+    b"ccollections\nOrderedDict\n",
+    b"cos\nsystem\n",
+    b"(",
+    b"t",
+    b"R",
+    b"Q",
+    b"u",
+    b"e",
+    b"a",
+    b"s",
+    b"b",
+    b".",
+    b")",
+    b"}",
+    b"]",
+    b"N",
+    b"\x88",
+    b"\x85",
+    b"\x86",
+    b"\x87",
+    b"q\x00",
+    b"h\x00",
+    b"r\xff\xff\xff\xff",
+    b"K\x00",
+    b"\x8a\x08",
+    b"X\x01\x00\x00\x00",
+    b"\x8c\x01a",
+    b"\x94",
+    b"\x93",
+    b"J\xff\xff\xff\xff",
+    b"PK\x03\x04",
+    b"PK\x01\x02",
+    b"PK\x05\x06",
+    b"\x80\x02",
+];
+
+pub(crate) fn safetensors() -> Vec<Vec<u8>> {
+    files(&["testdata/torch/expected.safetensors", "testdata/adapters/prompt_tuning/adapter_model.safetensors"])
+}
+
+pub(crate) fn index() -> Vec<Vec<u8>> {
+    let map = br#"{"metadata": {"total_size": 8}, "weight_map": {"shared.weight": "m-1.safetensors", "m-1.safetensors": "m-1.safetensors", "b": "sub/m-2.safetensors"}}"#;
+    let sound = br#"{"weight_map": {"shared.weight": "m-1.safetensors", "m-1.safetensors": "m-1.safetensors", "copy": "m-1.safetensors"}}"#;
+    vec![map.to_vec(), sound.to_vec()]
+}
+
+pub(crate) fn torch() -> Vec<Vec<u8>> {
+    files(
+        &["dict.pt", "legacy.pt", "ordered_dict.pt", "protocol5.pt", "training.pt"]
+            .map(|name| format!("testdata/torch/{name}"))
+            .each_ref()
+            .map(String::as_str),
+    )
+}
+
+/// The pickles of two archives, and one assembled by hand: a tensor of four numbers.
+pub(crate) fn pickle() -> Vec<Vec<u8>> {
+    let archives = files(&["testdata/torch/dict.pt", "testdata/torch/protocol5.pt"]);
+    let mut pickles: Vec<Vec<u8>> = archives.iter().filter_map(|archive| data_pkl(archive)).collect();
+    assert_eq!(pickles.len(), 2, "both archives have a pickle");
+    pickles.push(
+        b"\x80\x02}q\x00X\x01\x00\x00\x00wq\x01ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\n\
+        X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x10tQK\x00K\x04\x85K\x01\x85\x89ccollections\nOrderedDict\n)RtRs."
+            .to_vec(),
+    );
+    pickles
+}
+
+fn data_pkl(archive: &[u8]) -> Option<Vec<u8>> {
+    let zip = rawzip::ZipArchive::from_slice(archive).ok()?;
+    for entry in zip.entries() {
+        let entry = entry.ok()?;
+        if entry.file_path().as_bytes().ends_with(b"/data.pkl") {
+            return Some(zip.get_entry(entry.wayfinder()).ok()?.data().to_vec());
+        }
+    }
+    None
+}
+
+pub(crate) fn csv() -> Vec<Vec<u8>> {
+    let one =
+        "id,dialogue,summary,topic\ntrain_0,\"#Person1#: Hi, \"\"Ann\"\".\n#Person2#: Hello!\",They greet.,greeting\n";
+    let three = "\u{feff}id,dialogue,summary\r\ntest_0_1,a: b,s1\r\ntest_0_2,a: b,s2\r\ntest_0_3,a: b,s3\r\n";
+    vec![one.into(), three.into()]
+}
+
+pub(crate) fn jsonl() -> Vec<Vec<u8>> {
+    let one = "{\"fname\":\"train_0\",\"dialogue\":\"#Person1#: Hi.\\n#Person2#: Hello.\",\"summary\":\"They greet.\",\"topic\":\"greeting\"}\n";
+    let three = "{\"fname\":\"test_0\",\"dialogue\":\"a: b\",\"summary1\":\"x\",\"summary2\":\"y\",\"summary3\":\"z\"}\n\n{\"id\":\"test_1\",\"dialogue\":\"c\",\"summary\":\"d\"}";
+    vec![one.into(), three.into()]
+}
+
+pub(crate) fn tokenizer() -> Vec<Vec<u8>> {
+    files(&["crates/sideburn-data/testdata/tokenizer.json"])
+}
+
+#[cfg(feature = "models")]
+pub(crate) fn adapter_config() -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/adapters");
+    let folders = fs::read_dir(folder).expect("reference adapters").flatten().map(|entry| entry.path());
+    let mut configs: Vec<_> =
+        folders.map(|path| path.join("adapter_config.json")).filter(|path| path.exists()).collect();
+    configs.sort();
+    configs.into_iter().map(|path| fs::read(path).expect("a file of the repository")).collect()
+}
+
+#[cfg(feature = "models")]
+pub(crate) fn model_config() -> Vec<Vec<u8>> {
+    files(&["assets/t5-mini/config.json", "testdata/t5_relu_tied/config.json", "testdata/t5_gated_untied/config.json"])
+}

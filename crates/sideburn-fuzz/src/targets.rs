@@ -1,0 +1,162 @@
+//! What is done with the bytes, and what must hold.
+
+use std::fmt::Display;
+use std::path::Path;
+
+use rawzip::{CompressionMethod, ZipArchiveWriter};
+use sideburn_data::{Tokenizer, read_csv, read_jsonl};
+use sideburn_weights::{ModelFiles, SafetensorsFile, Tensor, TensorSource, TorchFile, safetensors_bytes};
+use tempfile::TempDir;
+
+use crate::seeds;
+
+/// A parser under test.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// What it is called in `fuzz/`: the name of the binary and of the folder of regressions.
+    pub name: &'static str,
+    /// Takes any bytes, and panics if a promise is broken.
+    pub run: fn(&[u8]),
+    /// Sound files, from which others are made.
+    pub seeds: fn() -> Vec<Vec<u8>>,
+    /// What the format is made of.
+    pub words: &'static [&'static [u8]],
+    /// How many times the size of the file the parser may hold in memory, beside 4 MiB.
+    pub memory: usize,
+}
+
+/// All of them.
+pub const TARGETS: &[Target] = &[
+    Target { name: "safetensors", run: safetensors, seeds: seeds::safetensors, words: seeds::JSON, memory: 64 },
+    Target { name: "index", run: index, seeds: seeds::index, words: seeds::JSON, memory: 64 },
+    Target { name: "torch", run: torch, seeds: seeds::torch, words: seeds::PICKLE, memory: 64 },
+    Target { name: "pickle", run: pickle, seeds: seeds::pickle, words: seeds::PICKLE, memory: 64 },
+    Target { name: "csv", run: csv, seeds: seeds::csv, words: seeds::CSV, memory: 64 },
+    Target { name: "jsonl", run: jsonl, seeds: seeds::jsonl, words: seeds::JSON, memory: 64 },
+    // The library compiles patterns and tables that the file asks for.
+    Target { name: "tokenizer", run: tokenizer, seeds: seeds::tokenizer, words: seeds::JSON, memory: 4096 },
+    #[cfg(feature = "models")]
+    Target {
+        name: "adapter_config",
+        run: adapter_config,
+        seeds: seeds::adapter_config,
+        words: seeds::JSON,
+        memory: 64,
+    },
+    #[cfg(feature = "models")]
+    Target { name: "model_config", run: model_config, seeds: seeds::model_config, words: seeds::JSON, memory: 64 },
+];
+
+/// Passes a result on. The message of an error must not be able to move a terminal's cursor, and must have an end.
+fn checked<T, E: Display>(result: Result<T, E>, bytes: &[u8]) -> Option<T> {
+    let message = match result {
+        Ok(value) => return Some(value),
+        Err(error) => error.to_string(),
+    };
+    let obeyed = message.chars().find(|c| c.is_control() && *c != '\n');
+    assert!(obeyed.is_none(), "{obeyed:?} in a message: {message:?}");
+    assert!(message.len() < 4096 + 16 * bytes.len(), "{} bytes of message for {} bytes", message.len(), bytes.len());
+    None
+}
+
+/// Reads tensors as a loader would, at most 64: many names may share one storage.
+fn read_all(source: &dyn TensorSource, bytes: &[u8]) {
+    for name in source.names().take(64) {
+        let info = source.info(name).expect("a name of the file");
+        let tensor = checked(source.read(name), bytes);
+        assert_eq!(tensor.map(|tensor| tensor.shape().to_vec()), Some(info.shape.clone()), "{name:?}");
+        checked(source.read_f32(name), bytes);
+    }
+    checked(source.read("no such name"), bytes);
+}
+
+fn safetensors(bytes: &[u8]) {
+    if let Some(file) = checked(SafetensorsFile::from_bytes("bytes", bytes), bytes) {
+        assert!(safetensors::SafeTensors::deserialize(bytes).is_ok(), "the reference refuses this");
+        read_all(&file, bytes);
+    }
+}
+
+fn index(bytes: &[u8]) {
+    let one = Tensor::from_f32(vec![1], &[1.0]).expect("one element");
+    let open = |name: &str| {
+        let parts: Vec<&str> = name.split('/').collect();
+        assert!(parts.iter().all(|part| !matches!(*part, "" | "." | "..")), "{name:?} leads elsewhere");
+        assert!(!name.contains(['\\', ':']) && name.ends_with(".safetensors"), "{name:?} is no name of a shard");
+        let tensors = [("shared.weight", &one), (name, &one)];
+        SafetensorsFile::from_bytes(name, safetensors_bytes(name, tensors, None)?)
+    };
+    if let Some(model) = checked(ModelFiles::from_shards("index.json", bytes, open), bytes) {
+        read_all(&model, bytes);
+    }
+}
+
+fn torch(bytes: &[u8]) {
+    if let Some(file) = checked(TorchFile::from_bytes("bytes", bytes), bytes) {
+        read_all(&file, bytes);
+    }
+}
+
+/// The pickle of an archive that is sound but for it, with a storage `0` of 64 bytes.
+fn pickle(bytes: &[u8]) {
+    let mut archive = ZipArchiveWriter::new(Vec::new());
+    let storage: Vec<u8> = (0..64).collect();
+    for (name, content) in [("a/data.pkl", bytes), ("a/data/0", &storage), ("a/version", b"3\n")] {
+        let (mut entry, config) =
+            archive.new_file(name).compression_method(CompressionMethod::STORE).start().expect("in memory");
+        let mut writer = config.wrap(&mut entry);
+        std::io::Write::write_all(&mut writer, content).expect("in memory");
+        let (_, descriptor) = writer.finish().expect("in memory");
+        entry.finish(descriptor).expect("in memory");
+    }
+    torch(&archive.finish().expect("in memory"));
+}
+
+/// Has bytes read as a file on a disk, for what reads files only.
+fn as_file<T>(bytes: &[u8], name: &str, read: impl FnOnce(&Path) -> T) -> T {
+    thread_local! {
+        // One for all inputs: to make a folder takes longer than most inputs do.
+        static FOLDER: TempDir = tempfile::tempdir().expect("a temporary directory");
+    }
+    FOLDER.with(|folder| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).expect("room for a small file");
+        read(&path)
+    })
+}
+
+fn csv(bytes: &[u8]) {
+    if let Some(samples) = checked(as_file(bytes, "train.csv", |path| read_csv(path)), bytes) {
+        assert!(!samples.is_empty());
+    }
+}
+
+fn jsonl(bytes: &[u8]) {
+    if let Some(samples) = checked(as_file(bytes, "train.jsonl", |path| read_jsonl(path)), bytes) {
+        assert!(!samples.is_empty());
+    }
+}
+
+fn tokenizer(bytes: &[u8]) {
+    if let Some(tokenizer) = checked(as_file(bytes, "tokenizer.json", |path| Tokenizer::from_file(path)), bytes)
+        && let Some(encoding) = checked(tokenizer.encode("#Person1#: Guten Morgen, 你好! </s> a", Some(16)), bytes)
+    {
+        assert!(encoding.ids.len() <= 16);
+        checked(tokenizer.decode(&encoding.ids), bytes);
+    }
+}
+
+#[cfg(feature = "models")]
+fn adapter_config(bytes: &[u8]) {
+    if let Some(method) = checked(as_file(bytes, "adapter_config.json", sideburn_adapters::read_config_file), bytes) {
+        // What was understood can be written and is understood again.
+        let json = method.to_json();
+        let again = sideburn_adapters::read_config(&json);
+        assert!(again.is_ok_and(|again| again.to_json() == json), "{json}");
+    }
+}
+
+#[cfg(feature = "models")]
+fn model_config(bytes: &[u8]) {
+    checked(as_file(bytes, "config.json", |path| sideburn_t5::T5Config::from_file(path)), bytes);
+}
