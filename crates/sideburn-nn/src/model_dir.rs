@@ -52,15 +52,15 @@ impl ModelDir {
     /// The tokens that generation needs: those of `generation_config.json`, or else `own`, those of the configuration.
     ///
     /// # Errors
-    /// If the file is broken, or a token is outside the vocabulary.
-    pub fn special_tokens(&self, own: SpecialTokens, vocab_size: usize) -> Result<SpecialTokens, NnError> {
+    /// If the file is broken.
+    pub fn special_tokens(&self, own: SpecialTokens) -> Result<SpecialTokens, NnError> {
         let path = self.0.join(GENERATION_CONFIG);
         // A file that may be absent is absent, too, where something else has its name.
         if !path.is_file() {
             return Ok(own);
         }
         let value = read_json(&path)?;
-        SpecialTokens::from_json(&value, own, vocab_size).map_err(|message| NnError::Config { path, message })
+        SpecialTokens::from_json(&value, own).map_err(|message| NnError::Config { path, message })
     }
 }
 
