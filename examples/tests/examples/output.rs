@@ -40,6 +40,17 @@ fn a_full_disk_is_no_success_and_loses_nothing_else() {
     assert!(is_adapter(&job.path("out/adapter")) && job.path("results.json").is_file());
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn results_are_written_to_a_device_and_do_not_replace_it() {
+    let job = Job::new();
+    assert_ended(&job.run(args!["--json", "/dev/full", "--max-steps", "0"]), 1, &["error: /dev/full", "No space left"]);
+    assert!(!fs::symlink_metadata("/dev/full").unwrap().is_file());
+    let output = job.run(args!["--json", "/dev/stdout", "--max-steps", "0"]);
+    assert_ended(&output, 0, &[]);
+    assert!(String::from_utf8(output.stdout).unwrap().contains("\"rouge\": {"));
+}
+
 #[test]
 fn paths_that_cannot_be_written_are_found_before_the_training() {
     let job = Job::new();
