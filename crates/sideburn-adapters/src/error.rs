@@ -50,12 +50,11 @@ pub enum AdapterError {
         /// All places of the model.
         places: Vec<String>,
     },
-    /// A target pattern that is not a regular expression.
-    #[error(
-        "target_modules {pattern:?} is not a regular expression that is supported here (no look-around): {}",
-        lines(message)
-    )]
+    /// A pattern for names of places that is not a regular expression, or one that takes too long.
+    #[error("{field} {pattern:?} is not a regular expression that is supported here: {}", lines(message))]
     TargetPattern {
+        /// The field, as `peft` calls it.
+        field: &'static str,
         /// The pattern.
         pattern: String,
         /// What is wrong with it.
@@ -73,7 +72,7 @@ pub enum AdapterError {
     },
     /// A field that would change the result and is not supported.
     #[error(
-        "`{}` is {}, which this version does not support; without it the adapter would compute something else",
+        "`{}` is {}, which this version does not support; it may change what the adapter computes",
         printable(field),
         printable(value)
     )]
@@ -82,6 +81,39 @@ pub enum AdapterError {
         field: String,
         /// Its value.
         value: String,
+    },
+    /// A method that this version does not have.
+    #[error("`peft_type` is {peft_type:?}, which this version does not have; it has {}", known.join(", "))]
+    UnknownMethod {
+        /// The method, as `peft` calls it.
+        peft_type: String,
+        /// Those that there are.
+        known: Vec<&'static str>,
+    },
+    /// A folder that is not there, or holds no adapter.
+    #[error("{}: {}", printable(path), printable(reason))]
+    NoAdapter {
+        /// The folder.
+        path: PathBuf,
+        /// What is there instead, and what to do.
+        reason: String,
+    },
+    /// An adapter that is too large to be meant.
+    #[error(
+        "the adapter would have {elements} elements, {largest} of them in {tensor}; its base has {base}, beside which at \
+         most {most} can be; correct the rank or the number of tokens"
+    )]
+    TooLarge {
+        /// How many elements its tensors have together, or `u128::MAX` if they cannot be counted.
+        elements: u128,
+        /// The largest tensor.
+        tensor: String,
+        /// How many elements that one has.
+        largest: u128,
+        /// How many elements the base has.
+        base: u128,
+        /// How many an adapter of this base may have.
+        most: u128,
     },
     /// A configuration that cannot be read.
     #[error("{}: the adapter configuration cannot be read: {}", printable(path), printable(message))]
@@ -279,7 +311,13 @@ mod tests {
         let errors = [
             AdapterError::UnreadableConfig { path: path.clone(), message: hostile.clone() },
             AdapterError::UnsupportedField { field: hostile.clone(), value: hostile.clone() },
-            AdapterError::TargetPattern { pattern: hostile.clone(), message: format!("regex:\n  {hostile}\n  ^") },
+            AdapterError::TargetPattern {
+                field: "target_modules",
+                pattern: hostile.clone(),
+                message: format!("regex:\n  {hostile}\n  ^"),
+            },
+            AdapterError::NoAdapter { path: path.clone(), reason: hostile.clone() },
+            AdapterError::UnknownMethod { peft_type: hostile.clone(), known: vec!["LORA"] },
             AdapterError::TensorsDoNotFit { path: path.clone(), missing, unexpected, misshapen: vec![misshapen] },
             AdapterError::NotFinite { path, tensor: hostile, index: 0, value: f32::NAN },
         ];

@@ -20,13 +20,14 @@ pub struct Fields<'a> {
 }
 
 /// Fields that say something about the file or its origin, but nothing about the result.
-const DESCRIPTIVE: [&str; 8] = [
+const DESCRIPTIVE: [&str; 9] = [
     "peft_type",
     "inference_mode",
     "auto_mapping",
     "revision",
     "peft_version",
     "megatron_core",
+    "merge_weights", // Of releases before 0.3: whether evaluation merges.
     "qalora_group_size",
     "runtime_config",
 ];

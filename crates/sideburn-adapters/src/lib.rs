@@ -50,6 +50,7 @@ mod methods;
 mod model;
 mod model_card;
 mod pass;
+mod pattern;
 mod peft_dir;
 mod registry;
 mod report;

@@ -340,7 +340,7 @@ pub fn read_config(value: &Value) -> Result<Arc<dyn Method>, AdapterError> {
     let fields = Fields::new(value)?;
     let peft_type: String = fields.required("peft_type", "the name of a method")?;
     let Some((_, read)) = crate::methods::ALL.iter().find(|(name, _)| *name == peft_type) else {
-        return Err(AdapterError::UnsupportedField { field: "peft_type".into(), value: format!("{peft_type:?}") });
+        return Err(AdapterError::UnknownMethod { peft_type, known: crate::methods::peft_types().collect() });
     };
     let method = read(&fields)?;
     fields.finish()?;

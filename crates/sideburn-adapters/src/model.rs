@@ -39,6 +39,16 @@ impl<'a> Weight<'a> {
         }
     }
 
+    /// How many elements the weight of the base has, which is not initialised.
+    pub(crate) fn elements(&self) -> usize {
+        let [rows, columns] = match self {
+            Self::Linear(linear) => linear.shape(),
+            Self::Vector(vector) => [1, vector.len()],
+            Self::Table(table) => table.shape(),
+        };
+        rows * columns
+    }
+
     /// What adapters have here.
     pub fn slots(&self) -> &'a [Slot] {
         match self {

@@ -47,6 +47,9 @@ pub fn save_adapter<M: AdaptedModel>(model: &M, name: &str, directory: impl AsRe
         }
     }
     let mut config = method.to_json();
+    if method.common().task_type.is_none() && model.shape().encoder_decoder {
+        config["task_type"] = "SEQ_2_SEQ_LM".into();
+    }
     for (field, value) in method.model_fields(&Outline::of(model)) {
         config[field] = value;
     }
@@ -110,6 +113,7 @@ impl AdapterDir {
     /// If a file is missing or broken. What the configuration asks for is not looked at.
     pub fn open(directory: impl AsRef<Path>) -> Result<Self, AdapterError> {
         let path = directory.as_ref().to_owned();
+        check_holds_adapter(&path)?;
         let (text, config) = read_json(&path.join(CONFIG_FILE))?;
         let tensors = StateDict::open(&path, TENSORS)?;
         Ok(Self { path, text, config, tensors })
@@ -271,7 +275,41 @@ pub fn read_config_file(path: &Path) -> Result<Arc<dyn Method>, AdapterError> {
 /// # Errors
 /// If the file cannot be read or is not JSON; the file is named.
 pub fn read_adapter_json(directory: impl AsRef<Path>) -> Result<Value, AdapterError> {
+    check_holds_adapter(directory.as_ref())?;
     Ok(read_json(&directory.as_ref().join(CONFIG_FILE))?.1)
+}
+
+/// Refuses a folder without an adapter, and says where one is.
+fn check_holds_adapter(directory: &Path) -> Result<(), AdapterError> {
+    let no_adapter = |reason: String| Err(AdapterError::NoAdapter { path: directory.to_owned(), reason });
+    if directory.join(CONFIG_FILE).symlink_metadata().is_ok() {
+        return Ok(());
+    }
+    if directory.is_file() {
+        return no_adapter(format!("this is a file; name the folder that holds {CONFIG_FILE}"));
+    }
+    if !directory.is_dir() {
+        let name = directory.to_string_lossy();
+        let is_hub_id = directory.is_relative() && name.split('/').filter(|part| !part.is_empty()).count() == 2;
+        return no_adapter(match is_hub_id && !name.starts_with('.') {
+            true => format!(
+                "there is no such folder; if this is a repository of the hub, download it first: \
+                 hf download {name} --local-dir FOLDER"
+            ),
+            false => "there is no such folder".to_owned(),
+        });
+    }
+    // Training runs put adapters into folders of their own; a few hundred entries are looked at.
+    let inside = std::fs::read_dir(directory).into_iter().flatten().take(1000).flatten();
+    let mut deeper: Vec<_> = inside.map(|entry| entry.path()).filter(|path| path.join(CONFIG_FILE).is_file()).collect();
+    deeper.sort();
+    match deeper.first() {
+        Some(deeper) => no_adapter(format!("no {CONFIG_FILE} is here, but there is one in {}", deeper.display())),
+        None if directory.join("config.json").is_file() => {
+            no_adapter(format!("no {CONFIG_FILE} is here, but a config.json: this is a model and no adapter"))
+        }
+        None => Ok(()), // Whoever reads the configuration says that there is none.
+    }
 }
 
 /// The text of a configuration, and what it says.

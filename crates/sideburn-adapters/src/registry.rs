@@ -258,6 +258,7 @@ pub(crate) fn add<M: AdaptedModel>(
     method.validate()?;
     let outline = Outline::of(model);
     let (plan, not_by_row) = whole_plan(&outline, method.as_ref())?;
+    check_size(model, &plan)?;
     let (key, device) = (key.fold_in_name(name), model.device());
     let (mut shared, mut adapted) = (Shared::new(), Vec::new());
     let mut planned: HashMap<String, Vec<Arc<dyn Rule>>> = HashMap::new();
@@ -284,6 +285,30 @@ pub(crate) fn add<M: AdaptedModel>(
     let entry = Entry { name: name.to_owned(), method, active: false, merged: false, not_by_row };
     model.adapters_mut().entries.push(entry);
     Ok(adapted)
+}
+
+/// An adapter may have at least so many elements, 1 GiB as `f32`, however small its base is.
+const MIN_BOUND: u128 = 1 << 28;
+/// And so many times those of its base: twice a copy, as PiSSA keeps of each factor.
+const MOST_COPIES: u128 = 4;
+
+/// Refuses what no memory would hold, before anything is drawn.
+fn check_size<M: AdaptedModel>(model: &M, plan: &Plan) -> Result<(), AdapterError> {
+    let product = |shape: &[usize]| shape.iter().fold(1u128, |product, dim| product.saturating_mul(*dim as u128));
+    let base = model.weights().iter().map(|(_, weight)| weight.elements() as u128).sum::<u128>();
+    let most = MIN_BOUND.max(MOST_COPIES * base);
+    let places = plan.places.iter().map(|(place, rule)| (place.as_str(), rule));
+    let (mut elements, mut largest, mut tensor) = (0u128, 0, String::new());
+    for (place, rule) in places.chain(plan.input.as_ref().map(|rule| ("", rule))) {
+        for spec in rule.tensors() {
+            let own = product(&spec.shape);
+            elements = elements.saturating_add(own);
+            if own > largest {
+                (largest, tensor) = (own, spec.name.at(place));
+            }
+        }
+    }
+    if elements <= most { Ok(()) } else { Err(AdapterError::TooLarge { elements, tensor, largest, base, most }) }
 }
 
 /// Which rules go where, copies of parts of the base among them; and why rows cannot choose the adapter, if they cannot.

@@ -1,12 +1,15 @@
 //! Which sites an adapter attaches to.
 
-use regex::Regex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::AdapterError;
 use crate::fields::Fields;
 use crate::method::{Outline, Place, PlaceKind};
+use crate::pattern::Pattern;
+
+/// The field that says which places are adapted.
+const TARGETS: &str = "target_modules";
 
 /// `target_modules` of `peft`: which linear layers are adapted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,18 +34,22 @@ impl TargetModules {
         Self::Pattern("all-linear".to_owned())
     }
 
-    /// For each of `places`, whether it is meant; none need be.
+    /// For each of `places`, whether it is meant; none need be. `field` is where the targets stand.
     ///
     /// # Errors
     /// If the pattern is not a regular expression.
-    pub(crate) fn matches<'a>(&self, places: impl Iterator<Item = &'a Place>) -> Result<Vec<bool>, AdapterError> {
+    pub(crate) fn matches<'a>(
+        &self,
+        field: &'static str,
+        places: impl Iterator<Item = &'a Place>,
+    ) -> Result<Vec<bool>, AdapterError> {
         match self {
             Self::Names(names) => {
                 Ok(places.map(|place| names.iter().any(|name| is_suffix(&place.name, name))).collect())
             }
             Self::Pattern(pattern) => {
-                let regex = full_match(pattern)?;
-                Ok(places.map(|place| regex.is_match(&place.name)).collect())
+                let pattern = Pattern::of_whole_name(field, pattern)?;
+                places.map(|place| pattern.is_match(&place.name)).collect()
             }
         }
     }
@@ -70,13 +77,13 @@ impl TargetModules {
                 if !misplaced.is_empty() {
                     return unmatched(misplaced);
                 }
-                self.matches(places.iter())?
+                self.matches(TARGETS, places.iter())?
             }
             Self::Pattern(pattern) if pattern.eq_ignore_ascii_case("all-linear") => {
                 let linear = |place: &Place| matches!(place.kind, PlaceKind::Linear { .. }) && place.name != head;
                 places.iter().map(linear).collect()
             }
-            Self::Pattern(_) => self.matches(places.iter())?,
+            Self::Pattern(_) => self.matches(TARGETS, places.iter())?,
         };
         let chosen: Vec<bool> =
             matches.into_iter().zip(places).map(|(matches, place)| matches && can_be_targeted(place)).collect();
@@ -154,7 +161,7 @@ impl Targets {
         };
         let mut chosen = targets.select(&model.places, &can_be_targeted, model.shape.head)?;
         if let Some(excluded) = &self.exclude_modules {
-            let excluded = excluded.matches(model.places.iter())?;
+            let excluded = excluded.matches("exclude_modules", model.places.iter())?;
             chosen.iter_mut().zip(excluded).for_each(|(chosen, excluded)| *chosen &= !excluded);
         }
         if let (Some(layers), TargetModules::Names(names)) = (&self.layers_to_transform, targets) {
@@ -163,8 +170,7 @@ impl Targets {
                 if names.contains(&place.name) {
                     continue; // A full name means just this layer.
                 }
-                let layer = patterns.iter().find_map(|pattern| pattern.captures(&place.name));
-                let layer = layer.and_then(|found| found[1].parse::<usize>().ok());
+                let layer = layer_of(&place.name, &patterns)?;
                 *chosen &= layer.is_some_and(|layer| layers.contains(&layer));
             }
         }
@@ -181,11 +187,15 @@ impl Targets {
         Ok(places)
     }
 
-    fn layer_patterns(&self) -> Result<Vec<Regex>, AdapterError> {
+    fn layer_patterns(&self) -> Result<Vec<Pattern>, AdapterError> {
         if self.layers_pattern.is_empty() {
-            return Ok(vec![regex(r"^.*?\.[^.]*\.(\d+)\.")?]);
+            return Ok(vec![Pattern::of_name_start("layers_pattern", "", r".*?\.[^.]*\.(?P<idx>\d+)\.")?]);
         }
-        self.layers_pattern.iter().map(|pattern| regex(&format!(r"^(?:|.*?\.){pattern}\.(\d+)\."))).collect()
+        let pattern = |pattern: &String| {
+            let expression = format!(r"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\.");
+            Pattern::of_name_start("layers_pattern", pattern, &expression)
+        };
+        self.layers_pattern.iter().map(pattern).collect()
     }
 
     /// Reads the fields that say where an adapter attaches.
@@ -193,13 +203,13 @@ impl Targets {
     /// # Errors
     /// If one is ill-typed.
     pub fn read(fields: &Fields<'_>) -> Result<Self, AdapterError> {
-        const TARGETS: &str = "a list of names, a pattern, or \"all-linear\"";
+        const EXPECTED: &str = "a list of names, a pattern, or \"all-linear\"";
         let layers = fields.optional::<OneOrMany<usize>>("layers_to_transform", "numbers of layers")?;
         let pattern = fields.optional::<OneOrMany<String>>("layers_pattern", "names")?;
         Ok(Self {
-            target_modules: fields.optional("target_modules", TARGETS)?,
+            target_modules: fields.optional(TARGETS, EXPECTED)?,
             exclude_modules: fields
-                .optional::<TargetModules>("exclude_modules", TARGETS)?
+                .optional::<TargetModules>("exclude_modules", EXPECTED)?
                 .filter(|targets| !matches!(targets, TargetModules::Names(names) if names.is_empty())),
             layers_to_transform: layers.map(OneOrMany::into_vec).filter(|layers| !layers.is_empty()),
             layers_pattern: pattern.map(OneOrMany::into_vec).unwrap_or_default(),
@@ -238,19 +248,14 @@ impl<T> OneOrMany<T> {
     }
 }
 
-/// As Python's `re.fullmatch`.
-pub(crate) fn full_match(pattern: &str) -> Result<Regex, AdapterError> {
-    regex(&format!("^(?:{pattern})$")).map_err(|error| match error {
-        AdapterError::TargetPattern { message, .. } => {
-            AdapterError::TargetPattern { pattern: pattern.to_owned(), message }
+/// The number of the layer that the first matching pattern finds in the name of a place.
+fn layer_of(name: &str, patterns: &[Pattern]) -> Result<Option<usize>, AdapterError> {
+    for pattern in patterns {
+        if let Some(found) = pattern.captures(name)? {
+            return Ok(found.name("idx").and_then(|number| number.as_str().parse().ok()));
         }
-        other => other,
-    })
-}
-
-fn regex(pattern: &str) -> Result<Regex, AdapterError> {
-    Regex::new(pattern)
-        .map_err(|error| AdapterError::TargetPattern { pattern: pattern.to_owned(), message: error.to_string() })
+    }
+    Ok(None)
 }
 
 /// Whether `name` names the place, or ends its name as a whole component.
@@ -326,6 +331,10 @@ mod tests {
     fn some_can_be_left_out() {
         let targets = Targets { exclude_modules: Some(["decoder.0.q"].into()), ..["q"].into() };
         assert_eq!(select(targets).unwrap(), ["encoder.0.q"]);
+        let targets = Targets { exclude_modules: Some(pattern("(?!encoder).*q")), ..["q"].into() };
+        assert_eq!(select(targets).unwrap(), ["encoder.0.q"]);
+        let targets = Targets { exclude_modules: Some(pattern("(")), ..["q"].into() };
+        assert!(select(targets).unwrap_err().to_string().starts_with("exclude_modules \"(\" is not a regular"));
         let targets = Targets { exclude_modules: Some(pattern(".*q")), ..["q"].into() };
         assert!(select(targets).unwrap_err().to_string().contains("nothing is left"));
     }
@@ -346,5 +355,6 @@ mod tests {
         assert_eq!(select(&[]), ["encoder.block.1.layer.0.q"], "the first number is the layer's");
         assert_eq!(select(&["block"]), ["encoder.block.1.layer.0.q"]);
         assert_eq!(select(&["layer"]), ["encoder.block.0.layer.1.q"]);
+        assert_eq!(select(&["(b)lock"]), ["encoder.block.1.layer.0.q"], "groups of the pattern do not count");
     }
 }

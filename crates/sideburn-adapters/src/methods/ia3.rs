@@ -80,7 +80,7 @@ impl Method for Ia3Config {
             (None, None) => None,
         };
         let of_input = match feedforward {
-            Some(modules) => modules.matches(places.iter().copied())?,
+            Some(modules) => modules.matches("feedforward_modules", places.iter().copied())?,
             None => vec![false; places.len()],
         };
         let mut plan = Plan::default();

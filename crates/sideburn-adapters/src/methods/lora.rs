@@ -10,8 +10,9 @@ use sideburn_kernels::{LowRank, embedding, low_rank};
 use super::{LoraInit, Replace, check_rank, trainable_tokens::TokenRows, usual_targets};
 use crate::fields::Fields;
 use crate::method::{Common, Company, Method, Outline, Place, PlaceKind, Plan};
+use crate::pattern::{Pattern, ends_with_literal, is_literal};
 use crate::rule::{Call, Init, Rule, TensorSpec, Weights};
-use crate::targets::{TargetModules, Targets, full_match};
+use crate::targets::{TargetModules, Targets};
 use crate::tensors::in_dtype;
 use crate::{AdapterError, Pass};
 
@@ -100,9 +101,12 @@ impl LoraConfig {
     pub(crate) fn read(fields: &Fields<'_>) -> Result<Self, AdapterError> {
         let tokens = fields.optional::<TokenIndices>("trainable_token_indices", "a list of token ids")?;
         fields.ignore("fan_in_fan_out"); // Says how other kinds of layers store their weights.
+        for settings in ["eva_config", "corda_config", "lora_ga_config", "loftq_config"] {
+            fields.ignore(settings); // Of how factors begin; `init_lora_weights` says whether that changed the base.
+        }
         Ok(Self {
-            r: fields.required("r", "a rank of at least 1")?,
-            lora_alpha: fields.required("lora_alpha", "a number")?,
+            r: fields.optional("r", "a rank of at least 1")?.unwrap_or(8),
+            lora_alpha: fields.optional("lora_alpha", "a number")?.unwrap_or(8.0),
             lora_dropout: fields.optional("lora_dropout", "a probability in [0, 1)")?.unwrap_or(0.0),
             targets: Targets::read(fields)?,
             bias: fields.optional("bias", "\"none\", \"all\" or \"lora_only\"")?.unwrap_or_default(),
@@ -121,7 +125,9 @@ impl LoraConfig {
     fn stores_head(&self, model: &Outline) -> Result<bool, AdapterError> {
         Ok(match &self.targets.target_modules {
             Some(TargetModules::Names(names)) => names.iter().any(|name| name == model.shape.head),
-            Some(TargetModules::Pattern(pattern)) => full_match(pattern)?.is_match(model.shape.head),
+            Some(TargetModules::Pattern(pattern)) => {
+                Pattern::of_whole_name("target_modules", pattern)?.is_match(model.shape.head)?
+            }
             None => false,
         } && self.trainable_token_indices.is_empty())
     }
@@ -131,8 +137,8 @@ impl LoraConfig {
     /// # Errors
     /// If a pattern is not a regular expression.
     pub fn rank_and_scaling(&self, site: &str) -> Result<(usize, f64), AdapterError> {
-        let r = pattern_value(&self.rank_pattern, site)?.unwrap_or(self.r);
-        let alpha = pattern_value(&self.alpha_pattern, site)?.unwrap_or(self.lora_alpha);
+        let r = pattern_value("rank_pattern", &self.rank_pattern, site)?.unwrap_or(self.r);
+        let alpha = pattern_value("alpha_pattern", &self.alpha_pattern, site)?.unwrap_or(self.lora_alpha);
         Ok((r, self.scaling_of(r, alpha)))
     }
 
@@ -159,10 +165,18 @@ impl LoraConfig {
 }
 
 /// The value of the first pattern that a name matches, as `peft` reads patterns: `(.*\.)?(PATTERN)$`. They are in the order
-/// in which `peft` stores them: sorted.
-pub(super) fn pattern_value<T: Copy>(patterns: &BTreeMap<String, T>, name: &str) -> Result<Option<T>, AdapterError> {
+/// in which `peft` stores them: sorted. `field` is where they stand.
+pub(super) fn pattern_value<T: Copy>(
+    field: &'static str,
+    patterns: &BTreeMap<String, T>,
+    name: &str,
+) -> Result<Option<T>, AdapterError> {
     for (pattern, value) in patterns {
-        if full_match(&format!(r"(?:.*\.)?(?:{pattern})"))?.is_match(name) {
+        let is_match = match name.is_ascii() && is_literal(pattern) {
+            true => ends_with_literal(name, pattern),
+            false => Pattern::of_name_end(field, pattern)?.is_match(name)?,
+        };
+        if is_match {
             return Ok(Some(*value));
         }
     }
@@ -356,7 +370,16 @@ impl LoraRule {
         let own = weight.clone().square().sum_dim(1);
         let mixed = weight.matmul(a.clone().transpose()).mul(b.clone()).sum_dim(1).mul_scalar(2.0 * self.scaling);
         let delta = b.clone().matmul(a.clone().matmul(a.transpose())).mul(b).sum_dim(1);
-        (own + mixed + delta.mul_scalar(self.scaling * self.scaling)).sqrt().transpose()
+        // Rounding can leave a little less than nothing of a row that the factors cancel.
+        (own + mixed + delta.mul_scalar(self.scaling * self.scaling)).clamp_min(0.0).sqrt().transpose()
+    }
+
+    /// What DoRA multiplies each row by, `[1, out]`: `m / |W + s B A|`, and 1 for a row of zeros, which has no direction.
+    /// A row that is zero in the base alone gets one as soon as `B` moves.
+    fn gain(&self, weight: &Tensor<2>, [a, b, magnitude]: [&Tensor<2>; 3]) -> Tensor<2> {
+        let norms = self.norms(weight, a, b);
+        let is_zero = norms.clone().equal_elem(0.0);
+        (magnitude.clone() / norms.mask_fill(is_zero.clone(), 1.0)).mask_fill(is_zero, 1.0)
     }
 
     /// What the factors began as, if that is a part of the base.
@@ -411,7 +434,7 @@ impl Rule for LoraRule {
         }
         let Weights { weight, bias } = call.weights.clone();
         let weight = in_dtype(weight, a.dtype());
-        let gain = own[2].clone() / self.norms(&weight, &a, &b);
+        let gain = self.gain(&weight, [&a, &b, &own[2]]);
         let Some((probability, key)) = dropout else {
             let y = in_dtype(y, a.dtype());
             let (bare, bias) = match bias {
@@ -456,7 +479,7 @@ impl Rule for LoraRule {
             weight = self.merged(weight, &a, &b.neg());
         }
         if self.dora {
-            weight = weight * (own[2].clone() / self.norms(&base.weight, a, b)).transpose();
+            weight = weight * self.gain(&base.weight, [a, b, &own[2]]).transpose();
         }
         let bias = match (self.bias, base.bias) {
             (true, None) => return Err("the layer has no bias to take up that of `lora_bias`"),

@@ -62,9 +62,10 @@ impl LoraInit {
     fn named(name: &str) -> Option<Self> {
         Some(match name {
             "gaussian" => Self::Gaussian,
-            // How it begins is past, and it left the base as it was. LoftQ did not.
-            "orthogonal" => Self::Default,
-            "olora" => Self::Olora,
+            // How it begins is past, and it left the base as it was. LoftQ, CorDA and LoRA-GA did not.
+            "orthogonal" | "eva" => Self::Default,
+            name if name.eq_ignore_ascii_case("mica") => Self::Default,
+            name if name.eq_ignore_ascii_case("olora") => Self::Olora,
             "pissa" => Self::Pissa { iterations: None },
             _ => Self::Pissa { iterations: Some(name.strip_prefix("pissa_niter_")?.parse().ok()?) },
         })

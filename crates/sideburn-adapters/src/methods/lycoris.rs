@@ -87,8 +87,8 @@ impl Lycoris {
 
     /// What holds at `place`; `rescale` says whether rows that are kept in training make up for those that are not.
     pub(super) fn update(&self, place: &Place, rescale: bool) -> Result<Update, AdapterError> {
-        let r = pattern_value(&self.rank_pattern, &place.name)?.unwrap_or(self.r);
-        let alpha = pattern_value(&self.alpha_pattern, &place.name)?.unwrap_or(self.alpha);
+        let r = pattern_value("rank_pattern", &self.rank_pattern, &place.name)?.unwrap_or(self.r);
+        let alpha = pattern_value("alpha_pattern", &self.alpha_pattern, &place.name)?.unwrap_or(self.alpha);
         let (rank_dropout, module_dropout) = (self.rank_dropout, self.module_dropout);
         Ok(Update { r, scaling: alpha / r as f64, rank_dropout, rescale, module_dropout })
     }

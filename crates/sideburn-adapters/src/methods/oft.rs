@@ -54,8 +54,10 @@ impl OftConfig {
         fields.ignore("init_weights"); // How the rotations begin is past.
         Ok(Self {
             r: fields.optional("r", "a number of blocks, or 0")?.unwrap_or(0),
-            // Without it the file is older than version 0.14 of `peft`, and means something else.
-            oft_block_size: fields.required("oft_block_size", "a width, or 0")?,
+            oft_block_size: fields.required(
+                "oft_block_size",
+                "a width, or 0; a file without it is of a `peft` before 0.14, whose OFT was another method: train it anew",
+            )?,
             block_share: fields.flag("block_share")?,
             use_cayley_neumann: fields.optional("use_cayley_neumann", "true or false")?.unwrap_or(true),
             num_cayley_neumann_terms: fields.optional("num_cayley_neumann_terms", "a number")?.unwrap_or(5),

@@ -7,6 +7,7 @@ mod base_goldens;
 mod broken_models;
 mod combine;
 mod family;
+mod forms_of_adapters;
 mod formula;
 mod lora_goldens;
 mod lora_inits;

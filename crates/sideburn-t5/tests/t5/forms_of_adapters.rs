@@ -1,0 +1,185 @@
+//! Configurations that `peft` writes for what is computed like another: each loads, and computes the same.
+
+use std::fs;
+
+use burn::tensor::Device;
+use sideburn_adapters::{
+    AdaptedModel, AdapterError, Key, LoraConfig, Pass, PromptTuningConfig, adapter_tensors, attach, load_adapter,
+    merge, read_adapter_json, save_adapter,
+};
+use sideburn_t5::T5;
+use sideburn_testing::{Golden, max_difference, values};
+use tempfile::{TempDir, tempdir};
+
+const BASE: &str = "t5_gated_untied";
+const ADAPTER: &str = "adapters/lora_rslora";
+
+fn base(device: &Device) -> T5 {
+    T5::from_dir(sideburn_testing::path(BASE), device).unwrap()
+}
+
+fn logits(model: &T5) -> Vec<f32> {
+    let io = Golden::open("lora/t5_gated_untied/io.safetensors");
+    let [rows, columns] = io.shape("decoder_input_ids")[..] else { panic!("a rectangle") };
+    let source = io.rows("input_ids", &io.mask_lengths("attention_mask"));
+    let mut pass = Pass::evaluate();
+    let encoded = model.encode(&source, &mut pass).unwrap();
+    let input = io.rows("decoder_input_ids", &vec![columns; rows]);
+    let hidden = model.decode(&encoded, &input, &mut pass).unwrap();
+    values(model.head(hidden, &mut pass))
+}
+
+/// A copy of an adapter, with some fields of its configuration changed; what becomes null is left out.
+fn changed(adapter: &str, fields: &str) -> TempDir {
+    let directory = tempdir().unwrap();
+    let mut config = read_adapter_json(sideburn_testing::path(adapter)).unwrap();
+    let fields: serde_json::Value = serde_json::from_str(fields).unwrap();
+    for (field, value) in fields.as_object().unwrap() {
+        config[field] = value.clone();
+    }
+    config.as_object_mut().unwrap().retain(|_, value| !value.is_null());
+    fs::write(directory.path().join("adapter_config.json"), config.to_string()).unwrap();
+    let tensors = sideburn_testing::path(&format!("{adapter}/adapter_model.safetensors"));
+    fs::copy(tensors, directory.path().join("adapter_model.safetensors")).unwrap();
+    directory
+}
+
+fn with(directory: &std::path::Path) -> Result<T5, AdapterError> {
+    let mut model = base(&Device::flex());
+    load_adapter(&mut model, "default", directory)?;
+    Ok(model)
+}
+
+#[test]
+fn what_only_says_how_factors_began_changes_nothing() {
+    let expected = logits(&with(&sideburn_testing::path(ADAPTER)).unwrap());
+    for fields in [
+        r#"{"init_lora_weights": "mica"}"#,
+        r#"{"init_lora_weights": "MiCA"}"#,
+        r#"{"init_lora_weights": "eva", "eva_config": {"rho": 2.0, "tau": 0.99}}"#,
+        r#"{"init_lora_weights": "orthogonal"}"#,
+        r#"{"corda_config": {"corda_method": "ipm"}, "lora_ga_config": {"direction": "ArB2r"}}"#,
+        r#"{"loftq_config": {"loftq_bits": 4}}"#,
+        r#"{"merge_weights": true, "enable_lora": null, "peft_version": "0.3.0"}"#,
+        r#"{"target_modules": "(?!lm_head).*\\.[qv]\\Z"}"#,
+        r#"{"exclude_modules": "(?=lm_head).*"}"#,
+    ] {
+        let model = with(changed(ADAPTER, fields).path()).unwrap_or_else(|error| panic!("{fields}: {error}"));
+        assert_eq!(logits(&model), expected, "{fields}");
+    }
+    for init in ["loftq", "corda", "lora_ga"] {
+        let error = with(changed(ADAPTER, &format!(r#"{{"init_lora_weights": "{init}"}}"#)).path()).unwrap_err();
+        assert!(error.to_string().contains("`init_lora_weights` is"), "{error}");
+    }
+}
+
+#[test]
+fn patterns_that_are_not_taken_name_their_field() {
+    for (fields, part) in [
+        (r#"{"target_modules": "(?<"}"#, "target_modules \"(?<\" is not a regular expression"),
+        (r#"{"exclude_modules": "["}"#, "exclude_modules \"[\" is not a regular expression"),
+        (r#"{"rank_pattern": {"(": 2}}"#, "rank_pattern \"(\" is not a regular expression"),
+        (r#"{"alpha_pattern": {")": 2}}"#, "alpha_pattern \")\" is not a regular expression"),
+        (
+            r#"{"rank_pattern": {"(?=e)(\\w*\\.?)*(\\w*\\.?)*(\\w*\\.?)*(\\w*\\.?)*!": 2}}"#,
+            "takes more than 100000 steps",
+        ),
+    ] {
+        let error = with(changed(ADAPTER, fields).path()).unwrap_err().to_string();
+        assert!(error.contains(part), "{fields}: {error}");
+    }
+}
+
+#[test]
+fn dora_leaves_rows_of_zeros_alone() {
+    let mut model = base(&Device::flex().autodiff());
+    for (name, site) in model.sites_mut() {
+        if name.ends_with(".q") {
+            let weight = site.weight().val();
+            let zeros = weight.clone().narrow(0, 0, 3).zeros_like();
+            let weight = weight.slice_assign([0..3, 0..site.shape()[1]], zeros);
+            *site.weight_mut() = burn::module::Param::from_tensor(weight.detach());
+        }
+    }
+    let expected = logits(&model);
+    let config = LoraConfig { use_dora: true, r: 4, ..LoraConfig::new(["q"]) };
+    attach(&mut model, "dora", config, Key::from_seed(1)).unwrap();
+    let scale = expected.iter().fold(0f32, |max, x| max.max(x.abs()));
+    let difference = max_difference(&logits(&model), &expected) / scale;
+    assert!(difference <= 1e-5, "a new adapter changes the logits by {difference:e} relative");
+
+    let batch = Golden::open("lora/t5_gated_untied/io.safetensors");
+    let source = batch.rows("input_ids", &batch.mask_lengths("attention_mask"));
+    let gradients = model.encode(&source, &mut Pass::evaluate()).unwrap().hidden.square().sum().backward();
+    let mut moved = 0;
+    for (name, param) in adapter_tensors(&model, "dora").unwrap() {
+        let Some(gradient) = param.val().grad(&gradients) else { continue };
+        let gradient = values(gradient);
+        assert!(gradient.iter().all(|value| value.is_finite()), "{name}");
+        moved += usize::from(name.contains("lora_B") && gradient.iter().any(|value| *value != 0.0));
+    }
+    assert_eq!(moved, 2, "the second factors of the encoder");
+    merge(&mut model).unwrap();
+    let difference = max_difference(&logits(&model), &expected) / scale;
+    assert!(difference <= 1e-5, "merging changes the logits by {difference:e} relative");
+}
+
+#[test]
+fn absurd_sizes_are_refused_before_anything_is_made() {
+    let mut model = base(&Device::flex());
+    let refused = |model: &mut T5, error: AdapterError| {
+        assert!(model.adapters().list().is_empty());
+        error.to_string()
+    };
+    for r in [1 << 40, usize::MAX] {
+        let error = attach(&mut model, "a", LoraConfig { r, ..LoraConfig::new(["q"]) }, Key::from_seed(0)).unwrap_err();
+        let error = refused(&mut model, error);
+        assert!(error.contains(&format!("`r` is {r}, expected a rank of at least 1")), "{error}");
+    }
+    let config = LoraConfig { r: 1_000_000, ..LoraConfig::new(["q"]) };
+    let error = attach(&mut model, "a", config, Key::from_seed(0)).unwrap_err();
+    let error = refused(&mut model, error);
+    let start = "the adapter would have 768000000 elements, 64000000 of them in base_model.model.";
+    assert!(error.starts_with(start) && error.contains("at most 268435456 can be"), "{error}");
+    for tokens in [1 << 40, usize::MAX] {
+        let error = attach(&mut model, "a", PromptTuningConfig::new(tokens), Key::from_seed(0)).unwrap_err();
+        let error = refused(&mut model, error);
+        assert!(error.contains(&format!("`num_virtual_tokens` is {tokens}, expected a number from 1")), "{error}");
+    }
+}
+
+#[test]
+fn folders_without_an_adapter_say_where_one_is() {
+    let directory = tempdir().unwrap();
+    let error = |path: &std::path::Path| with(path).unwrap_err().to_string();
+    let path = directory.path();
+    assert!(error(path).contains("adapter_config.json: the adapter configuration cannot be read"), "{}", error(path));
+    fs::write(path.join("config.json"), "{}").unwrap();
+    assert!(error(path).ends_with("this is a model and no adapter"), "{}", error(path));
+    assert!(error(&path.join("config.json")).contains("this is a file; name the folder"));
+    assert!(error(&path.join("nothing")).ends_with("there is no such folder"));
+    let hub = error("somebody/flan-t5-lora".as_ref());
+    assert!(hub.contains("hf download somebody/flan-t5-lora --local-dir FOLDER"), "{hub}");
+    let deeper = path.join("summaries");
+    fs::create_dir(&deeper).unwrap();
+    fs::write(deeper.join("adapter_config.json"), "{}").unwrap();
+    assert!(error(path).contains("there is one in") && error(path).ends_with("summaries"), "{}", error(path));
+}
+
+#[test]
+fn an_unknown_method_lists_those_there_are() {
+    let error = with(changed(ADAPTER, r#"{"peft_type": "SHIRA"}"#).path()).unwrap_err().to_string();
+    assert!(
+        error.contains("`peft_type` is \"SHIRA\", which this version does not have; it has ADALORA, FULL"),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_task_is_told_of_an_encoder_decoder() {
+    let mut model = base(&Device::flex());
+    attach(&mut model, "a", LoraConfig::new(["q"]), Key::from_seed(0)).unwrap();
+    let directory = tempdir().unwrap();
+    save_adapter(&model, "a", directory.path()).unwrap();
+    assert_eq!(read_adapter_json(directory.path()).unwrap()["task_type"], "SEQ_2_SEQ_LM");
+}
