@@ -97,6 +97,9 @@ pub fn combine<M: AdaptedModel>(
         if !weight.is_finite() {
             return Err(not_combinable(adapter, format!("its weight is {weight}; give a finite one")));
         }
+        if !model.adapters().get(adapter)?.carried().is_empty() {
+            return Err(not_combinable(adapter, "it has an embedding of its own; merge it into the base instead"));
+        }
         let (config, factors) = (config(model, adapter)?, factors(model, adapter)?);
         configs.push(config);
         ranks.push(factors.values().map(rank).max().unwrap_or(0));

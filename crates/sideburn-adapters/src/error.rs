@@ -244,6 +244,22 @@ pub enum AdapterError {
         /// Tensors of another shape.
         misshapen: Vec<Misshapen>,
     },
+    /// An embedding of another vocabulary than the model's.
+    #[error(
+        "{}: {tensor} has {found} rows, the model embeds {expected} tokens: the vocabulary was resized before the adapter was \
+         trained; give the base {found} tokens first, in Python by `model.resize_token_embeddings({found})`, and save it",
+        printable(path)
+    )]
+    OtherVocabulary {
+        /// The file.
+        path: PathBuf,
+        /// The embedding or head.
+        tensor: String,
+        /// How many rows it has.
+        found: usize,
+        /// How many the model has.
+        expected: usize,
+    },
     /// A value that is infinite or not a number.
     #[error(
         "{}: element {index} of {} is {value}; the adapter is broken, train or fetch it anew",

@@ -37,6 +37,7 @@
 
 mod base;
 mod burn_modules;
+mod carried;
 mod combine;
 mod embedding;
 mod error;

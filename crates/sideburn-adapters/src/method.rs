@@ -277,6 +277,28 @@ impl Outline {
         Ok(self.places.iter().filter(|place| names.iter().any(|name| within(place, name))).collect())
     }
 
+    /// Whether `modules_to_save` names this place and `peft` would make a copy there that no layer reads: the layers of a
+    /// T5 hold `encoder.embed_tokens` and `decoder.embed_tokens`, and `shared` beside them is read by none.
+    pub(crate) fn is_idle_to_save(&self, place: &Place, names: &[String]) -> bool {
+        let is_read_elsewhere = self.shape.embedding_copies.iter().any(|copy| *copy != self.shape.head);
+        place.is_embedding() && is_read_elsewhere && names.iter().any(|name| is_suffix(&place.name, name))
+    }
+
+    /// Refuses modules of a new adapter that would be trained for nothing.
+    ///
+    /// # Errors
+    /// If there is one.
+    pub(crate) fn check_not_idle(&self, names: &[String]) -> Result<(), AdapterError> {
+        match self.places.iter().find(|place| self.is_idle_to_save(place, names)) {
+            Some(place) => Err(AdapterError::InvalidField {
+                field: "modules_to_save",
+                found: format!("{names:?}, in which {} has no effect in `peft`: no layer reads its copy", place.name),
+                expected: "other modules, or `trainable_token_indices` or FULL to train embeddings",
+            }),
+            None => Ok(()),
+        }
+    }
+
     /// How many tokens the model knows; 0 if it embeds none.
     pub fn vocabulary(&self) -> usize {
         let rows = |place: &Place| if let PlaceKind::Embedding { rows, .. } = place.kind { Some(rows) } else { None };

@@ -10,6 +10,7 @@ use serde_json::Value;
 use sideburn_kernels::Key;
 use sideburn_weights::{AtomicDir, StateDict, Tensor, TensorSource, write_atomic, write_safetensors};
 
+use crate::carried::carry_embeddings;
 use crate::method::{Method, Outline, read_config};
 use crate::model_card::model_card;
 use crate::registry::{attach_dyn, slots_of, try_each_slots};
@@ -176,7 +177,8 @@ pub fn load_adapter<M: AdaptedModel>(
     // All is tried on a copy, which shares the weights, so that an error leaves the model as it was.
     let mut adapted = model.clone();
     attach_dyn(&mut adapted, name, saved.method()?, Key::from_seed(0))?;
-    fill(&mut adapted, name, &saved.tensors)?;
+    let passed_over = carry_embeddings(&mut adapted, name, &saved.tensors)?;
+    fill(&mut adapted, name, &saved.tensors, &passed_over)?;
     *model = adapted;
     Ok(())
 }
@@ -212,14 +214,21 @@ pub fn swap_adapter<M: AdaptedModel>(
         return Err(AdapterError::UnreadableConfig { path, message });
     }
     let mut swapped = model.clone();
-    fill(&mut swapped, name, &saved.tensors)?;
+    let passed_over = carry_embeddings(&mut swapped, name, &saved.tensors)?;
+    fill(&mut swapped, name, &saved.tensors, &passed_over)?;
     *model = swapped;
     Ok(())
 }
 
-/// Fills the tensors of an attached adapter from a file.
-fn fill<M: AdaptedModel>(model: &mut M, name: &str, file: &dyn TensorSource) -> Result<(), AdapterError> {
+/// Fills the tensors of an attached adapter from a file, but for those of the file that are `passed_over`.
+fn fill<M: AdaptedModel>(
+    model: &mut M,
+    name: &str,
+    file: &dyn TensorSource,
+    passed_over: &BTreeSet<String>,
+) -> Result<(), AdapterError> {
     let mut unexpected: BTreeSet<String> = file.names().map(str::to_owned).collect();
+    unexpected.retain(|tensor| !passed_over.contains(tensor));
     let (mut missing, mut misshapen) = (BTreeSet::new(), Vec::new());
     let mut read = HashMap::new();
     try_each_slots(model, |place, slots| {
@@ -293,10 +302,10 @@ fn check_holds_adapter(directory: &Path) -> Result<(), AdapterError> {
         let is_hub_id = directory.is_relative() && name.split('/').filter(|part| !part.is_empty()).count() == 2;
         return no_adapter(match is_hub_id && !name.starts_with('.') {
             true => format!(
-                "there is no such folder; if this is a repository of the hub, download it first: \
+                "there is no such folder with an {CONFIG_FILE}; if this is a repository of the hub, download it first: \
                  hf download {name} --local-dir FOLDER"
             ),
-            false => "there is no such folder".to_owned(),
+            false => format!("there is no such folder with an {CONFIG_FILE}"),
         });
     }
     // Training runs put adapters into folders of their own; a few hundred entries are looked at.

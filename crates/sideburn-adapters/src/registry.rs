@@ -34,6 +34,8 @@ pub struct Entry {
     method: Arc<dyn Method>,
     active: bool,
     merged: bool,
+    /// Embeddings and heads of its own that its configuration does not name.
+    carried: Vec<String>,
     /// Why it cannot be chosen for single rows, if it cannot.
     not_by_row: Option<&'static str>,
 }
@@ -55,8 +57,14 @@ impl Entry {
     }
 
     fn company(&self) -> Company {
-        let has_copies = !self.method.common().modules_to_save.is_empty();
+        let has_copies = !self.method.common().modules_to_save.is_empty() || !self.carried.is_empty();
         if has_copies { Company::Alone } else { self.method.company() }
+    }
+
+    /// The places of embeddings and heads that its file holds although its configuration does not name them, and that
+    /// differ from those of the base.
+    pub fn carried(&self) -> &[String] {
+        &self.carried
     }
 
     /// Whether it is merged into the base.
@@ -226,6 +234,7 @@ pub fn attach<M: AdaptedModel>(
     method: impl Method,
     key: Key,
 ) -> Result<Vec<String>, AdapterError> {
+    Outline::of(model).check_not_idle(&method.common().modules_to_save)?;
     if let Some(targets) = method.targets() {
         targets.check_all_match(&Outline::of(model), |place| method.can_target(place))?;
     }
@@ -282,7 +291,7 @@ pub(crate) fn add<M: AdaptedModel>(
         let slot = Slot::new(name, rule, key.fold_in_name("input"), (base, &device), &mut shared);
         model.adapters_mut().input.push(slot);
     }
-    let entry = Entry { name: name.to_owned(), method, active: false, merged: false, not_by_row };
+    let entry = Entry { name: name.to_owned(), method, active: false, merged: false, carried: Vec::new(), not_by_row };
     model.adapters_mut().entries.push(entry);
     Ok(adapted)
 }
@@ -315,7 +324,8 @@ fn check_size<M: AdaptedModel>(model: &M, plan: &Plan) -> Result<(), AdapterErro
 fn whole_plan(outline: &Outline, method: &dyn Method) -> Result<(Plan, Option<&'static str>), AdapterError> {
     let mut plan = method.plan(outline)?;
     let modules_to_save = &method.common().modules_to_save;
-    let copies = outline.saved_modules(modules_to_save)?;
+    let mut copies = outline.saved_modules(modules_to_save)?;
+    copies.retain(|place| !outline.is_idle_to_save(place, modules_to_save));
     // A copy takes the place of whatever else the adapter would do there.
     plan.places.retain(|(planned, _)| !copies.iter().any(|copied| copied.name == *planned));
     for copied in copies {
@@ -337,6 +347,23 @@ fn whole_plan(outline: &Outline, method: &dyn Method) -> Result<(Plan, Option<&'
     Ok((plan, not_by_row))
 }
 
+/// Gives the adapter called `name` one more rule at `place`, for what its file holds and its configuration does not name.
+pub(crate) fn add_carried<M: AdaptedModel>(model: &mut M, name: &str, place: &Place, rule: Replace) {
+    let (device, rule) = (model.device(), Arc::new(rule));
+    let entries = &mut model.adapters_mut().entries;
+    let Some(entry) = entries.iter_mut().find(|entry| entry.name == name) else { return };
+    entry.carried.push(place.name.clone());
+    let active = entry.active;
+    for (at, weight) in model.weights_mut() {
+        if Place::name_of(&at) == place.name {
+            let base = base_of(&weight);
+            let mut slot = Slot::new(name, rule.clone(), Key::from_seed(0), (base, &device), &mut Shared::new());
+            slot.set_active(active);
+            weight.into_slots_mut().push(slot);
+        }
+    }
+}
+
 /// Makes the adapter called `name` one of another configuration for the same places. Its tensors stay; they are to be
 /// given the shapes of that configuration.
 ///
@@ -350,7 +377,7 @@ pub(crate) fn reconfigure<M: AdaptedModel>(
     name: &str,
     method: Arc<dyn Method>,
 ) -> Result<(), AdapterError> {
-    model.adapters().get(name)?;
+    let carried = model.adapters().get(name)?.carried.clone();
     let (plan, not_by_row) = whole_plan(&Outline::of(model), method.as_ref())?;
     let mut planned: HashMap<String, VecDeque<Arc<dyn Rule>>> = HashMap::new();
     for (place, rule) in plan.places.into_iter().chain(plan.input.map(|rule| (String::new(), rule))) {
@@ -359,6 +386,9 @@ pub(crate) fn reconfigure<M: AdaptedModel>(
     try_each_slots(model, |place, slots| {
         for slot in slots.iter_mut().filter(|slot| slot.name() == name) {
             let rule = planned.get_mut(place).and_then(VecDeque::pop_front);
+            if rule.is_none() && carried.iter().any(|carried| carried == place) {
+                continue; // It is in no configuration.
+            }
             slot.set_rule(rule.unwrap_or_else(|| panic!("the new configuration has nothing at {place:?}")));
         }
         Ok(())

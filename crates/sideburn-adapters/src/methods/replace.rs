@@ -17,6 +17,8 @@ pub(crate) struct Replace {
     /// The name in the file and the length of the bias, if it is replaced.
     bias: Option<(&'static str, usize)>,
     trainable: bool,
+    /// What the file calls the weight, if its name does not follow from that of the place.
+    names: Vec<String>,
 }
 
 impl Replace {
@@ -31,7 +33,7 @@ impl Replace {
             PlaceKind::Embedding { rows, width } | PlaceKind::Table { rows, width } => (vec![rows, width], None),
             PlaceKind::Vector { len } => (vec![len], None),
         };
-        Self { weight: Some((name, shape)), bias, trainable: true }
+        Self { weight: Some((name, shape)), bias, trainable: true, names: Vec::new() }
     }
 
     /// The weight of the base as it is, which is stored and not trained.
@@ -39,9 +41,14 @@ impl Replace {
         Self { trainable: false, bias: None, ..Self::weight(place, "base_layer.weight", "") }
     }
 
+    /// The weight of an embedding or a head, which the file holds under each of `names` and which is not trained.
+    pub(crate) fn carried(place: &Place, names: Vec<String>) -> Self {
+        Self { names, trainable: false, bias: None, ..Self::all(place) }
+    }
+
     /// The bias alone.
     pub(crate) fn bias(name: &'static str, len: usize) -> Self {
-        Self { weight: None, bias: Some((name, len)), trainable: true }
+        Self { weight: None, bias: Some((name, len)), trainable: true, names: Vec::new() }
     }
 }
 
@@ -50,7 +57,13 @@ impl Rule for Replace {
         let weight = self
             .weight
             .as_ref()
-            .map(|(name, shape)| TensorSpec::new(name, shape.clone(), Init::from_base(|base| base.weight)));
+            .map(|(name, shape)| TensorSpec::new(name, shape.clone(), Init::from_base(|base| base.weight)))
+            .map(|spec| match self.names.split_first() {
+                None => spec,
+                Some((name, copies)) => {
+                    TensorSpec { name: TensorName::Whole(name.clone()), copies: copies.to_vec(), ..spec }
+                }
+            });
         let bias = self.bias.map(|(name, len)| {
             TensorSpec::new(name, [len], Init::from_base(|base| base.bias.expect("a bias that is replaced")))
         });

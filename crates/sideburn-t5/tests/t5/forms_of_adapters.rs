@@ -9,6 +9,7 @@ use sideburn_adapters::{
 };
 use sideburn_t5::T5;
 use sideburn_testing::{Golden, max_difference, values};
+use sideburn_weights::TensorSource;
 use tempfile::{TempDir, tempdir};
 
 const BASE: &str = "t5_gated_untied";
@@ -157,7 +158,7 @@ fn folders_without_an_adapter_say_where_one_is() {
     fs::write(path.join("config.json"), "{}").unwrap();
     assert!(error(path).ends_with("this is a model and no adapter"), "{}", error(path));
     assert!(error(&path.join("config.json")).contains("this is a file; name the folder"));
-    assert!(error(&path.join("nothing")).ends_with("there is no such folder"));
+    assert!(error(&path.join("nothing")).ends_with("there is no such folder with an adapter_config.json"));
     let hub = error("somebody/flan-t5-lora".as_ref());
     assert!(hub.contains("hf download somebody/flan-t5-lora --local-dir FOLDER"), "{hub}");
     let deeper = path.join("summaries");
@@ -182,4 +183,77 @@ fn the_task_is_told_of_an_encoder_decoder() {
     let directory = tempdir().unwrap();
     save_adapter(&model, "a", directory.path()).unwrap();
     assert_eq!(read_adapter_json(directory.path()).unwrap()["task_type"], "SEQ_2_SEQ_LM");
+}
+
+/// A copy of an adapter with more tensors, each made of the base's embedding and head.
+fn with_embeddings(fields: &str, change: impl Fn(&str, Vec<f32>) -> Vec<f32>, rows: Option<usize>) -> TempDir {
+    let directory = changed(ADAPTER, fields);
+    let base = base(&Device::flex());
+    let [all, width] = base.sites().into_iter().find(|(name, _)| name == "lm_head").unwrap().1.shape();
+    let path = directory.path().join("adapter_model.safetensors");
+    let file = sideburn_weights::StateDict::open(directory.path(), "adapter_model").unwrap();
+    let mut tensors: std::collections::BTreeMap<_, _> =
+        file.names().map(|name| (name.to_owned(), file.read(name).unwrap())).collect();
+    drop(file);
+    let model =
+        sideburn_weights::SafetensorsFile::open(sideburn_testing::path(BASE).join("model.safetensors")).unwrap();
+    for place in ["shared", "lm_head"] {
+        let mut values = change(place, model.read_f32(&format!("{place}.weight")).unwrap());
+        let rows = rows.unwrap_or(all);
+        values.resize(rows * width, 0.0);
+        let tensor = sideburn_weights::Tensor::from_f32(vec![rows, width], &values).unwrap();
+        tensors.insert(format!("base_model.model.{place}.weight"), tensor);
+    }
+    sideburn_weights::write_safetensors(path, tensors, None).unwrap();
+    directory
+}
+
+#[test]
+fn embeddings_in_the_file_are_read() {
+    let plain = logits(&with(&sideburn_testing::path(ADAPTER)).unwrap());
+    let equal = with(with_embeddings("{}", |_, values| values, None).path()).unwrap();
+    assert_eq!(logits(&equal), plain);
+    assert!(equal.adapters().get("default").unwrap().carried().is_empty());
+
+    let moved = |place: &str, mut values: Vec<f32>| {
+        if place == "shared" {
+            values.iter_mut().for_each(|value| *value *= 1.5);
+        }
+        values
+    };
+    let directory = with_embeddings("{}", moved, None);
+    let model = with(directory.path()).unwrap();
+    assert_eq!(model.adapters().get("default").unwrap().carried(), ["shared"]);
+    let found = logits(&model);
+    assert!(max_difference(&found, &plain) > 0.1);
+    // It is saved with the adapter, and worked into the base by merging.
+    let saved = tempdir().unwrap();
+    save_adapter(&model, "default", saved.path()).unwrap();
+    assert_eq!(logits(&with(saved.path()).unwrap()), found);
+    let mut merged = model.clone();
+    merge(&mut merged).unwrap();
+    assert!(max_difference(&logits(&merged), &found) < 1e-3);
+
+    let error = with(with_embeddings("{}", |_, values| values, Some(260)).path()).unwrap_err();
+    assert!(matches!(error, AdapterError::OtherVocabulary { found: 260, .. }), "{error}");
+    assert!(error.to_string().contains("model.resize_token_embeddings(260)"), "{error}");
+}
+
+#[test]
+fn a_copy_that_no_layer_reads_is_not_trained() {
+    let moved = |_: &str, mut values: Vec<f32>| {
+        values.iter_mut().for_each(|value| *value *= 1.5);
+        values
+    };
+    let directory = with_embeddings(r#"{"modules_to_save": ["shared", "lm_head"]}"#, moved, None);
+    let both = logits(&with(directory.path()).unwrap());
+    let head = |place: &str, values: Vec<f32>| if place == "lm_head" { moved(place, values) } else { values };
+    let directory = with_embeddings(r#"{"modules_to_save": ["lm_head"]}"#, head, None);
+    assert_eq!(both, logits(&with(directory.path()).unwrap()), "`shared` has no effect, as in peft");
+
+    let mut model = base(&Device::flex());
+    let mut config = LoraConfig::new(["q"]);
+    config.common.modules_to_save = vec!["shared".to_owned()];
+    let error = attach(&mut model, "a", config, Key::from_seed(0)).unwrap_err().to_string();
+    assert!(error.contains("shared has no effect in `peft`: no layer reads its copy"), "{error}");
 }
