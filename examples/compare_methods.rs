@@ -14,8 +14,8 @@ use sideburn::adapters::{
     AdaLoraConfig, FullConfig, Ia3Config, LnTuningConfig, LoHaConfig, LoKrConfig, Lycoris, Method, OftConfig,
     PTuningConfig, PrefixTuningConfig, PromptInit, PromptTuningConfig, VeraConfig,
 };
+use sideburn::files::check_writable;
 use sideburn::prelude::*;
-use sideburn::weights::check_writable;
 use sideburn_examples::{Console, Interrupt, asset_or, divergence, exit, summarise};
 
 #[derive(Parser)]

@@ -13,8 +13,8 @@ use anyhow::{Context, anyhow, ensure};
 use clap::Parser;
 use serde_json::{Value, json};
 use sideburn::data::DataError;
+use sideburn::files::check_writable;
 use sideburn::prelude::*;
-use sideburn::weights::check_writable;
 use sideburn_examples::{Console, Interrupt, asset_or, check_file, divergence, exit, summarise, write_file};
 
 #[derive(Parser, serde::Serialize)]

@@ -16,9 +16,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, ensure};
+use sideburn::files::{check_writable, printable, write_atomic};
 use sideburn::prelude::*;
 use sideburn::train::{Observer, StepRecord, TrainError};
-use sideburn::weights::{check_writable, printable, write_atomic};
 use signal_hook::{consts, flag};
 
 /// The standard output. Where it is closed (`| head -1`) or full, the work goes on, and [`finish`](Self::finish) tells.

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use sideburn_weights::{WeightsError, printable};
+use sideburn_files::{FileError, printable};
+use sideburn_weights::WeightsError;
 
 /// A tensor whose shape is not that of its place in the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -296,6 +297,9 @@ pub enum AdapterError {
         /// What it should equal.
         of: String,
     },
+    /// A file or directory that cannot be read or written, whatever it holds.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// An error in reading or writing weights.
     #[error(transparent)]
     Weights(#[from] WeightsError),

@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use burn::module::Param;
 use serde_json::Value;
+use sideburn_files::{AtomicDir, MAX_CONFIG, read_text, write_atomic};
 use sideburn_kernels::Key;
-use sideburn_weights::{AtomicDir, StateDict, Tensor, TensorSource, write_atomic, write_safetensors};
+use sideburn_weights::{StateDict, Tensor, TensorSource, write_safetensors};
 
 use crate::carried::carry_embeddings;
 use crate::method::{Method, Outline, read_config};
@@ -23,8 +24,6 @@ const TENSORS: &str = "adapter_model";
 const CARD_FILE: &str = "README.md";
 /// The key in the metadata of the tensors under which the base's fingerprint stands.
 const BASE_FINGERPRINT: &str = "sideburn.base_fingerprint";
-/// No adapter configuration comes near this; a larger file is something else.
-const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
 /// Saves the adapter called `name` as a directory that `peft.PeftModel.from_pretrained` reads, with the
 /// [`fingerprint`] of its base, and a model card (`README.md`) unless there is one.
@@ -324,11 +323,7 @@ fn check_holds_adapter(directory: &Path) -> Result<(), AdapterError> {
 /// The text of a configuration, and what it says.
 fn read_json(path: &Path) -> Result<(String, Value), AdapterError> {
     let unreadable = |message: String| AdapterError::UnreadableConfig { path: path.to_owned(), message };
-    let size = std::fs::metadata(path).map_err(|error| unreadable(error.to_string()))?.len();
-    if size > MAX_CONFIG_BYTES {
-        return Err(unreadable(format!("{size} bytes is no adapter configuration")));
-    }
-    let text = std::fs::read_to_string(path).map_err(|error| unreadable(error.to_string()))?;
+    let text = read_text(path, MAX_CONFIG)?;
     let value = serde_json::from_str(&text).map_err(|error| unreadable(error.to_string()))?;
     Ok((text, value))
 }

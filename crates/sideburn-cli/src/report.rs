@@ -4,7 +4,7 @@ use std::fmt::{self, Display, Write};
 use std::path::Path;
 
 use serde::Serialize;
-use sideburn::weights::printable;
+use sideburn::files::printable;
 
 /// What a command has found, ready to be printed.
 pub(crate) struct Report {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use sideburn_batch::BatchError;
-use sideburn_weights::printable;
+use sideburn_files::{FileError, printable};
 
 /// A record in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,21 +33,9 @@ impl fmt::Display for Place {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DataError {
-    /// A file is not there.
-    #[error("{path} does not exist; check the path, or whether the download is complete", path = printable(path))]
-    FileMissing {
-        /// The file looked for.
-        path: PathBuf,
-    },
-
-    /// The operating system would not let a file be read.
-    #[error("{path} cannot be read: {source}", path = printable(path))]
-    Io {
-        /// The file or directory.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    /// A file that cannot be opened or read, whatever it holds.
+    #[error(transparent)]
+    File(#[from] FileError),
 
     /// A directory holds none of a data set's files.
     #[error("{directory} holds no file of DialogSum; looked for {looked_for}", directory = printable(directory), looked_for = looked_for.join(", "))]
@@ -321,11 +309,7 @@ fn listed(names: &[String]) -> String {
 impl DataError {
     /// The error of opening or reading `path`.
     pub(crate) fn from_io(path: &Path, source: io::Error) -> Self {
-        let path = path.to_path_buf();
-        match source.kind() {
-            io::ErrorKind::NotFound => Self::FileMissing { path },
-            _ => Self::Io { path, source },
-        }
+        FileError::reading("reading", path, source).into()
     }
 }
 

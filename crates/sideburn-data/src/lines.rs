@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use sideburn_files::open_regular;
+
 use crate::error::{DataError, Place};
 
 /// The longest record accepted. The longest of DialogSum has 6 KB; a file without line ends must not fill the memory.
@@ -21,7 +23,7 @@ pub(crate) struct Lines<R> {
 
 impl Lines<BufReader<File>> {
     pub(crate) fn open(path: &Path) -> Result<Self, DataError> {
-        let file = File::open(path).map_err(|source| DataError::from_io(path, source))?;
+        let (file, _) = open_regular(path)?;
         Ok(Self::new(BufReader::new(file), path, RECORD_LIMIT))
     }
 }

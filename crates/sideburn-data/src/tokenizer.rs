@@ -2,11 +2,11 @@
 
 use std::{
     fmt,
-    fs::File,
-    io::Read,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
 };
+
+use sideburn_files::read_text;
 
 use crate::error::DataError;
 
@@ -43,14 +43,9 @@ impl Tokenizer {
     /// If the file is missing or unreadable, is not a tokenizer, or its vocabulary lacks `</s>` or `<pad>`.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self, DataError> {
         let path = path.as_ref();
-        let file = File::open(path).map_err(|source| DataError::from_io(path, source))?;
-        let mut bytes = Vec::new();
-        file.take(FILE_LIMIT + 1).read_to_end(&mut bytes).map_err(|source| DataError::from_io(path, source))?;
+        let text = read_text(path, FILE_LIMIT)?;
         let unreadable = |source| DataError::TokenizerFile { path: path.to_path_buf(), source };
-        if bytes.len() as u64 > FILE_LIMIT {
-            return Err(unreadable(format!("it is larger than {FILE_LIMIT} bytes").into()));
-        }
-        let inner = parse(&bytes).map_err(unreadable)?;
+        let inner = parse(text.as_bytes()).map_err(unreadable)?;
         let token =
             |token| inner.token_to_id(token).ok_or_else(|| DataError::MissingToken { path: path.to_path_buf(), token });
         let (eos_id, pad_id) = (token(EOS)?, token(PAD)?);

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use sideburn_weights::{WeightsError, printable};
+use sideburn_files::{FileError, printable};
+use sideburn_weights::WeightsError;
 
 /// Why a model's files cannot be read, or its tokens not run.
 #[derive(Debug, thiserror::Error)]
@@ -24,7 +25,10 @@ pub enum NnError {
         /// Rows of the embedding.
         vocab_size: usize,
     },
-    /// A file that cannot be read.
+    /// A file that cannot be read, whatever it holds.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Weights that cannot be read.
     #[error(transparent)]
     Weights(#[from] WeightsError),
 }

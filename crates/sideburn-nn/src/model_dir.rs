@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use sideburn_files::{MAX_CONFIG, read_text};
 use sideburn_weights::ModelFiles;
 
 use crate::{NnError, SpecialTokens};
@@ -12,8 +13,6 @@ use crate::{NnError, SpecialTokens};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelDir(PathBuf);
 
-/// No configuration comes near this; a larger file is something else.
-const MAX_CONFIG_BYTES: u64 = 16 << 20;
 const CONFIG: &str = "config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 
@@ -70,14 +69,7 @@ impl ModelDir {
 /// If it cannot be read, is larger than 16 MiB or not a regular file, or is no JSON.
 pub fn read_json(path: &Path) -> Result<Value, NnError> {
     let invalid = |message: String| NnError::Config { path: path.to_owned(), message };
-    let metadata = std::fs::metadata(path).map_err(|error| invalid(error.to_string()))?;
-    if !metadata.is_file() {
-        return Err(invalid("not a regular file; a pipe or a device could be read for ever".to_owned()));
-    }
-    if metadata.len() > MAX_CONFIG_BYTES {
-        return Err(invalid(format!("{} bytes is no model configuration", metadata.len())));
-    }
-    let text = std::fs::read_to_string(path).map_err(|error| invalid(error.to_string()))?;
+    let text = read_text(path, MAX_CONFIG)?;
     serde_json::from_str(&text).map_err(|error| invalid(error.to_string()))
 }
 
@@ -90,13 +82,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (model, path) = (ModelDir::new(directory.path()), directory.path().join("config.json"));
         let error = || model.config().unwrap_err().to_string();
-        assert!(error().starts_with(&path.display().to_string()), "{}", error());
+        assert!(error().contains("config.json\" does not exist"), "{}", error());
         std::fs::write(&path, "[").unwrap();
         assert!(error().contains("config.json: EOF while parsing a list at line 1"), "{}", error());
-        std::fs::File::create(&path).unwrap().set_len(MAX_CONFIG_BYTES + 1).unwrap();
-        assert!(error().ends_with("config.json: 16777217 bytes is no model configuration"), "{}", error());
+        std::fs::File::create(&path).unwrap().set_len(MAX_CONFIG + 1).unwrap();
+        assert!(error().contains("config.json\" has 16777217 bytes, more than the limit of 16777216"), "{}", error());
         std::fs::remove_file(&path).unwrap();
         std::fs::create_dir(&path).unwrap();
-        assert!(error().contains("config.json: not a regular file"), "{}", error());
+        assert!(error().contains("config.json\" is not a regular file"), "{}", error());
     }
 }

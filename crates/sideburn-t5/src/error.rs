@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use sideburn_adapters::AdapterError;
+use sideburn_files::{FileError, printable};
 use sideburn_nn::NnError;
-use sideburn_weights::{WeightsError, printable};
+use sideburn_weights::WeightsError;
 
 /// Why a T5 model could not be loaded or run.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +44,9 @@ pub enum T5Error {
         /// What it ought to be a copy of.
         of: &'static str,
     },
+    /// A file or directory that cannot be written or read, whatever it holds.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A file or directory that cannot be written or read.
     #[error(transparent)]
     Weights(#[from] WeightsError),

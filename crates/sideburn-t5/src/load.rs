@@ -4,8 +4,9 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use sideburn_adapters::{Key, Precision, load_base, save_base};
+use sideburn_files::{AtomicDir, write_atomic};
 use sideburn_nn::ModelDir;
-use sideburn_weights::{AtomicDir, TensorSource, write_atomic};
+use sideburn_weights::TensorSource;
 
 use crate::T5Error;
 use crate::config::T5Config;

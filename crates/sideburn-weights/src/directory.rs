@@ -6,11 +6,12 @@
 //! such links, into the blobs of the same entry and nowhere else, are followed.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::error::{WeightsError, io_error};
+use sideburn_files::{FileError, cache_blobs, is_lfs_pointer, read_capped};
+
+use crate::error::WeightsError;
 use crate::index::ShardIndex;
 use crate::model_files::ModelFiles;
 use crate::safetensors_file::SafetensorsFile;
@@ -32,15 +33,14 @@ impl ModelFiles {
     /// content chose that name.
     ///
     /// # Errors
-    /// [`NotFound`](WeightsError::NotFound), [`NoWeights`](WeightsError::NoWeights) or
-    /// [`PickleOnly`](WeightsError::PickleOnly) if there is nothing to open;
-    /// [`IndexTooLarge`](WeightsError::IndexTooLarge) if the index is no index;
+    /// [`File`](WeightsError::File) if there is nothing at `path`, or something that is not to be opened;
+    /// [`NoWeights`](WeightsError::NoWeights) or [`PickleOnly`](WeightsError::PickleOnly) if the directory has none;
     /// [`ShardOutside`](WeightsError::ShardOutside) if it leads out of its directory;
     /// [`MissingShards`](WeightsError::MissingShards) if shards are not there; and those of
     /// [`from_shards`](Self::from_shards) and [`SafetensorsFile::open`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self, WeightsError> {
         let path = path.as_ref();
-        let metadata = std::fs::metadata(path).map_err(|e| io_error("opening", path, e))?;
+        let metadata = std::fs::metadata(path).map_err(|e| FileError::reading("opening", path, e))?;
         if !metadata.is_dir() {
             let is_index = path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(".index.json"));
             return if is_index { open_sharded(path) } else { SafetensorsFile::open(path).map(Self::from) };
@@ -65,23 +65,16 @@ fn open_sharded(path: &Path) -> Result<ModelFiles, WeightsError> {
 }
 
 fn read_index(path: &Path) -> Result<Vec<u8>, WeightsError> {
-    let io = |source| io_error("reading the shard index", path, source);
-    let metadata = std::fs::metadata(path).map_err(io)?;
-    if !metadata.is_file() {
-        return Err(WeightsError::NotAFile { path: path.to_owned() });
-    }
-    let mut json = Vec::new();
-    File::open(path).map_err(io)?.take(MAX_INDEX + 1).read_to_end(&mut json).map_err(io)?;
-    if json.len() as u64 > MAX_INDEX {
-        let found = metadata.len().max(json.len() as u64);
-        return Err(WeightsError::IndexTooLarge { path: path.to_owned(), found, limit: MAX_INDEX });
+    let json = read_capped(path, MAX_INDEX)?;
+    if is_lfs_pointer(&json) {
+        return Err(FileError::GitLfsPointer { path: path.to_owned() }.into());
     }
     Ok(json)
 }
 
 /// Resolves each shard to the real file that it is. `path` is that of the index and `dir` the directory that it lies in.
 fn resolve<'a>(index: &'a ShardIndex, path: &Path, dir: &Path) -> Result<BTreeMap<&'a str, PathBuf>, WeightsError> {
-    let root = dir.canonicalize().map_err(|e| io_error("resolving", dir, e))?;
+    let root = dir.canonicalize().map_err(|e| FileError::reading("resolving", dir, e))?;
     let blobs = cache_blobs(&root);
     let (mut resolved, mut missing, mut outside) = (BTreeMap::new(), Vec::new(), Vec::new());
     for name in index.shards() {
@@ -94,7 +87,7 @@ fn resolve<'a>(index: &'a ShardIndex, path: &Path, dir: &Path) -> Result<BTreeMa
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 missing.push(name.to_owned());
             }
-            Err(e) => return Err(io_error("resolving", &shard, e)),
+            Err(e) => return Err(FileError::reading("resolving", &shard, e).into()),
         }
     }
     if !outside.is_empty() {
@@ -106,23 +99,13 @@ fn resolve<'a>(index: &'a ShardIndex, path: &Path, dir: &Path) -> Result<BTreeMa
     Ok(resolved)
 }
 
-/// The blobs directory of the Hugging Face cache entry that `root`, which has been canonicalised, is a snapshot of (or a folder
-/// inside one): `models--ORG--NAME/blobs` for `models--ORG--NAME/snapshots/REVISION`. The only place outside a model's
-/// directory that its links may lead to.
-pub fn cache_blobs(root: &Path) -> Option<PathBuf> {
-    let entry =
-        root.ancestors().skip(1).find(|dir| dir.file_name().is_some_and(|name| name == "snapshots"))?.parent()?;
-    let is_model = entry.file_name()?.to_str()?.starts_with("models--");
-    if is_model { entry.join("blobs").canonicalize().ok() } else { None }
-}
-
 /// Whether there is anything of that name, a dangling link included: that one should be reported, not passed over for
 /// the next candidate.
 pub(crate) fn present(path: &Path) -> Result<bool, WeightsError> {
     match path.symlink_metadata() {
         Ok(_) => Ok(true),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(e) => Err(io_error("looking for", path, e)),
+        Err(e) => Err(FileError::reading("looking for", path, e).into()),
     }
 }
 
@@ -130,7 +113,7 @@ pub(crate) fn present(path: &Path) -> Result<bool, WeightsError> {
 fn no_weights(dir: &Path) -> WeightsError {
     let mut names: Vec<String> = match std::fs::read_dir(dir) {
         Ok(entries) => entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect(),
-        Err(e) => return io_error("listing", dir, e),
+        Err(e) => return FileError::reading("listing", dir, e).into(),
     };
     names.sort_unstable();
     let (safe, rest): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| name.ends_with(".safetensors"));

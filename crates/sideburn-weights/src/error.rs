@@ -3,67 +3,19 @@
 //! Names that come from a file are shown quoted and escaped, and text about its content by [`printable`], so that a
 //! hostile file cannot write control characters to a terminal. Lists are complete: a person who fixes one name should not meet the next one only on the next run.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use safetensors::Dtype;
 
-use crate::printable::printable;
+use sideburn_files::{FileError, printable};
 
 /// Why weights could not be read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WeightsError {
-    /// The path does not exist.
-    #[error("{path:?} does not exist; check the spelling, or download the model first")]
-    NotFound {
-        /// The path as it was given.
-        path: PathBuf,
-    },
-
-    /// The path exists and is a directory, a pipe or a device where a file is needed.
-    #[error("{path:?} is not a regular file; give the path of a file of weights")]
-    NotAFile {
-        /// The path as it was given.
-        path: PathBuf,
-    },
-
-    /// The operating system refused to read.
-    #[error("{action} {path:?} failed: {source}")]
-    Io {
-        /// What was being done, as a gerund: "opening", "reading the header of".
-        action: &'static str,
-        /// The file or directory concerned.
-        path: PathBuf,
-        /// What the operating system said.
-        source: io::Error,
-    },
-
-    /// The operating system refused to write. Whatever had the final name before still has it.
-    #[error(
-        "cannot write {path:?}: {source}; check that there is room on the disk and that this user may create files \
-         there, or choose another output path"
-    )]
-    Unwritable {
-        /// The file or directory that was to be written.
-        path: PathBuf,
-        /// What the operating system said.
-        source: io::Error,
-    },
-
-    /// A name in the staged directory is a file where the target has a directory, or the other way round.
-    #[error(
-        "{path:?} is in the way: it is a {found} and a {expected} of that name is to be written; nothing was replaced, \
-         move it aside or choose another output path"
-    )]
-    InTheWay {
-        /// What stands at the final place.
-        path: PathBuf,
-        /// What it is: "file", "directory" or "broken symbolic link".
-        found: &'static str,
-        /// What was to be written there: "file" or "directory".
-        expected: &'static str,
-    },
+    /// The file cannot be opened, read or written, whatever it holds.
+    #[error(transparent)]
+    File(#[from] FileError),
 
     /// The file ends before what it declares.
     #[error("{path:?} is cut short: {part} needs {expected} bytes, the file has {found}; copy or download it again")]
@@ -104,13 +56,6 @@ pub enum WeightsError {
         found: u64,
         /// The cap, in bytes.
         limit: u64,
-    },
-
-    /// The file is the text stub that git leaves in place of a large file.
-    #[error("{path:?} is a Git LFS pointer and not the weights; run `git lfs pull` in its directory")]
-    GitLfsPointer {
-        /// The file.
-        path: PathBuf,
     },
 
     /// The header is not the JSON object that the format asks for.
@@ -265,17 +210,6 @@ pub enum WeightsError {
         found: Vec<String>,
     },
 
-    /// The shard index is above the cap.
-    #[error("{path:?} has {found} bytes, more than the limit of {limit} for a shard index; it is not one")]
-    IndexTooLarge {
-        /// The index.
-        path: PathBuf,
-        /// Its size, in bytes.
-        found: u64,
-        /// The cap, in bytes.
-        limit: u64,
-    },
-
     /// The shard index is not the JSON object that it must be.
     #[error("the shard index {path:?} is not valid: {}; download it again", printable(detail))]
     BadIndex {
@@ -347,18 +281,6 @@ pub enum WeightsError {
         /// All tensors that the index lacks, each with the shard that holds it.
         unlisted: Vec<(String, String)>,
     },
-}
-
-/// An error for `path` by what the operating system said about it.
-pub(crate) fn io_error(action: &'static str, path: &Path, source: io::Error) -> WeightsError {
-    match source.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => WeightsError::NotFound { path: path.to_owned() },
-        _ => WeightsError::Io { action, path: path.to_owned(), source },
-    }
-}
-
-pub(crate) fn unwritable(path: &Path, source: io::Error) -> WeightsError {
-    WeightsError::Unwritable { path: path.to_owned(), source }
 }
 
 fn list<T>(items: &[T], one: impl Fn(&T) -> String) -> String {

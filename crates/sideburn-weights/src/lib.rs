@@ -11,7 +11,7 @@
 //!   * [`TorchFile`] is one file of `torch.save` (`.bin`, `.pt`) that holds a state dict.
 //!   * [`StateDict`] is whichever of the two a directory has under one name.
 //! * [`ReadAt`] is what the bytes of a file may come from: a disk, memory, ranges of something remote.
-//! * [`write_safetensors`], [`write_atomic`] and [`AtomicDir`] never leave a half-written file under its final name.
+//! * [`write_safetensors`] never leaves a half-written file under its final name.
 //!
 //! Reading is strict. A file that is one byte too short or too long, a key that appears twice, a tensor that two
 //! shards claim, an index that names a file outside its directory: each is a [`WeightsError`] that says which file,
@@ -41,17 +41,12 @@
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "fs")]
-mod atomic_dir;
-#[cfg(feature = "fs")]
-mod atomic_file;
-#[cfg(feature = "fs")]
 mod directory;
 mod error;
 mod header;
 mod index;
 mod model_files;
 mod pickle;
-mod printable;
 mod read_at;
 #[cfg(feature = "fs")]
 mod regular_file;
@@ -62,17 +57,12 @@ mod state_dict;
 mod tensor;
 mod torch_file;
 mod unique_map;
+#[cfg(feature = "fs")]
+mod write;
 
-#[cfg(feature = "fs")]
-pub use atomic_dir::{AtomicDir, check_writable};
-#[cfg(feature = "fs")]
-pub use atomic_file::{write_atomic, write_safetensors};
-#[cfg(feature = "fs")]
-pub use directory::cache_blobs;
 pub use error::WeightsError;
 pub use header::TensorInfo;
 pub use model_files::ModelFiles;
-pub use printable::{Printable, printable};
 pub use read_at::ReadAt;
 pub use safetensors::Dtype;
 pub use safetensors_file::SafetensorsFile;
@@ -81,3 +71,5 @@ pub use source::TensorSource;
 pub use state_dict::StateDict;
 pub use tensor::Tensor;
 pub use torch_file::TorchFile;
+#[cfg(feature = "fs")]
+pub use write::write_safetensors;

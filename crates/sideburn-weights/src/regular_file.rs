@@ -4,7 +4,9 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use crate::error::{WeightsError, io_error};
+use sideburn_files::open_regular;
+
+use crate::error::WeightsError;
 use crate::read_at::ReadAt;
 
 /// An open regular file, read at given offsets. Unix can do that without moving a cursor; elsewhere a lock guards the
@@ -20,15 +22,9 @@ pub(crate) struct RegularFile {
 }
 
 impl RegularFile {
-    /// Opens `real`, called `path` in messages, if it is a regular file.
-    pub(crate) fn open(path: &Path, real: &Path) -> Result<Self, WeightsError> {
-        let io = |source| io_error("opening", path, source);
-        // Before opening: to open a pipe would block.
-        if !std::fs::metadata(real).map_err(io)?.is_file() {
-            return Err(WeightsError::NotAFile { path: path.to_owned() });
-        }
-        let file = File::open(real).map_err(io)?;
-        let size = file.metadata().map_err(io)?.len();
+    /// Opens the file at `path` if it is a regular file.
+    pub(crate) fn open(path: &Path) -> Result<Self, WeightsError> {
+        let (file, size) = open_regular(path)?;
         #[cfg(not(unix))]
         let file = std::sync::Mutex::new(file);
         Ok(Self { file, size })

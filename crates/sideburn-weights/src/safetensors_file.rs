@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::error::{WeightsError, io_error};
+use sideburn_files::FileError;
+
+use crate::error::WeightsError;
 use crate::header::{Header, LENGTH_BYTES, MAX_HEADER, TensorInfo};
 use crate::read_at::ReadAt;
 #[cfg(feature = "fs")]
@@ -28,7 +30,7 @@ impl SafetensorsFile {
     /// Opens the file at `path`, reads its header and checks it against the size of the file.
     ///
     /// # Errors
-    /// [`NotFound`](WeightsError::NotFound), [`NotAFile`](WeightsError::NotAFile) or [`Io`](WeightsError::Io) if it
+    /// [`File`](WeightsError::File) if it
     /// cannot be opened, and those of [`from_reader`](Self::from_reader).
     #[cfg(feature = "fs")]
     pub fn open(path: impl AsRef<Path>) -> Result<Self, WeightsError> {
@@ -39,7 +41,7 @@ impl SafetensorsFile {
     /// Opens `real` and calls it `path` in messages: a checked shard is opened by the name it was resolved to.
     #[cfg(feature = "fs")]
     pub(crate) fn open_at(path: &Path, real: &Path) -> Result<Self, WeightsError> {
-        Self::from_reader(path, RegularFile::open(path, real)?)
+        Self::from_reader(path, RegularFile::open(real)?)
     }
 
     /// Takes the bytes of a whole file, and calls it `name` in messages.
@@ -57,7 +59,7 @@ impl SafetensorsFile {
     /// the bytes of header and tensors;
     /// [`HeaderTooLarge`](WeightsError::HeaderTooLarge), [`BadHeader`](WeightsError::BadHeader),
     /// [`DuplicateKeys`](WeightsError::DuplicateKeys), [`TensorLayout`](WeightsError::TensorLayout) or
-    /// [`GitLfsPointer`](WeightsError::GitLfsPointer) if the content is not valid; [`Io`](WeightsError::Io) if it cannot
+    /// [`File`](WeightsError::File) if the content is not valid; [`File`](WeightsError::File) if it cannot
     /// be read.
     pub fn from_reader(name: impl AsRef<Path>, bytes: impl ReadAt + 'static) -> Result<Self, WeightsError> {
         let path = name.as_ref();
@@ -70,14 +72,14 @@ impl SafetensorsFile {
             }
         };
         let read = |buffer: &mut [u8], at| {
-            bytes.read_exact_at(buffer, at).map_err(|source| io_error("reading the header of", path, source))
+            bytes.read_exact_at(buffer, at).map_err(|source| FileError::reading("reading the header of", path, source))
         };
 
         check("the length of the header", LENGTH_BYTES)?;
         let mut length = [0; LENGTH_BYTES as usize];
         read(&mut length, 0)?;
         if &length == b"version " {
-            return Err(WeightsError::GitLfsPointer { path: path.to_owned() });
+            return Err(FileError::GitLfsPointer { path: path.to_owned() }.into());
         }
         let header_len = u64::from_le_bytes(length);
         if header_len > MAX_HEADER {
@@ -123,7 +125,7 @@ impl TensorSource for SafetensorsFile {
         let mut bytes = vec![0; entry.range.len()];
         self.bytes
             .read_exact_at(&mut bytes, self.data_start + entry.range.start as u64)
-            .map_err(|source| io_error("reading a tensor of", &self.path, source))?;
+            .map_err(|source| FileError::reading("reading a tensor of", &self.path, source))?;
         Tensor::new(entry.info.dtype, entry.info.shape.clone(), bytes)
     }
 

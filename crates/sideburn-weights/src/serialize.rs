@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 use std::path::Path;
 
-use crate::error::{WeightsError, unwritable};
+use sideburn_files::FileError;
+
+use crate::error::WeightsError;
 use crate::header;
 use crate::tensor::Tensor;
 
@@ -14,7 +16,7 @@ use crate::tensor::Tensor;
 ///
 /// # Errors
 /// [`WeightsError::BadNames`] if two tensors have the same name or one is called `__metadata__`,
-/// [`WeightsError::Unwritable`] if the header would be longer than readers accept.
+/// [`FileError::Unwritable`] if the header would be longer than readers accept.
 pub fn safetensors_bytes<N, T>(
     name: impl AsRef<Path>,
     tensors: impl IntoIterator<Item = (N, T)>,
@@ -26,7 +28,9 @@ where
 {
     let path = name.as_ref();
     let mut bytes = Vec::new();
-    Content::new(path, tensors, metadata.as_ref())?.write(&mut bytes).map_err(|source| unwritable(path, source))?;
+    Content::new(path, tensors, metadata.as_ref())?
+        .write(&mut bytes)
+        .map_err(|source| FileError::writing(path, source))?;
     Ok(bytes)
 }
 
@@ -54,7 +58,7 @@ impl<T: Borrow<Tensor>> Content<T> {
             (name.as_str(), tensor.dtype(), tensor.shape(), tensor.bytes().len())
         });
         let header = header::encode(described, metadata)
-            .map_err(|detail| unwritable(path, io::Error::new(io::ErrorKind::InvalidInput, detail)))?;
+            .map_err(|detail| FileError::writing(path, io::Error::new(io::ErrorKind::InvalidInput, detail)))?;
         Ok(Self { header, tensors })
     }
 

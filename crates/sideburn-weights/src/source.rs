@@ -25,7 +25,7 @@ pub trait TensorSource: Send + Sync {
     ///
     /// # Errors
     /// [`TensorNotFound`](WeightsError::TensorNotFound) if there is none of that name, for which
-    /// [`WeightsError::tensor_not_found`] is there; [`Io`](WeightsError::Io) if the bytes cannot be read (a file that was
+    /// [`WeightsError::tensor_not_found`] is there; [`File`](WeightsError::File) if the bytes cannot be read (a file that was
     /// cut after it was opened included).
     fn read(&self, name: &str) -> Result<Tensor, WeightsError>;
 

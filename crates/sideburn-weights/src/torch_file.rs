@@ -21,7 +21,9 @@ use std::path::{Path, PathBuf};
 
 use rawzip::{CompressionMethod, ReaderAt, ZipLocator};
 
-use crate::error::{WeightsError, io_error};
+use sideburn_files::FileError;
+
+use crate::error::WeightsError;
 use crate::header::{TensorInfo, byte_len};
 use crate::pickle::{MAX_PICKLE, Pickle, View};
 use crate::read_at::ReadAt;
@@ -87,12 +89,12 @@ impl TorchFile {
     /// Opens the file at `path`, reads its pickle and checks every tensor against the size of the file.
     ///
     /// # Errors
-    /// [`NotFound`](WeightsError::NotFound), [`NotAFile`](WeightsError::NotAFile) or [`Io`](WeightsError::Io) if it
+    /// [`File`](WeightsError::File) if it
     /// cannot be opened, and those of [`from_reader`](Self::from_reader).
     #[cfg(feature = "fs")]
     pub fn open(path: impl AsRef<Path>) -> Result<Self, WeightsError> {
         let path = path.as_ref();
-        Self::from_reader(path, RegularFile::open(path, path)?)
+        Self::from_reader(path, RegularFile::open(path)?)
     }
 
     /// Takes the bytes of a whole file, and calls it `name` in messages.
@@ -107,7 +109,7 @@ impl TorchFile {
     ///
     /// # Errors
     /// [`BadTorchFile`](WeightsError::BadTorchFile) or
-    /// [`GitLfsPointer`](WeightsError::GitLfsPointer) if it is not a file of `torch.save`, or a damaged one;
+    /// [`File`](WeightsError::File) if it is not a file of `torch.save`, or a damaged one;
     /// [`UnsafePickle`](WeightsError::UnsafePickle) if its pickle asks for anything but tensors;
     /// [`NotAStateDict`](WeightsError::NotAStateDict) if it holds anything but named tensors;
     /// [`TensorLayout`](WeightsError::TensorLayout) if a tensor does not fit its storage.
@@ -117,7 +119,7 @@ impl TorchFile {
         let head = &mut head[..bytes.size().min(8) as usize];
         read_at(path, &*bytes, head, 0)?;
         match &*head {
-            b"version " => Err(WeightsError::GitLfsPointer { path: path.to_owned() }),
+            b"version " => Err(FileError::GitLfsPointer { path: path.to_owned() }.into()),
             [b'P', b'K', 3, 4, ..] => Self::open_archive(path, bytes),
             [0x80, 2..=5, ..] => Self::open_legacy(path, bytes),
             _ => Err(bad(path, "it begins neither as a zip archive nor as a pickle of protocol 2 to 5")),
@@ -221,7 +223,7 @@ impl TensorSource for TorchFile {
         let mut bytes = vec![0; *span];
         self.bytes
             .read_exact_at(&mut bytes, *start)
-            .map_err(|source| io_error("reading a tensor of", &self.path, source))?;
+            .map_err(|source| FileError::reading("reading a tensor of", &self.path, source))?;
         let size = info.dtype.bitsize() / 8;
         if let Some(strides) = strides {
             bytes = gather(&bytes, size, &info.shape, strides);
@@ -264,7 +266,7 @@ fn bad(path: &Path, detail: impl Into<String>) -> WeightsError {
 fn read_at(path: &Path, bytes: &dyn ReadAt, buffer: &mut [u8], at: u64) -> Result<(), WeightsError> {
     bytes.read_exact_at(buffer, at).map_err(|source| match source.kind() {
         io::ErrorKind::UnexpectedEof => bad(path, format!("it ends within {} bytes from byte {at}", buffer.len())),
-        _ => io_error("reading", path, source),
+        _ => FileError::reading("reading", path, source).into(),
     })
 }
 

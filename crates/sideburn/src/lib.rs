@@ -7,13 +7,14 @@
 //! | [`adapters`] | `sideburn-adapters` | the linear layer with adapter slots, LoRA, PEFT directories |
 //! | [`batch`] | `sideburn-batch` | token rows with lengths, keyed random draws |
 //! | [`data`] | `sideburn-data` | DialogSum, prompt templates, tokenisation, sampling |
+//! | [`files`] | `sideburn-files` | files opened with care, directories replaced as one thing |
 //! | [`generate`] | `sideburn-generate` | greedy decoding over any decoder |
 //! | [`kernels`] | `sideburn-kernels` | fused differentiable operations |
 //! | [`nn`] | `sideburn-nn` | blocks of language models, the files of a model directory |
 //! | [`rouge`] | `sideburn-rouge` | ROUGE, as `rouge_score` computes it |
 //! | [`t5`] | `sideburn-t5` | the T5 family |
 //! | [`train`] | `sideburn-train` | the training loop |
-//! | [`weights`] | `sideburn-weights` | safetensors, strictly read and atomically written |
+//! | [`weights`] | `sideburn-weights` | safetensors, strictly read |
 //!
 //! [`device`] turns a name such as `flex` or `cuda:1` into a Burn device, and [`prelude`] holds what most programs
 //! import.
@@ -65,6 +66,7 @@ pub mod device;
 pub use sideburn_adapters as adapters;
 pub use sideburn_batch as batch;
 pub use sideburn_data as data;
+pub use sideburn_files as files;
 pub use sideburn_generate as generate;
 pub use sideburn_kernels as kernels;
 pub use sideburn_nn as nn;

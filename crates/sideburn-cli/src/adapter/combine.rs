@@ -7,8 +7,8 @@ use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
 use serde::Serialize;
 use sideburn::adapters::{AdaptedModel, Combination, LoraConfig, adapter_tensors, combine};
+use sideburn::files::check_writable;
 use sideburn::prelude::*;
-use sideburn::weights::check_writable;
 
 use crate::model::open;
 use crate::report::{Finding, grouped, in_line, shown, table};

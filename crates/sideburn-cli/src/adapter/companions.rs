@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde::Serialize;
-use sideburn::weights::cache_blobs;
+use sideburn::files::cache_blobs;
 
 use crate::report::shown;
 

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 use sideburn::adapters::AdapterDir;
-use sideburn::weights::{TensorSource, check_writable};
+use sideburn::files::check_writable;
+use sideburn::weights::TensorSource;
 
 use crate::report::{Finding, count, in_line, shown};
 

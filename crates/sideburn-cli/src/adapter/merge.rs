@@ -7,8 +7,8 @@ use anyhow::ensure;
 use clap::ValueEnum;
 use serde::Serialize;
 use sideburn::adapters::{Precision, merge_and_unload, without_adapters};
+use sideburn::files::AtomicDir;
 use sideburn::prelude::*;
-use sideburn::weights::AtomicDir;
 
 use super::companions::{Copied, LeftOut, copy_companions};
 use super::on_base::OnBase;

@@ -3,6 +3,7 @@
 use std::{fs, path::Path};
 
 use sideburn_data::{DataError, DialogSum, Sample, read_csv, read_jsonl};
+use sideburn_files::FileError;
 
 const TEST_CSV: &str = "id,dialogue,summary,topic
 test_0_1,\"#Person1#: Is it \"\"late\"\"?
@@ -135,9 +136,9 @@ fn a_directory_is_searched_for_known_names() {
 #[test]
 fn missing_files_are_named() {
     let missing = Path::new("no/such/directory");
-    assert!(matches!(DialogSum::open(missing), Err(DataError::FileMissing { path }) if path == missing));
-    assert!(matches!(read_csv("no.csv"), Err(DataError::FileMissing { .. })));
-    assert!(matches!(read_jsonl("no.jsonl"), Err(DataError::FileMissing { .. })));
+    assert!(matches!(DialogSum::open(missing), Err(DataError::File(FileError::NotFound { path })) if path == missing));
+    assert!(matches!(read_csv("no.csv"), Err(DataError::File(FileError::NotFound { .. }))));
+    assert!(matches!(read_jsonl("no.jsonl"), Err(DataError::File(FileError::NotFound { .. }))));
     let directory = tempfile::tempdir().unwrap();
-    assert!(matches!(read_csv(directory.path()), Err(DataError::Io { .. })));
+    assert!(matches!(read_csv(directory.path()), Err(DataError::File(FileError::NotAFile { .. }))));
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use sideburn_data::{DataError, Limits, PromptTemplate, Sample, TokenizedSet, Tokenizer, tokenize};
+use sideburn_files::FileError;
 
 fn testdata() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata")
@@ -79,7 +80,9 @@ fn a_vocabulary_must_fit_the_embedding() {
 fn broken_tokenizers_are_named() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("tokenizer.json");
-    assert!(matches!(Tokenizer::from_dir(directory.path()), Err(DataError::FileMissing { path: p }) if p == path));
+    assert!(
+        matches!(Tokenizer::from_dir(directory.path()), Err(DataError::File(FileError::NotFound { path: p })) if p == path)
+    );
     std::fs::write(&path, "{\"version\"").unwrap();
     assert!(matches!(Tokenizer::from_file(&path), Err(DataError::TokenizerFile { .. })));
     let good = std::fs::read_to_string(testdata().join("tokenizer.json")).unwrap();

@@ -198,7 +198,7 @@ impl Tiny {
 
     pub(crate) fn save_dir(&self, directory: &ModelDir) -> Result<(), TinyError> {
         let text = self.config.to_json().to_string();
-        sideburn_weights::write_atomic(directory.config_path(), text.as_bytes()).map_err(NnError::from)?;
+        sideburn_files::write_atomic(directory.config_path(), text.as_bytes()).map_err(NnError::from)?;
         Ok(save_base(self, directory.path().join("model.safetensors"), Precision::F32)?)
     }
 

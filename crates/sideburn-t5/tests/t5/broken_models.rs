@@ -96,7 +96,7 @@ fn a_checkpoint_that_is_cut_off_or_not_there() {
     std::fs::remove_file(model.file("model.safetensors")).unwrap();
     assert!(model.error().contains("model.safetensors"), "{}", model.error());
     std::fs::remove_file(model.file("config.json")).unwrap();
-    assert!(model.error().contains("config.json: "), "{}", model.error());
+    assert!(model.error().contains("config.json\" does not exist"), "{}", model.error());
 }
 
 #[test]

@@ -297,7 +297,7 @@ fn a_configuration_that_could_be_read_for_ever_is_not_opened() {
     std::fs::remove_file(&config).unwrap();
     std::os::unix::fs::symlink("/dev/zero", &config).unwrap();
     let error = model.load().unwrap_err().to_string();
-    assert!(error.contains("config.json: not a regular file"), "{error}");
+    assert!(error.contains("config.json\" is not a regular file"), "{error}");
     std::fs::remove_file(&config).unwrap();
     std::fs::copy(path(NAME).join("config.json"), &config).unwrap();
     std::os::unix::fs::symlink("/dev/zero", model.0.path().join("generation_config.json")).unwrap();

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
-use sideburn_weights::{Dtype, SafetensorsFile, Tensor, TensorSource, WeightsError, write_atomic, write_safetensors};
+use sideburn_weights::{Dtype, SafetensorsFile, Tensor, TensorSource, WeightsError, write_safetensors};
 use tempfile::{TempDir, tempdir};
 
 fn sample() -> Vec<(String, Tensor)> {
@@ -252,35 +252,6 @@ fn names_that_cannot_be_written() {
     let message = write_safetensors(&path, tensors, None).unwrap_err().to_string();
     assert!(message.contains("do not: \"__metadata__\", \"b\""), "{message}");
     assert!(!path.exists());
-}
-
-#[test]
-fn a_failed_write_leaves_the_old_file() {
-    let dir = tempdir().unwrap();
-    let path = dir.path().join("config.json");
-    write_atomic(&path, b"old").unwrap();
-    write_atomic(&path, b"new").unwrap();
-    assert_eq!(std::fs::read(&path).unwrap(), b"new");
-    // Permissions would not stop a test that runs as root; a parent that is a file stops everyone.
-    let message = write_atomic(path.join("x"), b"data").unwrap_err().to_string();
-    assert!(message.contains("cannot write") && message.contains("choose another output path"), "{message}");
-    // A rename that fails at the last moment: the temporary file goes, the directory stays.
-    let taken = dir.path().join("taken");
-    std::fs::create_dir(&taken).unwrap();
-    assert!(write_atomic(&taken, b"data").is_err());
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
-}
-
-#[cfg(unix)]
-#[test]
-fn written_files_have_ordinary_permissions() {
-    use std::os::unix::fs::PermissionsExt;
-    let dir = tempdir().unwrap();
-    let (ours, plain) = (dir.path().join("ours"), dir.path().join("plain"));
-    write_atomic(&ours, b"").unwrap();
-    std::fs::write(&plain, b"").unwrap();
-    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode();
-    assert_eq!(mode(&ours), mode(&plain));
 }
 
 /// Opens whatever it is, and reads all of it if that is possible.

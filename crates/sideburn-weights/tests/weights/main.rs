@@ -1,6 +1,5 @@
 //! Files and directories of weights: what is read, what is refused, what is written.
 
-mod directories;
 mod files;
 mod model_files;
 mod sources;

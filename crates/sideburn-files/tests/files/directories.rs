@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::Path;
 
-use sideburn_weights::{AtomicDir, WeightsError, check_writable};
+use sideburn_files::{AtomicDir, FileError, check_writable};
 use tempfile::tempdir;
 
 /// All paths under `dir`, sorted, with the content of files.
@@ -91,7 +91,18 @@ fn an_existing_directory_keeps_what_is_not_replaced() {
         fs::write(target.join(name), content).unwrap();
     }
     let staged = AtomicDir::create(&target).unwrap();
-    assert_eq!(staged.path().parent(), Some(target.as_path()), "staged inside: the target may be a mount point");
+    assert_eq!(
+        staged.path().parent(),
+        Some(parent.path().canonicalize().unwrap().as_path()),
+        "to change places with it"
+    );
+    #[cfg(unix)]
+    let same_file = {
+        use std::os::unix::fs::MetadataExt;
+        let file = |target: &Path| fs::metadata(target.join("thesis.tex")).unwrap().ino();
+        let before = file(&target);
+        move |target: &Path| file(target) == before
+    };
     fs::write(staged.path().join("config.json"), "new").unwrap();
     fs::create_dir(staged.path().join("sub")).unwrap();
     fs::write(staged.path().join("sub/weights"), "w").unwrap();
@@ -104,6 +115,9 @@ fn an_existing_directory_keeps_what_is_not_replaced() {
         pair("thesis.tex", "years of work"),
     ];
     assert_eq!(tree(&target), expected);
+    #[cfg(unix)]
+    assert!(same_file(&target), "a file of another name is a copy");
+    assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1, "the old directory is left");
 }
 
 #[test]
@@ -129,7 +143,7 @@ fn a_conflict_replaces_nothing() {
     fs::write(staged.path().join("a"), "new").unwrap();
     fs::write(staged.path().join("z"), "a file here, a directory there").unwrap();
     let error = staged.commit().unwrap_err();
-    assert!(matches!(error, WeightsError::InTheWay { .. }));
+    assert!(matches!(error, FileError::InTheWay { .. }));
     let message = error.to_string();
     assert!(message.contains("out/z") && message.contains("is a directory and a file of that name"), "{message}");
     assert_eq!(tree(&target), before);

@@ -14,7 +14,7 @@ use std::fmt;
 ///
 /// ```
 /// use std::path::Path;
-/// use sideburn_weights::printable;
+/// use sideburn_files::printable;
 ///
 /// assert_eq!(printable("a name, 名前").to_string(), "a name, 名前");
 /// assert_eq!(printable(Path::new("red\u{1b}[31m\0")).to_string(), r"red\u{1b}[31m\0");
