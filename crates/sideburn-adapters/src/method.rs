@@ -10,7 +10,7 @@ use crate::AdapterError;
 use crate::fields::Fields;
 use crate::model::{AdaptedModel, ModelShape, Weight};
 use crate::rule::Rule;
-use crate::targets::{Targets, is_suffix};
+use crate::targets::Targets;
 use crate::training::Regimen;
 
 /// A method of fine-tuning, configured.
@@ -255,19 +255,31 @@ impl Outline {
         Self { shape, places: model.weights().into_iter().map(place).collect() }
     }
 
-    /// The places that `modules_to_save` names: a place itself, or all those inside a part of that name.
+    /// The places that `modules_to_save` names: a place itself, or all those inside a part of that name. As in `peft`, the
+    /// end of a name is enough: `layer_norm` means `final_layer_norm`, too.
     ///
     /// # Errors
     /// If a name means nothing.
     pub(crate) fn saved_modules(&self, names: &[String]) -> Result<Vec<&Place>, AdapterError> {
         let within = |place: &Place, name: &str| {
             let mut ends = place.name.match_indices('.').map(|(end, _)| end).chain([place.name.len()]);
-            ends.any(|end| is_suffix(&place.name[..end], name))
+            ends.any(|end| ends_with(&place.name[..end], name))
         };
+        let is_part_of_embedding = |name: &&String| {
+            let mut copies = self.shape.embedding_copies.iter().filter(|copy| **copy != self.shape.head);
+            copies.any(|copy| ends_with(copy, name))
+        };
+        if let Some(name) = names.iter().find(is_part_of_embedding) {
+            return Err(AdapterError::InvalidField {
+                field: "modules_to_save",
+                found: format!("{names:?}, in which {name} is the embedding of one half of the model"),
+                expected: "other modules, as both halves and the head have one embedding here",
+            });
+        }
         let idle: Vec<String> = names
             .iter()
             .filter(|name| !self.places.iter().any(|place| within(place, name)))
-            .filter(|name| !(self.shape.tied_head && name.as_str() == self.shape.head))
+            .filter(|name| !(self.shape.tied_head && ends_with(self.shape.head, name)))
             .cloned()
             .collect();
         if !idle.is_empty() {
@@ -281,7 +293,7 @@ impl Outline {
     /// T5 hold `encoder.embed_tokens` and `decoder.embed_tokens`, and `shared` beside them is read by none.
     pub(crate) fn is_idle_to_save(&self, place: &Place, names: &[String]) -> bool {
         let is_read_elsewhere = self.shape.embedding_copies.iter().any(|copy| *copy != self.shape.head);
-        place.is_embedding() && is_read_elsewhere && names.iter().any(|name| is_suffix(&place.name, name))
+        place.is_embedding() && is_read_elsewhere && names.iter().any(|name| ends_with(&place.name, name))
     }
 
     /// Refuses modules of a new adapter that would be trained for nothing.
@@ -317,6 +329,11 @@ impl Outline {
         let shape = ModelShape { head: "lm_head", ..ModelShape::of_layers() };
         Self { shape, places: names.iter().map(|name| Place { name: (*name).to_owned(), kind }).collect() }
     }
+}
+
+/// How `modules_to_save` matches names.
+pub(crate) fn ends_with(module: &str, name: &str) -> bool {
+    !name.is_empty() && module.ends_with(name)
 }
 
 /// Which rules go where.

@@ -7,7 +7,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use sideburn_kernels::Key;
 
-use crate::method::{Company, Method, Outline, Place, Plan};
+use crate::method::{Company, Method, Outline, Place, Plan, ends_with};
 use crate::methods::{OwnHead, Replace};
 use crate::model::{AdaptedModel, ModelShape, WeightMut};
 use crate::rule::{Prefix, Rule, Weights};
@@ -332,7 +332,7 @@ fn whole_plan(outline: &Outline, method: &dyn Method) -> Result<(Plan, Option<&'
         plan.add(copied, Replace::all(copied));
     }
     let ModelShape { head, tied_head, .. } = outline.shape;
-    if tied_head && modules_to_save.iter().any(|name| name == head) {
+    if tied_head && modules_to_save.iter().any(|name| ends_with(head, name)) {
         for place in outline.places.iter().filter(|place| place.is_embedding()) {
             plan.add(place, OwnHead::new(head, place));
         }

@@ -251,9 +251,28 @@ fn a_copy_that_no_layer_reads_is_not_trained() {
     let directory = with_embeddings(r#"{"modules_to_save": ["lm_head"]}"#, head, None);
     assert_eq!(both, logits(&with(directory.path()).unwrap()), "`shared` has no effect, as in peft");
 
+    for (name, part) in [
+        ("shared", "shared has no effect in `peft`: no layer reads its copy"),
+        ("embed_tokens", "in which embed_tokens is the embedding of one half of the model"),
+    ] {
+        let mut model = base(&Device::flex());
+        let mut config = LoraConfig::new(["q"]);
+        config.common.modules_to_save = vec![name.to_owned()];
+        let error = attach(&mut model, "a", config, Key::from_seed(0)).unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn modules_to_save_are_named_by_their_ends() {
     let mut model = base(&Device::flex());
     let mut config = LoraConfig::new(["q"]);
-    config.common.modules_to_save = vec!["shared".to_owned()];
-    let error = attach(&mut model, "a", config, Key::from_seed(0)).unwrap_err().to_string();
-    assert!(error.contains("shared has no effect in `peft`: no layer reads its copy"), "{error}");
+    config.common.modules_to_save = vec!["layer_norm".to_owned()];
+    attach(&mut model, "a", config, Key::from_seed(0)).unwrap();
+    let norms: Vec<_> =
+        adapter_tensors(&model, "a").unwrap().into_keys().filter(|name| name.contains("norm")).collect();
+    let expected = model.weights().into_iter().map(|(name, _)| name).filter(|name| name.contains("norm"));
+    let mut expected: Vec<_> = expected.map(|name| format!("base_model.model.{name}")).collect();
+    expected.sort();
+    assert_eq!(norms, expected, "`final_layer_norm` among them, as in peft");
 }
