@@ -6,7 +6,8 @@ use std::path::Path;
 
 use anyhow::ensure;
 use serde::Serialize;
-use sideburn::adapters::{AdapterError, LoraConfig, LoraInit, Method, Outline, fingerprint};
+use serde_json::Value;
+use sideburn::adapters::{AdapterError, LoraConfig, Method, Outline, fingerprint};
 use sideburn::prelude::*;
 use sideburn::weights::TensorSource;
 
@@ -92,7 +93,7 @@ fn look_into(adapter: &Path, base: &mut Model, found: &mut Found) {
     };
     found.add("configuration", Verdict::Ok, method.peft_type());
     let (Ok(tensors), false) = (&halves.tensors, found.failed()) else { return };
-    check_training(tensors, method.downcast_ref(), found);
+    check_training(tensors, halves.config.as_ref().unwrap_or(&Value::Null), method.downcast_ref(), found);
     let own = fingerprint(base);
     let targets = method.targets();
     found.unmatched_targets = targets.map(|targets| targets.unmatched(&Outline::of(base))).unwrap_or_default();
@@ -135,10 +136,12 @@ fn check_values(tensors: &dyn TensorSource, found: &mut Found) {
 }
 
 /// Whether `B A` of LoRA has left the zero that training begins with.
-fn check_training(tensors: &dyn TensorSource, lora: Option<&LoraConfig>, found: &mut Found) {
+fn check_training(tensors: &dyn TensorSource, config: &Value, lora: Option<&LoraConfig>, found: &mut Found) {
     let Some(lora) = lora else { return found.add("training", Verdict::NotChecked, "only LoRA shows it") };
-    if !matches!(lora.init_lora_weights, LoraInit::Default | LoraInit::Gaussian) {
-        let detail = "B A is not zero before training, as init_lora_weights says";
+    // Others (orthogonal, MiCA, PiSSA, ...) begin with a B of their own, and which one is only said in the file.
+    let began = config.get("init_lora_weights").unwrap_or(&Value::Null);
+    if !matches!(began, Value::Null | Value::Bool(true)) && !["gaussian", "eva"].iter().any(|name| began == name) {
+        let detail = "B A need not be zero before training, as init_lora_weights says";
         return found.add("training", Verdict::NotChecked, detail);
     }
     let updates = match lora_updates(tensors, lora) {

@@ -53,6 +53,14 @@ fn check_says_what_it_does_not_look_at() {
     // PiSSA begins with the largest part of the weight.
     let pissa = check(0, &golden("adapters/init/pissa/initial_adapter"), &[]);
     assert_eq!(pissa["training"].0, "not_checked");
+    let directory = changed(ADAPTER, |_| {});
+    let config = directory.path().join("adapter_config.json");
+    let mut fields: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    for (init, verdict) in [("orthogonal", "not_checked"), ("gaussian", "ok")] {
+        fields["init_lora_weights"] = json!(init);
+        fs::write(&config, fields.to_string()).unwrap();
+        assert_eq!(check(0, directory.path(), &[])["training"].0, verdict, "{init}");
+    }
 
     // No tensor has a place, so that no shape was compared.
     let directory = changed(ADAPTER, |tensors| {
