@@ -162,7 +162,15 @@ fn check_fit(adapter: &Path, method: &dyn Method, tensors: &dyn TensorSource, ba
     match load_adapter(base, "default", adapter) {
         Ok(()) => {
             found.add_places(method);
-            found.add("names", Verdict::Ok, "none is missing or unexpected");
+            let carried = base.adapters().list().iter().flat_map(|entry| entry.carried()).cloned().collect::<Vec<_>>();
+            let names = match carried.is_empty() {
+                true => "none is missing or unexpected".to_owned(),
+                false => format!(
+                    "none is missing; the adapter has its own {}, which differs from the base's",
+                    carried.join(" and ")
+                ),
+            };
+            found.add("names", Verdict::Ok, names);
             found.add("shapes", Verdict::Ok, "as the base has them");
         }
         Err(AdapterError::TensorsDoNotFit { missing, unexpected, misshapen, .. }) => {
