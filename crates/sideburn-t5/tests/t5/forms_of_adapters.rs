@@ -154,7 +154,7 @@ fn folders_without_an_adapter_say_where_one_is() {
     let directory = tempdir().unwrap();
     let error = |path: &std::path::Path| with(path).unwrap_err().to_string();
     let path = directory.path();
-    assert!(error(path).contains("adapter_config.json: the adapter configuration cannot be read"), "{}", error(path));
+    assert!(error(path).contains("adapter_config.json\" does not exist"), "{}", error(path));
     fs::write(path.join("config.json"), "{}").unwrap();
     assert!(error(path).ends_with("this is a model and no adapter"), "{}", error(path));
     assert!(error(&path.join("config.json")).contains("this is a file; name the folder"));
