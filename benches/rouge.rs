@@ -74,6 +74,14 @@ fn rouge(criterion: &mut Criterion) {
         bencher.iter(|| aggregate(black_box(&scores), &BootstrapConfig::default()).expect("scores"));
     });
     group.finish();
+
+    // The longest common subsequence of texts that say the same few words again and again.
+    let repetitive = |words: &[&str]| words.iter().cycle().take(20_000).copied().collect::<Vec<_>>().join(" ");
+    let (reference, prediction) = (repetitive(&["the", "the", "cat"]), repetitive(&["the", "cat", "sat", "the"]));
+    let scorer = RougeScorer::all();
+    criterion.bench_function("rouge/repetitive_100_kB", |bencher| {
+        bencher.iter(|| scorer.score(black_box(&reference), black_box(&prediction)));
+    });
 }
 
 criterion_group!(benches, rouge);
