@@ -46,7 +46,7 @@ impl TokenRows {
     /// # Errors
     /// If a length is zero or above `width`, or `ids` does not hold `lengths.len() * width` tokens.
     pub fn from_padded(ids: &[u32], width: usize, lengths: &[usize]) -> Result<Self, BatchError> {
-        if ids.len() != width * lengths.len() {
+        if width.checked_mul(lengths.len()) != Some(ids.len()) {
             return Err(BatchError::Rectangle { tokens: ids.len(), rows: lengths.len(), width });
         }
         if let Some((row, &length)) = lengths.iter().enumerate().find(|(_, length)| **length > width) {
@@ -223,6 +223,9 @@ mod tests {
         assert_eq!(error.to_string(), "row 1 claims 2 tokens, but the rectangle is 1 wide");
         let error = TokenRows::from_padded(&[1, 2, 3], 2, &[1, 1]).unwrap_err();
         assert_eq!(error.to_string(), "3 tokens do not fill 2 rows of 2");
+        // 2^63 * 2 is 0 in 64 bits.
+        let error = TokenRows::from_padded(&[], 1 << (usize::BITS - 1), &[1, 1]).unwrap_err();
+        assert!(error.to_string().starts_with("0 tokens do not fill 2 rows of "), "{error}");
         let one = TokenRows::from_rows([[1]]).unwrap();
         let two = TokenRows::from_rows([[1], [2]]).unwrap();
         let error = Seq2SeqBatch::new(one, two).unwrap_err();
