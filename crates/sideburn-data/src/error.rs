@@ -37,6 +37,17 @@ pub enum DataError {
     #[error(transparent)]
     File(#[from] FileError),
 
+    /// A model's directory has no tokenizer that can be read.
+    #[error(
+        "{directory} has no tokenizer.json; Python writes one: `from transformers import AutoTokenizer; \
+         AutoTokenizer.from_pretrained(\"MODEL\").save_pretrained(\"FOLDER\")`",
+        directory = printable(directory)
+    )]
+    NoTokenizer {
+        /// The directory given.
+        directory: PathBuf,
+    },
+
     /// A directory holds none of a data set's files.
     #[error("{directory} holds no file of DialogSum; looked for {looked_for}", directory = printable(directory), looked_for = looked_for.join(", "))]
     NoSplits {

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use sideburn_files::read_text;
+use sideburn_files::{FileError, read_text};
 
 use crate::error::DataError;
 
@@ -57,9 +57,15 @@ impl Tokenizer {
     /// Loads the `tokenizer.json` in a model's directory.
     ///
     /// # Errors
-    /// As [`from_file`](Self::from_file).
+    /// [`DataError::NoTokenizer`] if there is none, and those of [`from_file`](Self::from_file).
     pub fn from_dir(directory: impl AsRef<Path>) -> Result<Self, DataError> {
-        Self::from_file(directory.as_ref().join("tokenizer.json"))
+        let directory = directory.as_ref();
+        match Self::from_file(directory.join("tokenizer.json")) {
+            Err(DataError::File(FileError::NotFound { .. })) if directory.is_dir() => {
+                Err(DataError::NoTokenizer { directory: directory.to_path_buf() })
+            }
+            read => read,
+        }
     }
 
     /// The number of tokens, added ones included.

@@ -80,9 +80,11 @@ fn a_vocabulary_must_fit_the_embedding() {
 fn broken_tokenizers_are_named() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("tokenizer.json");
-    assert!(
-        matches!(Tokenizer::from_dir(directory.path()), Err(DataError::File(FileError::NotFound { path: p })) if p == path)
-    );
+    assert!(matches!(Tokenizer::from_file(&path), Err(DataError::File(FileError::NotFound { path: p })) if p == path));
+    let error = Tokenizer::from_dir(directory.path()).unwrap_err().to_string();
+    let remedy = r#"AutoTokenizer.from_pretrained("MODEL").save_pretrained("FOLDER")"#;
+    assert!(error.contains("has no tokenizer.json") && error.contains(remedy), "{error}");
+    assert!(matches!(Tokenizer::from_dir("no folder"), Err(DataError::File(FileError::NotFound { .. }))));
     std::fs::write(&path, "{\"version\"").unwrap();
     assert!(matches!(Tokenizer::from_file(&path), Err(DataError::TokenizerFile { .. })));
     let good = std::fs::read_to_string(testdata().join("tokenizer.json")).unwrap();
