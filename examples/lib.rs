@@ -123,9 +123,6 @@ pub fn check_file(path: &Path) -> anyhow::Result<()> {
 /// # Errors
 /// If it cannot be written.
 pub fn write_file(path: &Path, text: &str) -> anyhow::Result<()> {
-    if path.metadata().is_ok_and(|found| !found.is_file()) {
-        return std::fs::write(path, text).with_context(|| path.display().to_string());
-    }
     std::fs::create_dir_all(directory_of(path)).with_context(|| path.display().to_string())?;
     Ok(write_atomic(path, text.as_bytes())?)
 }
