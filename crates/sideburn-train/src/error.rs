@@ -46,6 +46,17 @@ pub enum TrainError {
         /// The value.
         value: f64,
     },
+    /// A frozen weight of the base that is infinite or not a number, found when a step gave such a loss.
+    #[error(
+        "step {step}: the loss is not finite because {name} of the base is not; \
+         no learning rate mends that: load the base anew, from another copy if need be"
+    )]
+    WeightNotFinite {
+        /// The step, from 0.
+        step: u64,
+        /// The first such weight.
+        name: String,
+    },
     /// An error of the data or the model.
     #[error("step {step}: {source}")]
     Step {

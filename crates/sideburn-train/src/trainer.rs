@@ -2,9 +2,10 @@
 
 use std::time::Instant;
 
+use burn::module::Param;
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::Tensor;
-use sideburn_adapters::{AdaptedModel, Key, ParameterReport, Pass, Regimens};
+use sideburn_adapters::{AdaptedModel, Key, ParameterReport, Pass, Regimens, Weight};
 use sideburn_batch::Seq2SeqBatch;
 use sideburn_kernels::{Span, on_workers};
 
@@ -128,7 +129,10 @@ impl<'a> Trainer<'a> {
                         Some(good) => (*model, *regimens) = good,
                         None => optimizer.undo(model),
                     }
-                    return Err(error);
+                    return Err(match broken_weight(model) {
+                        Some(name) => TrainError::WeightNotFinite { step, name },
+                        None => error,
+                    });
                 }
             };
             good = before;
@@ -251,6 +255,23 @@ impl Measured {
         let penalty = if self.penalised { finite("penalty", next())? } else { 0.0 };
         Ok(Numbers { loss, penalty, grad_norm: finite("gradient norm", next())?, scale: next() })
     }
+}
+
+/// The first weight that is frozen, and so was as it is from the start, and holds something that is not finite.
+fn broken_weight<M: AdaptedModel>(model: &M) -> Option<String> {
+    fn is_finite<const D: usize>(param: &Param<Tensor<D>>) -> bool {
+        let weight = param.val().inner();
+        param.is_require_grad() || (weight.clone() - weight).sum().into_scalar::<f32>() == 0.0
+    }
+    let broken = |(name, weight): (String, Weight<'_>)| match weight {
+        Weight::Linear(linear) => {
+            let finite = is_finite(linear.weight()) && linear.bias().is_none_or(is_finite);
+            (!finite).then(|| format!("{name}.weight"))
+        }
+        Weight::Vector(vector) => (!is_finite(vector.weight())).then_some(name),
+        Weight::Table(table) => (!is_finite(table.weight())).then_some(name),
+    };
+    model.weights().into_iter().find_map(broken)
 }
 
 /// Whether the weights before an update are kept in case that it must be taken back. They must be if something else than

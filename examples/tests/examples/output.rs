@@ -44,7 +44,11 @@ fn a_full_disk_is_no_success_and_loses_nothing_else() {
 #[test]
 fn results_are_written_to_a_device_and_do_not_replace_it() {
     let job = Job::new();
-    assert_ended(&job.run(args!["--json", "/dev/full", "--max-steps", "0"]), 1, &["error: cannot write \"/dev/full\"", "No space left"]);
+    assert_ended(
+        &job.run(args!["--json", "/dev/full", "--max-steps", "0"]),
+        1,
+        &["error: cannot write \"/dev/full\"", "No space left"],
+    );
     assert!(!fs::symlink_metadata("/dev/full").unwrap().is_file());
     let output = job.run(args!["--json", "/dev/stdout", "--max-steps", "0"]);
     assert_ended(&output, 0, &[]);

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor};
 use sideburn_adapters::{Key, LoraConfig, Pass, adapter_tensors, attach, load_adapter, save_adapter, without_adapters};
 use sideburn_batch::{Seq2SeqBatch, TokenRows};
@@ -139,6 +139,27 @@ fn an_infinite_gradient_stops_the_run_before_the_update() {
     let error = Trainer::new(TrainConfig::new(2)).unwrap().train(&mut model, batches, steep).unwrap_err();
     assert!(matches!(error, TrainError::NotFinite { step: 0, what: "gradient norm", .. }), "{error}");
     assert_eq!(factors(&model), before);
+}
+
+/// Makes the first matrix of a model NaN.
+struct Spoil(bool);
+
+impl ModuleMapper for Spoil {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        if self.0 || D != 2 {
+            return param;
+        }
+        self.0 = true;
+        param.map(|weight| weight * f32::NAN)
+    }
+}
+
+#[test]
+fn a_broken_base_is_not_blamed_on_the_learning_rate() {
+    let mut model = small_model(&Device::flex().autodiff()).map(&mut Spoil(false));
+    let error = Trainer::new(TrainConfig::new(2)).unwrap().train(&mut model, batches, T5::token_losses).unwrap_err();
+    assert!(matches!(&error, TrainError::WeightNotFinite { step: 0, name } if name == "shared.weight"), "{error}");
+    assert!(error.to_string().contains("no learning rate mends that"), "{error}");
 }
 
 #[test]
