@@ -234,9 +234,10 @@ pub fn attach<M: AdaptedModel>(
     method: impl Method,
     key: Key,
 ) -> Result<Vec<String>, AdapterError> {
-    Outline::of(model).check_not_idle(&method.common().modules_to_save)?;
+    let outline = Outline::of(model);
+    outline.check_not_idle(&method.common().modules_to_save)?;
     if let Some(targets) = method.targets() {
-        targets.check_all_match(&Outline::of(model), |place| method.can_target(place))?;
+        targets.check_all_match(&outline, |place| method.can_target(place))?;
     }
     attach_dyn(model, name, Arc::new(method), key)
 }
