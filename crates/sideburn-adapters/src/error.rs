@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use sideburn_files::{FileError, printable};
+use sideburn_files::{FileError, printable, printable_lines};
 use sideburn_weights::WeightsError;
 
 /// A tensor whose shape is not that of its place in the model.
@@ -52,7 +52,7 @@ pub enum AdapterError {
         places: Vec<String>,
     },
     /// A pattern for names of places that is not a regular expression, or one that takes too long.
-    #[error("{field} {pattern:?} is not a regular expression that is supported here: {}", lines(message))]
+    #[error("{field} {pattern:?} is not a regular expression that is supported here: {}", printable_lines(message))]
     TargetPattern {
         /// The field, as `peft` calls it.
         field: &'static str,
@@ -303,11 +303,6 @@ pub enum AdapterError {
     /// An error in reading or writing weights.
     #[error(transparent)]
     Weights(#[from] WeightsError),
-}
-
-/// A text of several lines, such as a parser that points into its input gives.
-fn lines(text: &str) -> String {
-    text.lines().map(|line| printable(line).to_string()).collect::<Vec<_>>().join("\n")
 }
 
 fn listed<T: fmt::Display>(what: &str, items: &[T]) -> String {

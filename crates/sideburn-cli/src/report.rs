@@ -4,7 +4,7 @@ use std::fmt::{self, Display, Write};
 use std::path::Path;
 
 use serde::Serialize;
-use sideburn::files::printable;
+use sideburn::files::{printable, printable_lines};
 
 /// What a command has found, ready to be printed.
 pub(crate) struct Report {
@@ -53,11 +53,11 @@ impl Display for Verdict {
     }
 }
 
-/// Text of several lines for a terminal, in which nothing is obeyed but line breaks; see [`printable`].
+/// Text of several lines for a terminal, in which nothing is obeyed but line breaks; see [`printable_lines`].
 ///
 /// All that the program prints for people goes through here, since paths and files of strangers are part of it.
 pub(crate) fn for_terminal(text: &str) -> String {
-    text.split('\n').map(in_line).collect::<Vec<_>>().join("\n")
+    printable_lines(text)
 }
 
 /// The same for a name or a path that stands in one line: line breaks are escaped, too.

@@ -50,6 +50,6 @@ pub use atomic_file::{write_atomic, write_atomic_with};
 pub use error::FileError;
 #[cfg(feature = "fs")]
 pub use hub_cache::cache_blobs;
-pub use printable::{Printable, printable};
+pub use printable::{Printable, printable, printable_lines};
 #[cfg(feature = "fs")]
 pub use read::{MAX_CONFIG, is_lfs_pointer, open_regular, read_capped, read_text};

@@ -23,6 +23,15 @@ pub fn printable<T: AsRef<OsStr> + ?Sized>(text: &T) -> Printable<'_> {
     Printable(text.as_ref().to_string_lossy())
 }
 
+/// Text of several lines, each of them [`printable`]: a terminal obeys nothing in it but the line breaks.
+///
+/// ```
+/// assert_eq!(sideburn_files::printable_lines("one\n\u{1b}[2Jtwo"), "one\n\\u{1b}[2Jtwo");
+/// ```
+pub fn printable_lines(text: &str) -> String {
+    text.split('\n').map(|line| printable(line).to_string()).collect::<Vec<_>>().join("\n")
+}
+
 /// What [`printable`] gives: it shows itself by `{}`.
 #[derive(Clone, Debug)]
 pub struct Printable<'a>(Cow<'a, str>);
