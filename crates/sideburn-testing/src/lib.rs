@@ -53,10 +53,20 @@ impl Golden {
         TokenRows::from_padded(&ids, self.shape(name)[1], lengths).unwrap()
     }
 
+    /// The rows of a rectangle of ids at their full width, padding included.
+    pub fn full_rows(&self, name: &str) -> TokenRows {
+        let [rows, columns] = self.shape(name)[..] else { panic!("{name} is no rectangle") };
+        self.rows(name, &vec![columns; rows])
+    }
+
+    /// The inputs without their padding.
+    pub fn source(&self) -> TokenRows {
+        self.rows("input_ids", &self.mask_lengths("attention_mask"))
+    }
+
     /// The batch of the inputs and labels, without their padding.
     pub fn batch(&self) -> Seq2SeqBatch {
-        let source = self.rows("input_ids", &self.mask_lengths("attention_mask"));
-        Seq2SeqBatch::new(source, self.rows("labels", &self.label_lengths("labels"))).unwrap()
+        Seq2SeqBatch::new(self.source(), self.rows("labels", &self.label_lengths("labels"))).unwrap()
     }
 
     /// The lengths of the rows of a right-padded mask.

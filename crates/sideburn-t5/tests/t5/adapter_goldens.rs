@@ -6,7 +6,6 @@ use sideburn_adapters::{
     AdaptedModel, Key, PTuningConfig, Pass, PrefixTuningConfig, Regimens, VeraConfig, adapter_tensors, attach,
     load_adapter, merge, read_config_file, save_adapter, set_adapter_tensors, unmerge,
 };
-use sideburn_batch::Seq2SeqBatch;
 use sideburn_t5::T5;
 use sideburn_weights::{SafetensorsFile, TensorSource};
 
@@ -61,13 +60,8 @@ impl Inputs {
         self.logits_in(model, Pass::evaluate())
     }
 
-    fn logits_in(&self, model: &T5, mut pass: Pass) -> Vec<f32> {
-        let [rows, columns] = self.io.shape("decoder_input_ids")[..] else { panic!("a rectangle") };
-        let source = self.io.rows("input_ids", &self.io.mask_lengths("attention_mask"));
-        let decoder_input = self.io.rows("decoder_input_ids", &vec![columns; rows]);
-        let encoded = model.encode(&source, &mut pass).unwrap();
-        let hidden = model.decode(&encoded, &decoder_input, &mut pass).unwrap();
-        values(model.head(hidden, &mut pass))
+    fn logits_in(&self, model: &T5, pass: Pass) -> Vec<f32> {
+        crate::logits::logits_in(model, &self.io, pass)
     }
 
     /// What is minimised in training.
@@ -80,9 +74,7 @@ impl Inputs {
     }
 
     fn cross_entropy(&self, model: &T5) -> Tensor<1> {
-        let source = self.io.rows("input_ids", &self.io.mask_lengths("attention_mask"));
-        let target = self.io.rows("labels", &self.io.label_lengths("labels"));
-        let batch = Seq2SeqBatch::new(source, target).unwrap();
+        let batch = self.io.batch();
         model.token_losses(&batch, &mut Pass::evaluate()).unwrap().mean()
     }
 }

@@ -24,18 +24,12 @@ fn logits(model: &T5, source: &TokenRows, decoder_input: &TokenRows) -> Tensor<2
     model.head(hidden, &mut pass)
 }
 
-/// The decoder input of a golden at its full width.
-fn full_decoder_input(io: &Golden) -> TokenRows {
-    let [rows, columns] = io.shape("decoder_input_ids")[..] else { panic!("a rectangle") };
-    io.rows("decoder_input_ids", &vec![columns; rows])
-}
-
 #[test]
 fn logits_and_loss_of_padded_batches() {
     for family in FAMILIES {
         let (model, io) = (model(family), Golden::open(&format!("{family}/io.safetensors")));
-        let source = io.rows("input_ids", &io.mask_lengths("attention_mask"));
-        let found = values(logits(&model, &source, &full_decoder_input(&io)));
+        let source = io.source();
+        let found = values(logits(&model, &source, &io.full_rows("decoder_input_ids")));
         let difference = max_difference(&found, &io.floats("logits"));
         println!("{family}: logits differ by at most {difference:e}");
         assert!(difference <= 1e-4, "{family}: logits differ by {difference:e}");
@@ -67,7 +61,7 @@ fn logits_without_a_mask() {
         let (model, io) = (model(family), Golden::open(&format!("{family}/io.safetensors")));
         let [rows, columns] = io.shape("input_ids")[..] else { panic!("a rectangle") };
         let source = io.rows("input_ids", &vec![columns; rows]);
-        let found = values(logits(&model, &source, &full_decoder_input(&io)));
+        let found = values(logits(&model, &source, &io.full_rows("decoder_input_ids")));
         let difference = max_difference(&found, &io.floats("logits_no_mask"));
         assert!(difference <= 1e-4, "{family}: logits differ by {difference:e}");
     }
@@ -79,7 +73,7 @@ fn greedy_tokens_of_a_padded_batch() {
         let (model, io) = (model(family), Golden::open(&format!("{family}/io.safetensors")));
         let text = std::fs::read_to_string(sideburn_testing::path(&format!("{family}/generation.json"))).unwrap();
         let reference: serde_json::Value = serde_json::from_str(&text).unwrap();
-        let source = io.rows("input_ids", &io.mask_lengths("attention_mask"));
+        let source = io.source();
         for (case, no_repeat_ngram_size) in [("greedy", 0), ("greedy_ngram2", 2)] {
             let sequences: Vec<Vec<u32>> = serde_json::from_value(reference[case]["sequences"].clone()).unwrap();
             let config = GreedyConfig {
@@ -122,8 +116,8 @@ fn configurations_of_transformers_5_load() {
     copy("t5_gated_untied/model.safetensors", "model.safetensors");
     let model = T5::from_dir(directory.path(), &Device::flex()).unwrap();
     let io = Golden::open("t5_gated_untied/io.safetensors");
-    let source = io.rows("input_ids", &io.mask_lengths("attention_mask"));
-    let found = values(logits(&model, &source, &full_decoder_input(&io)));
+    let source = io.source();
+    let found = values(logits(&model, &source, &io.full_rows("decoder_input_ids")));
     assert!(max_difference(&found, &io.floats("logits")) <= 1e-4);
 }
 
@@ -134,8 +128,8 @@ fn a_saved_model_is_the_same_model() {
         let saved = directory.path().join(family);
         model(family).save_dir(&saved, sideburn_adapters::Precision::F32).unwrap();
         let io = Golden::open(&format!("{family}/io.safetensors"));
-        let source = io.rows("input_ids", &io.mask_lengths("attention_mask"));
-        let run = |model: T5| values(logits(&model, &source, &full_decoder_input(&io)));
+        let source = io.source();
+        let run = |model: T5| values(logits(&model, &source, &io.full_rows("decoder_input_ids")));
         let again = T5::from_dir(&saved, &Device::flex()).unwrap();
         assert_eq!(run(again), run(model(family)), "{family}");
     }
@@ -145,7 +139,7 @@ fn a_saved_model_is_the_same_model() {
 fn more_padding_changes_nothing() {
     // On the CPU a batch is packed: what a longer neighbour pads a row with is never computed.
     let (model, io) = (model("t5_gated_untied"), Golden::open("t5_gated_untied/io.safetensors"));
-    let source = io.rows("input_ids", &io.mask_lengths("attention_mask"));
+    let source = io.source();
     let config =
         GreedyConfig { max_new_tokens: 24, decoder_start_token_id: 0, eos_token_id: vec![1], no_repeat_ngram_size: 0 };
     let together = greedy(model.start_decoding(&source).unwrap(), &config).unwrap();
@@ -169,8 +163,8 @@ fn the_flan_t5_small_architecture() {
     let config = T5Config::from_file(sideburn_testing::path("flan_t5_small/config.json")).unwrap();
     let model = crate::formula::model(&config, &Device::flex());
     let io = Golden::open("flan_t5_small/io.safetensors");
-    let source = io.rows("input_ids", &io.mask_lengths("attention_mask"));
-    let logits = logits(&model, &source, &full_decoder_input(&io));
+    let source = io.source();
+    let logits = logits(&model, &source, &io.full_rows("decoder_input_ids"));
     let normaliser = burn::tensor::activation::log_softmax(logits.clone(), 1);
     let normaliser = logits.clone().slice([0..16, 0..1]) - normaliser.slice([0..16, 0..1]);
     let difference = max_difference(&values(normaliser), &io.floats("log_normaliser"));

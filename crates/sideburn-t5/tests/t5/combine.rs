@@ -2,9 +2,8 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use sideburn_adapters::{
-    AdaptedModel, AdapterError, Combination, Ia3Config, Key, LoraConfig, ParameterReport, Pass, Targets,
-    adapter_tensors, attach, combine, load_adapter, merge, read_config_file, save_adapter, set_active,
-    set_adapter_tensors,
+    AdaptedModel, AdapterError, Combination, Ia3Config, Key, LoraConfig, ParameterReport, Targets, adapter_tensors,
+    attach, combine, load_adapter, merge, read_config_file, save_adapter, set_active, set_adapter_tensors,
 };
 use sideburn_t5::T5;
 
@@ -31,13 +30,7 @@ fn abc() -> T5 {
 fn logits(model: &T5, active: &[&str]) -> Vec<f32> {
     let mut model = model.clone();
     set_active(&mut model, active).unwrap();
-    let io = Golden::open("lora/t5_gated_untied/io.safetensors");
-    let [rows, columns] = io.shape("decoder_input_ids")[..] else { panic!("a rectangle") };
-    let source = io.rows("input_ids", &io.mask_lengths("attention_mask"));
-    let mut pass = Pass::evaluate();
-    let encoded = model.encode(&source, &mut pass).unwrap();
-    let hidden = model.decode(&encoded, &io.rows("decoder_input_ids", &vec![columns; rows]), &mut pass).unwrap();
-    values(model.head(hidden, &mut pass))
+    crate::logits::common_logits(&model)
 }
 
 /// The values of a tensor of an adapter.

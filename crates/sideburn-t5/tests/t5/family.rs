@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Mutex;
 
+use crate::logits::logits;
 use burn::tensor::{Device, Tensor};
 use serde_json::{Value, json};
 use sideburn_adapters::{
@@ -38,16 +39,6 @@ fn io(name: &str) -> Golden {
     Golden::open(&format!("{name}/io.safetensors"))
 }
 
-fn logits(model: &T5, io: &Golden) -> Vec<f32> {
-    let [rows, columns] = io.shape("decoder_input_ids")[..] else { panic!("a rectangle") };
-    let source = io.rows("input_ids", &io.mask_lengths("attention_mask"));
-    let input = io.rows("decoder_input_ids", &vec![columns; rows]);
-    let mut pass = Pass::evaluate();
-    let encoded = model.encode(&source, &mut pass).unwrap();
-    let hidden = model.decode(&encoded, &input, &mut pass).unwrap();
-    values(model.head(hidden, &mut pass))
-}
-
 fn loss(model: &T5, io: &Golden) -> Tensor<1> {
     model.token_losses(&io.batch(), &mut Pass::evaluate()).unwrap().mean()
 }
@@ -80,7 +71,7 @@ fn logits_losses_and_gradients() {
 fn greedy_tokens() {
     for (name, _) in MODELS {
         let (model, io) = (load(path("family").join(name)), io(&format!("family/{name}")));
-        let source = io.rows("input_ids", &io.mask_lengths("attention_mask"));
+        let source = io.source();
         let config = GreedyConfig {
             max_new_tokens: 8,
             decoder_start_token_id: 0,
@@ -280,7 +271,7 @@ fn token_ids_that_are_null_or_lists() {
 #[test]
 fn any_token_of_a_list_ends_a_row() {
     let (model, io) = (load(path("family/mt5")), io("family/mt5"));
-    let source = io.rows("input_ids", &io.mask_lengths("attention_mask"));
+    let source = io.source();
     let (max_new_tokens, eos_token_id) = (8, vec![6, 22]);
     let config = GreedyConfig { max_new_tokens, decoder_start_token_id: 0, eos_token_id, no_repeat_ngram_size: 0 };
     let written = greedy(model.start_decoding(&source).unwrap(), &config).unwrap();

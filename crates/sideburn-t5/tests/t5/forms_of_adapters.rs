@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use crate::logits::common_logits as logits;
 use burn::tensor::Device;
 use sideburn_adapters::{
     AdaptedModel, AdapterError, Key, LoraConfig, Pass, PromptTuningConfig, adapter_tensors, attach, load_adapter,
@@ -17,17 +18,6 @@ const ADAPTER: &str = "adapters/lora_rslora";
 
 fn base(device: &Device) -> T5 {
     T5::from_dir(sideburn_testing::path(BASE), device).unwrap()
-}
-
-fn logits(model: &T5) -> Vec<f32> {
-    let io = Golden::open("lora/t5_gated_untied/io.safetensors");
-    let [rows, columns] = io.shape("decoder_input_ids")[..] else { panic!("a rectangle") };
-    let source = io.rows("input_ids", &io.mask_lengths("attention_mask"));
-    let mut pass = Pass::evaluate();
-    let encoded = model.encode(&source, &mut pass).unwrap();
-    let input = io.rows("decoder_input_ids", &vec![columns; rows]);
-    let hidden = model.decode(&encoded, &input, &mut pass).unwrap();
-    values(model.head(hidden, &mut pass))
 }
 
 /// A copy of an adapter, with some fields of its configuration changed; what becomes null is left out.
@@ -110,7 +100,7 @@ fn dora_leaves_rows_of_zeros_alone() {
     assert!(difference <= 1e-5, "a new adapter changes the logits by {difference:e} relative");
 
     let batch = Golden::open("lora/t5_gated_untied/io.safetensors");
-    let source = batch.rows("input_ids", &batch.mask_lengths("attention_mask"));
+    let source = batch.source();
     let gradients = model.encode(&source, &mut Pass::evaluate()).unwrap().hidden.square().sum().backward();
     let mut moved = 0;
     for (name, param) in adapter_tensors(&model, "dora").unwrap() {

@@ -12,6 +12,7 @@ use sideburn_kernels::{Path, path};
 use sideburn_t5::{T5, T5Config};
 use sideburn_weights::{SafetensorsFile, TensorSource};
 
+use crate::logits::logits;
 use sideburn_testing::{Golden, max_difference, relative_difference, values};
 
 const FAMILIES: [&str; 2] = ["t5_gated_untied", "t5_relu_tied"];
@@ -20,17 +21,6 @@ fn adapted(family: &str, adapter: &str, device: &Device) -> T5 {
     let mut model = T5::from_dir(sideburn_testing::path(family), device).unwrap();
     load_adapter(&mut model, "default", sideburn_testing::path(adapter)).unwrap();
     model
-}
-
-/// The logits of the goldens' common inputs.
-fn logits(model: &T5, io: &Golden) -> Vec<f32> {
-    let [rows, columns] = io.shape("decoder_input_ids")[..] else { panic!("a rectangle") };
-    let source = io.rows("input_ids", &io.mask_lengths("attention_mask"));
-    let decoder_input = io.rows("decoder_input_ids", &vec![columns; rows]);
-    let mut pass = Pass::evaluate();
-    let encoded = model.encode(&source, &mut pass).unwrap();
-    let hidden = model.decode(&encoded, &decoder_input, &mut pass).unwrap();
-    values(model.head(hidden, &mut pass))
 }
 
 #[test]

@@ -13,6 +13,7 @@ use sideburn_adapters::{
 };
 use sideburn_t5::T5;
 
+use crate::logits::common_logits as logits;
 use sideburn_testing::{Golden, max_difference, relative_difference, values};
 
 const SITES: [&str; 2] = ["encoder.block.0.layer.0.SelfAttention.q", "decoder.block.1.layer.2.DenseReluDense.wo"];
@@ -58,16 +59,6 @@ fn assert_near(found: Tensor<2>, expected: Tensor<2>, tolerance: f32, what: &str
     let difference = relative_difference(&values(found), &values(expected));
     println!("{what} differs by {difference:e} relative");
     assert!(difference <= tolerance, "{what} differs by {difference:e}");
-}
-
-fn logits(model: &T5) -> Vec<f32> {
-    let io = Golden::open("lora/t5_gated_untied/io.safetensors");
-    let [rows, columns] = io.shape("decoder_input_ids")[..] else { panic!("a rectangle") };
-    let source = io.rows("input_ids", &io.mask_lengths("attention_mask"));
-    let mut pass = Pass::evaluate();
-    let encoded = model.encode(&source, &mut pass).unwrap();
-    let hidden = model.decode(&encoded, &io.rows("decoder_input_ids", &vec![columns; rows]), &mut pass).unwrap();
-    values(model.head(hidden, &mut pass))
 }
 
 /// Compares with the logits that `peft` computes, where `exact` takes singular values in f64.

@@ -9,6 +9,7 @@ mod combine;
 mod family;
 mod forms_of_adapters;
 mod formula;
+mod logits;
 mod lora_goldens;
 mod lora_inits;
 mod new_adapters;

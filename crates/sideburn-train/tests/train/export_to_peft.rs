@@ -22,7 +22,7 @@ const BASE: &str = "t5_gated_untied";
 
 /// The logits of the golden's inputs, `[4, 7, 256]`.
 fn logits(model: &T5, io: &Golden) -> Vec<f32> {
-    let source = io.rows("input_ids", &io.mask_lengths("attention_mask"));
+    let source = io.source();
     let decoder_input = io.rows("decoder_input_ids", &[7; 4]);
     let mut pass = Pass::evaluate();
     let encoded = model.encode(&source, &mut pass).unwrap();
