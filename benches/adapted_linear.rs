@@ -7,7 +7,7 @@ use burn::module::{Lora, Module, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Distribution, Tensor};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use sideburn::adapters::{AdaptedLinear, TargetModules};
+use sideburn::adapters::TargetModules;
 use sideburn::prelude::{Key, LoraConfig, Pass, attach};
 use sideburn_benches::Layers;
 
@@ -15,6 +15,12 @@ const TOKENS: usize = 2048;
 const INPUT: usize = 512;
 const OUTPUT: usize = 384;
 const RANK: usize = 32;
+
+/// Forward and backward pass of one layer.
+fn backward(layer: &Layers, x: Tensor<2>, mut pass: Pass) {
+    let y = layer.forward(&x, &mut pass).next().expect("one layer");
+    black_box(y.sum().backward());
+}
 
 fn bench(criterion: &mut Criterion) {
     let device = Device::flex().autodiff();
@@ -30,11 +36,7 @@ fn bench(criterion: &mut Criterion) {
         let config = LoraConfig { r: RANK, lora_alpha: 64.0, lora_dropout, ..LoraConfig::new(all) };
         attach(&mut factored, "default", config, Key::from_seed(1)).expect("one site");
         group.bench_function(format!("factored, dropout {dropout}"), |bencher| {
-            bencher.iter_batched(
-                x,
-                |x| black_box(factored.layers[0].forward(x, &mut Pass::train(Key::from_seed(2))).sum().backward()),
-                BatchSize::LargeInput,
-            );
+            bencher.iter_batched(x, |x| backward(&factored, x, Pass::train(Key::from_seed(2))), BatchSize::LargeInput);
         });
     }
 
@@ -45,14 +47,10 @@ fn bench(criterion: &mut Criterion) {
     });
 
     let weight = Tensor::<2>::random([OUTPUT, INPUT], Distribution::Default, &device);
-    let mut merged = AdaptedLinear::from_weights(weight.clone(), None);
-    *merged.weight_mut() = Param::from_tensor(weight).set_require_grad(false);
+    let mut merged = Layers::random(1, [OUTPUT, INPUT], &device);
+    *merged.layers[0].weight_mut() = Param::from_tensor(weight).set_require_grad(false);
     group.bench_function("merged (no adapter)", |bencher| {
-        bencher.iter_batched(
-            x,
-            |x| black_box(merged.forward(x, &mut Pass::evaluate()).sum().backward()),
-            BatchSize::LargeInput,
-        );
+        bencher.iter_batched(x, |x| backward(&merged, x, Pass::evaluate()), BatchSize::LargeInput);
     });
     group.finish();
 }

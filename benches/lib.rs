@@ -17,6 +17,7 @@ use std::convert::Infallible;
 
 use burn::module::{Lora, Module, ParamGroup};
 use sideburn::adapters::{AdaptedLinear, AdaptedModel, AdapterSet, ModelShape, list_weights};
+use sideburn::kernels::RowLayout;
 use sideburn::prelude::*;
 use sideburn::t5::FeedForward;
 
@@ -89,6 +90,12 @@ impl Layers {
     pub fn random(layers: usize, [out, input]: [usize; 2], device: &Device) -> Self {
         let layer = |index| AdaptedLinear::random(out, input, 0.05, Key::from_seed(0).fold_in(index), device);
         Self { layers: (0..layers as u64).map(layer).collect(), adapters: AdapterSet::default() }
+    }
+
+    /// What each layer makes of `x [n, input]`, one row of `n` tokens.
+    pub fn forward<'a>(&'a self, x: &'a Tensor<2>, pass: &'a mut Pass) -> impl Iterator<Item = Tensor<2>> + 'a {
+        let mut tokens = self.adapters.enter(pass, &RowLayout::packed(&[x.dims()[0]], &x.device())).expect("no names");
+        self.layers.iter().map(move |layer| layer.forward(x.clone(), &mut tokens))
     }
 }
 

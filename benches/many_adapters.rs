@@ -37,9 +37,8 @@ fn forward(criterion: &mut Criterion) {
             let model = with_adapters(SITES, adapters, &device);
             group.bench_function(format!("{adapters} attached"), |bencher| {
                 bencher.iter(|| {
-                    let mut pass = Pass::evaluate();
-                    for layer in &model.layers {
-                        black_box(layer.forward(x.clone(), &mut pass));
+                    for y in model.forward(&x, &mut Pass::evaluate()) {
+                        black_box(y);
                     }
                 });
             });

@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
 use sideburn_kernels::{embedding, linear};
 
-use crate::Pass;
+use crate::TokenPass;
 use crate::rule::{Rule, Weights};
 use crate::slot::{Slot, is_adapted, replaced, values};
 
@@ -22,7 +22,7 @@ impl AdaptedTable {
     }
 
     /// The rows of the tokens `ids [n]`: `[n, width]`.
-    pub fn rows(&self, ids: Tensor<1, Int>, pass: &Pass) -> Tensor<2> {
+    pub fn rows(&self, ids: Tensor<1, Int>, pass: &TokenPass<'_>) -> Tensor<2> {
         let rows = |ids: &Tensor<1, Int>, slots: Vec<(&dyn Rule, Vec<Tensor<2>>)>| {
             let rows = embedding(self.table(&slots), ids.clone());
             slots.iter().fold(rows, |rows, (rule, own)| rule.rows(rows, ids, own))
@@ -37,7 +37,7 @@ impl AdaptedTable {
     }
 
     /// The products of `x [n, width]` with all rows: `[n, rows]`, where the table is an output head as well.
-    pub fn scores(&self, x: Tensor<2>, pass: &Pass) -> Tensor<2> {
+    pub fn scores(&self, x: Tensor<2>, pass: &TokenPass<'_>) -> Tensor<2> {
         let scores = |x: Tensor<2>, slots: Vec<(&dyn Rule, Vec<Tensor<2>>)>| {
             let scores = linear(x.clone(), self.table(&slots));
             slots.iter().fold(scores, |scores, (rule, own)| rule.scores(scores, &x, own))
@@ -52,12 +52,13 @@ impl AdaptedTable {
     }
 
     /// The table, if it is all that there is to the output head in this pass.
-    pub fn plain_table(&self, pass: &Pass) -> Option<Tensor<2>> {
+    pub fn plain_table(&self, pass: &TokenPass<'_>) -> Option<Tensor<2>> {
         (!is_adapted(&self.slots, pass)).then(|| self.weight.val())
     }
 
-    /// The whole table, with whatever stands in for it.
-    pub fn value(&self) -> Tensor<2> {
+    /// The whole table, with whatever stands in for it. Adapters that rows choose have nothing here, which
+    /// [`AdapterSet::enter`](crate::AdapterSet::enter) sees to.
+    pub fn value(&self, _pass: &TokenPass<'_>) -> Tensor<2> {
         self.table(&self.active())
     }
 
@@ -117,8 +118,9 @@ impl AdaptedVector {
         Self { weight, slots: Vec::new() }
     }
 
-    /// The vector, or what an active adapter has in its place.
-    pub fn value(&self) -> Tensor<1> {
+    /// The vector, or what an active adapter has in its place. Adapters that rows choose have nothing here, which
+    /// [`AdapterSet::enter`](crate::AdapterSet::enter) sees to.
+    pub fn value(&self, _pass: &TokenPass<'_>) -> Tensor<1> {
         let active = values(self.slots.iter().filter(|slot| slot.is_active()));
         if active.is_empty() {
             return self.weight.val();

@@ -21,16 +21,23 @@
 //!
 //! What a method does in training beside having its tensors trained is its [`Regimen`]; [`Regimens`] are those of a model.
 //!
-//! A forward pass is given a [`Pass`]: evaluation, or training with the key of its random draws.
+//! A forward pass is given a [`Pass`]: evaluation, or training with the key of its random draws. Layers take a
+//! [`TokenPass`], the pass over the tokens that they see, which [`AdapterSet::enter`] makes of it.
 //!
 //! ```
 //! use burn::tensor::{Device, Tensor};
-//! use sideburn_adapters::{AdaptedLinear, Key, Pass};
+//! use sideburn_adapters::{AdaptedLinear, AdapterSet, Key, Pass};
+//! use sideburn_kernels::RowLayout;
 //!
 //! let device = Device::flex();
 //! let layer = AdaptedLinear::random(3, 4, 0.1, Key::from_seed(0), &device);
-//! let y = layer.forward(Tensor::ones([2, 4], &device), &mut Pass::evaluate());
+//! // A model has its adapters in a field. This one has none.
+//! let adapters = AdapterSet::default();
+//! let (mut pass, one_row_of_two_tokens) = (Pass::evaluate(), RowLayout::packed(&[2], &device));
+//! let mut tokens = adapters.enter(&mut pass, &one_row_of_two_tokens)?;
+//! let y = layer.forward(Tensor::ones([2, 4], &device), &mut tokens);
 //! assert_eq!(y.dims(), [2, 3]);
+//! # Ok::<(), sideburn_adapters::AdapterError>(())
 //! ```
 
 #![forbid(unsafe_code)]
@@ -77,7 +84,7 @@ pub use methods::{
     VeraConfig, peft_types,
 };
 pub use model::{AdaptedModel, ModelShape, Weight, WeightMut};
-pub use pass::Pass;
+pub use pass::{Pass, TokenPass};
 pub use peft_dir::{AdapterDir, load_adapter, read_adapter_json, read_config_file, save_adapter, swap_adapter};
 pub use registry::{
     AdapterSet, Entry, adapter_tensors, attach, delete, set_active, set_adapter_tensors, set_trainable,

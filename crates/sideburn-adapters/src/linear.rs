@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
 use sideburn_kernels::{Key, LowRank, Site, adapted_linears, linear};
 
-use crate::Pass;
+use crate::TokenPass;
 use crate::rule::{Call, Rule, Weights};
 use crate::slot::{Slot, is_adapted, replaced, values};
 use crate::tensors::random_weight;
@@ -42,12 +42,12 @@ impl AdaptedLinear {
     }
 
     /// Applies the layer to `x [n, in]`, with its active adapters, or with those that the pass names for each row.
-    pub fn forward(&self, x: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
+    pub fn forward(&self, x: Tensor<2>, pass: &mut TokenPass<'_>) -> Tensor<2> {
         forward_together([self], x, pass)
     }
 
     /// The layer as a base with low-rank branches, if that is all that its adapters make of it in this pass.
-    fn site(&self, dtype: DType, pass: &mut Pass) -> Option<Site> {
+    fn site(&self, dtype: DType, pass: &mut TokenPass<'_>) -> Option<Site> {
         let mut branches = Vec::new();
         match pass.routes() {
             None => {
@@ -67,7 +67,7 @@ impl AdaptedLinear {
     }
 
     /// The same step by step, whatever the adapters do.
-    fn forward_by_steps(&self, x: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
+    fn forward_by_steps(&self, x: Tensor<2>, pass: &mut TokenPass<'_>) -> Tensor<2> {
         let Some(routes) = pass.routes() else {
             let slots = values(self.slots.iter().filter(|slot| slot.is_active()));
             return forward(x, replaced(self.base(), &slots), &slots, pass);
@@ -92,7 +92,7 @@ impl AdaptedLinear {
     }
 
     /// The weight `[out, in]`, if `x W^T` is all that the layer does in this pass.
-    pub fn plain_weight(&self, pass: &Pass) -> Option<Tensor<2>> {
+    pub fn plain_weight(&self, pass: &TokenPass<'_>) -> Option<Tensor<2>> {
         (!is_adapted(&self.slots, pass) && self.bias.is_none()).then(|| self.weight.val())
     }
 
@@ -152,7 +152,11 @@ impl AdaptedLinear {
 ///
 /// Where all are bases with low-rank branches, as with LoRA, they are one operation, which sums the gradient of `x` as it
 /// goes; in a pass that names an adapter for each row, each branch finds its rows in it.
-pub fn forward_together<const N: usize>(layers: [&AdaptedLinear; N], x: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
+pub fn forward_together<const N: usize>(
+    layers: [&AdaptedLinear; N],
+    x: Tensor<2>,
+    pass: &mut TokenPass<'_>,
+) -> Tensor<2> {
     let sites = pass.attempt(|pass| layers.iter().map(|layer| layer.site(x.dtype(), pass)).collect());
     match sites {
         Some(sites) => adapted_linears(x, sites),
@@ -165,7 +169,7 @@ pub fn forward_together<const N: usize>(layers: [&AdaptedLinear; N], x: Tensor<2
 type Slots<'a> = [(&'a dyn Rule, Vec<Tensor<2>>)];
 
 /// The layer with these weights and what the slots do to it.
-fn forward(x: Tensor<2>, weights: Weights, slots: &Slots<'_>, pass: &mut Pass) -> Tensor<2> {
+fn forward(x: Tensor<2>, weights: Weights, slots: &Slots<'_>, pass: &mut TokenPass<'_>) -> Tensor<2> {
     output(product(input(&x, slots), &weights), &x, &weights, slots, pass)
 }
 
@@ -181,7 +185,7 @@ fn input(x: &Tensor<2>, slots: &Slots<'_>) -> Tensor<2> {
     slots.iter().fold(x.clone(), |x, (rule, own)| rule.input(x, own))
 }
 
-fn output(y: Tensor<2>, x: &Tensor<2>, weights: &Weights, slots: &Slots<'_>, pass: &mut Pass) -> Tensor<2> {
+fn output(y: Tensor<2>, x: &Tensor<2>, weights: &Weights, slots: &Slots<'_>, pass: &mut TokenPass<'_>) -> Tensor<2> {
     let call = Call { x, weights };
     slots.iter().fold(y, |y, (rule, own)| rule.output(y, &call, own, pass))
 }

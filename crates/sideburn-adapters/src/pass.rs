@@ -1,9 +1,10 @@
 //! How a forward pass is run: for evaluation, or for training with the draws of one step; and with which adapters.
 
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use sideburn_kernels::{Key, RowLayout};
+use sideburn_kernels::Key;
 
 /// The mode of one forward pass.
 ///
@@ -11,6 +12,8 @@ use sideburn_kernels::{Key, RowLayout};
 /// forgetting a switch, and a training step is a pure function of its inputs and its key.
 ///
 /// A pass runs with the active adapters of the model, or with the one that it [names for each row](Self::with_adapters).
+/// It is of a whole batch. Layers take a [`TokenPass`], which is the pass over one matrix of tokens, and which
+/// [`AdapterSet::enter`](crate::AdapterSet::enter) makes of it.
 ///
 /// ```
 /// use sideburn_adapters::{Key, Pass};
@@ -23,8 +26,6 @@ pub struct Pass {
     draws: Option<Draws>,
     /// The adapter of each row of the batch.
     rows: Option<Arc<[Option<String>]>>,
-    /// The same, for the token matrix that layers see at present.
-    routes: Option<Arc<Routes>>,
 }
 
 #[derive(Clone, Debug)]
@@ -36,12 +37,12 @@ struct Draws {
 impl Pass {
     /// A pass without dropout.
     pub const fn evaluate() -> Self {
-        Self { draws: None, rows: None, routes: None }
+        Self { draws: None, rows: None }
     }
 
     /// A pass with dropout, every mask of which is a function of `key` and of its place in the pass.
     pub const fn train(key: Key) -> Self {
-        Self { draws: Some(Draws { key, next: 0 }), rows: None, routes: None }
+        Self { draws: Some(Draws { key, next: 0 }), rows: None }
     }
 
     /// The same pass with another choice of adapters: row `i` of the batch runs with the adapter called `rows[i]`, whether
@@ -55,40 +56,11 @@ impl Pass {
         self.rows.as_deref()
     }
 
-    /// Tells that layers from now on see the token matrix of `layout`.
-    pub fn enter(&mut self, layout: &RowLayout) {
-        if let Some(rows) = &self.rows {
-            self.routes = Some(Arc::new(Routes::new(rows, &layout.token_rows(), layout.device())));
-        }
-    }
-
-    /// Tells that layers from now on see only the real tokens of `layout`.
-    pub fn enter_real_tokens(&mut self, layout: &RowLayout) {
-        if let Some(rows) = &self.rows {
-            self.routes = Some(Arc::new(Routes::new(rows, &layout.real_token_rows(), layout.device())));
-        }
-    }
-
     /// Keeps only these rows of the batch, in this order.
     pub fn select_rows(&mut self, rows: &[usize]) {
         if let Some(named) = &self.rows {
             self.rows = Some(rows.iter().map(|row| named[*row].clone()).collect());
         }
-    }
-
-    /// Which tokens run with which adapter, if the pass names them.
-    pub(crate) fn routes(&self) -> Option<Arc<Routes>> {
-        self.routes.clone()
-    }
-
-    /// Runs `task`, and takes its draws back if nothing comes of it.
-    pub(crate) fn attempt<T>(&mut self, task: impl FnOnce(&mut Self) -> Option<T>) -> Option<T> {
-        let before = self.draws.clone();
-        let result = task(self);
-        if result.is_none() {
-            self.draws = before;
-        }
-        result
     }
 
     /// Whether dropout is on.
@@ -116,11 +88,59 @@ impl Pass {
     }
 
     /// Applies dropout to `x` in training, and nothing in evaluation.
-    pub fn dropout<const D: usize>(&mut self, x: burn::tensor::Tensor<D>, probability: f64) -> burn::tensor::Tensor<D> {
+    pub fn dropout<const D: usize>(&mut self, x: Tensor<D>, probability: f64) -> Tensor<D> {
         match self.next_dropout(probability) {
             Some((probability, key)) => sideburn_kernels::dropout(x, probability, key),
             None => x,
         }
+    }
+}
+
+/// A [`Pass`] over one matrix of tokens: it knows which token runs with which adapter.
+///
+/// A batch comes by several matrices, such as those of the encoder's tokens and of the decoder's. Layers take a
+/// `TokenPass` alone, so that a model cannot apply a layer without saying which tokens it sees, and rows never run with
+/// the adapter of others.
+#[derive(Debug)]
+pub struct TokenPass<'p> {
+    pass: &'p mut Pass,
+    routes: Option<Arc<Routes>>,
+}
+
+impl<'p> TokenPass<'p> {
+    /// The pass over tokens that belong to these rows of the batch.
+    pub(crate) fn new(pass: &'p mut Pass, token_rows: impl FnOnce() -> Vec<usize>, device: &Device) -> Self {
+        let routes = pass.rows.as_ref().map(|rows| Arc::new(Routes::new(rows, &token_rows(), device)));
+        Self { pass, routes }
+    }
+
+    /// Which tokens run with which adapter, if the pass names them.
+    pub(crate) fn routes(&self) -> Option<Arc<Routes>> {
+        self.routes.clone()
+    }
+
+    /// Runs `task`, and takes its draws back if nothing comes of it.
+    pub(crate) fn attempt<T>(&mut self, task: impl FnOnce(&mut Self) -> Option<T>) -> Option<T> {
+        let before = self.pass.draws.clone();
+        let result = task(self);
+        if result.is_none() {
+            self.pass.draws = before;
+        }
+        result
+    }
+}
+
+impl Deref for TokenPass<'_> {
+    type Target = Pass;
+
+    fn deref(&self) -> &Pass {
+        self.pass
+    }
+}
+
+impl DerefMut for TokenPass<'_> {
+    fn deref_mut(&mut self) -> &mut Pass {
+        self.pass
     }
 }
 

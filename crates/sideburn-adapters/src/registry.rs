@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use sideburn_kernels::Key;
+use sideburn_kernels::{Key, RowLayout};
 
 use crate::method::{Company, Method, Outline, Place, Plan, ends_with};
 use crate::methods::{OwnHead, Replace};
@@ -13,7 +13,7 @@ use crate::model::{AdaptedModel, ModelShape, WeightMut};
 use crate::rule::{Prefix, Rule, Weights};
 use crate::slot::{Base, Shared, Slot, values};
 use crate::tensors::param_like;
-use crate::{AdapterError, Pass, freeze};
+use crate::{AdapterError, Pass, TokenPass, freeze};
 
 /// The adapters that a model has; a field of every model that can be adapted.
 #[derive(Module, Debug, Default)]
@@ -95,11 +95,26 @@ impl AdapterSet {
         self.entries.iter_mut().filter(|entry| entry.name == name).for_each(|entry| entry.merged = merged);
     }
 
-    /// Refuses a pass over `rows` rows that names adapters which cannot be had.
+    /// The pass over the tokens of `layout`, padding and all, which layers take.
     ///
     /// # Errors
-    /// If it names them for another number of rows, or one that is unknown, merged, or cannot be chosen row by row.
-    pub fn check(&self, pass: &Pass, rows: usize) -> Result<(), AdapterError> {
+    /// If the pass names adapters for another number of rows, or one that is unknown, merged, or cannot be chosen row by
+    /// row.
+    pub fn enter<'p>(&self, pass: &'p mut Pass, layout: &RowLayout) -> Result<TokenPass<'p>, AdapterError> {
+        self.check(pass, layout.rows())?;
+        Ok(TokenPass::new(pass, || layout.token_rows(), layout.device()))
+    }
+
+    /// The pass over the real tokens of `layout` alone, as [`RowLayout::real_tokens`] picks them.
+    ///
+    /// # Errors
+    /// As [`enter`](Self::enter).
+    pub fn enter_real_tokens<'p>(&self, pass: &'p mut Pass, layout: &RowLayout) -> Result<TokenPass<'p>, AdapterError> {
+        self.check(pass, layout.rows())?;
+        Ok(TokenPass::new(pass, || layout.real_token_rows(), layout.device()))
+    }
+
+    fn check(&self, pass: &Pass, rows: usize) -> Result<(), AdapterError> {
         let Some(named) = pass.adapters() else { return Ok(()) };
         if named.len() != rows {
             return Err(AdapterError::RowsWithoutAdapters { named: named.len(), rows });

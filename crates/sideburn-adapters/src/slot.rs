@@ -7,7 +7,7 @@ use burn::module::{Module, Param, ParamId};
 use burn::tensor::{DType, Device, Tensor};
 use sideburn_kernels::{Key, LowRank};
 
-use crate::Pass;
+use crate::TokenPass;
 use crate::rule::{Init, Rule, TensorName, TensorSpec, Weights};
 use crate::tensors::lazy_weight;
 
@@ -67,7 +67,7 @@ impl Slot {
     }
 
     /// Its branch of a linear layer on tensors of this kind, if that is all that it does there.
-    pub(crate) fn low_rank(&self, dtype: DType, pass: &mut Pass) -> Option<LowRank> {
+    pub(crate) fn low_rank(&self, dtype: DType, pass: &mut TokenPass<'_>) -> Option<LowRank> {
         let own: Vec<Tensor<2>> = self.tensors.iter().map(Param::val).collect();
         own.iter().all(|tensor| tensor.dtype() == dtype).then(|| self.rule.low_rank(&own, pass))?
     }
@@ -123,7 +123,7 @@ pub(crate) fn values<'a>(slots: impl Iterator<Item = &'a Slot>) -> Vec<(&'a dyn 
 }
 
 /// Whether adapters may take part at a place with these slots.
-pub(crate) fn is_adapted(slots: &[Slot], pass: &Pass) -> bool {
+pub(crate) fn is_adapted(slots: &[Slot], pass: &TokenPass<'_>) -> bool {
     match pass.routes() {
         Some(_) => !slots.is_empty(),
         None => slots.iter().any(Slot::is_active),

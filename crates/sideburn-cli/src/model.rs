@@ -25,10 +25,7 @@ pub(crate) fn vocabulary(model: &Model) -> usize {
 
 /// The logits of every token of `input`, row after row, `[tokens, vocabulary]` in row-major order.
 pub(crate) fn logits(model: &Model, source: &TokenRows, input: &TokenRows) -> anyhow::Result<Vec<f32>> {
-    let mut pass = Pass::evaluate();
-    let encoded = model.encode(source, &mut pass)?;
-    let hidden = model.decode(&encoded, input, &mut pass)?;
-    values(model.head(hidden, &mut pass))
+    values(model.logits(source, input, &mut Pass::evaluate())?)
 }
 
 /// The mean negative log-likelihood of the tokens of `target`.

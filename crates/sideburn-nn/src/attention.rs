@@ -2,7 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
-use sideburn_adapters::{AdaptedLinear, Pass, Prefix, forward_together};
+use sideburn_adapters::{AdaptedLinear, Prefix, TokenPass, forward_together};
 use sideburn_kernels::{Sight, attention, self_attention};
 
 /// The shape of an attention layer.
@@ -108,7 +108,7 @@ impl Attention {
     }
 
     /// Queries, keys and values of the tokens `x [tokens, width]`, side by side.
-    pub fn projections(&self, x: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
+    pub fn projections(&self, x: Tensor<2>, pass: &mut TokenPass<'_>) -> Tensor<2> {
         forward_together([&self.q, &self.k, &self.v], x, pass)
     }
 
@@ -121,7 +121,7 @@ impl Attention {
     }
 
     /// Keys and values of the tokens `x [tokens, width]`.
-    pub fn keys_values(&self, x: &Tensor<2>, pass: &mut Pass) -> KeysValues {
+    pub fn keys_values(&self, x: &Tensor<2>, pass: &mut TokenPass<'_>) -> KeysValues {
         KeysValues { keys: self.k.forward(x.clone(), pass), values: self.v.forward(x.clone(), pass) }
     }
 
@@ -132,7 +132,7 @@ impl Attention {
         projections: Tensor<2>,
         bias: Tensor<2>,
         sight: &Sight,
-        pass: &mut Pass,
+        pass: &mut TokenPass<'_>,
     ) -> Tensor<2> {
         let AttentionConfig { heads, kv_heads, scale, dropout, .. } = self.config;
         if kv_heads != heads || scale != 1.0 {
@@ -150,7 +150,7 @@ impl Attention {
         seen: KeysValues,
         bias: Tensor<2>,
         sight: &Sight,
-        pass: &mut Pass,
+        pass: &mut TokenPass<'_>,
     ) -> Tensor<2> {
         let AttentionConfig { scale, dropout, .. } = self.config;
         let queries = if scale == 1.0 { queries } else { queries * scale };

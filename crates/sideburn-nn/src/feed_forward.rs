@@ -2,7 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use sideburn_adapters::{AdaptedLinear, Pass, forward_together};
+use sideburn_adapters::{AdaptedLinear, TokenPass, forward_together};
 use sideburn_kernels::gelu_gate;
 
 use crate::Activation;
@@ -33,7 +33,7 @@ impl FeedForward {
     }
 
     /// Applies the layer to each row of `x [n, width]`.
-    pub fn forward(&self, x: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
+    pub fn forward(&self, x: Tensor<2>, pass: &mut TokenPass<'_>) -> Tensor<2> {
         let hidden = match (self.inner.as_slice(), self.activation) {
             ([gate, up], Activation::GeluNew) => {
                 let gate_up = forward_together([gate, up], x, pass);

@@ -1,7 +1,7 @@
 //! The output head: a layer of its own, or the embedding.
 
 use burn::tensor::{Tensor, TensorData};
-use sideburn_adapters::{AdaptedLinear, AdaptedTable, Pass};
+use sideburn_adapters::{AdaptedLinear, AdaptedTable, TokenPass};
 use sideburn_batch::TokenRows;
 use sideburn_kernels::{cross_entropy, linear_cross_entropy};
 
@@ -21,7 +21,7 @@ impl<'a> Head<'a> {
     }
 
     /// The logits `[tokens, vocab_size]` of `hidden [tokens, width]`.
-    pub fn logits(self, hidden: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
+    pub fn logits(self, hidden: Tensor<2>, pass: &mut TokenPass<'_>) -> Tensor<2> {
         match self {
             Self::Own(head) => head.forward(hidden, pass),
             Self::Tied(embedding) => embedding.scores(hidden, pass),
@@ -30,7 +30,7 @@ impl<'a> Head<'a> {
 
     /// The negative log-likelihood of every token of `targets`, end to end, where `hidden [tokens, width]` has the state
     /// that is to write it: `[tokens]`, in nats. A head without adapters never forms its logits.
-    pub fn token_losses(self, hidden: Tensor<2>, targets: &TokenRows, pass: &mut Pass) -> Tensor<1> {
+    pub fn token_losses(self, hidden: Tensor<2>, targets: &TokenRows, pass: &mut TokenPass<'_>) -> Tensor<1> {
         let labels: Vec<i32> = targets.ids().iter().map(|id| *id as i32).collect();
         let labels = Tensor::from_data(TensorData::new(labels, [targets.tokens()]), &hidden.device());
         let plain = match self {

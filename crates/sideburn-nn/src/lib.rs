@@ -10,7 +10,7 @@
 //!
 //! ```
 //! use burn::tensor::{Device, Tensor};
-//! use sideburn_adapters::{AdaptedLinear, Key, Pass};
+//! use sideburn_adapters::{AdaptedLinear, AdapterSet, Key, Pass};
 //! use sideburn_nn::{Attention, AttentionConfig, no_bias};
 //! use sideburn_kernels::{RowLayout, Sight};
 //!
@@ -25,9 +25,11 @@
 //! let x = Tensor::<2>::ones([5, 16], &device);
 //! let sight = Sight::up_to_own_place(4, &layout, &layout, 0);
 //! let mut pass = Pass::evaluate();
-//! let projections = attention.projections(x, &mut pass);
-//! let mixed = attention.among_themselves(projections, no_bias(&device), &sight, &mut pass);
+//! let mut tokens = AdapterSet::default().enter(&mut pass, &layout)?;
+//! let projections = attention.projections(x, &mut tokens);
+//! let mixed = attention.among_themselves(projections, no_bias(&device), &sight, &mut tokens);
 //! assert_eq!(mixed.dims(), [5, 16]);
+//! # Ok::<(), sideburn_adapters::AdapterError>(())
 //! ```
 
 #![forbid(unsafe_code)]
@@ -54,4 +56,4 @@ pub use head::Head;
 pub use model_dir::{ModelDir, read_json};
 pub use norm::{LayerNorm, RmsNorm};
 pub use special_tokens::SpecialTokens;
-pub use tokens::{check_ids, embed, embed_behind, places_behind, shift_right};
+pub use tokens::{behind, check_ids, embed, places_behind, shift_right};

@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
-use sideburn_adapters::AdaptedVector;
+use sideburn_adapters::{AdaptedVector, TokenPass};
 use sideburn_kernels::rms_norm;
 
 /// Scaling by the root mean square, without mean and bias (Zhang and Sennrich, 2019).
@@ -35,8 +35,8 @@ impl RmsNorm {
     }
 
     /// Norms each row of `x [n, width]`.
-    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        rms_norm(x, self.weight.value(), self.epsilon)
+    pub fn forward(&self, x: Tensor<2>, pass: &TokenPass<'_>) -> Tensor<2> {
+        rms_norm(x, self.weight.value(pass), self.epsilon)
     }
 }
 
@@ -47,9 +47,10 @@ impl LayerNorm {
     }
 
     /// Norms each row of `x [n, width]`.
-    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+    pub fn forward(&self, x: Tensor<2>, pass: &TokenPass<'_>) -> Tensor<2> {
         let centred = x.clone() - x.mean_dim(1);
         let variance = centred.clone().square().mean_dim(1);
-        centred / (variance + self.epsilon).sqrt() * self.weight.value().unsqueeze() + self.bias.value().unsqueeze()
+        centred / (variance + self.epsilon).sqrt() * self.weight.value(pass).unsqueeze()
+            + self.bias.value(pass).unsqueeze()
     }
 }

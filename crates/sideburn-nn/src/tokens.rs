@@ -1,7 +1,7 @@
 //! Token ids on their way into a model, and virtual tokens in front of them.
 
 use burn::tensor::{Int, Tensor};
-use sideburn_adapters::{AdaptedTable, Pass};
+use sideburn_adapters::{AdaptedTable, TokenPass};
 use sideburn_batch::TokenRows;
 use sideburn_kernels::RowLayout;
 
@@ -38,28 +38,17 @@ pub fn embed(
     rows: &TokenRows,
     layout: &RowLayout,
     filler: u32,
-    pass: &Pass,
+    pass: &TokenPass<'_>,
 ) -> Result<Tensor<2>, NnError> {
     check_ids(rows, table.shape()[0])?;
     Ok(table.rows(layout.ids(rows, filler), pass))
 }
 
-/// The same, with each row behind the same `virtual_tokens [n, width]`, for which `layout` has room.
-///
-/// # Errors
-/// If a token id is outside the vocabulary.
-pub fn embed_behind(
-    virtual_tokens: Tensor<2>,
-    table: &AdaptedTable,
-    rows: &TokenRows,
-    layout: &RowLayout,
-    filler: u32,
-    pass: &Pass,
-) -> Result<Tensor<2>, NnError> {
-    let own = RowLayout::packed(rows.lengths(), layout.device());
-    let embedded = embed(table, rows, &own, filler, pass)?;
-    let places = places_behind(virtual_tokens.dims()[0], &own, layout);
-    Ok(Tensor::cat(vec![virtual_tokens, embedded], 0).select(0, places))
+/// The rows of `x`, which `own` lays out, each behind the same tokens `first [n, width]`: a matrix as `layout` lays it out,
+/// which has room for `n` more tokens in each row.
+pub fn behind(first: Tensor<2>, x: Tensor<2>, own: &RowLayout, layout: &RowLayout) -> Tensor<2> {
+    let places = places_behind(first.dims()[0], own, layout);
+    Tensor::cat(vec![first, x], 0).select(0, places)
 }
 
 /// For rows of which each begins with the same `added` tokens, and goes on with those that `own` lays out: where each

@@ -46,7 +46,7 @@ impl T5 {
         let model = self.valid();
         let cross = on_workers(&model.device(), || {
             let encoded = model.encode(source, &mut pass)?;
-            Ok::<_, T5Error>(model.decoder.cross(&encoded.hidden, &encoded.layout, &mut pass))
+            model.cross(&encoded, &mut pass)
         })?;
         let prefix = model.adapters.prefix(&mut pass).map(KeysValues::of_prefix).unwrap_or_default();
         let own = Cache::new(model.decoder.blocks.len(), source.len(), prefix);
@@ -60,17 +60,18 @@ impl Decoding {
         let input = TokenRows::from_rows(tokens.iter().map(|token| [*token])).expect("one token in each row");
         let layout = RowLayout::packed(input.lengths(), &self.model.device());
         let (used, keys) = (self.own.tokens(), self.own.layout(layout.device()));
+        let model = &self.model;
+        let pass = &mut model.adapters.enter(&mut self.pass, &layout)?;
         let own = Scores {
-            biases: self.model.decoder.position_biases(used, 0),
-            sight: Sight::up_to_own_place(self.model.config().num_heads, &layout, &keys, used),
+            biases: model.decoder.position_biases(used, 0, pass),
+            sight: Sight::up_to_own_place(model.config().num_heads, &layout, &keys, used),
         };
-        self.pass.enter(&layout);
-        let x = self.model.embed(&input, &layout, &self.pass)?;
+        let x = model.embed(&input, &layout, pass)?;
         let cache = &mut self.own;
         let mut seen = |block, fresh| cache.append(block, fresh);
-        let hidden = self.model.decoder.run(x, &own, Some(&self.cross), &mut self.pass, Some(&mut seen));
+        let hidden = model.decoder.run(x, &own, Some(&self.cross), pass, Some(&mut seen));
         self.own.advance();
-        Ok(self.model.head(hidden, &mut self.pass))
+        Ok(model.head(hidden, pass))
     }
 }
 

@@ -2,15 +2,15 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use sideburn_adapters::{AdaptedLinear, AdaptedTable, AdapterSet, Key, Pass, random_weight};
+use sideburn_adapters::{AdaptedLinear, AdaptedTable, AdapterSet, Key, Pass, TokenPass, random_weight};
 use sideburn_batch::{Seq2SeqBatch, TokenRows};
 use sideburn_kernels::{RowLayout, Sight, on_workers};
-use sideburn_nn::{Head, KeysValues, SpecialTokens, check_ids, embed, embed_behind, places_behind, shift_right};
+use sideburn_nn::{Head, KeysValues, SpecialTokens, behind, check_ids, embed, places_behind, shift_right};
 
 use crate::T5Error;
 use crate::config::T5Config;
 use crate::layers::Scores;
-use crate::stack::Stack;
+use crate::stack::{Cross, Stack};
 
 /// `T5ForConditionalGeneration`, `MT5ForConditionalGeneration` and `UMT5ForConditionalGeneration`.
 ///
@@ -74,43 +74,38 @@ impl T5 {
     /// # Errors
     /// If a token id is outside the vocabulary.
     pub fn encode(&self, source: &TokenRows, pass: &mut Pass) -> Result<Encoded, T5Error> {
-        self.adapters.check(pass, source.len())?;
         let virtual_tokens = self.adapters.virtual_tokens(pass);
         let added = virtual_tokens.as_ref().map_or(0, |tokens| tokens.dims()[0]);
         let lengths: Vec<usize> = source.lengths().iter().map(|length| length + added).collect();
         let layout = RowLayout::new(&lengths, &self.device());
-        pass.enter(&layout);
-        let far = layout.columns() - 1;
-        let sight = Sight::own_rows(self.config.num_heads, &layout);
-        let scores = Scores { biases: self.encoder.position_biases(far, far), sight };
+        let pass = &mut self.adapters.enter(pass, &layout)?;
         let x = match virtual_tokens {
-            Some(tokens) => embed_behind(tokens, &self.shared, source, &layout, self.filler(), pass)?,
+            Some(tokens) => {
+                let own = RowLayout::packed(source.lengths(), layout.device());
+                let embedded = self.embed(source, &own, &self.adapters.enter(pass, &own)?)?;
+                behind(tokens, embedded, &own, &layout)
+            }
             None => self.embed(source, &layout, pass)?,
         };
+        let far = layout.columns() - 1;
+        let sight = Sight::own_rows(self.config.num_heads, &layout);
+        let scores = Scores { biases: self.encoder.position_biases(far, far, pass), sight };
         let hidden = self.encoder.run(x, &scores, None, pass, None);
         Ok(Encoded { hidden, layout })
     }
 
     /// Runs the decoder over `input` rows, each beginning with the start token: its last hidden states
-    /// `[tokens, d_model]`, one for each real token of `input`.
-    ///
-    /// # Errors
-    /// If a token id is outside the vocabulary.
-    ///
-    /// # Panics
-    /// If `input` has another number of rows than were encoded.
-    pub fn decode(&self, encoded: &Encoded, input: &TokenRows, pass: &mut Pass) -> Result<Tensor<2>, T5Error> {
-        assert_eq!(input.len(), encoded.layout.rows(), "every encoded row needs one row of decoder input");
-        self.adapters.check(pass, input.len())?;
+    /// `[tokens, d_model]`, one for each real token of `input`, and where the rows lay.
+    fn decode(&self, encoded: &Encoded, input: &TokenRows, pass: &mut Pass) -> Result<(Tensor<2>, RowLayout), T5Error> {
+        let cross = self.cross(encoded, pass)?;
+        let prefix = self.adapters.prefix(pass).map(KeysValues::of_prefix);
         let layout = RowLayout::new(input.lengths(), &self.device());
-        pass.enter(&encoded.layout);
-        let cross = self.decoder.cross(&encoded.hidden, &encoded.layout, pass);
-        pass.enter(&layout);
+        let pass = &mut self.adapters.enter(pass, &layout)?;
         let x = self.embed(input, &layout, pass)?;
         let heads = self.config.num_heads;
-        let hidden = match self.adapters.prefix(pass).map(KeysValues::of_prefix) {
+        let hidden = match prefix {
             None => {
-                let biases = self.decoder.position_biases(layout.columns() - 1, 0);
+                let biases = self.decoder.position_biases(layout.columns() - 1, 0, pass);
                 let own = Scores { biases, sight: Sight::up_to_own_place(heads, &layout, &layout, 0) };
                 self.decoder.run(x, &own, Some(&cross), pass, None)
             }
@@ -119,18 +114,38 @@ impl T5 {
                 let lengths: Vec<usize> = input.lengths().iter().map(|length| before + length).collect();
                 let keys = RowLayout::new(&lengths, &self.device());
                 let places = places_behind(before, &layout, &keys);
-                let biases = self.decoder.position_biases(before + layout.columns() - 1, 0);
+                let biases = self.decoder.position_biases(before + layout.columns() - 1, 0, pass);
                 let own = Scores { biases, sight: Sight::up_to_own_place(heads, &layout, &keys, before) };
                 let mut behind_prefix = |block: usize, fresh| prefix[block].clone().pick_with(fresh, &places);
                 self.decoder.run(x, &own, Some(&cross), pass, Some(&mut behind_prefix))
             }
         };
-        pass.enter_real_tokens(&layout);
-        Ok(layout.real_tokens(hidden))
+        Ok((layout.real_tokens(hidden), layout))
+    }
+
+    /// What the decoder's blocks see of the encoded rows.
+    pub(crate) fn cross(&self, encoded: &Encoded, pass: &mut Pass) -> Result<Cross, T5Error> {
+        let pass = &mut self.adapters.enter(pass, &encoded.layout)?;
+        Ok(self.decoder.cross(&encoded.hidden, &encoded.layout, pass))
+    }
+
+    /// The logits `[tokens, vocab_size]` behind every token of the `decoder_input` rows, each of which begins with the
+    /// start token.
+    ///
+    /// # Errors
+    /// If a token id is outside the vocabulary, or adapters cannot be had for single rows that the pass names them for.
+    ///
+    /// # Panics
+    /// If there are not as many rows of decoder input as of the source.
+    pub fn logits(&self, source: &TokenRows, decoder_input: &TokenRows, pass: &mut Pass) -> Result<Tensor<2>, T5Error> {
+        assert_eq!(decoder_input.len(), source.len(), "every source row needs one row of decoder input");
+        let encoded = self.encode(source, pass)?;
+        let (hidden, layout) = self.decode(&encoded, decoder_input, pass)?;
+        Ok(self.head(hidden, &mut self.adapters.enter_real_tokens(pass, &layout)?))
     }
 
     /// The logits `[tokens, vocab_size]` of the decoder's hidden states.
-    pub fn head(&self, hidden: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
+    pub(crate) fn head(&self, hidden: Tensor<2>, pass: &mut TokenPass<'_>) -> Tensor<2> {
         self.output_head().logits(self.scaled(hidden), pass)
     }
 
@@ -159,7 +174,8 @@ impl T5 {
         let target = batch.target();
         check_ids(target, self.config.vocab_size)?;
         let encoded = self.encode(batch.source(), pass)?;
-        let hidden = self.decode(&encoded, &self.shift_right(target)?, pass)?;
+        let (hidden, layout) = self.decode(&encoded, &self.shift_right(target)?, pass)?;
+        let pass = &mut self.adapters.enter_real_tokens(pass, &layout)?;
         Ok(self.output_head().token_losses(self.scaled(hidden), target, pass))
     }
 
@@ -172,7 +188,12 @@ impl T5 {
         Ok(shift_right(target, start))
     }
 
-    pub(crate) fn embed(&self, rows: &TokenRows, layout: &RowLayout, pass: &Pass) -> Result<Tensor<2>, T5Error> {
+    pub(crate) fn embed(
+        &self,
+        rows: &TokenRows,
+        layout: &RowLayout,
+        pass: &TokenPass<'_>,
+    ) -> Result<Tensor<2>, T5Error> {
         Ok(embed(&self.shared, rows, layout, self.filler(), pass)?)
     }
 

@@ -2,7 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use sideburn_adapters::{AdaptedTable, Key, Pass, random_weight};
+use sideburn_adapters::{AdaptedTable, Key, TokenPass, random_weight};
 use sideburn_kernels::{RowLayout, Sight, add_dropout, embedding};
 use sideburn_nn::{Attention, FeedForward, KeysValues, RmsNorm};
 
@@ -90,13 +90,13 @@ impl Stack {
         x: Tensor<2>,
         own: &Scores,
         cross: Option<&Cross>,
-        pass: &mut Pass,
+        pass: &mut TokenPass<'_>,
         mut cache: Option<&mut dyn FnMut(usize, KeysValues) -> KeysValues>,
     ) -> Tensor<2> {
         let cross = cross.map(|cross| (cross, cross.scores(own.sight.heads, &own.sight.queries)));
         let mut hidden = pass.dropout(x, self.dropout);
         for (index, block) in self.blocks.iter().enumerate() {
-            let normed = block.self_norm.forward(hidden.clone());
+            let normed = block.self_norm.forward(hidden.clone(), pass);
             let attention = &block.self_attention;
             let projections = attention.projections(normed, pass);
             let output = match &mut cache {
@@ -112,31 +112,32 @@ impl Stack {
                 (&block.cross_attention, &block.cross_norm, &cross)
             {
                 let seen = cross.blocks[index].clone();
-                let queries = attention.q.forward(norm.forward(hidden.clone()), pass);
+                let queries = attention.q.forward(norm.forward(hidden.clone(), pass), pass);
                 let output = attention.look_at(queries, seen, scores.bias(index), &scores.sight, pass);
                 hidden = add_dropout(hidden, output, pass.next_dropout(self.dropout));
             }
 
-            let output = block.feed_forward.forward(block.feed_forward_norm.forward(hidden.clone()), pass);
+            let output = block.feed_forward.forward(block.feed_forward_norm.forward(hidden.clone(), pass), pass);
             hidden = add_dropout(hidden, output, pass.next_dropout(self.dropout));
         }
-        pass.dropout(self.final_norm.forward(hidden), self.dropout)
+        let normed = self.final_norm.forward(hidden, pass);
+        pass.dropout(normed, self.dropout)
     }
 
     /// The biases of keys from `back` places before their query to `ahead` places behind it, each
     /// `[heads, back + 1 + ahead]`.
-    pub(crate) fn position_biases(&self, back: usize, ahead: usize) -> Vec<Tensor<2>> {
+    pub(crate) fn position_biases(&self, back: usize, ahead: usize, pass: &TokenPass<'_>) -> Vec<Tensor<2>> {
         let buckets = self.relative_attention_biases[0].shape()[0];
         let bucket = |key| relative_position_bucket(key, back, self.bidirectional, buckets, self.max_distance) as i32;
         let index: Vec<i32> = (0..=back + ahead).map(bucket).collect();
         let device = self.relative_attention_biases[0].device();
         let index = Tensor::<1, Int>::from_data(TensorData::new(index, [back + 1 + ahead]), &device);
-        let bias = |table: &AdaptedTable| embedding(table.value(), index.clone()).transpose();
+        let bias = |table: &AdaptedTable| embedding(table.value(pass), index.clone()).transpose();
         self.relative_attention_biases.iter().map(bias).collect()
     }
 
     /// What the decoder's blocks see of the encoder's output.
-    pub(crate) fn cross(&self, encoded: &Tensor<2>, layout: &RowLayout, pass: &mut Pass) -> Cross {
+    pub(crate) fn cross(&self, encoded: &Tensor<2>, layout: &RowLayout, pass: &mut TokenPass<'_>) -> Cross {
         let attentions = self.blocks.iter().filter_map(|block| block.cross_attention.as_ref());
         Cross {
             blocks: attentions.map(|attention| attention.keys_values(encoded, pass)).collect(),

@@ -7,6 +7,7 @@ use sideburn_adapters::{
     AdaptedLinear, AdaptedModel, AdapterError, AdapterSet, Key, LoraConfig, Method, ModelShape, Pass, Weight,
     WeightMut, attach, load_adapter, load_burn_lora, random_weight, save_adapter, save_burn_lora,
 };
+use sideburn_kernels::RowLayout;
 
 /// A model of somebody else's.
 #[derive(Module, Debug)]
@@ -43,7 +44,9 @@ impl Adapted {
     }
 
     fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let pass = &mut Pass::evaluate();
+        let rows = RowLayout::packed(&vec![1; x.dims()[0]], &x.device());
+        let (pass, adapters) = (&mut Pass::evaluate(), &self.adapters);
+        let pass = &mut adapters.enter(pass, &rows).unwrap();
         let hidden = self.up.forward(x, pass);
         self.down.forward(hidden, pass)
     }

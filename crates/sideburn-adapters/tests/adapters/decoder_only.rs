@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use sideburn_adapters::{
     AdaLoraConfig, AdaptedLinear, AdaptedModel, AdaptedTable, AdaptedVector, AdapterError, AdapterSet, Common,
     FullConfig, Ia3Config, Key, LnTuningConfig, LoHaConfig, LoKrConfig, LoraConfig, LoraInit, Method, ModelShape,
-    OftConfig, PTuningConfig, ParameterReport, Pass, PrefixTuningConfig, PromptInit, PromptTuningConfig,
+    OftConfig, PTuningConfig, ParameterReport, Pass, PrefixTuningConfig, PromptInit, PromptTuningConfig, TokenPass,
     TrainableTokensConfig, VeraConfig, adapter_tensors, attach, list_weights, load_adapter, merge, peft_types,
     random_weight, save_adapter, set_active, set_adapter_tensors, unmerge,
 };
@@ -73,7 +73,6 @@ impl Decoder {
 
     /// The logits `[tokens, VOCABULARY]` of rows of tokens, one row after the other.
     fn logits(&self, rows: &[&[i32]], pass: &mut Pass) -> Result<Tensor<2>, AdapterError> {
-        self.adapters.check(pass, rows.len())?;
         let prompt = self.adapters.virtual_tokens(pass);
         let prefix = self.adapters.prefix(pass);
         let added = prompt.as_ref().map_or(0, |prompt| prompt.dims()[0]);
@@ -81,18 +80,18 @@ impl Decoder {
         let lengths: Vec<usize> = own.iter().map(|length| length + added).collect();
         let device = self.device();
 
-        pass.enter(&RowLayout::packed(&own, &device));
         let ids = TensorData::new(rows.concat(), [own.iter().sum::<usize>()]);
-        let embedded = self.embedding.rows(Tensor::<1, Int>::from_data(ids, &device), pass);
+        let tokens = self.adapters.enter(pass, &RowLayout::packed(&own, &device))?;
+        let embedded = self.embedding.rows(Tensor::<1, Int>::from_data(ids, &device), &tokens);
         let embedded = split(embedded, &own).into_iter();
         let embedded = embedded.flat_map(|row| prompt.clone().into_iter().chain([row])).collect();
         let mut x = Tensor::cat(embedded, 0);
 
-        pass.enter(&RowLayout::packed(&lengths, &device));
+        let tokens = &mut self.adapters.enter(pass, &RowLayout::packed(&lengths, &device))?;
         for (index, block) in self.blocks.iter().enumerate() {
-            let normed = scaled_to_one(x.clone(), &block.norm);
+            let normed = scaled_to_one(x.clone(), &block.norm, tokens);
             let [q, k, v] =
-                [&block.q, &block.k, &block.v].map(|layer| split(layer.forward(normed.clone(), pass), &lengths));
+                [&block.q, &block.k, &block.v].map(|layer| split(layer.forward(normed.clone(), tokens), &lengths));
             let attended = q.into_iter().zip(k).zip(v).map(|((q, k), v)| {
                 let [q, mut k, mut v] = [q, k, v].map(heads);
                 if let Some(layers) = &prefix {
@@ -102,17 +101,17 @@ impl Decoder {
                 attention(q, k, v)
             });
             let attended = Tensor::cat(attended.collect(), 0);
-            x = x + block.o.forward(attended, pass);
-            let inner = activation::silu(block.w_in.forward(x.clone(), pass));
-            x = x + block.w_out.forward(inner, pass);
+            x = x + block.o.forward(attended, tokens);
+            let inner = activation::silu(block.w_in.forward(x.clone(), tokens));
+            x = x + block.w_out.forward(inner, tokens);
         }
-        let x = scaled_to_one(x, &self.norm);
+        let x = scaled_to_one(x, &self.norm, tokens);
         let x = split(x, &lengths).into_iter().zip(&own).map(|(row, own)| row.narrow(0, added, *own)).collect();
         let x = Tensor::cat(x, 0);
-        pass.enter(&RowLayout::packed(&own, &device));
+        let tokens = &mut self.adapters.enter(pass, &RowLayout::packed(&own, &device))?;
         Ok(match &self.head {
-            Some(head) => head.forward(x, pass),
-            None => self.embedding.scores(x, pass),
+            Some(head) => head.forward(x, tokens),
+            None => self.embedding.scores(x, tokens),
         })
     }
 }
@@ -137,9 +136,9 @@ fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>) -> Tensor<2> {
     weights.matmul(v).swap_dims(0, 1).reshape([tokens, HEADS * D_KV])
 }
 
-fn scaled_to_one(x: Tensor<2>, norm: &AdaptedVector) -> Tensor<2> {
+fn scaled_to_one(x: Tensor<2>, norm: &AdaptedVector, pass: &TokenPass<'_>) -> Tensor<2> {
     let mean = x.clone().square().mean_dim(1).add_scalar(1e-6);
-    x / mean.sqrt() * norm.value().unsqueeze()
+    x / mean.sqrt() * norm.value(pass).unsqueeze()
 }
 
 impl AdaptedModel for Decoder {

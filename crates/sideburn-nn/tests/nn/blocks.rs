@@ -1,7 +1,7 @@
 //! Blocks against what they stand for, written out in loops.
 
 use burn::tensor::{Device, Tensor, TensorData};
-use sideburn_adapters::{AdaptedLinear, Key, Pass};
+use sideburn_adapters::{AdaptedLinear, AdapterSet, Key, Pass, TokenPass};
 use sideburn_kernels::{RowLayout, Sight};
 use sideburn_nn::{Activation, Attention, AttentionConfig, FeedForward, KeysValues, LayerNorm, RmsNorm, no_bias};
 use sideburn_testing::{max_difference, values};
@@ -60,6 +60,11 @@ fn flat(rows: &[Vec<f64>]) -> Vec<f32> {
     rows.iter().flatten().map(|x| *x as f32).collect()
 }
 
+/// The pass over one row of so many tokens.
+fn tokens(pass: &mut Pass, count: usize) -> TokenPass<'_> {
+    AdapterSet::default().enter(pass, &RowLayout::packed(&[count], &Device::flex())).unwrap()
+}
+
 #[test]
 fn attention_with_shared_heads_and_a_scale() {
     let device = Device::flex();
@@ -71,8 +76,9 @@ fn attention_with_shared_heads_and_a_scale() {
         let layer = layer(kv_heads, scale);
         assert_eq!(layer.k.shape(), [kv_heads * HEAD_WIDTH, WIDTH]);
         let mut pass = Pass::evaluate();
-        let projections = layer.projections(x.clone(), &mut pass);
-        let found = values(layer.among_themselves(projections, no_bias(&device), &sight, &mut pass));
+        let pass = &mut tokens(&mut pass, 7);
+        let projections = layer.projections(x.clone(), pass);
+        let found = values(layer.among_themselves(projections, no_bias(&device), &sight, pass));
         let (first, second) = rows_of_x.split_at(5);
         let expected = [by_loops(&layer, first), by_loops(&layer, second)].concat();
         let difference = max_difference(&found, &flat(&expected));
@@ -83,10 +89,10 @@ fn attention_with_shared_heads_and_a_scale() {
 #[test]
 fn keys_and_values_apart_are_those_of_the_projections() {
     let (layer, mut pass) = (layer(2, 1.0), Pass::evaluate());
-    let x = random("x", [4, WIDTH]);
-    let (queries, KeysValues { keys, values: v }) = layer.split(layer.projections(x.clone(), &mut pass));
+    let (x, pass) = (random("x", [4, WIDTH]), &mut tokens(&mut pass, 4));
+    let (queries, KeysValues { keys, values: v }) = layer.split(layer.projections(x.clone(), pass));
     assert_eq!([queries.dims(), keys.dims()], [[4, HEADS * HEAD_WIDTH], [4, 2 * HEAD_WIDTH]]);
-    let alone = layer.keys_values(&x, &mut pass);
+    let alone = layer.keys_values(&x, pass);
     assert!(max_difference(&values(keys), &values(alone.keys)) < 1e-5);
     assert!(max_difference(&values(v), &values(alone.values)) < 1e-5);
 }
@@ -99,8 +105,8 @@ fn heads_that_cannot_be_shared_out() {
 
 #[test]
 fn norms() {
-    let device = Device::flex();
-    let x = random("x", [3, WIDTH]) * 2.0 + 1.0;
+    let (device, mut pass) = (Device::flex(), Pass::evaluate());
+    let (x, pass) = (random("x", [3, WIDTH]) * 2.0 + 1.0, &tokens(&mut pass, 3));
     let scaled = |row: &Vec<f64>, mean: f64, epsilon: f64| {
         let centred: Vec<f64> = row.iter().map(|x| x - mean).collect();
         let square = centred.iter().map(|x| x * x).sum::<f64>() / WIDTH as f64;
@@ -110,7 +116,7 @@ fn norms() {
     let mut norm = LayerNorm::new(WIDTH, 1e-5, &device);
     let expected: Vec<Vec<f64>> =
         rows_of_x.iter().map(|row| scaled(row, row.iter().sum::<f64>() / WIDTH as f64, 1e-5)).collect();
-    assert!(max_difference(&values(norm.forward(x.clone())), &flat(&expected)) < 1e-5);
+    assert!(max_difference(&values(norm.forward(x.clone(), pass)), &flat(&expected)) < 1e-5);
     let of = |values: [f32; WIDTH]| {
         let tensor = Tensor::<1>::from_data(TensorData::new(values.to_vec(), [WIDTH]), &device);
         burn::module::Param::from_tensor(tensor)
@@ -124,12 +130,12 @@ fn norms() {
             row.iter().zip(weight.iter().zip(bias)).map(|(x, (w, b))| x * f64::from(*w) + f64::from(b)).collect()
         })
         .collect();
-    assert!(max_difference(&values(norm.forward(x.clone())), &flat(&changed)) < 1e-5);
+    assert!(max_difference(&values(norm.forward(x.clone(), pass)), &flat(&changed)) < 1e-5);
 
     let norm = RmsNorm::new(WIDTH, 0.5, 1e-6, &device);
     let expected: Vec<Vec<f64>> =
         rows_of_x.iter().map(|row| scaled(row, 0.0, 1e-6).into_iter().map(|x| x / 2.0).collect()).collect();
-    assert!(max_difference(&values(norm.forward(x)), &flat(&expected)) < 1e-5);
+    assert!(max_difference(&values(norm.forward(x, pass)), &flat(&expected)) < 1e-5);
 }
 
 /// PyTorch's values, to 7 digits.
@@ -159,9 +165,10 @@ fn gates() {
         let inner = vec![linear("gate", [5, WIDTH]), linear("up", [5, WIDTH])];
         let layer = FeedForward::new(inner, linear("outer", [WIDTH, 5]), activation, 0.0);
         let mut pass = Pass::evaluate();
-        let [gate, up] = [&layer.inner[0], &layer.inner[1]].map(|inner| inner.forward(x.clone(), &mut pass));
-        let expected = layer.outer.forward(activation.apply(gate) * up, &mut pass);
-        let difference = max_difference(&values(layer.forward(x.clone(), &mut pass)), &values(expected));
+        let pass = &mut tokens(&mut pass, 3);
+        let [gate, up] = [&layer.inner[0], &layer.inner[1]].map(|inner| inner.forward(x.clone(), pass));
+        let expected = layer.outer.forward(activation.apply(gate) * up, pass);
+        let difference = max_difference(&values(layer.forward(x.clone(), pass)), &values(expected));
         assert!(difference < 1e-5, "{activation:?}: {difference:e}");
     }
 }

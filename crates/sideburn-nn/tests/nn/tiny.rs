@@ -5,7 +5,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
 use serde_json::{Value, json};
 use sideburn_adapters::{
-    AdaptedLinear, AdaptedModel, AdaptedTable, AdapterError, AdapterSet, Key, ModelShape, Pass, Precision,
+    AdaptedLinear, AdaptedModel, AdaptedTable, AdapterError, AdapterSet, Key, ModelShape, Pass, Precision, TokenPass,
     list_weights, load_base, random_weight, save_base,
 };
 use sideburn_batch::{Seq2SeqBatch, TokenRows};
@@ -13,7 +13,7 @@ use sideburn_generate::Decoder;
 use sideburn_kernels::{RowLayout, Sight};
 use sideburn_nn::{
     Activation, Attention, AttentionConfig, ConfigFields, FeedForward, Head, KeysValues, LayerNorm, ModelDir, NnError,
-    embed, embed_behind, no_bias, places_behind,
+    behind, embed, no_bias, places_behind,
 };
 
 /// What `config.json` says.
@@ -209,7 +209,6 @@ impl Tiny {
         before: Option<Written>,
         pass: &mut Pass,
     ) -> Result<(Tensor<2>, Written), TinyError> {
-        self.adapters.check(pass, rows.len())?;
         let device = self.device();
         let (prompt, before) = match before {
             Some(before) => (None, before),
@@ -222,12 +221,13 @@ impl Tiny {
         let added = prompt.as_ref().map_or(0, |prompt| prompt.dims()[0]);
         let lengths: Vec<usize> = rows.lengths().iter().map(|length| length + added).collect();
         let layout = RowLayout::packed(&lengths, &device);
-        pass.enter(&layout);
         let (prefix, first) = (before.prefix, before.lengths.clone());
-        let mut x = match prompt {
-            Some(prompt) => embed_behind(prompt, &self.tokens, rows, &layout, 0, pass)?,
-            None => embed(&self.tokens, rows, &layout, 0, pass)?,
-        };
+        let own = RowLayout::packed(rows.lengths(), &device);
+        let mut x = embed(&self.tokens, rows, &own, 0, &self.adapters.enter(pass, &own)?)?;
+        if let Some(prompt) = prompt {
+            x = behind(prompt, x, &own, &layout);
+        }
+        let pass = &mut self.adapters.enter(pass, &layout)?;
         x = x + self.positions_of(&first, &lengths, &layout, pass)?;
 
         // A row sees what the prefix gives, what it wrote before, and itself.
@@ -241,7 +241,7 @@ impl Tiny {
         };
         let mut left = Vec::with_capacity(self.blocks.len());
         for (index, block) in self.blocks.iter().enumerate() {
-            let projections = block.attention.projections(block.attention_norm.forward(x.clone()), pass);
+            let projections = block.attention.projections(block.attention_norm.forward(x.clone(), pass), pass);
             let (queries, fresh) = block.attention.split(projections);
             let seen = match before.blocks.get(index) {
                 Some(before) => before.clone().pick_with(fresh, &places),
@@ -249,14 +249,13 @@ impl Tiny {
             };
             left.push(seen.clone());
             x = x + block.attention.look_at(queries, seen, no_bias(&device), &sight, pass);
-            x = x.clone() + block.feed_forward.forward(block.feed_forward_norm.forward(x), pass);
+            x = x.clone() + block.feed_forward.forward(block.feed_forward_norm.forward(x, pass), pass);
         }
-        let x = self.norm.forward(x);
+        let x = self.norm.forward(x, pass);
         let own: Vec<i32> =
             (0..layout.rows()).flat_map(|row| layout.row(row).skip(added)).map(|at| at as i32).collect();
         let length = own.len();
         let own = Tensor::<1, Int>::from_data(burn::tensor::TensorData::new(own, [length]), &device);
-        pass.enter(&RowLayout::packed(rows.lengths(), &device));
         let lengths = seen.into_iter().map(|seen| seen - prefix).collect();
         Ok((x.select(0, own), Written { blocks: left, prefix, lengths }))
     }
@@ -267,7 +266,7 @@ impl Tiny {
         first: &[usize],
         lengths: &[usize],
         layout: &RowLayout,
-        pass: &Pass,
+        pass: &TokenPass<'_>,
     ) -> Result<Tensor<2>, TinyError> {
         let places = first.iter().zip(lengths).map(|(first, length)| (*first..first + length).map(|at| at as u32));
         let places = TokenRows::from_rows(places.map(Iterator::collect::<Vec<_>>)).expect("rows of tokens");
@@ -292,7 +291,8 @@ impl Tiny {
             row.pop();
             row
         }));
-        let (hidden, _) = self.hidden(&input.expect("rows with a separator"), None, pass)?;
+        let input = input.expect("rows with a separator");
+        let (hidden, _) = self.hidden(&input, None, pass)?;
         // Each row has its prompt first, and then the states that write its target.
         let (mut at, mut writes) = (0, Vec::new());
         for (source, target) in source.lengths().iter().zip(target.lengths()) {
@@ -301,6 +301,8 @@ impl Tiny {
         }
         let length = writes.len();
         let writes = Tensor::<1, Int>::from_data(burn::tensor::TensorData::new(writes, [length]), &self.device());
+        let written = RowLayout::packed(target.lengths(), &self.device());
+        let pass = &mut self.adapters.enter(pass, &written)?;
         Ok(self.head().token_losses(hidden.select(0, writes), target, pass))
     }
 
@@ -350,7 +352,8 @@ impl Decoder for TinyDecoding {
         let mut pass = Pass::evaluate();
         let (hidden, written) = self.model.hidden(&rows, Some(self.written.clone()), &mut pass)?;
         self.written = written;
-        Ok(self.model.head().logits(hidden, &mut pass))
+        let layout = RowLayout::packed(rows.lengths(), &self.model.device());
+        Ok(self.model.head().logits(hidden, &mut self.model.adapters.enter(&mut pass, &layout)?))
     }
 
     fn select_rows(&mut self, rows: &[usize]) {

@@ -18,10 +18,7 @@ fn model(family: &str) -> T5 {
 
 /// The logits for full rows of decoder input, `[rows * columns, vocab_size]`.
 fn logits(model: &T5, source: &TokenRows, decoder_input: &TokenRows) -> Tensor<2> {
-    let mut pass = Pass::evaluate();
-    let encoded = model.encode(source, &mut pass).unwrap();
-    let hidden = model.decode(&encoded, decoder_input, &mut pass).unwrap();
-    model.head(hidden, &mut pass)
+    model.logits(source, decoder_input, &mut Pass::evaluate()).unwrap()
 }
 
 #[test]

@@ -6,9 +6,7 @@ use sideburn_testing::{Golden, values};
 
 /// The logits of a golden's inputs and of its decoder inputs at their full width, row after row.
 pub(crate) fn logits_in(model: &T5, io: &Golden, mut pass: Pass) -> Vec<f32> {
-    let encoded = model.encode(&io.source(), &mut pass).unwrap();
-    let hidden = model.decode(&encoded, &io.full_rows("decoder_input_ids"), &mut pass).unwrap();
-    values(model.head(hidden, &mut pass))
+    values(model.logits(&io.source(), &io.full_rows("decoder_input_ids"), &mut pass).unwrap())
 }
 
 /// The same in evaluation, with the active adapters.

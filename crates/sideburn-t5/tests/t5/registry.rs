@@ -9,7 +9,7 @@ use sideburn_adapters::{
 };
 use sideburn_batch::TokenRows;
 use sideburn_generate::{GreedyConfig, greedy};
-use sideburn_t5::{T5, T5Error};
+use sideburn_t5::T5;
 
 use sideburn_testing::{Golden, max_difference, values};
 
@@ -50,9 +50,7 @@ impl Inputs {
     }
 
     fn logits_in(&self, model: &T5, mut pass: Pass) -> Vec<f32> {
-        let encoded = model.encode(&self.source, &mut pass).unwrap();
-        let hidden = model.decode(&encoded, &self.decoder_input, &mut pass).unwrap();
-        values(model.head(hidden, &mut pass))
+        values(model.logits(&self.source, &self.decoder_input, &mut pass).unwrap())
     }
 }
 
@@ -286,12 +284,7 @@ fn the_drift_of_a_merge_is_measured() {
     let inputs = Inputs::open();
     let mut model = with_a_and_b();
     let drift = |model: &T5| {
-        merge_drift(model, |model| {
-            let mut pass = Pass::evaluate();
-            let encoded = model.encode(&inputs.source, &mut pass)?;
-            let hidden = model.decode(&encoded, &inputs.decoder_input, &mut pass)?;
-            Ok::<_, T5Error>(model.head(hidden, &mut pass))
-        })
+        merge_drift(model, |model| model.logits(&inputs.source, &inputs.decoder_input, &mut Pass::evaluate()))
     };
     let found = drift(&model).unwrap();
     println!("merging changes logits by at most {found:e}");
