@@ -10,9 +10,10 @@ use std::collections::BTreeSet;
 use burn::tensor::DType;
 use sideburn_weights::TensorSource;
 
-use crate::method::{Outline, Place, PlaceKind};
+use crate::attach::add_carried;
+use crate::held::adapter_tensors;
 use crate::methods::Replace;
-use crate::registry::{adapter_tensors, add_carried};
+use crate::outline::{Outline, Place, PlaceKind};
 use crate::{AdaptedModel, AdapterError};
 
 /// Gives the adapter called `name` what `file` holds of embeddings and differs from the base, still to be filled. Returns
@@ -25,7 +26,7 @@ pub(crate) fn carry_embeddings<M: AdaptedModel>(
     name: &str,
     file: &dyn TensorSource,
 ) -> Result<BTreeSet<String>, AdapterError> {
-    let outline = Outline::of(model);
+    let outline = model.outline();
     let own: BTreeSet<String> = adapter_tensors(model, name)?.into_keys().collect();
     let mut passed_over = BTreeSet::new();
     for place in &outline.places {

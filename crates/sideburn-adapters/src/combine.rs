@@ -8,10 +8,11 @@ use burn::tensor::{DType, Tensor, TensorData};
 use sideburn_kernels::Key;
 
 use crate::AdapterError;
+use crate::attach::add;
+use crate::held::{slots_of, try_each_slots};
 use crate::linalg::Svd;
 use crate::methods::{LoraConfig, LoraInit, check_rank};
 use crate::model::AdaptedModel;
-use crate::registry::{add, slots_of, try_each_slots};
 use crate::targets::TargetModules;
 use crate::tensors::frozen_param;
 

@@ -2,11 +2,25 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use sideburn_files::{MAX_CONFIG, read_text};
 
 use crate::AdapterError;
+
+/// The text of a configuration, and what it says.
+///
+/// # Errors
+/// If the file cannot be read or is not JSON; it is named.
+pub(crate) fn read_json(path: &Path) -> Result<(String, Value), AdapterError> {
+    let text = read_text(path, MAX_CONFIG)?;
+    match serde_json::from_str(&text) {
+        Ok(value) => Ok((text, value)),
+        Err(error) => Err(AdapterError::UnreadableConfig { path: path.to_owned(), message: error.to_string() }),
+    }
+}
 
 /// The fields of an `adapter_config.json`, which remembers what has been read.
 ///

@@ -6,7 +6,7 @@ use burn::tensor::{DType, Int, Tensor, TensorData};
 use sideburn_kernels::Key;
 
 use crate::AdaptedModel;
-use crate::method::Place;
+use crate::outline::Place;
 
 /// How many elements of each weight are looked at.
 const SAMPLES: usize = 64;

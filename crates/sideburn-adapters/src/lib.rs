@@ -42,14 +42,17 @@
 
 #![forbid(unsafe_code)]
 
+mod attach;
 mod base;
 mod burn_modules;
 mod carried;
+mod choose;
 mod combine;
 mod embedding;
 mod error;
 mod fields;
 mod fingerprint;
+mod held;
 mod linalg;
 mod linear;
 mod merge;
@@ -57,43 +60,45 @@ mod method;
 mod methods;
 mod model;
 mod model_card;
+mod outline;
 mod pass;
 mod pattern;
 mod peft_dir;
-mod registry;
 mod report;
 mod rule;
+mod set;
 mod slot;
 mod targets;
 mod tensors;
 mod training;
 
+pub use attach::attach;
 pub use base::{Precision, freeze, load_base, save_base};
 pub use burn_modules::{load_burn_lora, save_burn_lora};
+pub use choose::{delete, set_active, set_trainable, without_adapters};
 pub use combine::{Combination, combine, to_plain_lora};
 pub use embedding::{AdaptedTable, AdaptedVector};
 pub use error::{AdapterError, Misshapen};
 pub use fields::Fields;
 pub use fingerprint::fingerprint;
+pub use held::{adapter_tensors, set_adapter_tensors};
 pub use linear::{AdaptedLinear, forward_together};
 pub use merge::{merge, merge_and_unload, merge_drift, unmerge};
-pub use method::{Common, Company, Method, Outline, Place, PlaceKind, Plan, read_config};
+pub use method::{Common, Company, Finished, Method, Plan, Regimen, Updated};
 pub use methods::{
     AdaLoraConfig, FullConfig, Ia3Config, LnTuningConfig, LoHaConfig, LoKrConfig, LoraBias, LoraConfig, LoraInit,
-    Lycoris, OftConfig, PTuningConfig, PrefixTuningConfig, PromptInit, PromptTuningConfig, TrainableTokensConfig,
-    VeraConfig, peft_types,
+    Lycoris, MethodRegistry, OftConfig, PTuningConfig, PrefixTuningConfig, PromptInit, PromptTuningConfig, ReadMethod,
+    TrainableTokensConfig, VeraConfig,
 };
-pub use model::{AdaptedModel, ModelShape, Weight, WeightMut};
+pub use model::{AdaptedModel, Weight, WeightMut};
+pub use outline::{ModelShape, Outline, Place, PlaceKind, Usual};
 pub use pass::{Pass, TokenPass};
-pub use peft_dir::{AdapterDir, load_adapter, read_adapter_json, read_config_file, save_adapter, swap_adapter};
-pub use registry::{
-    AdapterSet, Entry, adapter_tensors, attach, delete, set_active, set_adapter_tensors, set_trainable,
-    without_adapters,
-};
+pub use peft_dir::{AdapterDir, load_adapter, read_adapter_json, save_adapter, swap_adapter};
 pub use report::ParameterReport;
 pub use rule::{Call, Init, Prefix, Rule, TensorName, TensorSpec, Weights};
+pub use set::{AdapterSet, Entry};
 pub use sideburn_kernels::Key;
 pub use slot::Slot;
 pub use targets::{TargetModules, Targets};
 pub use tensors::random_weight;
-pub use training::{Finished, Regimen, Regimens, Updated};
+pub use training::Regimens;

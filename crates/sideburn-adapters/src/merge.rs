@@ -6,9 +6,10 @@ use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor};
 
 use crate::AdapterError;
-use crate::method::Place;
+use crate::choose::set_active;
+use crate::held::for_each_slots;
 use crate::model::{AdaptedModel, WeightMut};
-use crate::registry::set_active;
+use crate::outline::Place;
 use crate::rule::Weights;
 use crate::slot::{Slot, values};
 use crate::tensors::in_dtype;
@@ -125,8 +126,8 @@ pub fn unmerge<M: AdaptedModel>(model: &mut M) -> Result<Vec<String>, AdapterErr
 /// As for [`merge`]. The model is then as before.
 pub fn merge_and_unload<M: AdaptedModel>(model: &mut M) -> Result<Vec<String>, AdapterError> {
     let names = merge(model)?;
-    crate::registry::for_each_slots(model, Vec::clear);
-    *model.adapters_mut() = crate::AdapterSet::default();
+    for_each_slots(model, Vec::clear);
+    model.adapters_mut().clear();
     Ok(names)
 }
 

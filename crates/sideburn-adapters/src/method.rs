@@ -1,17 +1,18 @@
 //! What a kind of adapter is: its configuration, and where it puts which rules.
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
 
+use burn::tensor::Tensor;
 use serde_json::{Map, Value, json};
 
 use crate::AdapterError;
 use crate::fields::Fields;
-use crate::model::{AdaptedModel, ModelShape, Weight};
+use crate::outline::{Outline, Place};
 use crate::rule::Rule;
 use crate::targets::Targets;
-use crate::training::Regimen;
 
 /// A method of fine-tuning, configured.
 ///
@@ -145,197 +146,6 @@ impl Common {
     }
 }
 
-/// What a model is made of: its places in order.
-#[derive(Clone, Debug)]
-pub struct Outline {
-    /// What kind of model it is.
-    pub shape: ModelShape,
-    /// Where adapters can attach.
-    pub places: Vec<Place>,
-}
-
-/// Where an adapter can attach.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// The name of the module, as Hugging Face has it: `encoder.block.0.layer.0.SelfAttention.q`, `shared`.
-    pub name: String,
-    /// What is there.
-    pub kind: PlaceKind,
-}
-
-/// What is at a place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PlaceKind {
-    /// A linear layer: a site.
-    Linear {
-        /// The width of its output.
-        out: usize,
-        /// The width of its input.
-        input: usize,
-        /// Whether it has a bias.
-        bias: bool,
-    },
-    /// The table that embeds tokens.
-    Embedding {
-        /// Tokens.
-        rows: usize,
-        /// The width of their embeddings.
-        width: usize,
-    },
-    /// Any other table.
-    Table {
-        /// Its rows.
-        rows: usize,
-        /// Their width.
-        width: usize,
-    },
-    /// A vector.
-    Vector {
-        /// Its length.
-        len: usize,
-    },
-}
-
-impl Place {
-    /// Whether it is a linear layer.
-    pub fn is_linear(&self) -> bool {
-        matches!(self.kind, PlaceKind::Linear { .. })
-    }
-
-    /// Whether it embeds tokens.
-    pub fn is_embedding(&self) -> bool {
-        matches!(self.kind, PlaceKind::Embedding { .. })
-    }
-
-    /// A linear layer, for tests.
-    #[cfg(test)]
-    pub(crate) fn of(name: &str, [out, input]: [usize; 2]) -> Self {
-        Self { name: name.to_owned(), kind: PlaceKind::Linear { out, input, bias: false } }
-    }
-
-    /// The name of the place that a weight is, from the weight's own.
-    pub(crate) fn name_of(weight: &str) -> &str {
-        weight.strip_suffix(".weight").unwrap_or(weight)
-    }
-
-    /// `[out, in]`, of a linear layer.
-    ///
-    /// # Panics
-    /// If it is none.
-    pub fn linear(&self) -> [usize; 2] {
-        match self.kind {
-            PlaceKind::Linear { out, input, .. } => [out, input],
-            _ => panic!("{} is no linear layer", self.name),
-        }
-    }
-}
-
-impl Outline {
-    /// The outline of `model`. Nothing is initialised.
-    pub fn of<M: AdaptedModel>(model: &M) -> Self {
-        let shape = model.shape();
-        let place = |(name, weight): (String, Weight<'_>)| {
-            let name = Place::name_of(&name).to_owned();
-            let kind = match weight {
-                Weight::Linear(linear) => {
-                    let [out, input] = linear.shape();
-                    PlaceKind::Linear { out, input, bias: linear.bias().is_some() }
-                }
-                Weight::Vector(vector) => PlaceKind::Vector { len: vector.len() },
-                Weight::Table(table) => {
-                    let [rows, width] = table.shape();
-                    match name == shape.embedding {
-                        true => PlaceKind::Embedding { rows, width },
-                        false => PlaceKind::Table { rows, width },
-                    }
-                }
-            };
-            Place { name, kind }
-        };
-        Self { shape, places: model.weights().into_iter().map(place).collect() }
-    }
-
-    /// The places that `modules_to_save` names: a place itself, or all those inside a part of that name. As in `peft`, the
-    /// end of a name is enough: `layer_norm` means `final_layer_norm`, too.
-    ///
-    /// # Errors
-    /// If a name means nothing.
-    pub(crate) fn saved_modules(&self, names: &[String]) -> Result<Vec<&Place>, AdapterError> {
-        let within = |place: &Place, name: &str| {
-            let mut ends = place.name.match_indices('.').map(|(end, _)| end).chain([place.name.len()]);
-            ends.any(|end| ends_with(&place.name[..end], name))
-        };
-        let is_part_of_embedding = |name: &&String| {
-            let mut copies = self.shape.embedding_copies.iter().filter(|copy| **copy != self.shape.head);
-            copies.any(|copy| ends_with(copy, name))
-        };
-        if let Some(name) = names.iter().find(is_part_of_embedding) {
-            return Err(AdapterError::InvalidField {
-                field: "modules_to_save",
-                found: format!("{names:?}, in which {name} is the embedding of one half of the model"),
-                expected: "other modules, as both halves and the head have one embedding here",
-            });
-        }
-        let idle: Vec<String> = names
-            .iter()
-            .filter(|name| !self.places.iter().any(|place| within(place, name)))
-            .filter(|name| !(self.shape.tied_head && ends_with(self.shape.head, name)))
-            .cloned()
-            .collect();
-        if !idle.is_empty() {
-            let places = self.places.iter().map(|place| place.name.clone()).collect();
-            return Err(AdapterError::UnmatchedModulesToSave { names: idle, places });
-        }
-        Ok(self.places.iter().filter(|place| names.iter().any(|name| within(place, name))).collect())
-    }
-
-    /// Whether `modules_to_save` names this place and `peft` would make a copy there that no layer reads: the layers of a
-    /// T5 hold `encoder.embed_tokens` and `decoder.embed_tokens`, and `shared` beside them is read by none.
-    pub(crate) fn is_idle_to_save(&self, place: &Place, names: &[String]) -> bool {
-        let is_read_elsewhere = self.shape.embedding_copies.iter().any(|copy| *copy != self.shape.head);
-        place.is_embedding() && is_read_elsewhere && names.iter().any(|name| ends_with(&place.name, name))
-    }
-
-    /// Refuses modules of a new adapter that would be trained for nothing.
-    ///
-    /// # Errors
-    /// If there is one.
-    pub(crate) fn check_not_idle(&self, names: &[String]) -> Result<(), AdapterError> {
-        match self.places.iter().find(|place| self.is_idle_to_save(place, names)) {
-            Some(place) => Err(AdapterError::InvalidField {
-                field: "modules_to_save",
-                found: format!("{names:?}, in which {} has no effect in `peft`: no layer reads its copy", place.name),
-                expected: "other modules, or `trainable_token_indices` or FULL to train embeddings",
-            }),
-            None => Ok(()),
-        }
-    }
-
-    /// How many tokens the model knows; 0 if it embeds none.
-    pub fn vocabulary(&self) -> usize {
-        let rows = |place: &Place| if let PlaceKind::Embedding { rows, .. } = place.kind { Some(rows) } else { None };
-        self.places.iter().find_map(rows).unwrap_or(0)
-    }
-
-    /// Whether rows of a batch can differ in what is at the place called `name`.
-    pub(crate) fn is_by_row(&self, name: &str) -> bool {
-        self.places.iter().any(|place| place.name == name && (place.is_linear() || place.is_embedding()))
-    }
-
-    /// Of nothing but linear layers, for tests.
-    #[cfg(test)]
-    pub(crate) fn of_linear(names: &[&str]) -> Self {
-        let kind = PlaceKind::Linear { out: 2, input: 3, bias: false };
-        let shape = ModelShape { head: "lm_head", ..ModelShape::of_layers() };
-        Self { shape, places: names.iter().map(|name| Place { name: (*name).to_owned(), kind }).collect() }
-    }
-}
-
-/// How `modules_to_save` matches names.
-pub(crate) fn ends_with(module: &str, name: &str) -> bool {
-    !name.is_empty() && module.ends_with(name)
-}
-
 /// Which rules go where.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
@@ -370,19 +180,44 @@ impl Plan {
     }
 }
 
-/// Reads a configuration of any method that this crate has.
+/// What a method does in the training of one adapter: what it adds to the loss, and what it makes of an update.
 ///
-/// # Errors
-/// If the method is unknown, or a field is missing, ill-typed, out of range, or asks for something that would change the
-/// result and is not supported.
-pub fn read_config(value: &Value) -> Result<Arc<dyn Method>, AdapterError> {
-    let fields = Fields::new(value)?;
-    let peft_type: String = fields.required("peft_type", "the name of a method")?;
-    let Some((_, read)) = crate::methods::ALL.iter().find(|(name, _)| *name == peft_type) else {
-        return Err(AdapterError::UnknownMethod { peft_type, known: crate::methods::peft_types().collect() });
-    };
-    let method = read(&fields)?;
-    fields.finish()?;
-    method.validate()?;
-    Ok(method)
+/// Tensors are given and returned by their names in [`adapter_tensors`](crate::adapter_tensors). Every method has a default that does nothing.
+/// What a regimen remembers from step to step is in it, so that a copy of it goes on from where it was copied.
+pub trait Regimen: Debug + Send {
+    /// What is added to the mean loss of a step, once for all its micro-batches: a function of the tensors alone.
+    fn penalty(&self, _tensors: BTreeMap<String, Tensor<2>>) -> Option<Tensor<1>> {
+        None
+    }
+
+    /// Takes note of the update of a step, counted from 0. Returns what must now stand in some of the tensors.
+    fn after_update(&mut self, _step: u64, _tensors: BTreeMap<String, Updated>) -> BTreeMap<String, Tensor<2>> {
+        BTreeMap::new()
+    }
+
+    /// What the adapter is at the end of training, if that is another than the one that was trained.
+    fn finish(&self, _tensors: BTreeMap<String, Tensor<2>>) -> Option<Finished> {
+        None
+    }
+
+    /// A copy.
+    fn boxed(&self) -> Box<dyn Regimen>;
+}
+
+/// A trained tensor after an update, not tracked by autodiff.
+#[derive(Clone, Debug)]
+pub struct Updated {
+    /// What stands in it now.
+    pub value: Tensor<2>,
+    /// The gradient that it was updated with, clipped; zero if it had none.
+    pub gradient: Tensor<2>,
+}
+
+/// An adapter that training has made another.
+#[derive(Debug)]
+pub struct Finished {
+    /// Its configuration, which has rules for the same places.
+    pub method: Arc<dyn Method>,
+    /// Those tensors that are others, with the shapes that the configuration gives them.
+    pub tensors: BTreeMap<String, Tensor<2>>,
 }

@@ -3,9 +3,12 @@
 use burn::module::Module;
 use burn::tensor::Device;
 
+use crate::embedding::{AdaptedTable, AdaptedVector};
+use crate::linear::AdaptedLinear;
+use crate::outline::{ModelShape, Outline, Place, PlaceKind};
 use crate::rule::Weights;
+use crate::set::AdapterSet;
 use crate::slot::Slot;
-use crate::{AdaptedLinear, AdaptedTable, AdaptedVector, AdapterSet};
 
 /// A place in a model that holds weights, borrowed.
 #[derive(Debug)]
@@ -165,49 +168,6 @@ macro_rules! list_weights {
     };
 }
 
-/// What kind of model it is, as far as adapters need to know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ModelShape {
-    /// `model_type` of the configuration, such as `t5`; default targets go by it.
-    pub model_type: &'static str,
-    /// The place that embeds tokens.
-    pub embedding: &'static str,
-    /// Other names that `transformers` has for what the embedding is tied to.
-    pub embedding_copies: &'static [&'static str],
-    /// The name of the output head, a linear layer of its own or the embedding.
-    pub head: &'static str,
-    /// Whether the embedding is the output head.
-    pub tied_head: bool,
-    /// Whether there is an encoder before the decoder.
-    pub encoder_decoder: bool,
-    /// The width of the embedding.
-    pub d_model: usize,
-    /// Layers of the decoder.
-    pub num_layers: usize,
-    /// Heads of the decoder's self-attention that have keys and values of their own.
-    pub num_heads: usize,
-    /// The width of each head.
-    pub d_kv: usize,
-}
-
-impl ModelShape {
-    /// Of a model that is no language model: nothing is usual for it, and it has no embedding.
-    pub const fn of_layers() -> Self {
-        Self {
-            model_type: "",
-            embedding: "",
-            embedding_copies: &[],
-            head: "",
-            tied_head: false,
-            encoder_decoder: false,
-            d_model: 0,
-            num_layers: 0,
-            num_heads: 0,
-            d_kv: 0,
-        }
-    }
-}
-
 /// A model built from [`AdaptedLinear`] layers, whose weights have the names that Hugging Face gives them.
 ///
 /// A model lists its weights in [`weights`](Self::weights) and [`weights_mut`](Self::weights_mut), in the same order;
@@ -231,6 +191,30 @@ pub trait AdaptedModel: Module {
 
     /// The adapters that the model has, to be changed.
     fn adapters_mut(&mut self) -> &mut AdapterSet;
+
+    /// What the model is made of. Nothing is initialised.
+    fn outline(&self) -> Outline {
+        let shape = self.shape();
+        let place = |(name, weight): (String, Weight<'_>)| {
+            let name = Place::name_of(&name).to_owned();
+            let kind = match weight {
+                Weight::Linear(linear) => {
+                    let [out, input] = linear.shape();
+                    PlaceKind::Linear { out, input, bias: linear.bias().is_some() }
+                }
+                Weight::Vector(vector) => PlaceKind::Vector { len: vector.len() },
+                Weight::Table(table) => {
+                    let [rows, width] = table.shape();
+                    match name == shape.embedding {
+                        true => PlaceKind::Embedding { rows, width },
+                        false => PlaceKind::Table { rows, width },
+                    }
+                }
+            };
+            Place { name, kind }
+        };
+        Outline { shape, places: self.weights().into_iter().map(place).collect() }
+    }
 
     /// The linear layers with their names.
     fn sites(&self) -> Vec<(String, &AdaptedLinear)> {

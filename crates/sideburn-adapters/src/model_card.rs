@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::method::Method;
-use crate::model::ModelShape;
+use crate::outline::ModelShape;
 
 /// What is shown of an adapter: the fields that a hub reads, its configuration, and how to load it.
 pub(crate) fn model_card(method: &dyn Method, shape: &ModelShape) -> String {

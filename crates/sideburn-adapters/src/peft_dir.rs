@@ -7,14 +7,17 @@ use std::sync::Arc;
 
 use burn::module::Param;
 use serde_json::Value;
-use sideburn_files::{AtomicDir, MAX_CONFIG, read_text, write_atomic};
+use sideburn_files::{AtomicDir, write_atomic};
 use sideburn_kernels::Key;
 use sideburn_weights::{StateDict, Tensor, TensorSource, write_safetensors};
 
+use crate::attach::attach_dyn;
 use crate::carried::carry_embeddings;
-use crate::method::{Method, Outline, read_config};
+use crate::fields::read_json;
+use crate::held::{slots_of, try_each_slots};
+use crate::method::Method;
+use crate::methods::MethodRegistry;
 use crate::model_card::model_card;
-use crate::registry::{attach_dyn, slots_of, try_each_slots};
 use crate::tensors::{param_like, to_file};
 use crate::{AdaptedModel, AdapterError, Misshapen, fingerprint};
 
@@ -50,7 +53,7 @@ pub fn save_adapter<M: AdaptedModel>(model: &M, name: &str, directory: impl AsRe
     if method.common().task_type.is_none() && model.shape().encoder_decoder {
         config["task_type"] = "SEQ_2_SEQ_LM".into();
     }
-    for (field, value) in method.model_fields(&Outline::of(model)) {
+    for (field, value) in method.model_fields(&model.outline()) {
         config[field] = value;
     }
     Files {
@@ -104,6 +107,7 @@ pub struct AdapterDir {
     text: String,
     config: Value,
     tensors: StateDict,
+    methods: MethodRegistry,
 }
 
 impl AdapterDir {
@@ -112,11 +116,19 @@ impl AdapterDir {
     /// # Errors
     /// If a file is missing or broken. What the configuration asks for is not looked at.
     pub fn open(directory: impl AsRef<Path>) -> Result<Self, AdapterError> {
+        Self::open_with(directory, &MethodRegistry::peft())
+    }
+
+    /// The same for an adapter of any of these methods.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub fn open_with(directory: impl AsRef<Path>, methods: &MethodRegistry) -> Result<Self, AdapterError> {
         let path = directory.as_ref().to_owned();
         check_holds_adapter(&path)?;
         let (text, config) = read_json(&path.join(CONFIG_FILE))?;
         let tensors = StateDict::open(&path, TENSORS)?;
-        Ok(Self { path, text, config, tensors })
+        Ok(Self { path, text, config, tensors, methods: methods.clone() })
     }
 
     /// The fields of the configuration.
@@ -129,9 +141,9 @@ impl AdapterDir {
     /// # Errors
     /// If it asks for what is not supported; the file is named.
     pub fn method(&self) -> Result<Arc<dyn Method>, AdapterError> {
-        let path = self.path.join(CONFIG_FILE);
-        let method = method_of(&path, &self.config)?;
-        method.check_storable().map_err(|source| AdapterError::InFile { path, source: Box::new(source) })?;
+        let in_file = |source| AdapterError::InFile { path: self.path.join(CONFIG_FILE), source: Box::new(source) };
+        let method = self.methods.read(&self.config).map_err(in_file)?;
+        method.check_storable().map_err(in_file)?;
         Ok(method)
     }
 
@@ -172,7 +184,7 @@ pub fn load_adapter<M: AdaptedModel>(
     name: &str,
     directory: impl AsRef<Path>,
 ) -> Result<(), AdapterError> {
-    let saved = AdapterDir::open(directory)?;
+    let saved = AdapterDir::open_with(directory, model.adapters().methods())?;
     // All is tried on a copy, which shares the weights, so that an error leaves the model as it was.
     let mut adapted = model.clone();
     attach_dyn(&mut adapted, name, saved.method()?, Key::from_seed(0))?;
@@ -196,7 +208,7 @@ pub fn swap_adapter<M: AdaptedModel>(
     if entry.is_merged() {
         return Err(AdapterError::IsMerged { name: name.to_owned() });
     }
-    let saved = AdapterDir::open(directory)?;
+    let saved = AdapterDir::open_with(directory, model.adapters().methods())?;
     let (mut own, mut other) = (entry.method().to_json(), saved.method()?.to_json());
     for config in [&mut own, &mut other] {
         let fields = config.as_object_mut().expect("a configuration is an object");
@@ -270,14 +282,6 @@ fn fill<M: AdaptedModel>(
     Err(AdapterError::TensorsDoNotFit { path: file.path().to_owned(), missing, unexpected, misshapen })
 }
 
-/// Reads the configuration of an adapter of any method.
-///
-/// # Errors
-/// If the file cannot be read, is not JSON, or asks for what is not supported; the file is named.
-pub fn read_config_file(path: &Path) -> Result<Arc<dyn Method>, AdapterError> {
-    method_of(path, &read_json(path)?.1)
-}
-
 /// The fields of the `adapter_config.json` in `directory`, whatever they ask for and whether or not there are tensors.
 ///
 /// # Errors
@@ -318,16 +322,4 @@ fn check_holds_adapter(directory: &Path) -> Result<(), AdapterError> {
         }
         None => Ok(()), // Whoever reads the configuration says that there is none.
     }
-}
-
-/// The text of a configuration, and what it says.
-fn read_json(path: &Path) -> Result<(String, Value), AdapterError> {
-    let unreadable = |message: String| AdapterError::UnreadableConfig { path: path.to_owned(), message };
-    let text = read_text(path, MAX_CONFIG)?;
-    let value = serde_json::from_str(&text).map_err(|error| unreadable(error.to_string()))?;
-    Ok((text, value))
-}
-
-fn method_of(path: &Path, config: &Value) -> Result<Arc<dyn Method>, AdapterError> {
-    read_config(config).map_err(|error| AdapterError::InFile { path: path.to_owned(), source: Box::new(error) })
 }

@@ -195,6 +195,11 @@ pub enum Init {
 }
 
 impl Init {
+    /// As PyTorch's `kaiming_uniform_(a=sqrt(5))`: uniform in plus or minus `1 / sqrt(fan_in)`.
+    pub fn kaiming(fan_in: usize) -> Self {
+        Self::Uniform(1.0 / (fan_in as f64).sqrt())
+    }
+
     /// What `compute` makes of the base weights.
     pub fn from_base(compute: impl Fn(Weights) -> Tensor<2> + Send + Sync + 'static) -> Self {
         Self::from_base_and_key(move |base, _| compute(base))

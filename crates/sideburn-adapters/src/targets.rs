@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use crate::AdapterError;
 use crate::fields::Fields;
-use crate::method::{Outline, Place, PlaceKind};
+use crate::outline::{Outline, Place, PlaceKind, is_suffix};
 use crate::pattern::Pattern;
 
 /// The field that says which places are adapted.
@@ -25,6 +25,12 @@ pub enum TargetModules {
 impl<S: Into<String>, const N: usize> From<[S; N]> for TargetModules {
     fn from(names: [S; N]) -> Self {
         Self::Names(names.map(Into::into).into())
+    }
+}
+
+impl From<&[&str]> for TargetModules {
+    fn from(names: &[&str]) -> Self {
+        Self::Names(names.iter().map(|name| (*name).to_owned()).collect())
     }
 }
 
@@ -140,7 +146,8 @@ impl Targets {
         if targets.is_empty() { Ok(()) } else { Err(unmatched_targets(targets, &model.places, can_be_targeted)) }
     }
 
-    /// The chosen ones among those places of a model that can be. `usual` are the targets where none are given.
+    /// The chosen ones among those places of a model that can be. `usual` are the names where no targets are given,
+    /// if any are usual.
     ///
     /// # Errors
     /// If nothing matches or is left, a name means only places that cannot be targeted, or a pattern is not a regular
@@ -149,9 +156,9 @@ impl Targets {
         &self,
         model: &'a Outline,
         can_be_targeted: impl Fn(&Place) -> bool,
-        usual: Option<&[&str]>,
+        usual: &[&str],
     ) -> Result<Vec<&'a Place>, AdapterError> {
-        let usual = usual.map(|names| TargetModules::Names(names.iter().map(|name| (*name).to_owned()).collect()));
+        let usual = (!usual.is_empty()).then(|| TargetModules::from(usual));
         let Some(targets) = self.target_modules.as_ref().or(usual.as_ref()) else {
             return Err(AdapterError::InvalidField {
                 field: "target_modules",
@@ -258,11 +265,6 @@ fn layer_of(name: &str, patterns: &[Pattern]) -> Result<Option<usize>, AdapterEr
     Ok(None)
 }
 
-/// Whether `name` names the place, or ends its name as a whole component.
-pub(crate) fn is_suffix(site: &str, name: &str) -> bool {
-    site.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -271,7 +273,7 @@ mod tests {
         let outline = Outline::of_linear(&["encoder.0.q", "encoder.0.freq", "decoder.0.q", "lm_head"]);
         Ok(targets
             .into()
-            .select(&outline, Place::is_linear, None)?
+            .select(&outline, Place::is_linear, &[])?
             .into_iter()
             .map(|place| place.name.clone())
             .collect())
@@ -321,7 +323,7 @@ mod tests {
     fn a_name_of_something_else_is_refused() {
         let mut outline = Outline::of_linear(&["encoder.0.q", "encoder.0.norm"]);
         outline.places[1].kind = PlaceKind::Vector { len: 2 };
-        let select = |targets: Targets| targets.select(&outline, Place::is_linear, None).map(|places| places.len());
+        let select = |targets: Targets| targets.select(&outline, Place::is_linear, &[]).map(|places| places.len());
         let error = select(["q", "norm"].into()).unwrap_err().to_string();
         assert!(error.contains("[\"norm\"] matches nothing") && error.ends_with("among: encoder.0.q"), "{error}");
         assert_eq!(select(["q", "standard"].into()).unwrap(), 1);
@@ -346,7 +348,7 @@ mod tests {
             let layers_pattern = layers_pattern.iter().map(|name| (*name).to_owned()).collect();
             let targets = Targets { layers_to_transform: Some(vec![1]), layers_pattern, ..["q"].into() };
             targets
-                .select(&outline, Place::is_linear, None)
+                .select(&outline, Place::is_linear, &[])
                 .unwrap()
                 .into_iter()
                 .map(|place| place.name.clone())

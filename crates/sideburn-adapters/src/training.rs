@@ -2,57 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::sync::Arc;
 
 use burn::module::{Param, ParamId};
 use burn::tensor::Tensor;
 
-use crate::method::Method;
-use crate::registry::{reconfigure, slots_of, try_each_slots};
+use crate::attach::reconfigure;
+use crate::held::{adapter_tensors, slots_of, try_each_slots};
+use crate::method::{Finished, Regimen, Updated};
 use crate::report::is_trainable;
-use crate::{AdaptedModel, AdapterError, adapter_tensors};
-
-/// What a method does in the training of one adapter: what it adds to the loss, and what it makes of an update.
-///
-/// Tensors are given and returned by their names in [`adapter_tensors`]. Every method has a default that does nothing.
-/// What a regimen remembers from step to step is in it, so that a copy of it goes on from where it was copied.
-pub trait Regimen: Debug + Send {
-    /// What is added to the mean loss of a step, once for all its micro-batches: a function of the tensors alone.
-    fn penalty(&self, _tensors: BTreeMap<String, Tensor<2>>) -> Option<Tensor<1>> {
-        None
-    }
-
-    /// Takes note of the update of a step, counted from 0. Returns what must now stand in some of the tensors.
-    fn after_update(&mut self, _step: u64, _tensors: BTreeMap<String, Updated>) -> BTreeMap<String, Tensor<2>> {
-        BTreeMap::new()
-    }
-
-    /// What the adapter is at the end of training, if that is another than the one that was trained.
-    fn finish(&self, _tensors: BTreeMap<String, Tensor<2>>) -> Option<Finished> {
-        None
-    }
-
-    /// A copy.
-    fn boxed(&self) -> Box<dyn Regimen>;
-}
-
-/// A trained tensor after an update, not tracked by autodiff.
-#[derive(Clone, Debug)]
-pub struct Updated {
-    /// What stands in it now.
-    pub value: Tensor<2>,
-    /// The gradient that it was updated with, clipped; zero if it had none.
-    pub gradient: Tensor<2>,
-}
-
-/// An adapter that training has made another.
-#[derive(Debug)]
-pub struct Finished {
-    /// Its configuration, which has rules for the same places.
-    pub method: Arc<dyn Method>,
-    /// Those tensors that are others, with the shapes that the configuration gives them.
-    pub tensors: BTreeMap<String, Tensor<2>>,
-}
+use crate::{AdaptedModel, AdapterError};
 
 /// The regimens of all adapters of a model that are active and trained: what a training loop must do for them, whatever
 /// they are.

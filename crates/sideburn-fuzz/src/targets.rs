@@ -148,10 +148,12 @@ fn tokenizer(bytes: &[u8]) {
 
 #[cfg(feature = "models")]
 fn adapter_config(bytes: &[u8]) {
-    if let Some(method) = checked(as_file(bytes, "adapter_config.json", sideburn_adapters::read_config_file), bytes) {
+    let methods = sideburn_adapters::MethodRegistry::peft();
+    let read = |path: &Path| methods.read_file(path);
+    if let Some(method) = checked(as_file(bytes, "adapter_config.json", read), bytes) {
         // What was understood can be written and is understood again.
         let json = method.to_json();
-        let again = sideburn_adapters::read_config(&json);
+        let again = methods.read(&json);
         assert!(again.is_ok_and(|again| again.to_json() == json), "{json}");
     }
 }

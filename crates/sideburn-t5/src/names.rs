@@ -1,8 +1,9 @@
 //! The weights of a T5 model under the names that `transformers` gives them.
 
 use burn::tensor::Device;
-use sideburn_adapters::{AdaptedModel, AdapterSet, ModelShape, list_weights};
+use sideburn_adapters::{AdaptedModel, AdapterSet, ModelShape, Usual, list_weights};
 
+use crate::config::Family;
 use crate::model::T5;
 
 const HEAD: &str = "lm_head";
@@ -49,7 +50,6 @@ impl AdaptedModel for T5 {
 
     fn shape(&self) -> ModelShape {
         ModelShape {
-            model_type: self.config.model_type.name(),
             embedding: "shared",
             embedding_copies: &["encoder.embed_tokens", "decoder.embed_tokens", HEAD],
             head: HEAD,
@@ -59,6 +59,7 @@ impl AdaptedModel for T5 {
             num_layers: self.config.decoder_layers(),
             num_heads: self.config.num_heads,
             d_kv: self.config.d_kv,
+            usual: usual(self.config.model_type),
         }
     }
 
@@ -75,12 +76,29 @@ impl AdaptedModel for T5 {
     }
 }
 
+/// What `peft` adapts of the family, in its `utils/constants.py`.
+fn usual(family: Family) -> Usual {
+    let usual = Usual { lora: &["q", "v"], norms: &["layer_norm", "final_layer_norm"], ..Usual::NOTHING };
+    match family {
+        Family::T5 => Usual {
+            adalora: &["q", "k", "v", "o", "wi", "wo"],
+            ia3: &["k", "v", "wo"],
+            ia3_feedforward: &["wo"],
+            ..usual
+        },
+        Family::Mt5 => {
+            Usual { adalora: &["q", "k", "v", "o", "wi_0", "wi_1", "wo"], ia3: &["k", "v", "wi_1"], ..usual }
+        }
+        Family::Umt5 => Usual::NOTHING,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use sideburn_adapters::Key;
 
     use super::*;
-    use crate::config::{Family, T5Config};
+    use crate::config::T5Config;
     use crate::feed_forward::FeedForward;
 
     #[test]

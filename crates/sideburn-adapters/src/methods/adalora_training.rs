@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use burn::tensor::{Bool, DType, Tensor, TensorData};
 
-use super::AdaLoraConfig;
+use super::adalora_config::AdaLoraConfig;
+use crate::method::{Finished, Regimen, Updated};
 use crate::tensors::in_dtype;
-use crate::training::{Finished, Regimen, Updated};
 
 /// The training of one adapter: the regularisation of its vectors, and a budget of ranks as in `peft`'s class of that name.
 ///

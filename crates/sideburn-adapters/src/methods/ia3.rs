@@ -4,7 +4,8 @@ use burn::tensor::Tensor;
 use serde_json::{Map, Value, json};
 
 use crate::fields::Fields;
-use crate::method::{Common, Company, Method, Outline, Place, Plan};
+use crate::method::{Common, Company, Method, Plan};
+use crate::outline::{Outline, Place};
 use crate::rule::{Call, Init, Rule, TensorSpec, Weights};
 use crate::targets::{TargetModules, Targets};
 use crate::tensors::in_dtype;
@@ -65,24 +66,10 @@ impl Method for Ia3Config {
     }
 
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
-        let usual: Option<(&[&str], &[&str])> = match model.shape.model_type {
-            "t5" => Some((&["k", "v", "wo"], &["wo"])),
-            "mt5" => Some((&["k", "v", "wi_1"], &[])),
-            "falcon" => Some((&["query_key_value", "dense_4h_to_h"], &["dense_4h_to_h"])),
-            _ => None,
-        };
-        let places = self.targets.select(model, Place::is_linear, usual.map(|(targets, _)| targets))?;
-        let feedforward = match (&self.feedforward_modules, usual) {
-            (Some(TargetModules::Names(names)), _) if names.is_empty() => None,
-            (None, Some((_, []))) => None,
-            (Some(modules), _) => Some(modules.clone()),
-            (None, Some((_, usual))) => Some(TargetModules::Names(usual.iter().map(|name| (*name).into()).collect())),
-            (None, None) => None,
-        };
-        let of_input = match feedforward {
-            Some(modules) => modules.matches("feedforward_modules", places.iter().copied())?,
-            None => vec![false; places.len()],
-        };
+        let usual = model.shape.usual;
+        let places = self.targets.select(model, Place::is_linear, usual.ia3)?;
+        let feedforward = self.feedforward_modules.clone().unwrap_or_else(|| usual.ia3_feedforward.into());
+        let of_input = feedforward.matches("feedforward_modules", places.iter().copied())?;
         let mut plan = Plan::default();
         for (place, of_input) in places.into_iter().zip(of_input) {
             let [out, input] = place.linear();

@@ -5,9 +5,9 @@ use serde_json::{Map, Value};
 use sideburn_kernels::low_rank;
 
 use super::lycoris::{Lycoris, Update};
-use super::{kaiming, usual_targets};
 use crate::fields::Fields;
-use crate::method::{Common, Company, Method, Outline, Place, Plan};
+use crate::method::{Common, Company, Method, Plan};
+use crate::outline::{Outline, Place};
 use crate::rule::{Call, Init, Rule, TensorSpec, Weights};
 use crate::targets::Targets;
 use crate::tensors::in_dtype;
@@ -60,7 +60,7 @@ impl Method for LoHaConfig {
     }
 
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
-        let places = self.targets.select(model, Place::is_linear, usual_targets(model))?;
+        let places = self.targets.select(model, Place::is_linear, model.shape.usual.lora)?;
         Plan::of(places, |place| Ok(LoHaRule { shape: place.linear(), update: self.lycoris.update(place, true)? }))
     }
 
@@ -101,9 +101,9 @@ impl Rule for LoHaRule {
     fn tensors(&self) -> Vec<TensorSpec> {
         let ([out, input], r) = (self.shape, self.update.r);
         vec![
-            TensorSpec::new("hada_w1_a", [out, r], kaiming(r)),
-            TensorSpec::new("hada_w1_b", [r, input], kaiming(input)),
-            TensorSpec::new("hada_w2_a", [out, r], kaiming(r)),
+            TensorSpec::new("hada_w1_a", [out, r], Init::kaiming(r)),
+            TensorSpec::new("hada_w1_b", [r, input], Init::kaiming(input)),
+            TensorSpec::new("hada_w2_a", [out, r], Init::kaiming(r)),
             TensorSpec::new("hada_w2_b", [r, input], Init::Zeros),
         ]
     }
@@ -127,8 +127,8 @@ impl Rule for LoHaRule {
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::assert_merged_as_computed;
     use super::*;
-    use crate::methods::tests::assert_merged_as_computed;
 
     #[test]
     fn with_and_without_forming_the_update() {

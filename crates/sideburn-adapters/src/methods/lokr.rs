@@ -4,9 +4,9 @@ use burn::tensor::Tensor;
 use serde_json::{Map, Value, json};
 
 use super::lycoris::{Lycoris, Update};
-use super::{kaiming, usual_targets};
 use crate::fields::Fields;
-use crate::method::{Common, Company, Method, Outline, Place, Plan};
+use crate::method::{Common, Company, Method, Plan};
+use crate::outline::{Outline, Place};
 use crate::rule::{Call, Init, Rule, TensorSpec, Weights};
 use crate::targets::Targets;
 use crate::tensors::in_dtype;
@@ -107,7 +107,7 @@ impl Method for LoKrConfig {
     }
 
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
-        let places = self.targets.select(model, Place::is_linear, usual_targets(model))?;
+        let places = self.targets.select(model, Place::is_linear, model.shape.usual.lora)?;
         Plan::of(places, |place| self.rule(place))
     }
 
@@ -160,13 +160,16 @@ impl Rule for LoKrRule {
             true => vec![TensorSpec::new("lokr_w1", [l, m], Init::Zeros)],
             false => vec![
                 TensorSpec::new("lokr_w1_a", [l, r], Init::Zeros),
-                TensorSpec::new("lokr_w1_b", [r, m], kaiming(m)),
+                TensorSpec::new("lokr_w1_b", [r, m], Init::kaiming(m)),
             ],
         };
         let w2 = match self.whole[1] {
-            true => vec![TensorSpec::new("lokr_w2", [k, n], kaiming(n))],
+            true => vec![TensorSpec::new("lokr_w2", [k, n], Init::kaiming(n))],
             false => {
-                vec![TensorSpec::new("lokr_w2_a", [k, r], kaiming(r)), TensorSpec::new("lokr_w2_b", [r, n], kaiming(n))]
+                vec![
+                    TensorSpec::new("lokr_w2_a", [k, r], Init::kaiming(r)),
+                    TensorSpec::new("lokr_w2_b", [r, n], Init::kaiming(n)),
+                ]
             }
         };
         [w1, w2].concat()
@@ -190,8 +193,8 @@ impl Rule for LoKrRule {
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::assert_merged_as_computed;
     use super::*;
-    use crate::methods::tests::assert_merged_as_computed;
 
     /// As `peft.tuners.lokr.layer.factorization`.
     #[test]

@@ -7,9 +7,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sideburn_kernels::{LowRank, embedding, low_rank};
 
-use super::{LoraInit, Replace, check_rank, trainable_tokens::TokenRows, usual_targets};
+use super::checks::check_rank;
+use super::lora_init::LoraInit;
+use super::replace::Replace;
+use super::trainable_tokens::TokenRows;
 use crate::fields::Fields;
-use crate::method::{Common, Company, Method, Outline, Place, PlaceKind, Plan};
+use crate::method::{Common, Company, Method, Plan};
+use crate::outline::{Outline, Place, PlaceKind};
 use crate::pattern::{Pattern, ends_with_literal, is_literal};
 use crate::rule::{Call, Init, Rule, TensorSpec, Weights};
 use crate::targets::{TargetModules, Targets};
@@ -273,7 +277,7 @@ impl Method for LoraConfig {
     }
 
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
-        let places = self.targets.select(model, |place| self.can_target(place), usual_targets(model))?;
+        let places = self.targets.select(model, |place| self.can_target(place), model.shape.usual.lora)?;
         let part_of_base = self.init_lora_weights.is_part_of_base();
         let only_linear = self.use_dora || self.lora_bias || part_of_base;
         if let Some(place) = places.iter().find(|place| place.is_embedding() && only_linear) {
@@ -494,7 +498,7 @@ impl Rule for LoraRule {
 mod tests {
     use sideburn_kernels::Key;
 
-    use super::super::tests::{assert_merged_as_computed, random};
+    use super::super::testing::{assert_merged_as_computed, random};
     use super::*;
 
     #[test]

@@ -6,11 +6,11 @@ use burn::tensor::{DType, Tensor};
 use serde_json::{Value, json};
 use sideburn_kernels::Key;
 
-use super::{check, kaiming};
+use super::checks::check;
 use crate::AdapterError;
 use crate::fields::Fields;
 use crate::linalg::{Svd, orthonormal, wide};
-use crate::method::{Place, PlaceKind};
+use crate::outline::{Place, PlaceKind};
 use crate::rule::{Init, TensorName, TensorSpec};
 
 /// How the factors begin.
@@ -101,9 +101,9 @@ impl LoraInit {
     /// The factors at a linear layer and, if they begin as a part of its weight, frozen copies of what they begin as.
     pub(super) fn tensors(self, [out, input]: [usize; 2], r: usize, scaling: f64) -> Vec<TensorSpec> {
         let (a, b) = match self {
-            Self::Default => (kaiming(input), Init::Zeros),
+            Self::Default => (Init::kaiming(input), Init::Zeros),
             Self::Gaussian => (Init::Normal(1.0 / r as f64), Init::Zeros),
-            Self::Random => (kaiming(input), kaiming(r)),
+            Self::Random => (Init::kaiming(input), Init::kaiming(r)),
             Self::Pissa { .. } | Self::Olora => {
                 // All four tensors are copies of two, which are computed once.
                 let part = Arc::new(OnceLock::new());

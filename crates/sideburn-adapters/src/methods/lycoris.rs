@@ -6,10 +6,10 @@ use burn::tensor::{Tensor, TensorData};
 use serde_json::{Map, Value, json};
 use sideburn_kernels::Key;
 
+use super::checks::{check_finite, check_probability, check_rank};
 use super::lora::{number, pattern_value};
-use super::{check_finite, check_probability, check_rank};
 use crate::fields::Fields;
-use crate::method::Place;
+use crate::outline::Place;
 use crate::tensors::in_dtype;
 use crate::{AdapterError, Pass};
 
@@ -142,8 +142,8 @@ impl Update {
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::random;
     use super::*;
-    use crate::methods::tests::random;
 
     /// `y + x`, with `y` zero and `x` one.
     fn sum(lycoris: &Lycoris, rescale: bool, seed: u64) -> Vec<f32> {

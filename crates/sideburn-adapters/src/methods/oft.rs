@@ -3,10 +3,10 @@
 use burn::tensor::{Int, Tensor, TensorData};
 use serde_json::{Map, Value, json};
 
-use super::usual_targets;
 use crate::AdapterError;
 use crate::fields::Fields;
-use crate::method::{Common, Company, Method, Outline, Place, Plan};
+use crate::method::{Common, Company, Method, Plan};
+use crate::outline::{Outline, Place};
 use crate::rule::{Init, Rule, TensorSpec, Weights};
 use crate::targets::Targets;
 use crate::tensors::in_dtype;
@@ -130,7 +130,7 @@ impl Method for OftConfig {
     }
 
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
-        let places = self.targets.select(model, Place::is_linear, usual_targets(model))?;
+        let places = self.targets.select(model, Place::is_linear, model.shape.usual.lora)?;
         Plan::of(places, |place| Ok(self.rule(place)))
     }
 
@@ -252,8 +252,8 @@ impl Rule for OftRule {
 mod tests {
     use burn::tensor::Device;
 
+    use super::super::testing::{assert_merged_as_computed, random};
     use super::*;
-    use crate::methods::tests::{assert_merged_as_computed, random};
 
     #[test]
     fn the_nearest_divisor() {

@@ -5,7 +5,8 @@ use serde_json::{Map, Value, json};
 
 use super::prompt::{check_sizes, linear, linear_specs, model_sizes, read_sizes, size_fields, submodules};
 use crate::fields::Fields;
-use crate::method::{Common, Company, Method, Outline, Plan};
+use crate::method::{Common, Company, Method, Plan};
+use crate::outline::Outline;
 use crate::rule::{Init, Prefix, Rule, TensorName, TensorSpec, Weights};
 use crate::{AdapterError, Pass};
 

@@ -5,7 +5,8 @@ use serde_json::{Map, Value, json};
 use sideburn_kernels::{Key, embedding};
 
 use crate::fields::Fields;
-use crate::method::{Common, Company, Method, Outline, Plan};
+use crate::method::{Common, Company, Method, Plan};
+use crate::outline::Outline;
 use crate::rule::{Init, Rule, TensorName, TensorSpec, Weights};
 use crate::{AdapterError, Pass};
 

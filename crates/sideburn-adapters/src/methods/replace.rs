@@ -5,7 +5,8 @@ use serde_json::{Map, Value};
 
 use crate::AdapterError;
 use crate::fields::Fields;
-use crate::method::{Common, Company, Method, Outline, Place, PlaceKind, Plan};
+use crate::method::{Common, Company, Method, Plan};
+use crate::outline::{Outline, Place, PlaceKind};
 use crate::rule::{Init, Rule, TensorName, TensorSpec, Weights};
 use crate::targets::Targets;
 
@@ -212,13 +213,7 @@ impl Method for LnTuningConfig {
     }
 
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
-        let usual: Vec<&str> = match model.shape.model_type {
-            "t5" | "mt5" => vec!["layer_norm", "final_layer_norm"],
-            "falcon" => vec!["input_layernorm", "post_attention_layernorm", "ln_f"],
-            _ => Vec::new(),
-        };
-        let places =
-            self.targets.select(model, |place| self.can_target(place), (!usual.is_empty()).then_some(&usual))?;
+        let places = self.targets.select(model, |place| self.can_target(place), model.shape.usual.norms)?;
         Plan::of(places, |place| Ok(Replace::weight(place, "ln_tuning_layers.weight", "ln_tuning_layers.bias")))
     }
 

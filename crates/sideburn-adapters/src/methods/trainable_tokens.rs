@@ -8,7 +8,8 @@ use sideburn_kernels::embedding;
 
 use crate::AdapterError;
 use crate::fields::Fields;
-use crate::method::{Common, Company, Method, Outline, Place, PlaceKind, Plan};
+use crate::method::{Common, Company, Method, Plan};
+use crate::outline::{Outline, Place, PlaceKind};
 use crate::rule::{Init, Rule, TensorSpec, Weights};
 use crate::tensors::in_dtype;
 

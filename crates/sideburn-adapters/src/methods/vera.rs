@@ -3,10 +3,11 @@
 use burn::tensor::{Tensor, TensorData};
 use serde_json::{Map, Value, json};
 
+use super::checks::{check_finite, check_probability, check_rank};
 use super::torch_random::TorchGenerator;
-use super::{check_finite, check_probability, check_rank, usual_targets};
 use crate::fields::Fields;
-use crate::method::{Common, Company, Method, Outline, Place, Plan};
+use crate::method::{Common, Company, Method, Plan};
+use crate::outline::{Outline, Place};
 use crate::rule::{Call, Init, Rule, TensorName, TensorSpec, Weights};
 use crate::targets::Targets;
 use crate::tensors::in_dtype;
@@ -107,7 +108,7 @@ impl Method for VeraConfig {
     }
 
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
-        let places = self.targets.select(model, Place::is_linear, usual_targets(model))?;
+        let places = self.targets.select(model, Place::is_linear, model.shape.usual.lora)?;
         let largest = places
             .iter()
             .map(|place| place.linear())
@@ -202,8 +203,8 @@ impl Rule for VeraRule {
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::assert_merged_as_computed;
     use super::*;
-    use crate::methods::tests::assert_merged_as_computed;
 
     #[test]
     fn a_layer_smaller_than_the_largest() {

@@ -8,9 +8,9 @@ use burn::tensor::{Device, Int, Tensor, TensorData, activation};
 use serde_json::{Value, json};
 use sideburn_adapters::{
     AdaLoraConfig, AdaptedLinear, AdaptedModel, AdaptedTable, AdaptedVector, AdapterError, AdapterSet, Common,
-    FullConfig, Ia3Config, Key, LnTuningConfig, LoHaConfig, LoKrConfig, LoraConfig, LoraInit, Method, ModelShape,
-    OftConfig, PTuningConfig, ParameterReport, Pass, PrefixTuningConfig, PromptInit, PromptTuningConfig, TokenPass,
-    TrainableTokensConfig, VeraConfig, adapter_tensors, attach, list_weights, load_adapter, merge, peft_types,
+    FullConfig, Ia3Config, Key, LnTuningConfig, LoHaConfig, LoKrConfig, LoraConfig, LoraInit, Method, MethodRegistry,
+    ModelShape, OftConfig, PTuningConfig, ParameterReport, Pass, PrefixTuningConfig, PromptInit, PromptTuningConfig,
+    TokenPass, TrainableTokensConfig, VeraConfig, adapter_tensors, attach, list_weights, load_adapter, merge,
     random_weight, save_adapter, set_active, set_adapter_tensors, unmerge,
 };
 use sideburn_kernels::RowLayout;
@@ -164,7 +164,6 @@ impl AdaptedModel for Decoder {
 
     fn shape(&self) -> ModelShape {
         ModelShape {
-            model_type: "tiny",
             embedding: "wte",
             head: "lm_head",
             tied_head: self.head.is_none(),
@@ -316,7 +315,7 @@ fn for_every_method(check: impl Fn(&Decoder, &Decoder, &Case, &str)) {
 #[test]
 fn every_method_is_here() {
     let kinds: BTreeSet<&str> = every_method().iter().map(|case| adapted(&bases()[0], case).1).collect();
-    assert_eq!(kinds, peft_types().collect());
+    assert_eq!(kinds, MethodRegistry::peft().peft_types().collect());
 }
 
 #[test]

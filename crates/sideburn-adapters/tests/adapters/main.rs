@@ -1,4 +1,6 @@
-//! The adapters crate, over a Burn module and a decoder of its own.
+//! The adapters crate, over a Burn module and models of its own.
 
 mod burn_modules;
 mod decoder_only;
+mod modules;
+mod outside;

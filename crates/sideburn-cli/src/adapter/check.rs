@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::ensure;
 use serde::Serialize;
 use serde_json::Value;
-use sideburn::adapters::{AdapterError, LoraConfig, Method, Outline, fingerprint};
+use sideburn::adapters::{AdapterError, LoraConfig, Method, fingerprint};
 use sideburn::prelude::*;
 use sideburn::weights::TensorSource;
 
@@ -96,7 +96,7 @@ fn look_into(adapter: &Path, base: &mut Model, found: &mut Found) {
     check_training(tensors, halves.config.as_ref().unwrap_or(&Value::Null), method.downcast_ref(), found);
     let own = fingerprint(base);
     let targets = method.targets();
-    found.unmatched_targets = targets.map(|targets| targets.unmatched(&Outline::of(base))).unwrap_or_default();
+    found.unmatched_targets = targets.map(|targets| targets.unmatched(&base.outline())).unwrap_or_default();
     check_fit(adapter, method.as_ref(), tensors, base, found);
     check_fingerprint(base_fingerprint(adapter).as_deref(), &own, found);
 }

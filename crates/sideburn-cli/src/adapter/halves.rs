@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use serde_json::Value;
-use sideburn::adapters::{AdapterDir, AdapterError, Method, read_adapter_json, read_config};
+use sideburn::adapters::{AdapterDir, AdapterError, Method, MethodRegistry, read_adapter_json};
 use sideburn::weights::{Dtype, StateDict, WeightsError};
 
 /// What the file of tensors is called, without its extension.
@@ -36,7 +36,7 @@ impl Halves {
     /// If the configuration asks for what is not supported.
     pub(crate) fn method(&self, directory: &Path) -> Option<Result<Arc<dyn Method>, AdapterError>> {
         let config = self.config.as_ref().ok()?;
-        let method = read_config(config).and_then(|method| method.check_storable().map(|()| method));
+        let method = MethodRegistry::peft().read(config).and_then(|method| method.check_storable().map(|()| method));
         Some(method.map_err(|source| {
             let path: PathBuf = directory.join("adapter_config.json");
             AdapterError::InFile { path, source: Box::new(source) }

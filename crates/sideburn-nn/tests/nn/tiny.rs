@@ -113,7 +113,6 @@ impl AdaptedModel for Tiny {
 
     fn shape(&self) -> ModelShape {
         ModelShape {
-            model_type: "tiny",
             embedding: "wte",
             head: "lm_head",
             tied_head: true,

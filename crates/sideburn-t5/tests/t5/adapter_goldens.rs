@@ -3,8 +3,8 @@
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, Gradients, Tensor, TensorData};
 use sideburn_adapters::{
-    AdaptedModel, Key, PTuningConfig, Pass, PrefixTuningConfig, Regimens, VeraConfig, adapter_tensors, attach,
-    load_adapter, merge, read_config_file, save_adapter, set_adapter_tensors, unmerge,
+    AdaptedModel, Key, MethodRegistry, PTuningConfig, Pass, PrefixTuningConfig, Regimens, VeraConfig, adapter_tensors,
+    attach, load_adapter, merge, save_adapter, set_adapter_tensors, unmerge,
 };
 use sideburn_t5::T5;
 use sideburn_weights::{SafetensorsFile, TensorSource};
@@ -314,8 +314,9 @@ fn what_is_saved_is_what_was_loaded() {
 fn what_is_drawn_again_is_drawn_to_the_bit() {
     for (name, file, prefix) in [("vera", "adapter_model", ""), ("vera_unsaved_projection", "io", "drawn.")] {
         let golden = Golden::open(&format!("adapters/{name}/{file}.safetensors"));
-        let method =
-            read_config_file(&sideburn_testing::path(&format!("adapters/{name}/adapter_config.json"))).unwrap();
+        let method = MethodRegistry::peft()
+            .read_file(&sideburn_testing::path(&format!("adapters/{name}/adapter_config.json")))
+            .unwrap();
         let config = method.downcast_ref::<VeraConfig>().unwrap().clone();
         let mut model = T5::from_dir(sideburn_testing::path("t5_gated_untied"), &Device::flex()).unwrap();
         attach(&mut model, "new", config, Key::from_seed(5)).unwrap();

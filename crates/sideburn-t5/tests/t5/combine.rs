@@ -2,8 +2,8 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use sideburn_adapters::{
-    AdaptedModel, AdapterError, Combination, Ia3Config, Key, LoraConfig, ParameterReport, Targets, adapter_tensors,
-    attach, combine, load_adapter, merge, read_config_file, save_adapter, set_active, set_adapter_tensors,
+    AdaptedModel, AdapterError, Combination, Ia3Config, Key, LoraConfig, MethodRegistry, ParameterReport, Targets,
+    adapter_tensors, attach, combine, load_adapter, merge, save_adapter, set_active, set_adapter_tensors,
 };
 use sideburn_t5::T5;
 
@@ -64,7 +64,9 @@ fn as_peft_combines() {
         assert!(difference <= 1e-4, "{golden}: logits differ by {difference:e}");
 
         save_adapter(&model, "new", saved.path()).unwrap();
-        let config = |path: &std::path::Path| read_config_file(&path.join("adapter_config.json")).unwrap().to_json();
+        let config = |path: &std::path::Path| {
+            MethodRegistry::peft().read_file(&path.join("adapter_config.json")).unwrap().to_json()
+        };
         assert_eq!(config(saved.path()), config(&sideburn_testing::path(&directory)), "{golden}");
         let expected = Golden::open(&format!("{directory}/adapter_model.safetensors"));
         let tensors = adapter_tensors(&model, "new").unwrap();

@@ -4,7 +4,7 @@
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, Gradients, Tensor};
 use sideburn_adapters::{
-    AdaptedModel, AdapterError, Key, LnTuningConfig, LoraConfig, Method, Outline, ParameterReport, Pass, Targets,
+    AdaptedModel, AdapterError, Key, LnTuningConfig, LoraConfig, Method, ParameterReport, Pass, Targets,
     adapter_tensors, attach, load_adapter, save_adapter,
 };
 use sideburn_batch::{Seq2SeqBatch, TokenRows};
@@ -279,7 +279,7 @@ fn names_that_nothing_has_are_for_new_adapters_only_an_error() {
 
     load_with(&mut model, |config| config.targets = more()).unwrap();
     let method = model.adapters().get("default").unwrap().method().clone();
-    assert_eq!(method.targets().unwrap().unmatched(&Outline::of(&model)), ["query_key_value"]);
+    assert_eq!(method.targets().unwrap().unmatched(&model.outline()), ["query_key_value"]);
     let plain = adapted("t5_gated_untied", "lora/t5_gated_untied", &Device::flex());
     let report = ParameterReport::of(&model);
     assert_eq!(report, ParameterReport::of(&plain), "what is adapted is the same");

@@ -7,9 +7,9 @@ use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use sideburn_adapters::{
-    AdaptedModel, AdapterError, Combination, Key, LoraConfig, LoraInit, ParameterReport, Pass, Targets,
-    adapter_tensors, attach, combine, load_adapter, merge, read_config_file, save_adapter, set_active,
-    set_adapter_tensors, swap_adapter, to_plain_lora, unmerge,
+    AdaptedModel, AdapterError, Combination, Key, LoraConfig, LoraInit, MethodRegistry, ParameterReport, Pass, Targets,
+    adapter_tensors, attach, combine, load_adapter, merge, save_adapter, set_active, set_adapter_tensors, swap_adapter,
+    to_plain_lora, unmerge,
 };
 use sideburn_t5::T5;
 
@@ -138,7 +138,7 @@ fn a_trained_adapter_is_read_written_and_merged() {
     let saved = tempfile::tempdir().unwrap();
     save_adapter(&model, "default", saved.path()).unwrap();
     let file = |path: &Path| std::fs::read(path.join("adapter_model.safetensors")).unwrap();
-    let config = |path: &Path| read_config_file(&path.join("adapter_config.json")).unwrap().to_json();
+    let config = |path: &Path| MethodRegistry::peft().read_file(&path.join("adapter_config.json")).unwrap().to_json();
     assert_eq!(config(saved.path()), config(&sideburn_testing::path(CHANGED)));
     assert_eq!(config(saved.path())["init_lora_weights"], "pissa");
     let mut again = base(&Device::flex());
@@ -174,7 +174,7 @@ fn plain_lora_of_twice_the_rank() {
     let saved = tempfile::tempdir().unwrap();
     save_adapter(&model, "plain", saved.path()).unwrap();
     let golden = sideburn_testing::path("adapters/init/pissa/converted_adapter");
-    let config = |path: &Path| read_config_file(&path.join("adapter_config.json")).unwrap().to_json();
+    let config = |path: &Path| MethodRegistry::peft().read_file(&path.join("adapter_config.json")).unwrap().to_json();
     assert_eq!(config(saved.path()), config(&golden));
     let golden = Golden::open("adapters/init/pissa/converted_adapter/adapter_model.safetensors");
     let tensors = adapter_tensors(&model, "plain").unwrap();

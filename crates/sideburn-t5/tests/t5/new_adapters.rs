@@ -4,8 +4,8 @@ use std::fmt::Debug;
 
 use burn::tensor::Device;
 use sideburn_adapters::{
-    AdaLoraConfig, Common, Key, LoHaConfig, LoKrConfig, Lycoris, Method, OftConfig, Pass, TargetModules, Targets,
-    VeraConfig, adapter_tensors, attach, read_config,
+    AdaLoraConfig, Common, Key, LoHaConfig, LoKrConfig, Lycoris, Method, MethodRegistry, OftConfig, Pass,
+    TargetModules, Targets, VeraConfig, adapter_tensors, attach,
 };
 use sideburn_t5::T5;
 
@@ -18,7 +18,7 @@ fn losses(model: &T5) -> Vec<f32> {
 }
 
 fn check<C: Method + Clone + PartialEq + Debug>(config: C) {
-    let read = read_config(&config.to_json()).unwrap();
+    let read = MethodRegistry::peft().read(&config.to_json()).unwrap();
     assert_eq!(read.downcast_ref::<C>(), Some(&config));
     let base = T5::from_dir(sideburn_testing::path("t5_gated_untied"), &Device::flex()).unwrap();
     let adapted = |seed: u64| {

@@ -357,7 +357,7 @@ fn the_configurations_of_published_adapters_are_read_or_refused_with_a_reason() 
                     continue;
                 }
                 found += 1;
-                match sideburn_adapters::read_config_file(&path) {
+                match sideburn_adapters::MethodRegistry::peft().read_file(&path) {
                     Ok(method) => println!("{}: {}", path.display(), method.peft_type()),
                     Err(error) => {
                         println!("{error}");
@@ -385,6 +385,6 @@ fn configurations_survive_the_file() {
         common: Common::seq_2_seq(),
         ..LoraConfig::new(["q", "v"])
     };
-    let read = sideburn_adapters::read_config(&config.to_json()).unwrap();
+    let read = sideburn_adapters::MethodRegistry::peft().read(&config.to_json()).unwrap();
     assert_eq!(read.downcast_ref::<LoraConfig>(), Some(&config));
 }

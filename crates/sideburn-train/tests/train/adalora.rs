@@ -9,7 +9,7 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use sideburn_adapters::{
-    AdaLoraConfig, AdaptedModel, Pass, adapter_tensors, load_adapter, read_config_file, save_adapter, set_trainable,
+    AdaLoraConfig, AdaptedModel, MethodRegistry, Pass, adapter_tensors, load_adapter, save_adapter, set_trainable,
 };
 use sideburn_batch::Seq2SeqBatch;
 use sideburn_t5::{T5, T5Error};
@@ -64,7 +64,7 @@ fn distance(found: &[f32], expected: &[f32]) -> f64 {
 }
 
 fn pattern_of(directory: &Path) -> AdaLoraConfig {
-    let method = read_config_file(&directory.join("adapter_config.json")).unwrap();
+    let method = MethodRegistry::peft().read_file(&directory.join("adapter_config.json")).unwrap();
     method.downcast_ref::<AdaLoraConfig>().unwrap().clone()
 }
 

@@ -1,0 +1,234 @@
+//! Making adapters: what a method plans becomes slots of a model.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use sideburn_kernels::Key;
+
+use crate::AdapterError;
+use crate::choose::{set_active, set_trainable};
+use crate::held::try_each_slots;
+use crate::method::{Method, Plan};
+use crate::methods::{OwnHead, Replace};
+use crate::model::{AdaptedModel, WeightMut};
+use crate::outline::{ModelShape, Outline, Place, ends_with};
+use crate::rule::{Rule, Weights};
+use crate::set::Entry;
+use crate::slot::{Base, Shared, Slot};
+
+/// Attaches a new adapter called `name`, alone active and alone trainable; all that was there before is frozen. Returns
+/// the names of the adapted places.
+///
+/// What is drawn at a place is a function of `key`, of the adapter's and of the place's name. Nothing is copied: the
+/// cost grows with the number of places, not with the size of the base.
+///
+/// # Errors
+/// If the name cannot be one or is taken, or the configuration means nothing or does not fit the model: every name in
+/// `target_modules` must match something. The model is then as before.
+pub fn attach<M: AdaptedModel>(
+    model: &mut M,
+    name: &str,
+    method: impl Method,
+    key: Key,
+) -> Result<Vec<String>, AdapterError> {
+    let outline = model.outline();
+    outline.check_not_idle(&method.common().modules_to_save)?;
+    if let Some(targets) = method.targets() {
+        targets.check_all_match(&outline, |place| method.can_target(place))?;
+    }
+    attach_dyn(model, name, Arc::new(method), key)
+}
+
+pub(crate) fn attach_dyn<M: AdaptedModel>(
+    model: &mut M,
+    name: &str,
+    method: Arc<dyn Method>,
+    key: Key,
+) -> Result<Vec<String>, AdapterError> {
+    let adapted = add(model, name, method, key)?;
+    set_trainable(model, &[name])?;
+    set_active(model, &[name])?;
+    Ok(adapted)
+}
+
+/// Adds a new adapter, and leaves all else as it is: the adapter is not active, although its tensors could be trained.
+pub(crate) fn add<M: AdaptedModel>(
+    model: &mut M,
+    name: &str,
+    method: Arc<dyn Method>,
+    key: Key,
+) -> Result<Vec<String>, AdapterError> {
+    check_name(name)?;
+    if model.adapters().get(name).is_ok() {
+        return Err(AdapterError::NameTaken { name: name.to_owned() });
+    }
+    method.validate()?;
+    let outline = model.outline();
+    let (plan, not_by_row) = whole_plan(&outline, method.as_ref())?;
+    check_size(model, &plan)?;
+    let (key, device) = (key.fold_in_name(name), model.device());
+    let (mut shared, mut adapted) = (Shared::new(), Vec::new());
+    let mut planned: HashMap<String, Vec<Arc<dyn Rule>>> = HashMap::new();
+    for (place, rule) in plan.places {
+        planned.entry(place).or_default().push(rule);
+    }
+    for (place, weight) in model.weights_mut() {
+        let place = Place::name_of(&place);
+        let Some(rules) = planned.remove(place) else { continue };
+        let (base, key) = (base_of(&weight), key.fold_in_name(place));
+        let slots = weight.into_slots_mut();
+        for (index, rule) in rules.into_iter().enumerate() {
+            slots.push(Slot::new(name, rule, key.fold_in(index as u64), (base.clone(), &device), &mut shared));
+        }
+        adapted.push(place.to_owned());
+    }
+    if let Some(rule) = plan.input {
+        let embedding = outline.shape.embedding;
+        let base = model.weights_mut().into_iter().find(|(name, _)| Place::name_of(name) == embedding);
+        let base = base_of(&base.expect("every model embeds its tokens").1);
+        let slot = Slot::new(name, rule, key.fold_in_name("input"), (base, &device), &mut shared);
+        model.adapters_mut().input.push(slot);
+    }
+    let entry = Entry { name: name.to_owned(), method, active: false, merged: false, carried: Vec::new(), not_by_row };
+    model.adapters_mut().entries.push(entry);
+    Ok(adapted)
+}
+
+/// An adapter may have at least so many elements, 1 GiB as `f32`, however small its base is.
+const MIN_BOUND: u128 = 1 << 28;
+/// And so many times those of its base: twice a copy, as PiSSA keeps of each factor.
+const MOST_COPIES: u128 = 4;
+
+/// Refuses what no memory would hold, before anything is drawn.
+fn check_size<M: AdaptedModel>(model: &M, plan: &Plan) -> Result<(), AdapterError> {
+    let product = |shape: &[usize]| shape.iter().fold(1u128, |product, dim| product.saturating_mul(*dim as u128));
+    let base = model.weights().iter().map(|(_, weight)| weight.elements() as u128).sum::<u128>();
+    let most = MIN_BOUND.max(MOST_COPIES * base);
+    let places = plan.places.iter().map(|(place, rule)| (place.as_str(), rule));
+    let (mut elements, mut largest, mut tensor) = (0u128, 0, String::new());
+    for (place, rule) in places.chain(plan.input.as_ref().map(|rule| ("", rule))) {
+        for spec in rule.tensors() {
+            let own = product(&spec.shape);
+            elements = elements.saturating_add(own);
+            if own > largest {
+                (largest, tensor) = (own, spec.name.at(place));
+            }
+        }
+    }
+    if elements <= most { Ok(()) } else { Err(AdapterError::TooLarge { elements, tensor, largest, base, most }) }
+}
+
+/// Which rules go where, copies of parts of the base among them; and why rows cannot choose the adapter, if they cannot.
+fn whole_plan(outline: &Outline, method: &dyn Method) -> Result<(Plan, Option<&'static str>), AdapterError> {
+    let mut plan = method.plan(outline)?;
+    let modules_to_save = &method.common().modules_to_save;
+    let mut copies = outline.saved_modules(modules_to_save)?;
+    copies.retain(|place| !outline.is_idle_to_save(place, modules_to_save));
+    // A copy takes the place of whatever else the adapter would do there.
+    plan.places.retain(|(planned, _)| !copies.iter().any(|copied| copied.name == *planned));
+    for copied in copies {
+        plan.add(copied, Replace::all(copied));
+    }
+    let ModelShape { head, tied_head, .. } = outline.shape;
+    if tied_head && modules_to_save.iter().any(|name| ends_with(head, name)) {
+        for place in outline.places.iter().filter(|place| place.is_embedding()) {
+            plan.add(place, OwnHead::new(head, place));
+        }
+    }
+    let not_by_row = match &plan {
+        plan if plan.input.is_some() => Some("it acts on the model's input"),
+        plan if plan.places.iter().any(|(name, _)| !outline.is_by_row(name)) => {
+            Some("it has its own weights for parts that all rows share")
+        }
+        _ => None,
+    };
+    Ok((plan, not_by_row))
+}
+
+/// Gives the adapter called `name` one more rule at `place`, for what its file holds and its configuration does not name.
+pub(crate) fn add_carried<M: AdaptedModel>(model: &mut M, name: &str, place: &Place, rule: Replace) {
+    let (device, rule) = (model.device(), Arc::new(rule));
+    let entries = &mut model.adapters_mut().entries;
+    let Some(entry) = entries.iter_mut().find(|entry| entry.name == name) else { return };
+    entry.carried.push(place.name.clone());
+    let active = entry.active;
+    for (at, weight) in model.weights_mut() {
+        if Place::name_of(&at) == place.name {
+            let base = base_of(&weight);
+            let mut slot = Slot::new(name, rule.clone(), Key::from_seed(0), (base, &device), &mut Shared::new());
+            slot.set_active(active);
+            weight.into_slots_mut().push(slot);
+        }
+    }
+}
+
+/// Makes the adapter called `name` one of another configuration for the same places. Its tensors stay; they are to be
+/// given the shapes of that configuration.
+///
+/// # Errors
+/// If there is no such adapter, or the configuration does not fit the model. The model is then as before.
+///
+/// # Panics
+/// If the places are others.
+pub(crate) fn reconfigure<M: AdaptedModel>(
+    model: &mut M,
+    name: &str,
+    method: Arc<dyn Method>,
+) -> Result<(), AdapterError> {
+    let carried = model.adapters().get(name)?.carried.clone();
+    let (plan, not_by_row) = whole_plan(&model.outline(), method.as_ref())?;
+    let mut planned: HashMap<String, VecDeque<Arc<dyn Rule>>> = HashMap::new();
+    for (place, rule) in plan.places.into_iter().chain(plan.input.map(|rule| (String::new(), rule))) {
+        planned.entry(place).or_default().push_back(rule);
+    }
+    try_each_slots(model, |place, slots| {
+        for slot in slots.iter_mut().filter(|slot| slot.name() == name) {
+            let rule = planned.get_mut(place).and_then(VecDeque::pop_front);
+            if rule.is_none() && carried.iter().any(|carried| carried == place) {
+                continue; // It is in no configuration.
+            }
+            slot.set_rule(rule.unwrap_or_else(|| panic!("the new configuration has nothing at {place:?}")));
+        }
+        Ok(())
+    })?;
+    let entries = &mut model.adapters_mut().entries;
+    for entry in entries.iter_mut().filter(|entry| entry.name == name) {
+        (entry.method, entry.not_by_row) = (method.clone(), not_by_row);
+    }
+    Ok(())
+}
+
+/// The base weights of a place, as a function that shares them.
+fn base_of(weight: &WeightMut<'_>) -> Base {
+    match weight {
+        WeightMut::Linear(linear) => {
+            let (weight, bias) = (linear.weight().clone(), linear.bias().cloned());
+            Arc::new(move || Weights { weight: weight.val(), bias: bias.as_ref().map(|bias| bias.val().unsqueeze()) })
+        }
+        WeightMut::Vector(vector) => {
+            let weight = vector.weight().clone();
+            Arc::new(move || Weights { weight: weight.val().unsqueeze(), bias: None })
+        }
+        WeightMut::Table(table) => {
+            let weight = table.weight().clone();
+            Arc::new(move || Weights { weight: weight.val(), bias: None })
+        }
+    }
+}
+
+/// What `peft` calls the base in a batch of several adapters.
+const BASE: &str = "__base__";
+
+fn check_name(name: &str) -> Result<(), AdapterError> {
+    let reason = match name {
+        "" => "it is empty",
+        BASE => "that is the base",
+        "." | ".." => "it would be a folder",
+        _ if name.len() > 200 => "it has more than 200 bytes",
+        _ if name.chars().any(|c| matches!(c, '/' | '\\') || c.is_control()) => {
+            "names of adapters become names of folders, which have no separators or control characters"
+        }
+        _ => return Ok(()),
+    };
+    Err(AdapterError::InvalidName { name: name.to_owned(), reason })
+}

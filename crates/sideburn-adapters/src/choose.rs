@@ -1,0 +1,88 @@
+//! Which adapters of a model run, train, and stay.
+
+use crate::AdapterError;
+use crate::base::freeze;
+use crate::held::for_each_slots;
+use crate::method::Company;
+use crate::model::AdaptedModel;
+use crate::set::Entry;
+
+/// Makes the adapters called `names`, and no others, active. With none, the model is its base.
+///
+/// Costs a visit to every place; nothing is copied or initialised. What is trainable stays so.
+///
+/// # Errors
+/// If one is unknown, named twice or merged, or they cannot be active at once. The model is then as before.
+pub fn set_active<M: AdaptedModel>(model: &mut M, names: &[&str]) -> Result<(), AdapterError> {
+    let set = model.adapters();
+    let entries: Vec<&Entry> = names.iter().map(|name| set.get(name)).collect::<Result<_, _>>()?;
+    if let Some(entry) = entries.iter().find(|entry| entry.merged) {
+        return Err(AdapterError::IsMerged { name: entry.name.clone() });
+    }
+    check_company(&entries)?;
+    for entry in &mut model.adapters_mut().entries {
+        entry.active = names.contains(&entry.name.as_str());
+    }
+    for_each_slots(model, |slots| {
+        slots.iter_mut().for_each(|slot| slot.set_active(names.contains(&slot.name())));
+    });
+    Ok(())
+}
+
+fn check_company(entries: &[&Entry]) -> Result<(), AdapterError> {
+    for (index, first) in entries.iter().enumerate() {
+        for second in &entries[index + 1..] {
+            let same_kind = first.method.peft_type() == second.method.peft_type();
+            let reason = match [first.company(), second.company()] {
+                _ if first.name == second.name => "it is one and the same",
+                [Company::Additive, Company::Additive] => continue,
+                [Company::SameKind, Company::SameKind] if same_kind => continue,
+                [Company::Alone, _] | [_, Company::Alone] => "one of them can only be active alone",
+                _ => "their kinds do not combine",
+            };
+            let adapters = [first, second].map(|entry| (entry.name.clone(), entry.method.peft_type())).into();
+            return Err(AdapterError::CannotCombine { adapters, reason });
+        }
+    }
+    Ok(())
+}
+
+/// What `run` makes of the bare base; the active adapters are the same before and after.
+pub fn without_adapters<M: AdaptedModel, T>(model: &M, run: impl FnOnce(&M) -> T) -> T {
+    let mut base = model.clone();
+    set_active(&mut base, &[]).expect("none can always be active");
+    run(&base)
+}
+
+/// Makes the adapters called `names`, and nothing else of the model, trainable.
+///
+/// # Errors
+/// If one is unknown. The model is then as before.
+pub fn set_trainable<M: AdaptedModel>(model: &mut M, names: &[&str]) -> Result<(), AdapterError> {
+    for name in names {
+        model.adapters().get(name)?;
+    }
+    freeze(model);
+    for_each_slots(model, |slots| {
+        for slot in slots.iter_mut().filter(|slot| names.contains(&slot.name())) {
+            let trainable: Vec<bool> = slot.rule().tensors().into_iter().map(|spec| spec.trainable).collect();
+            for (tensor, trainable) in slot.tensors_mut().iter_mut().zip(trainable) {
+                *tensor = tensor.clone().set_require_grad(trainable);
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Removes an adapter with all its tensors.
+///
+/// # Errors
+/// If it is unknown, or merged into the base.
+pub fn delete<M: AdaptedModel>(model: &mut M, name: &str) -> Result<(), AdapterError> {
+    if model.adapters().get(name)?.merged {
+        return Err(AdapterError::IsMerged { name: name.to_owned() });
+    }
+    model.adapters_mut().entries.retain(|entry| entry.name != name);
+    for_each_slots(model, |slots| slots.retain(|slot| slot.name() != name));
+    Ok(())
+}

@@ -1,0 +1,238 @@
+//! What a model is made of, as far as methods need to know.
+
+use crate::AdapterError;
+
+/// What kind of model it is, as far as adapters need to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModelShape {
+    /// The place that embeds tokens.
+    pub embedding: &'static str,
+    /// Other names that `transformers` has for what the embedding is tied to.
+    pub embedding_copies: &'static [&'static str],
+    /// The name of the output head, a linear layer of its own or the embedding.
+    pub head: &'static str,
+    /// Whether the embedding is the output head.
+    pub tied_head: bool,
+    /// Whether there is an encoder before the decoder.
+    pub encoder_decoder: bool,
+    /// The width of the embedding.
+    pub d_model: usize,
+    /// Layers of the decoder.
+    pub num_layers: usize,
+    /// Heads of the decoder's self-attention that have keys and values of their own.
+    pub num_heads: usize,
+    /// The width of each head.
+    pub d_kv: usize,
+    /// What is adapted where a configuration does not say.
+    pub usual: Usual,
+}
+
+/// The targets that `peft` has for a family of models where a configuration names none. Empty lists mean that it has none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usual {
+    /// `target_modules` of LoRA and most of its kin.
+    pub lora: &'static [&'static str],
+    /// `target_modules` of AdaLoRA.
+    pub adalora: &'static [&'static str],
+    /// `target_modules` of IA3.
+    pub ia3: &'static [&'static str],
+    /// `feedforward_modules` of IA3.
+    pub ia3_feedforward: &'static [&'static str],
+    /// `target_modules` of LN tuning.
+    pub norms: &'static [&'static str],
+}
+
+impl Usual {
+    /// Nothing is usual.
+    pub const NOTHING: Self = Self { lora: &[], adalora: &[], ia3: &[], ia3_feedforward: &[], norms: &[] };
+}
+
+impl ModelShape {
+    /// Of a model that is no language model: nothing is usual for it, and it has no embedding.
+    pub const fn of_layers() -> Self {
+        Self {
+            embedding: "",
+            embedding_copies: &[],
+            head: "",
+            tied_head: false,
+            encoder_decoder: false,
+            d_model: 0,
+            num_layers: 0,
+            num_heads: 0,
+            d_kv: 0,
+            usual: Usual::NOTHING,
+        }
+    }
+}
+
+/// What a model is made of: its places in order.
+#[derive(Clone, Debug)]
+pub struct Outline {
+    /// What kind of model it is.
+    pub shape: ModelShape,
+    /// Where adapters can attach.
+    pub places: Vec<Place>,
+}
+
+/// Where an adapter can attach.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The name of the module, as Hugging Face has it: `encoder.block.0.layer.0.SelfAttention.q`, `shared`.
+    pub name: String,
+    /// What is there.
+    pub kind: PlaceKind,
+}
+
+/// What is at a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PlaceKind {
+    /// A linear layer: a site.
+    Linear {
+        /// The width of its output.
+        out: usize,
+        /// The width of its input.
+        input: usize,
+        /// Whether it has a bias.
+        bias: bool,
+    },
+    /// The table that embeds tokens.
+    Embedding {
+        /// Tokens.
+        rows: usize,
+        /// The width of their embeddings.
+        width: usize,
+    },
+    /// Any other table.
+    Table {
+        /// Its rows.
+        rows: usize,
+        /// Their width.
+        width: usize,
+    },
+    /// A vector.
+    Vector {
+        /// Its length.
+        len: usize,
+    },
+}
+
+impl Place {
+    /// Whether it is a linear layer.
+    pub fn is_linear(&self) -> bool {
+        matches!(self.kind, PlaceKind::Linear { .. })
+    }
+
+    /// Whether it embeds tokens.
+    pub fn is_embedding(&self) -> bool {
+        matches!(self.kind, PlaceKind::Embedding { .. })
+    }
+
+    /// A linear layer, for tests.
+    #[cfg(test)]
+    pub(crate) fn of(name: &str, [out, input]: [usize; 2]) -> Self {
+        Self { name: name.to_owned(), kind: PlaceKind::Linear { out, input, bias: false } }
+    }
+
+    /// The name of the place that a weight is, from the weight's own.
+    pub(crate) fn name_of(weight: &str) -> &str {
+        weight.strip_suffix(".weight").unwrap_or(weight)
+    }
+
+    /// `[out, in]`, of a linear layer.
+    ///
+    /// # Panics
+    /// If it is none.
+    pub fn linear(&self) -> [usize; 2] {
+        match self.kind {
+            PlaceKind::Linear { out, input, .. } => [out, input],
+            _ => panic!("{} is no linear layer", self.name),
+        }
+    }
+}
+
+impl Outline {
+    /// The places that `modules_to_save` names: a place itself, or all those inside a part of that name. As in `peft`, the
+    /// end of a name is enough: `layer_norm` means `final_layer_norm`, too.
+    ///
+    /// # Errors
+    /// If a name means nothing.
+    pub(crate) fn saved_modules(&self, names: &[String]) -> Result<Vec<&Place>, AdapterError> {
+        let within = |place: &Place, name: &str| {
+            let mut ends = place.name.match_indices('.').map(|(end, _)| end).chain([place.name.len()]);
+            ends.any(|end| ends_with(&place.name[..end], name))
+        };
+        let is_part_of_embedding = |name: &&String| {
+            let mut copies = self.shape.embedding_copies.iter().filter(|copy| **copy != self.shape.head);
+            copies.any(|copy| ends_with(copy, name))
+        };
+        if let Some(name) = names.iter().find(is_part_of_embedding) {
+            return Err(AdapterError::InvalidField {
+                field: "modules_to_save",
+                found: format!("{names:?}, in which {name} is the embedding of one half of the model"),
+                expected: "other modules, as both halves and the head have one embedding here",
+            });
+        }
+        let idle: Vec<String> = names
+            .iter()
+            .filter(|name| !self.places.iter().any(|place| within(place, name)))
+            .filter(|name| !(self.shape.tied_head && ends_with(self.shape.head, name)))
+            .cloned()
+            .collect();
+        if !idle.is_empty() {
+            let places = self.places.iter().map(|place| place.name.clone()).collect();
+            return Err(AdapterError::UnmatchedModulesToSave { names: idle, places });
+        }
+        Ok(self.places.iter().filter(|place| names.iter().any(|name| within(place, name))).collect())
+    }
+
+    /// Whether `modules_to_save` names this place and `peft` would make a copy there that no layer reads: the layers of a
+    /// T5 hold `encoder.embed_tokens` and `decoder.embed_tokens`, and `shared` beside them is read by none.
+    pub(crate) fn is_idle_to_save(&self, place: &Place, names: &[String]) -> bool {
+        let is_read_elsewhere = self.shape.embedding_copies.iter().any(|copy| *copy != self.shape.head);
+        place.is_embedding() && is_read_elsewhere && names.iter().any(|name| ends_with(&place.name, name))
+    }
+
+    /// Refuses modules of a new adapter that would be trained for nothing.
+    ///
+    /// # Errors
+    /// If there is one.
+    pub(crate) fn check_not_idle(&self, names: &[String]) -> Result<(), AdapterError> {
+        match self.places.iter().find(|place| self.is_idle_to_save(place, names)) {
+            Some(place) => Err(AdapterError::InvalidField {
+                field: "modules_to_save",
+                found: format!("{names:?}, in which {} has no effect in `peft`: no layer reads its copy", place.name),
+                expected: "other modules, or `trainable_token_indices` or FULL to train embeddings",
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// How many tokens the model knows; 0 if it embeds none.
+    pub fn vocabulary(&self) -> usize {
+        let rows = |place: &Place| if let PlaceKind::Embedding { rows, .. } = place.kind { Some(rows) } else { None };
+        self.places.iter().find_map(rows).unwrap_or(0)
+    }
+
+    /// Whether rows of a batch can differ in what is at the place called `name`.
+    pub(crate) fn is_by_row(&self, name: &str) -> bool {
+        self.places.iter().any(|place| place.name == name && (place.is_linear() || place.is_embedding()))
+    }
+
+    /// Of nothing but linear layers, for tests.
+    #[cfg(test)]
+    pub(crate) fn of_linear(names: &[&str]) -> Self {
+        let kind = PlaceKind::Linear { out: 2, input: 3, bias: false };
+        let shape = ModelShape { head: "lm_head", ..ModelShape::of_layers() };
+        Self { shape, places: names.iter().map(|name| Place { name: (*name).to_owned(), kind }).collect() }
+    }
+}
+
+/// How `modules_to_save` matches names.
+pub(crate) fn ends_with(module: &str, name: &str) -> bool {
+    !name.is_empty() && module.ends_with(name)
+}
+
+/// Whether `name` names the place, or ends its name as a whole component.
+pub(crate) fn is_suffix(site: &str, name: &str) -> bool {
+    site.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}

@@ -1,0 +1,175 @@
+//! A method that is not of this crate: it trains, is saved, and is loaded again by the `peft_type` of its file.
+
+use std::sync::Arc;
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use serde_json::{Map, Value, json};
+use sideburn_adapters::{
+    AdaptedLinear, AdaptedModel, AdapterError, AdapterSet, Call, Common, Company, Fields, Init, Key, Method,
+    ModelShape, Outline, Pass, Place, Plan, Rule, Targets, TensorSpec, Weights, adapter_tensors, attach, list_weights,
+    load_adapter, merge, save_adapter, set_adapter_tensors,
+};
+use sideburn_kernels::RowLayout;
+use tempfile::tempdir;
+
+/// One factor for each output of a layer, to the power of `power`.
+#[derive(Clone, Debug)]
+struct GainConfig {
+    power: i32,
+    targets: Targets,
+    common: Common,
+}
+
+impl GainConfig {
+    fn read(fields: &Fields<'_>) -> Result<Self, AdapterError> {
+        Ok(Self {
+            power: fields.required("power", "a whole number")?,
+            targets: Targets::read(fields)?,
+            common: Common::read(fields)?,
+        })
+    }
+}
+
+impl Method for GainConfig {
+    fn peft_type(&self) -> &'static str {
+        "GAIN"
+    }
+
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    fn targets(&self) -> Option<&Targets> {
+        Some(&self.targets)
+    }
+
+    fn validate(&self) -> Result<(), AdapterError> {
+        match self.power {
+            0 => Err(AdapterError::InvalidField { field: "power", found: "0".into(), expected: "another number" }),
+            _ => Ok(()),
+        }
+    }
+
+    fn fields(&self) -> Map<String, Value> {
+        let mut fields = Map::from_iter([("power".to_owned(), json!(self.power))]);
+        self.targets.write(&mut fields);
+        fields
+    }
+
+    fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
+        let places = self.targets.select(model, Place::is_linear, model.shape.usual.lora)?;
+        Plan::of(places, |place| Ok(Gain { width: place.linear()[0], power: self.power }))
+    }
+
+    fn company(&self) -> Company {
+        Company::Alone
+    }
+}
+
+#[derive(Debug)]
+struct Gain {
+    width: usize,
+    power: i32,
+}
+
+impl Rule for Gain {
+    fn tensors(&self) -> Vec<TensorSpec> {
+        vec![TensorSpec::new("gain", [self.width], Init::Ones)]
+    }
+
+    fn output(&self, y: Tensor<2>, _call: &Call<'_>, own: &[Tensor<2>], _pass: &mut Pass) -> Tensor<2> {
+        y * own[0].clone().powi_scalar(self.power)
+    }
+
+    fn merge(&self, base: Weights, own: &[Tensor<2>]) -> Result<Weights, &'static str> {
+        Ok(Weights { weight: base.weight * own[0].clone().powi_scalar(self.power).transpose(), ..base })
+    }
+}
+
+#[derive(Module, Debug)]
+struct Layers {
+    first: AdaptedLinear,
+    second: AdaptedLinear,
+    adapters: AdapterSet,
+}
+
+impl Layers {
+    fn new() -> Self {
+        let device = Device::flex().autodiff();
+        let layer = |out, input, seed| AdaptedLinear::random(out, input, 0.5, Key::from_seed(seed), &device);
+        Self { first: layer(4, 3, 0), second: layer(2, 4, 1), adapters: AdapterSet::default() }
+    }
+
+    fn forward(&self) -> Tensor<2> {
+        let (pass, rows) = (&mut Pass::evaluate(), RowLayout::packed(&[1, 1], &self.device()));
+        let pass = &mut self.adapters.enter(pass, &rows).unwrap();
+        let x = Tensor::from_floats([[1.0, -2.0, 0.5], [0.3, 0.7, -0.1]], &self.device());
+        self.second.forward(self.first.forward(x, pass), pass)
+    }
+
+    fn values(&self) -> Vec<f32> {
+        self.forward().into_data().try_into_vec().unwrap()
+    }
+}
+
+impl AdaptedModel for Layers {
+    list_weights! { |model, list, borrow, each, some| {
+        list.push(("first".to_owned(), borrow!(model.first).into()));
+        list.push(("second".to_owned(), borrow!(model.second).into()));
+    }}
+
+    fn shape(&self) -> ModelShape {
+        ModelShape::of_layers()
+    }
+
+    fn device(&self) -> Device {
+        self.first.device()
+    }
+
+    fn adapters(&self) -> &AdapterSet {
+        &self.adapters
+    }
+
+    fn adapters_mut(&mut self) -> &mut AdapterSet {
+        &mut self.adapters
+    }
+}
+
+#[test]
+fn a_method_from_outside_is_trained_saved_and_loaded() {
+    let base = Layers::new();
+    let mut model = base.clone();
+    let config = GainConfig { power: 2, targets: ["first", "second"].into(), common: Common::default() };
+    assert_eq!(attach(&mut model, "mine", config, Key::from_seed(2)).unwrap(), ["first", "second"]);
+    assert_eq!(model.values(), base.values(), "factors of one");
+
+    // A step of gradient descent.
+    let gradients = model.forward().square().sum().backward();
+    let tensors = adapter_tensors(&model, "mine").unwrap();
+    let slopes =
+        |name: &str| -> Vec<f32> { tensors[name].grad(&gradients).unwrap().into_data().try_into_vec().unwrap() };
+    let mut trained = model.clone();
+    set_adapter_tensors(&mut trained, "mine", |name| {
+        Some(slopes(name).into_iter().map(|slope| 1.0 - 0.01 * slope).collect())
+    })
+    .unwrap();
+    assert!(model.sites().iter().all(|(_, site)| site.weight().grad(&gradients).is_none()), "the base is frozen");
+    let sum = |model: &Layers| model.values().iter().map(|y| y * y).sum::<f32>();
+    assert!(sum(&trained) < sum(&base), "{} is not below {}", sum(&trained), sum(&base));
+
+    let directory = tempdir().unwrap();
+    save_adapter(&trained, "mine", directory.path()).unwrap();
+    let mut loaded = base.clone();
+    let error = load_adapter(&mut loaded, "mine", directory.path()).unwrap_err().to_string();
+    assert!(error.contains("`peft_type` is \"GAIN\", which this version does not have"), "{error}");
+    loaded.adapters_mut().methods_mut().add("GAIN", |fields| Ok(Arc::new(GainConfig::read(fields)?)));
+    load_adapter(&mut loaded, "mine", directory.path()).unwrap();
+    assert_eq!(loaded.values(), trained.values());
+    let entry = loaded.adapters().get("mine").unwrap();
+    assert_eq!(entry.method().downcast_ref::<GainConfig>().unwrap().power, 2);
+
+    merge(&mut loaded).unwrap();
+    let drift = loaded.values().iter().zip(trained.values()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(drift < 1e-5, "{drift:e}");
+}
