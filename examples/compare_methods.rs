@@ -138,10 +138,11 @@ fn run(args: &Args) -> anyhow::Result<()> {
     ensure!(args.max_eval_samples > 0, "--max-eval-samples is 0, so that nothing would be measured; give at least 1");
     let base = T5::from_dir(&model_dir, &device)?;
     let tokenizer = Tokenizer::from_dir(&model_dir)?;
-    let data = DialogSum::open(&dataset)?;
-    let test = &data.test[..data.test.len().min(args.max_eval_samples)];
-    let tokens = |samples| tokenize(samples, &tokenizer, &PromptTemplate::default(), Limits::default());
-    let (train_set, test_set) = (tokens(&data.train)?, tokens(test)?);
+    let dialogsum = Dataset::dialogsum();
+    let mut test = dialogsum.read(&dataset, Split::Test)?;
+    test.truncate(args.max_eval_samples);
+    let tokens = |examples: &[Example]| tokenize(examples, &tokenizer, &dialogsum.template, Limits::default());
+    let (train_set, test_set) = (tokens(&dialogsum.read(&dataset, Split::Train)?)?, tokens(&test)?);
     let sampler = BatchSampler::new(train_set.len(), args.batch_size, args.seed)?;
 
     writeln!(
@@ -150,8 +151,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
         "", "trained", "bytes", "seconds", "rouge1", "rouge2", "rougeL"
     );
     let rouge = |model: &T5| -> anyhow::Result<[f64; 3]> {
-        let summaries = summarise(model, &tokenizer, &test_set.samples, args.batch_size)?;
-        let references: Vec<&[String]> = test.iter().map(Sample::references).collect();
+        let summaries = summarise(model, &tokenizer, &test_set.examples, args.batch_size)?;
+        let references: Vec<&[String]> = test.iter().map(|example| example.targets.as_slice()).collect();
         let scores = mean(&RougeScorer::all().with_stemmer(true).score_corpus(&references, &summaries)?)?;
         Ok([Metric::Rouge1, Metric::Rouge2, Metric::RougeL].map(|metric| 100.0 * scores[metric].fmeasure))
     };

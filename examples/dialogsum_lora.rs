@@ -73,19 +73,18 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let base = T5::from_dir(&model_dir, &device)?;
     let tokenizer = Tokenizer::from_dir(&model_dir)?;
     tokenizer.check_fits(base.config().vocab_size)?;
-    let data = DialogSum::open(asset_or(&args.dataset, "dialogsum-sample"))?;
-    ensure!(!data.train.is_empty(), "the training split is empty");
-    ensure!(!data.test.is_empty(), "the test split is empty");
-    let test = &data.test[..data.test.len().min(args.max_eval_samples)];
-    let tokens = |samples| tokenize(samples, &tokenizer, &PromptTemplate::default(), Limits::default());
-    let (train_set, test_set) = (tokens(&data.train)?, tokens(test)?);
+    let (dialogsum, directory) = (Dataset::dialogsum(), asset_or(&args.dataset, "dialogsum-sample"));
+    let mut test = dialogsum.read(&directory, Split::Test)?;
+    test.truncate(args.max_eval_samples);
+    let tokens = |examples: &[Example]| tokenize(examples, &tokenizer, &dialogsum.template, Limits::default());
+    let (train_set, test_set) = (tokens(&dialogsum.read(&directory, Split::Train)?)?, tokens(&test)?);
     let sampler = BatchSampler::new(train_set.len(), args.batch_size, args.seed)?;
     writeln!(out, "train: {train_set}\ntest: {test_set}");
     let seconds_load = clock.elapsed().as_secs_f64();
 
-    let summarise = |model: &T5, samples: &[TokenizedSample]| summarise(model, &tokenizer, samples, args.batch_size);
-    let zero_shot = summarise(&base, &test_set.samples[..1])?;
-    writeln!(out, "\n{}\n\nzero-shot: {}\n", test[0].dialogue, zero_shot[0]);
+    let summarise = |model: &T5, examples: &[TokenizedExample]| summarise(model, &tokenizer, examples, args.batch_size);
+    let zero_shot = summarise(&base, &test_set.examples[..1])?;
+    writeln!(out, "\n{}\n\nzero-shot: {}\n", test[0].fields["dialogue"], zero_shot[0]);
 
     // The adapter: trainable factors beside every q and v. The base is shared, frozen, and never changed.
     let mut model = base.clone();
@@ -108,19 +107,19 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let clock = Instant::now();
     let mut reloaded = T5::from_dir(&model_dir, &device)?;
     load_adapter(&mut reloaded, "dialogsum", &adapter)?;
-    let zero_shot = summarise(&base, &test_set.samples)?;
-    let tuned = summarise(&reloaded, &test_set.samples)?;
+    let zero_shot = summarise(&base, &test_set.examples)?;
+    let tuned = summarise(&reloaded, &test_set.examples)?;
     let seconds_generate = clock.elapsed().as_secs_f64();
-    for ((sample, before), after) in test.iter().zip(&zero_shot).zip(&tuned).take(4) {
-        let reference = &sample.references()[0];
-        writeln!(out, "{}\n  reference  {reference}\n  zero-shot  {before}\n  LoRA       {after}\n", sample.id);
+    for ((example, before), after) in test.iter().zip(&zero_shot).zip(&tuned).take(4) {
+        let reference = &example.targets[0];
+        writeln!(out, "{}\n  reference  {reference}\n  zero-shot  {before}\n  LoRA       {after}\n", example.id);
     }
 
     // ROUGE, against all references of each dialogue. Whoever does not beat the first line has learnt nothing.
     let clock = Instant::now();
-    let first_line = |sample: &Sample| sample.dialogue.lines().next().unwrap_or_default().to_owned();
+    let first_line = |example: &Example| example.fields["dialogue"].lines().next().unwrap_or_default().to_owned();
     let first_line: Vec<String> = test.iter().map(first_line).collect();
-    let references: Vec<&[String]> = test.iter().map(Sample::references).collect();
+    let references: Vec<&[String]> = test.iter().map(|example| example.targets.as_slice()).collect();
     let scorer = RougeScorer::all().with_stemmer(true);
     let mut rouge = json!({});
     writeln!(out, "mean F [95 %]     {:22}{:22}{:22}rougeLsum", "rouge1", "rouge2", "rougeL");

@@ -86,7 +86,7 @@ pub fn asset_or(given: &Option<PathBuf>, name: &str) -> PathBuf {
 pub fn summarise(
     model: &T5,
     tokenizer: &Tokenizer,
-    samples: &[TokenizedSample],
+    examples: &[TokenizedExample],
     batch_size: usize,
 ) -> anyhow::Result<Vec<String>> {
     let tokens = model.special_tokens();
@@ -94,8 +94,8 @@ pub fn summarise(
     let decoder_start_token_id = tokens.start.context("no start token")?;
     let config = GreedyConfig { max_new_tokens: 64, decoder_start_token_id, eos_token_id, no_repeat_ngram_size: 3 };
     let mut summaries = Vec::new();
-    for chunk in samples.chunks(batch_size) {
-        let source = TokenRows::from_rows(chunk.iter().map(|sample| &sample.source))?;
+    for chunk in examples.chunks(batch_size) {
+        let source = TokenRows::from_rows(chunk.iter().map(|example| &example.source))?;
         for ids in greedy(model.start_decoding(&source)?, &config)? {
             summaries.push(tokenizer.decode(&ids)?);
         }

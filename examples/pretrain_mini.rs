@@ -260,7 +260,7 @@ struct Dialogue {
 
 impl Corpus {
     fn new(texts: &[Text], tokenizer: &Tokenizer) -> anyhow::Result<Self> {
-        let template = PromptTemplate::default();
+        let template = Dataset::dialogsum().template;
         let (before, behind) = template.as_str().split_once("{dialogue}").expect("every template has a place for it");
         // Words are tokenised one by one, so that the ids of a text are those of its parts, one after the other.
         let ids = |text: &str| -> anyhow::Result<Vec<u32>> {

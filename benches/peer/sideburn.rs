@@ -141,12 +141,13 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn write_tokens(dataset: &Path, tokenizer: &Path, count: usize, out: &Path) -> anyhow::Result<()> {
-    let samples = DialogSum::open(dataset)?.train;
-    anyhow::ensure!(samples.len() >= count, "{}: {} dialogues, wanted {count}", dataset.display(), samples.len());
+    let dialogsum = Dataset::dialogsum();
+    let train = dialogsum.read(dataset, Split::Train)?;
+    anyhow::ensure!(train.len() >= count, "{}: {} dialogues, wanted {count}", dataset.display(), train.len());
     let tokenizer = Tokenizer::from_dir(tokenizer)?;
-    let set = tokenize(&samples[..count], &tokenizer, &PromptTemplate::default(), Limits::default())?;
+    let set = tokenize(&train[..count], &tokenizer, &dialogsum.template, Limits::default())?;
     let mut file = BufWriter::new(File::create(out)?);
-    for TokenizedSample { source, target, .. } in set.samples {
+    for TokenizedExample { source, target, .. } in set.examples {
         serde_json::to_writer(&mut file, &Ids { source, target })?;
         file.write_all(b"\n")?;
     }

@@ -8,6 +8,8 @@ use std::{
 use sideburn_batch::BatchError;
 use sideburn_files::{FileError, printable};
 
+use crate::dataset::Split;
+
 /// A record in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
@@ -48,29 +50,45 @@ pub enum DataError {
         directory: PathBuf,
     },
 
-    /// A directory holds none of a data set's files.
-    #[error("{directory} holds no file of DialogSum; looked for {looked_for}", directory = printable(directory), looked_for = looked_for.join(", "))]
-    NoSplits {
+    /// A directory holds no file of a split.
+    #[error(
+        "{directory} holds no {split} split of {dataset}: looked for {looked_for}; rename the file, or give another directory",
+        directory = printable(directory),
+        dataset = printable(dataset),
+        looked_for = listed(looked_for)
+    )]
+    NoSplit {
+        /// The data set.
+        dataset: String,
+        /// The split asked for.
+        split: Split,
         /// The directory given.
         directory: PathBuf,
         /// The file names looked for in it.
         looked_for: Vec<String>,
     },
 
-    /// A directory holds one split more than once.
-    #[error("{directory} holds the {split} split more than once, as {found}; keep one of them", directory = printable(directory), found = printable(&found.join(" and ")))]
+    /// A directory holds a split more than once.
+    #[error(
+        "{directory} holds the {split} split of {dataset} more than once, as {found}; keep one of them",
+        directory = printable(directory),
+        dataset = printable(dataset),
+        found = printable(&found.join(" and "))
+    )]
     AmbiguousSplit {
+        /// The data set.
+        dataset: String,
+        /// The split asked for.
+        split: Split,
         /// The directory given.
         directory: PathBuf,
-        /// `train`, `validation` or `test`.
-        split: &'static str,
         /// The file names found.
         found: Vec<String>,
     },
 
     /// A file holds no record.
-    #[error("{path} holds no sample; expected at least one record{after}", path = printable(path), after = if *has_header { " after the header" } else { "" })]
-    NoSamples {
+    #[error("{path} holds no example; expected at least one record{after}", path = printable(path), after = if *has_header { " after the header" } else { "" })]
+    NoExamples {
         /// The file.
         path: PathBuf,
         /// Whether there was a header line.
@@ -86,7 +104,7 @@ pub enum DataError {
         byte: usize,
     },
 
-    /// A record is longer than any sample should be.
+    /// A record is longer than any example should be.
     #[error(
         "{at}: the record that starts here is longer than {limit} bytes; a quotation mark or line end is probably missing"
     )]
@@ -120,23 +138,23 @@ pub enum DataError {
     },
 
     /// A CSV header lacks a column.
-    #[error("{at}: no column named \"{column}\"; found {found}", found = listed(found))]
+    #[error("{at}: no column named \"{column}\"; found {found}", column = printable(column), found = listed(found))]
     MissingColumn {
         /// The header.
         at: Place,
         /// The column looked for.
-        column: &'static str,
+        column: String,
         /// The columns there are.
         found: Vec<String>,
     },
 
-    /// A CSV header names a column twice.
-    #[error("{at}: more than one column is named \"{column}\"; rename all but one")]
+    /// A CSV header, or an object, has a name twice, or in two spellings.
+    #[error("{at}: more than one column is named \"{column}\"; rename all but one", column = printable(column))]
     RepeatedColumn {
-        /// The header.
+        /// The header or the object.
         at: Place,
         /// The name.
-        column: &'static str,
+        column: String,
     },
 
     /// A CSV record does not fit its header.
@@ -183,15 +201,22 @@ pub enum DataError {
         found: Vec<String>,
     },
 
-    /// A field is not of the right type.
-    #[error("{at}: field \"{field}\" must be a string, found {found}; put the text in quotation marks", field = printable(field))]
+    /// A value is not a text.
+    #[error("{at}: \"{field}\" must be a string, found {found}; {remedy}", field = printable(field), remedy = remedy(found))]
     FieldType {
-        /// The line.
+        /// The record.
         at: Place,
         /// The field.
         field: String,
         /// What was found, such as "a number".
         found: &'static str,
+    },
+
+    /// A record has an id where the first record of the file has none.
+    #[error("{at}: this record has an id, and the first of the file has none; give one to all of them or to none")]
+    UnexpectedId {
+        /// The record.
+        at: Place,
     },
 
     /// A text that must say something is blank.
@@ -214,27 +239,52 @@ pub enum DataError {
         first: u64,
     },
 
-    /// Two different dialogues under one id.
+    /// Two different examples under one id.
     #[error(
-        "{at}: \"{id}\" is numbered as a reference to the dialogue of line {first}, but its dialogue differs; rows ID_1, ID_2, ... must repeat one dialogue",
-        id = printable(id)
+        "{at}: \"{id}\" is numbered as a reference to the example of line {first}, but its \"{field}\" differs; records ID_1, ID_2, ... must repeat one example",
+        id = printable(id),
+        field = printable(field)
     )]
-    DifferentDialogues {
+    DifferentFields {
         /// The second record.
         at: Place,
         /// Its id.
         id: String,
+        /// The field.
+        field: String,
         /// The first record's line.
         first: u64,
     },
 
-    /// A prompt template does not have exactly one place for the dialogue.
-    #[error("the prompt template must hold {{dialogue}} exactly once, found it {found} times in {text:?}")]
+    /// The text of a template is none.
+    #[error("{text:?} is no prompt template: {reason}")]
     Template {
         /// The template's text.
         text: String,
-        /// How often it holds `{dialogue}`.
-        found: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+
+    /// A template has a place for a field that an example does not have.
+    #[error(
+        "the template has a place {{{place}}}, which is no field of the example; its fields are {fields}",
+        place = printable(place),
+        fields = listed(fields)
+    )]
+    UnknownPlace {
+        /// The place.
+        place: String,
+        /// The fields of the example.
+        fields: Vec<String>,
+    },
+
+    /// An example cannot be tokenised.
+    #[error("example \"{id}\": {source}", id = printable(id))]
+    Example {
+        /// The example.
+        id: String,
+        /// Why.
+        source: Box<DataError>,
     },
 
     /// A tokenizer file cannot be understood.
@@ -280,28 +330,25 @@ pub enum DataError {
         max_length: usize,
     },
 
-    /// A sample has nothing to be trained on.
-    #[error("sample \"{id}\" has no summary; give it at least one", id = printable(id))]
-    NoSummary {
-        /// The sample.
-        id: String,
-    },
+    /// An example has nothing to be trained on.
+    #[error("it has no target; give it at least one")]
+    NoTarget,
 
-    /// A batch names a sample that is not there.
-    #[error("there is no sample {index}; the set has {len} samples, numbered from 0")]
-    NoSuchSample {
+    /// A batch names an example that is not there.
+    #[error("there is no example {index}; the set has {len} examples, numbered from 0")]
+    NoSuchExample {
         /// The number given.
         index: usize,
-        /// The samples there are.
+        /// The examples there are.
         len: usize,
     },
 
     /// A sampler would never yield a batch.
-    #[error("{len} samples in batches of {batch_size} make no {batch}; both must be above zero", batch = if *drop_last { "full batch" } else { "batch" })]
+    #[error("{len} examples in batches of {batch_size} make no {batch}; both must be above zero", batch = if *drop_last { "full batch" } else { "batch" })]
     NoBatches {
-        /// Samples.
+        /// Examples.
         len: usize,
-        /// Samples in a batch.
+        /// Examples in a batch.
         batch_size: usize,
         /// Whether a smaller last batch is dropped.
         drop_last: bool,
@@ -315,6 +362,16 @@ pub enum DataError {
 /// Names of fields or columns, as a message lists them.
 fn listed(names: &[String]) -> String {
     printable(&names.join(", ")).to_string()
+}
+
+/// How to mend a value that is `found` in the place of a text.
+fn remedy(found: &str) -> &'static str {
+    match found {
+        "null" | "an empty array" => "remove the record or fill it in",
+        "an array" => "join its texts into one, with line breaks between them",
+        "an object" => "put the text itself there",
+        _ => "put it in quotation marks",
+    }
 }
 
 impl DataError {
@@ -334,7 +391,7 @@ mod tests {
         let at = Place::new(Path::new(&hostile()), 3);
         let found = vec![hostile()];
         let errors = [
-            DataError::MissingColumn { at: at.clone(), column: "id", found: found.clone() },
+            DataError::MissingColumn { at: at.clone(), column: hostile(), found: found.clone() },
             DataError::MissingField { at: at.clone(), field: hostile(), found },
             DataError::Json { at: at.clone(), column: 1, reason: hostile() },
             DataError::DuplicateId { at, id: hostile(), first: 1 },

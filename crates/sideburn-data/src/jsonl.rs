@@ -1,86 +1,65 @@
-//! One line of DialogSum's original JSON Lines layout.
+//! Records of a JSON Lines file.
 
-use std::path::Path;
+use std::{io::BufRead, path::Path};
 
 use serde_json::{Map, Value};
 
 use crate::{
+    columns::{Columns, Gatherer, Layout, Names, kind},
     error::{DataError, Place},
-    gather::Row,
+    example::Example,
+    lines::Lines,
 };
 
-/// Reads the object on a line: `fname` (or `id`), `dialogue`, `summary` (or `summary1`, `summary2`, ...) and,
-/// if there is one, `topic` (or `topic1`). Other fields are passed over.
-pub(crate) fn parse(text: &str, path: &Path, line: u64) -> Result<Row, DataError> {
-    let at = || Place::new(path, line);
-    let object = match serde_json::from_str(text) {
-        Ok(Value::Object(object)) => Object { object, at: at() },
-        Ok(other) => return Err(DataError::NotAnObject { at: at(), found: kind(&other) }),
+/// Reads a JSON Lines file: an object on each line, whose fields are the columns.
+///
+/// Fields that the columns do not name are passed over, and so are blank lines. Line ends within texts become `\n`; texts
+/// are not changed otherwise. The file is read as a stream.
+///
+/// # Errors
+/// If the file is missing, unreadable, not UTF-8, a Git LFS pointer or holds no record; if a line is not a JSON object or is
+/// above 16 MiB; if a field is missing or not a text; if a text is blank; if two records have one id.
+#[cfg(feature = "fs")]
+pub fn read_jsonl(path: impl AsRef<Path>, columns: &Columns) -> Result<Vec<Example>, DataError> {
+    let path = path.as_ref();
+    read(Lines::open(path)?, columns)
+}
+
+/// The same of what `reader` gives; errors call it `name`.
+///
+/// # Errors
+/// Those of [`read_jsonl`](crate#reading).
+pub fn parse_jsonl(name: &Path, reader: impl BufRead, columns: &Columns) -> Result<Vec<Example>, DataError> {
+    read(Lines::new(reader, name), columns)
+}
+
+fn read(mut lines: Lines<impl BufRead>, columns: &Columns) -> Result<Vec<Example>, DataError> {
+    let path = lines.path().to_path_buf();
+    let mut gatherer = Gatherer::new(&path, columns);
+    loop {
+        let line = lines.number() + 1;
+        let Some(text) = lines.read()? else { break };
+        if text.trim().is_empty() {
+            continue;
+        }
+        let at = Place::new(&path, line);
+        let (names, values): (Vec<String>, Vec<Value>) = object(text, &at)?.into_iter().unzip();
+        let layout = Layout::new(columns, Names { names: &names, at: &at, is_header: false })?;
+        gatherer.add(line, &names, &layout, &values)?;
+    }
+    gatherer.finish(false)
+}
+
+fn object(text: &str, at: &Place) -> Result<Map<String, Value>, DataError> {
+    match serde_json::from_str(text) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(other) => Err(DataError::NotAnObject { at: at.clone(), found: kind(&other) }),
         Err(error) => {
             // The parser sees one line only: its "at line 1" would contradict the file's line number.
             let message = error.to_string();
             let reason = message.split(" at line ").next().unwrap_or_default().to_owned();
-            return Err(DataError::Json { at: at(), column: error.column(), reason });
+            Err(DataError::Json { at: at.clone(), column: error.column(), reason })
         }
-    };
-    let id = if object.has("fname") { object.text("fname") } else { object.text("id") };
-    let id = id.map_err(|error| match error {
-        DataError::MissingField { at, found, .. } => DataError::MissingField { at, field: "fname".into(), found },
-        other => other,
-    })?;
-    let topic = ["topic", "topic1"].into_iter().find(|name| object.has(name));
-    Ok(Row {
-        line,
-        id,
-        dialogue: object.text("dialogue")?,
-        summaries: summaries(&object)?,
-        topic: topic.map(|name| object.text(name)).transpose()?,
-    })
-}
-
-fn summaries(object: &Object) -> Result<Vec<(String, String)>, DataError> {
-    let is_numbered = |name: &str| {
-        name.strip_prefix("summary").is_some_and(|n| !n.is_empty() && n.bytes().all(|byte| byte.is_ascii_digit()))
-    };
-    let names: Vec<String> = match object.object.keys().filter(|name| is_numbered(name)).count() {
-        0 => vec!["summary".to_owned()],
-        // Counted, not probed: with summary2 left out, summary3 must not vanish.
-        count => (1..=count).map(|number| format!("summary{number}")).collect(),
-    };
-    names.into_iter().map(|name| object.text(&name).map(|text| (name, text))).collect()
-}
-
-struct Object {
-    object: Map<String, Value>,
-    at: Place,
-}
-
-impl Object {
-    fn has(&self, name: &str) -> bool {
-        self.object.contains_key(name)
-    }
-
-    fn text(&self, name: &str) -> Result<String, DataError> {
-        let (at, field) = (|| self.at.clone(), || name.to_owned());
-        match self.object.get(name) {
-            Some(Value::String(text)) => Ok(text.clone()),
-            Some(other) => Err(DataError::FieldType { at: at(), field: field(), found: kind(other) }),
-            None => {
-                let found = self.object.keys().take(20).cloned().collect();
-                Err(DataError::MissingField { at: at(), field: field(), found })
-            }
-        }
-    }
-}
-
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a truth value",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
     }
 }
 
@@ -88,32 +67,38 @@ fn kind(value: &Value) -> &'static str {
 mod tests {
     use super::*;
 
+    fn read(text: &str) -> Result<Vec<Example>, DataError> {
+        parse_jsonl(Path::new("f"), text.as_bytes(), &crate::Dataset::dialogsum().columns)
+    }
+
     fn message(text: &str) -> String {
-        parse(text, Path::new("f"), 7).map(|_| ()).unwrap_err().to_string()
+        read(text).unwrap_err().to_string()
     }
 
     #[test]
     fn both_shapes_are_read() {
-        let row = parse(r#"{"fname":"dev_0","dialogue":"d","summary":"s","topic":"t"}"#, Path::new("f"), 1).unwrap();
-        assert_eq!((row.id.as_str(), row.topic.as_deref()), ("dev_0", Some("t")));
-        assert_eq!(row.summaries, [("summary".to_owned(), "s".to_owned())]);
+        let examples = read(r#"{"fname":"dev_0","dialogue":"d","summary":"s","topic":"t"}"#).unwrap();
+        assert_eq!((examples[0].id.as_str(), examples[0].field("topic")), ("dev_0", Some("t")));
+        assert_eq!(examples[0].targets, ["s"]);
         let text = r#"{"fname":"test_0","summary2":"b","summary1":"a","dialogue":"d","topic1":"t","topic2":"u"}"#;
-        let row = parse(text, Path::new("f"), 1).unwrap();
-        assert_eq!(row.summaries.iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>(), ["a", "b"]);
-        assert_eq!(row.topic.as_deref(), Some("t"));
+        let examples = read(text).unwrap();
+        assert_eq!(examples[0].targets, ["a", "b"]);
+        assert_eq!(examples[0].field("topic"), Some("t"));
     }
 
     #[test]
     fn what_is_wrong_is_said() {
         assert_eq!(
-            message("[1]"),
-            "f, line 7: expected an object, found an array; a JSON Lines file holds one object on each line"
+            message("3"),
+            "f, line 1: expected an object, found a number; a JSON Lines file holds one object on each line"
         );
-        assert!(message("{\"a\": 1,}").starts_with("f, line 7: not JSON at column 9: trailing comma; "));
-        assert!(message("{\"x\": 1}").starts_with("f, line 7: no field \"fname\"; found x"));
-        assert!(message(r#"{"fname": 3}"#).starts_with("f, line 7: field \"fname\" must be a string, found a number"));
+        assert!(message("{\"a\": 1,}").starts_with("f, line 1: not JSON at column 9: trailing comma; "));
+        assert!(message("{\"x\": 1}").starts_with("f, line 1: no field \"summary\"; found x"));
+        assert!(
+            message(r#"{"fname": "a", "dialogue": 3, "summary": "s"}"#).starts_with("f, line 1: \"dialogue\" must be")
+        );
         let gap = r#"{"fname":"a","dialogue":"d","summary1":"a","summary3":"c"}"#;
-        assert!(message(gap).starts_with("f, line 7: no field \"summary2\""));
+        assert!(message(gap).starts_with("f, line 1: no field \"summary2\""));
         let depth = "[".repeat(100_000);
         assert!(message(&depth).contains("not JSON"), "deep nesting must not overflow the stack");
     }

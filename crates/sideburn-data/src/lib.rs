@@ -1,33 +1,37 @@
-//! From files on a disk to batches of token ids: everything that happens to dialogue-summarisation data before a
-//! model sees it. No model and no tensor library is known here.
+//! From files to batches of token ids: everything that happens to a data set before a model sees it. No model and no
+//! tensor library is known here.
 //!
 //! # Overview
 //!
-//! * [`DialogSum::open`] reads a directory of the DialogSum data set, in the hub's CSV layout or the original JSON
-//!   Lines, into [`Splits`] of [`Sample`]s. [`read_csv`] and [`read_jsonl`] read one file. The three test rows that
-//!   repeat a dialogue become one sample with three [references](Sample::references).
-//! * [`PromptTemplate`] is the text around a dialogue; the same value serves training and inference.
+//! * [`Dataset`] describes a data set: its files, and which [`Columns`] they have. [`Dataset::dialogsum`] and
+//!   [`Dataset::samsum`] are two; [`Dataset::read`] reads a [`Split`] of one from a directory.
+//! * [`Example`] is what is read: texts by name, and one or more targets. Records that repeat an example with another
+//!   reference become one.
+//! * [`Template`] is the text around the fields of an example; the same value serves training and inference.
 //! * [`Tokenizer`] wraps a `tokenizer.json`: ids end with the end-of-sequence token, exactly once.
-//! * [`tokenize`] does all samples in parallel and says how many were [cut](TokenizedSet#structfield.cut_sources).
-//! * [`BatchSampler`] gives the sample numbers of any training step, as a pure function of the seed and the step.
-//!   [`TokenizedSet::batch`] lays those samples into a [`Seq2SeqBatch`](sideburn_batch::Seq2SeqBatch).
+//! * [`tokenize`] does all examples in parallel and says how many were [cut](TokenizedSet#structfield.cut_sources).
+//! * [`BatchSampler`] gives the example numbers of any training step, as a pure function of the seed and the step.
+//!   [`TokenizedSet::batch`] lays those examples into a [`Seq2SeqBatch`](sideburn_batch::Seq2SeqBatch).
 //!
-//! Reading is strict. Anything that does not fit is a [`DataError`] that names the file, the line, the field, what was
-//! found and what to do; nothing is dropped or guessed.
+//! # Reading
+//!
+//! [`read_csv`] and [`read_jsonl`] read one file, whatever it is about; [`parse_csv`] and [`parse_jsonl`] read what is in
+//! memory, or comes from elsewhere. Reading is strict. Anything that does not fit is a [`DataError`] that names the file, the
+//! line, the field, what was found and what to do; nothing is dropped or guessed.
 //!
 //! # A complete program
 //!
 //! ```
 //! use std::{error::Error, path::Path};
-//! use sideburn_data::{BatchSampler, DialogSum, Limits, PromptTemplate, Tokenizer, tokenize};
+//! use sideburn_data::{BatchSampler, Dataset, Limits, Split, Tokenizer, tokenize};
 //!
 //! fn first_batches(data: &Path, model: &Path) -> Result<(), Box<dyn Error>> {
-//!     let splits = DialogSum::open(data)?;
+//!     let dialogsum = Dataset::dialogsum();
+//!     let examples = dialogsum.read(data, Split::Train)?;
 //!     let tokenizer = Tokenizer::from_dir(model)?;
-//!     let template = PromptTemplate::default();
 //!
-//!     let train = tokenize(&splits.train, &tokenizer, &template, Limits::default())?;
-//!     println!("{train}"); // 0 of 1,200 dialogues were longer than 512 tokens and were cut; ...
+//!     let train = tokenize(&examples, &tokenizer, &dialogsum.template, Limits::default())?;
+//!     println!("{train}"); // 0 of 1,200 prompts were longer than 512 tokens and were cut; ...
 //!
 //!     let sampler = BatchSampler::new(train.len(), 8, 42)?;
 //!     for step in 0..3 {
@@ -39,25 +43,38 @@
 //! # let root = Path::new(env!("CARGO_MANIFEST_DIR"));
 //! # first_batches(&root.join("../../assets/dialogsum-sample"), &root.join("testdata")).unwrap();
 //! ```
+//!
+//! # Features
+//!
+//! * `fs` (default): paths. Without it, all that is read are bytes that the caller has.
+//! * `threads` (default): all cores.
 
 #![forbid(unsafe_code)]
 
-mod csv_records;
-mod dialogsum;
+mod columns;
+mod csv;
+mod dataset;
+mod dialogues;
 mod error;
-mod gather;
+mod example;
 mod jsonl;
 mod lines;
-mod sample;
 mod sampler;
 mod template;
 mod tokenized;
 mod tokenizer;
 
-pub use dialogsum::{DialogSum, Splits, read_csv, read_jsonl};
+pub use columns::Columns;
+pub use csv::parse_csv;
+#[cfg(feature = "fs")]
+pub use csv::read_csv;
+pub use dataset::{Dataset, Split};
 pub use error::{DataError, Place};
-pub use sample::Sample;
+pub use example::{Example, Fields};
+pub use jsonl::parse_jsonl;
+#[cfg(feature = "fs")]
+pub use jsonl::read_jsonl;
 pub use sampler::BatchSampler;
-pub use template::PromptTemplate;
-pub use tokenized::{Limits, TokenizedSample, TokenizedSet, tokenize};
+pub use template::Template;
+pub use tokenized::{Limits, TokenizedExample, TokenizedSet, tokenize};
 pub use tokenizer::{Encoding, Tokenizer};

@@ -1,12 +1,9 @@
 //! Physical lines of a text file: numbered, checked to be UTF-8, never longer than a limit.
 
 use std::{
-    fs::File,
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, Read},
     path::{Path, PathBuf},
 };
-
-use sideburn_files::open_regular;
 
 use crate::error::{DataError, Place};
 
@@ -21,15 +18,20 @@ pub(crate) struct Lines<R> {
     limit: usize,
 }
 
-impl Lines<BufReader<File>> {
+#[cfg(feature = "fs")]
+impl Lines<std::io::BufReader<std::fs::File>> {
     pub(crate) fn open(path: &Path) -> Result<Self, DataError> {
-        let (file, _) = open_regular(path)?;
-        Ok(Self::new(BufReader::new(file), path, RECORD_LIMIT))
+        let (file, _) = sideburn_files::open_regular(path)?;
+        Ok(Self::new(std::io::BufReader::new(file), path))
     }
 }
 
 impl<R: BufRead> Lines<R> {
-    pub(crate) fn new(reader: R, path: &Path, limit: usize) -> Self {
+    pub(crate) fn new(reader: R, path: &Path) -> Self {
+        Self::with_limit(reader, path, RECORD_LIMIT)
+    }
+
+    pub(crate) fn with_limit(reader: R, path: &Path, limit: usize) -> Self {
         Self { reader, path: path.to_path_buf(), number: 0, buffer: Vec::new(), limit }
     }
 
@@ -78,7 +80,7 @@ mod tests {
     use super::*;
 
     fn lines(text: &[u8], limit: usize) -> Lines<&[u8]> {
-        Lines::new(text, Path::new("f"), limit)
+        Lines::with_limit(text, Path::new("f"), limit)
     }
 
     #[test]
@@ -93,7 +95,7 @@ mod tests {
 
     #[test]
     fn a_line_above_the_limit_is_refused_before_it_is_read_whole() {
-        let mut endless = Lines::new(BufReader::new(std::io::repeat(b'x')), Path::new("f"), 1000);
+        let mut endless = Lines::with_limit(std::io::BufReader::new(std::io::repeat(b'x')), Path::new("f"), 1000);
         let error = endless.read().unwrap_err();
         assert!(matches!(error, DataError::RecordTooLong { limit: 1000, .. }), "{error}");
         assert_eq!(lines(b"1234567\n", 8).read().unwrap(), Some("1234567"));

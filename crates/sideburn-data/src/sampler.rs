@@ -4,7 +4,7 @@ use sideburn_batch::Key;
 
 use crate::error::DataError;
 
-/// Shuffled batches of sample numbers: every sample once per epoch, in an order that is a pure function of the seed
+/// Shuffled batches of example numbers: every example once per epoch, in an order that is a pure function of the seed
 /// and the epoch.
 ///
 /// Any step's batch can be asked for at any time, so that a run resumes in mid-epoch without replaying or saving
@@ -29,7 +29,7 @@ pub struct BatchSampler {
 }
 
 impl BatchSampler {
-    /// Batches of `batch_size` out of `len` samples. The last batch of an epoch is smaller if `len` is not a multiple.
+    /// Batches of `batch_size` out of `len` examples. The last batch of an epoch is smaller if `len` is not a multiple.
     ///
     /// # Errors
     /// If `len` or `batch_size` is zero.
@@ -42,7 +42,7 @@ impl BatchSampler {
         Ok(Self { len, batch_size, batches: len.div_ceil(batch_size), key })
     }
 
-    /// The same, with full batches only: each epoch leaves out the last `len % batch_size` samples of its order.
+    /// The same, with full batches only: each epoch leaves out the last `len % batch_size` examples of its order.
     ///
     /// # Errors
     /// If there are fewer samples than a batch holds.
@@ -64,7 +64,7 @@ impl BatchSampler {
         step / self.batches as u64
     }
 
-    /// The sample numbers of `step`, which counts from 0 through all epochs.
+    /// The example numbers of `step`, which counts from 0 through all epochs.
     ///
     /// The epoch's order is made anew each time: microseconds for a data set of tens of thousands, for which there is
     /// no state that could be wrong.
@@ -83,7 +83,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_sample_comes_once_per_epoch(len in 1usize..60, batch_size in 1usize..20, seed: u64, epoch in 0u64..1 << 40) {
+        fn every_example_comes_once_per_epoch(len in 1usize..60, batch_size in 1usize..20, seed: u64, epoch in 0u64..1 << 40) {
             let sampler = BatchSampler::new(len, batch_size, seed).unwrap();
             let per_epoch = sampler.batches_per_epoch() as u64;
             let steps: Vec<u64> = (epoch * per_epoch..(epoch + 1) * per_epoch).collect();
@@ -121,6 +121,6 @@ mod tests {
         assert!(BatchSampler::new(4, 0, 0).is_err());
         assert_eq!(BatchSampler::new(3, usize::MAX, 0).unwrap().batch(5).len(), 3);
         let message = BatchSampler::new(3, 4, 0).unwrap().drop_last().unwrap_err().to_string();
-        assert!(message.starts_with("3 samples in batches of 4 make no full batch"), "{message}");
+        assert!(message.starts_with("3 examples in batches of 4 make no full batch"), "{message}");
     }
 }

@@ -1,50 +1,51 @@
-//! Samples as token ids, and batches of them.
+//! Examples as token ids, and batches of them.
 
 use std::fmt;
 
+#[cfg(feature = "threads")]
 use rayon::prelude::*;
 use sideburn_batch::{Seq2SeqBatch, TokenRows};
 
 use crate::{
     error::DataError,
-    sample::Sample,
-    template::PromptTemplate,
+    example::Example,
+    template::Template,
     tokenizer::{Encoding, Tokenizer},
 };
 
 /// The longest token sequences, end-of-sequence token included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Of the prompt around a dialogue.
+    /// Of a prompt.
     pub max_source_length: usize,
-    /// Of a summary.
+    /// Of a target.
     pub max_target_length: usize,
 }
 
-/// 512 and 128, as in the DialogSum recipes for T5.
+/// 512 and 128, as in the recipes that fine-tune T5 on DialogSum.
 impl Default for Limits {
     fn default() -> Self {
         Self { max_source_length: 512, max_target_length: 128 }
     }
 }
 
-/// A [`Sample`] as token ids.
+/// An [`Example`] as token ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TokenizedSample {
-    /// The sample's id.
+pub struct TokenizedExample {
+    /// The example's id.
     pub id: String,
-    /// The prompt with the dialogue in it; ends with the end-of-sequence token.
+    /// The prompt; ends with the end-of-sequence token.
     pub source: Vec<u32>,
-    /// The first summary; ends with the end-of-sequence token.
+    /// The first target; ends with the end-of-sequence token.
     pub target: Vec<u32>,
 }
 
-/// Tokenised samples in the order of the samples. Its [`Display`](fmt::Display) reports what was cut.
+/// Tokenised examples in the order of the examples. Its [`Display`](fmt::Display) reports what was cut.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TokenizedSet {
-    /// One for each sample.
-    pub samples: Vec<TokenizedSample>,
+    /// One for each example.
+    pub examples: Vec<TokenizedExample>,
     /// How many sources were longer than the limit and lost their end.
     pub cut_sources: usize,
     /// How many targets were longer than the limit and lost their end.
@@ -53,18 +54,19 @@ pub struct TokenizedSet {
     pub limits: Limits,
 }
 
-/// Puts every sample's dialogue into `template` and tokenises it and the first summary, on all cores.
+/// Tokenises the prompt of every example, and its first target, on all cores.
 ///
-/// What is longer than its limit loses tokens at its end and keeps the end-of-sequence token. For a source that means
-/// that words of the template behind the dialogue are the first to go, as in the recipes this follows; the report
-/// tells how many samples that concerns.
+/// What is longer than its limit loses tokens at its end and keeps the end-of-sequence token. For a prompt that means
+/// that words of the template behind the last field are the first to go, as in the recipes this follows; the report
+/// tells how many examples that concerns.
 ///
 /// # Errors
-/// If a limit is below 2, a sample made by hand has no summary, or the tokenizer refuses a text.
+/// If a limit is below 2, the template has a place for a field that an example does not have, an example has no target,
+/// or the tokenizer refuses a text.
 pub fn tokenize(
-    samples: &[Sample],
+    examples: &[Example],
     tokenizer: &Tokenizer,
-    template: &PromptTemplate,
+    template: &Template,
     limits: Limits,
 ) -> Result<TokenizedSet, DataError> {
     for max_length in [limits.max_source_length, limits.max_target_length] {
@@ -72,48 +74,54 @@ pub fn tokenize(
             return Err(DataError::Limit { max_length });
         }
     }
-    let encode = |sample: &Sample| {
-        let source = tokenizer.encode(&template.render(&sample.dialogue), Some(limits.max_source_length))?;
-        let summary = sample.summaries.first().ok_or_else(|| DataError::NoSummary { id: sample.id.clone() })?;
-        let target = tokenizer.encode(summary, Some(limits.max_target_length))?;
-        Ok((sample.id.clone(), source, target))
+    let encode = |example: &Example| {
+        let source = tokenizer.encode(&template.render(&example.fields)?, Some(limits.max_source_length))?;
+        let target = example.targets.first().ok_or(DataError::NoTarget)?;
+        let target = tokenizer.encode(target, Some(limits.max_target_length))?;
+        Ok((example.id.clone(), source, target))
     };
-    let encoded: Vec<(String, Encoding, Encoding)> =
-        samples.par_iter().map(encode).collect::<Result<_, DataError>>()?;
+    let encode = |example: &Example| {
+        encode(example).map_err(|source| DataError::Example { id: example.id.clone(), source: Box::new(source) })
+    };
+    #[cfg(feature = "threads")]
+    let examples = examples.par_iter();
+    #[cfg(not(feature = "threads"))]
+    let examples = examples.iter();
+    let encoded: Vec<(String, Encoding, Encoding)> = examples.map(encode).collect::<Result<_, DataError>>()?;
     Ok(TokenizedSet {
         cut_sources: encoded.iter().filter(|(_, source, _)| source.cut > 0).count(),
         cut_targets: encoded.iter().filter(|(_, _, target)| target.cut > 0).count(),
-        samples: encoded
+        examples: encoded
             .into_iter()
-            .map(|(id, source, target)| TokenizedSample { id, source: source.ids, target: target.ids })
+            .map(|(id, source, target)| TokenizedExample { id, source: source.ids, target: target.ids })
             .collect(),
         limits,
     })
 }
 
 impl TokenizedSet {
-    /// The number of samples.
+    /// The number of examples.
     pub fn len(&self) -> usize {
-        self.samples.len()
+        self.examples.len()
     }
 
-    /// Whether there is no sample.
+    /// Whether there is no example.
     pub fn is_empty(&self) -> bool {
-        self.samples.is_empty()
+        self.examples.is_empty()
     }
 
-    /// The samples of these numbers (from 0) as a batch, in this order.
+    /// The examples of these numbers (from 0) as a batch, in this order.
     ///
     /// # Errors
-    /// If `indices` is empty or names a sample that is not there.
+    /// If `indices` is empty or names an example that is not there.
     pub fn batch(&self, indices: &[usize]) -> Result<Seq2SeqBatch, DataError> {
         let len = self.len();
-        let samples: Vec<&TokenizedSample> = indices
+        let examples: Vec<&TokenizedExample> = indices
             .iter()
-            .map(|&index| self.samples.get(index).ok_or(DataError::NoSuchSample { index, len }))
+            .map(|&index| self.examples.get(index).ok_or(DataError::NoSuchExample { index, len }))
             .collect::<Result<_, _>>()?;
-        let source = TokenRows::from_rows(samples.iter().map(|sample| &sample.source))?;
-        let target = TokenRows::from_rows(samples.iter().map(|sample| &sample.target))?;
+        let source = TokenRows::from_rows(examples.iter().map(|example| &example.source))?;
+        let target = TokenRows::from_rows(examples.iter().map(|example| &example.target))?;
         Ok(Seq2SeqBatch::new(source, target)?)
     }
 }
@@ -123,7 +131,7 @@ impl fmt::Display for TokenizedSet {
         let len = Grouped(self.len());
         write!(
             f,
-            "{} of {len} dialogues were longer than {} tokens and were cut; {} of {len} summaries were longer than {} \
+            "{} of {len} prompts were longer than {} tokens and were cut; {} of {len} targets were longer than {} \
              tokens and were cut",
             Grouped(self.cut_sources),
             Grouped(self.limits.max_source_length),

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::path::Path;
 
 use rawzip::{CompressionMethod, ZipArchiveWriter};
-use sideburn_data::{Tokenizer, read_csv, read_jsonl};
+use sideburn_data::{Dataset, Tokenizer, parse_csv, parse_jsonl};
 use sideburn_weights::{ModelFiles, SafetensorsFile, Tensor, TensorSource, TorchFile, safetensors_bytes};
 use tempfile::TempDir;
 
@@ -126,14 +126,14 @@ fn as_file<T>(bytes: &[u8], name: &str, read: impl FnOnce(&Path) -> T) -> T {
 }
 
 fn csv(bytes: &[u8]) {
-    if let Some(samples) = checked(as_file(bytes, "train.csv", |path| read_csv(path)), bytes) {
-        assert!(!samples.is_empty());
+    if let Some(examples) = checked(parse_csv(Path::new("bytes"), bytes, &Dataset::dialogsum().columns), bytes) {
+        assert!(!examples.is_empty());
     }
 }
 
 fn jsonl(bytes: &[u8]) {
-    if let Some(samples) = checked(as_file(bytes, "train.jsonl", |path| read_jsonl(path)), bytes) {
-        assert!(!samples.is_empty());
+    if let Some(examples) = checked(parse_jsonl(Path::new("bytes"), bytes, &Dataset::dialogsum().columns), bytes) {
+        assert!(!examples.is_empty());
     }
 }
 

@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | [`adapters`] | `sideburn-adapters` | the linear layer with adapter slots, LoRA, PEFT directories |
 //! | [`batch`] | `sideburn-batch` | token rows with lengths, keyed random draws |
-//! | [`data`] | `sideburn-data` | DialogSum, prompt templates, tokenisation, sampling |
+//! | [`data`] | `sideburn-data` | data sets, prompt templates, tokenisation, sampling |
 //! | [`files`] | `sideburn-files` | files opened with care, directories replaced as one thing |
 //! | [`generate`] | `sideburn-generate` | greedy decoding over any decoder |
 //! | [`kernels`] | `sideburn-kernels` | fused differentiable operations |
@@ -84,7 +84,7 @@ pub mod prelude {
     };
     pub use sideburn_batch::{Seq2SeqBatch, TokenRows};
     pub use sideburn_data::{
-        BatchSampler, DialogSum, Limits, PromptTemplate, Sample, TokenizedSample, Tokenizer, tokenize,
+        BatchSampler, Dataset, Example, Fields, Limits, Split, Template, TokenizedExample, Tokenizer, tokenize,
     };
     pub use sideburn_generate::{GreedyConfig, greedy};
     pub use sideburn_rouge::{BootstrapConfig, Metric, RougeScorer, aggregate, mean};

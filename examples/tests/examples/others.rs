@@ -1,5 +1,7 @@
 //! `compare_methods` and `pretrain_mini`.
 
+use sideburn::data::{Dataset, Split};
+
 use super::*;
 
 #[test]
@@ -24,8 +26,9 @@ fn a_small_model_is_made_of_text() {
     let directory = tempdir().unwrap();
     let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/dialogsum-sample");
     let mut lines = String::new();
-    for sample in sideburn::data::DialogSum::open(sample).unwrap().train.iter().take(100) {
-        let (dialogue, summary) = (&sample.dialogue, &sample.references()[0]);
+    let train = Dataset::dialogsum().read(sample, Split::Train).unwrap();
+    for example in train.iter().take(100) {
+        let (dialogue, summary) = (&example.fields["dialogue"], &example.targets[0]);
         lines += &format!("{}\n", serde_json::json!({ "dialogue": dialogue, "summary": summary }));
     }
     let (text, output) = (directory.path().join("text.jsonl"), directory.path().join("model"));

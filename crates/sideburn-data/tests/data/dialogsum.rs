@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use sideburn_data::{DataError, DialogSum, Sample, read_csv, read_jsonl};
+use sideburn_data::{DataError, Dataset, Example, Split, parse_csv, parse_jsonl, read_csv, read_jsonl};
 use sideburn_files::FileError;
 
 const TEST_CSV: &str = "id,dialogue,summary,topic
@@ -18,13 +18,11 @@ test_1_1,#Person1#: Bye.,Somebody leaves.,leave
 const TEST_JSONL: &str = r##"{"fname": "test_0", "dialogue": "#Person1#: Is it \"late\"?\n#Person2#: Yes, very.", "summary1": "It is late.", "topic1": "time", "summary2": "They agree, it is late.", "topic2": "hour", "summary3": "Late.", "topic3": "clock"}
 {"fname": "test_1", "dialogue": "#Person1#: Bye.", "summary": "Somebody leaves.", "topic": "leave"}"##;
 
-/// Writes `text` to a file, reads it, and gives the samples or the message with the directory taken out.
-fn read_as(name: &str, text: impl AsRef<[u8]>) -> Result<Vec<Sample>, String> {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join(name);
-    fs::write(&path, text).unwrap();
-    let read = if name.ends_with(".csv") { read_csv(&path) } else { read_jsonl(&path) };
-    read.map_err(|error| error.to_string().replace(&path.display().to_string(), name))
+/// The examples in a file of this name, or the message.
+fn read_as(name: &str, text: impl AsRef<[u8]>) -> Result<Vec<Example>, String> {
+    let (path, text, columns) = (Path::new(name), text.as_ref(), &Dataset::dialogsum().columns);
+    let read = if name.ends_with(".csv") { parse_csv(path, text, columns) } else { parse_jsonl(path, text, columns) };
+    read.map_err(|error| error.to_string())
 }
 
 fn csv_message(text: impl AsRef<[u8]>) -> String {
@@ -36,15 +34,14 @@ fn jsonl_message(text: impl AsRef<[u8]>) -> String {
 }
 
 #[test]
-fn rows_of_one_dialogue_become_one_sample() {
-    let samples = read_as("test.csv", TEST_CSV).unwrap();
-    assert_eq!(samples.len(), 2, "four rows, two dialogues");
-    assert_eq!(samples[0].id, "test_0");
-    assert_eq!(samples[0].dialogue, "#Person1#: Is it \"late\"?\n#Person2#: Yes, very.");
-    assert_eq!(samples[0].summary(), "It is late.");
-    assert_eq!(samples[0].references(), ["It is late.", "They agree, it is late.", "Late."]);
-    assert_eq!(samples[0].topic.as_deref(), Some("time"));
-    assert_eq!((samples[1].id.as_str(), samples[1].references().len()), ("test_1", 1));
+fn rows_of_one_dialogue_become_one_example() {
+    let examples = read_as("test.csv", TEST_CSV).unwrap();
+    assert_eq!(examples.len(), 2, "four rows, two dialogues");
+    assert_eq!(examples[0].id, "test_0");
+    assert_eq!(examples[0].field("dialogue"), Some("#Person1#: Is it \"late\"?\n#Person2#: Yes, very."));
+    assert_eq!(examples[0].targets, ["It is late.", "They agree, it is late.", "Late."]);
+    assert_eq!(examples[0].field("topic"), Some("time"));
+    assert_eq!((examples[1].id.as_str(), examples[1].targets.len()), ("test_1", 1));
 }
 
 #[test]
@@ -62,17 +59,17 @@ fn windows_files_say_the_same() {
 
 #[test]
 fn columns_may_stand_in_any_order_and_topic_is_optional() {
-    let samples = read_as("f.csv", "summary,extra,dialogue,id\ns,x,d,train_1\nt,x,e,train_2\n").unwrap();
-    assert_eq!(samples[1].id, "train_2");
-    assert_eq!((samples[1].dialogue.as_str(), samples[1].summary(), &samples[1].topic), ("e", "t", &None));
+    let examples = read_as("f.csv", "summary,extra,dialogue,id\ns,x,d,train_1\nt,x,e,train_2\n").unwrap();
+    assert_eq!((examples[1].id.as_str(), examples[1].field("dialogue")), ("train_2", Some("e")));
+    assert_eq!((examples[1].targets[0].as_str(), examples[1].field("topic")), ("t", None));
 }
 
 #[test]
 fn damaged_csv_is_named_by_line_and_field() {
     let header = "id,dialogue,summary,topic\n";
     let of = |rows: &str| csv_message(format!("{header}{rows}"));
-    assert!(of("").starts_with("f.csv holds no sample; expected at least one record after the header"));
-    assert!(csv_message("").starts_with("f.csv holds no sample"));
+    assert!(of("").starts_with("f.csv holds no example; expected at least one record after the header"));
+    assert!(csv_message("").starts_with("f.csv holds no example"));
     assert_eq!(
         csv_message("id,dialog,summary\na,b,c\n"),
         "f.csv, line 1: no column named \"dialogue\"; found id, dialog, summary"
@@ -93,12 +90,14 @@ fn damaged_csv_is_named_by_line_and_field() {
 fn damaged_jsonl_is_named_by_line_and_field() {
     let good = r#"{"fname":"a","dialogue":"d","summary":"s"}"#;
     let second = |line: &str| jsonl_message(format!("{good}\n{line}\n"));
-    assert!(jsonl_message("\n\n").starts_with("f.jsonl holds no sample; expected at least one record"));
+    assert!(jsonl_message("\n\n").starts_with("f.jsonl holds no example; expected at least one record"));
     assert!(second("\"text\"").starts_with("f.jsonl, line 2: expected an object, found a string;"));
     assert!(second("{\"fname\":").starts_with("f.jsonl, line 2: not JSON at column 9: EOF while parsing a value;"));
     assert!(second(r#"{"fname":"b","dialogue":"d"}"#).starts_with("f.jsonl, line 2: no field \"summary\"; found dial"));
-    let number = r#"{"fname":"b","dialogue":"d","summary":["s"]}"#;
-    assert!(second(number).starts_with("f.jsonl, line 2: field \"summary\" must be a string, found an array;"));
+    let number = r#"{"fname":"b","dialogue":"d","summary":7}"#;
+    assert!(
+        second(number).starts_with("f.jsonl, line 2: \"summary\" must be a string, found a number; put it in quot")
+    );
     let blank = r#"{"fname":"b","dialogue":"d","summary1":"s","summary2":"\n"}"#;
     assert!(second(blank).starts_with("f.jsonl, line 2: \"summary2\" is blank;"));
     assert!(second(good).starts_with("f.jsonl, line 2: the id \"a\" is already that of line 1;"));
@@ -113,32 +112,42 @@ fn a_record_of_17_mib_is_refused() {
 
 #[test]
 fn a_directory_is_searched_for_known_names() {
-    let directory = tempfile::tempdir().unwrap();
-    let write = |name: &str, text: &str| fs::write(directory.path().join(name), text).unwrap();
-    let message = DialogSum::open(directory.path()).unwrap_err().to_string();
-    assert!(message.contains("looked for train.csv, dialogsum_train.csv, dialogsum.train.jsonl, val"), "{message}");
+    let (directory, dialogsum) = (tempfile::tempdir().unwrap(), Dataset::dialogsum());
+    let directory = directory.path();
+    let write = |name: &str, text: &str| fs::write(directory.join(name), text).unwrap();
+    let message = |split| dialogsum.read(directory, split).unwrap_err().to_string();
+    assert!(message(Split::Train).ends_with(
+        "holds no train split of DialogSum: looked for train.csv, dialogsum_train.csv, dialogsum.train.jsonl; rename \
+         the file, or give another directory"
+    ));
 
     write("dialogsum_test.csv", TEST_CSV);
     write("dialogsum.dev.jsonl", TEST_JSONL);
     write("notes.csv", "not ours");
-    let splits = DialogSum::open(directory.path()).unwrap();
-    assert_eq!((splits.train.len(), splits.validation.len(), splits.test.len()), (0, 2, 2));
+    let len = |split| dialogsum.read(directory, split).unwrap().len();
+    assert_eq!((len(Split::Validation), len(Split::Test)), (2, 2));
+    assert!(message(Split::Train).contains("holds no train split"));
 
     write("dialogsum.test.jsonl", TEST_JSONL);
-    let message = DialogSum::open(directory.path()).unwrap_err().to_string();
+    assert!(message(Split::Test).ends_with(
+        "the test split of DialogSum more than once, as dialogsum_test.csv and dialogsum.test.jsonl; keep one of them"
+    ));
+    write("train.csv", "id,dialogue,summary\n");
     assert!(
-        message.ends_with(
-            "the test split more than once, as dialogsum_test.csv and dialogsum.test.jsonl; keep one of them"
-        )
+        message(Split::Train).ends_with("train.csv holds no example; expected at least one record after the header")
     );
 }
 
 #[test]
 fn missing_files_are_named() {
-    let missing = Path::new("no/such/directory");
-    assert!(matches!(DialogSum::open(missing), Err(DataError::File(FileError::NotFound { path })) if path == missing));
-    assert!(matches!(read_csv("no.csv"), Err(DataError::File(FileError::NotFound { .. }))));
-    assert!(matches!(read_jsonl("no.jsonl"), Err(DataError::File(FileError::NotFound { .. }))));
+    let (missing, dialogsum) = (Path::new("no/such/directory"), Dataset::dialogsum());
+    let not_found = |error: DataError, named: &Path| {
+        assert!(matches!(&error, DataError::File(FileError::NotFound { path }) if path == named), "{error}");
+    };
+    not_found(dialogsum.read(missing, Split::Test).unwrap_err(), missing);
+    not_found(read_csv("no.csv", &dialogsum.columns).unwrap_err(), Path::new("no.csv"));
+    not_found(read_jsonl("no.jsonl", &dialogsum.columns).unwrap_err(), Path::new("no.jsonl"));
     let directory = tempfile::tempdir().unwrap();
-    assert!(matches!(read_csv(directory.path()), Err(DataError::File(FileError::NotAFile { .. }))));
+    let read = read_csv(directory.path(), &dialogsum.columns);
+    assert!(matches!(read, Err(DataError::File(FileError::NotAFile { .. }))));
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use sideburn_data::{DataError, Limits, PromptTemplate, Sample, TokenizedSet, Tokenizer, tokenize};
+use sideburn_data::{DataError, Example, Fields, Limits, Template, TokenizedSet, Tokenizer, tokenize};
 use sideburn_files::FileError;
 
 fn testdata() -> PathBuf {
@@ -13,19 +13,22 @@ fn tokenizer() -> Tokenizer {
     Tokenizer::from_dir(testdata()).unwrap()
 }
 
-fn sample(id: &str, dialogue: &str, summaries: &[&str]) -> Sample {
-    Sample {
+fn example(id: &str, dialogue: &str, targets: &[&str]) -> Example {
+    Example {
         id: id.into(),
-        dialogue: dialogue.into(),
-        summaries: summaries.iter().map(|summary| summary.to_string()).collect(),
-        topic: None,
+        fields: Fields::from([("dialogue".to_owned(), dialogue.to_owned())]),
+        targets: targets.iter().map(|target| target.to_string()).collect(),
     }
 }
 
+fn template() -> Template {
+    Template::new("{dialogue}!").unwrap()
+}
+
 fn set(limits: Limits) -> Result<TokenizedSet, DataError> {
-    let samples =
-        [sample("a", "Hello", &["abc", "x"]), sample("b", "the Hello the", &["a"]), sample("c", "z", &["bc"])];
-    tokenize(&samples, &tokenizer(), &PromptTemplate::new("{dialogue}!").unwrap(), limits)
+    let examples =
+        [example("a", "Hello", &["abc", "x"]), example("b", "the Hello the", &["a"]), example("c", "z", &["bc"])];
+    tokenize(&examples, &tokenizer(), &template(), limits)
 }
 
 #[test]
@@ -107,29 +110,30 @@ fn broken_tokenizers_are_named() {
 #[test]
 fn a_set_keeps_the_order_and_reports_what_was_cut() {
     let set = set(Limits { max_source_length: 4, max_target_length: 4 }).unwrap();
-    assert_eq!(set.samples.iter().map(|sample| sample.id.as_str()).collect::<Vec<_>>(), ["a", "b", "c"]);
+    assert_eq!(set.examples.iter().map(|example| example.id.as_str()).collect::<Vec<_>>(), ["a", "b", "c"]);
     // Hello ! </s>; the Hello the </s> (the exclamation mark is cut); ▁ z ! </s>
-    assert_eq!(set.samples.iter().map(|sample| sample.source.len()).collect::<Vec<_>>(), [3, 4, 4]);
-    assert!(set.samples.iter().all(|sample| sample.source.ends_with(&[1]) && sample.target.ends_with(&[1])));
+    assert_eq!(set.examples.iter().map(|example| example.source.len()).collect::<Vec<_>>(), [3, 4, 4]);
+    assert!(set.examples.iter().all(|example| example.source.ends_with(&[1]) && example.target.ends_with(&[1])));
     assert_eq!((set.cut_sources, set.cut_targets), (1, 1));
     assert_eq!(
         set.to_string(),
-        "1 of 3 dialogues were longer than 4 tokens and were cut; 1 of 3 summaries were longer than 4 tokens and were cut"
+        "1 of 3 prompts were longer than 4 tokens and were cut; 1 of 3 targets were longer than 4 tokens and were cut"
     );
 }
 
 #[test]
-fn limits_are_checked_even_without_samples() {
+fn limits_are_checked_even_without_examples() {
     let limits = Limits { max_source_length: 512, max_target_length: 1 };
-    let error = tokenize(&[], &tokenizer(), &PromptTemplate::default(), limits).unwrap_err();
+    let error = tokenize(&[], &tokenizer(), &template(), limits).unwrap_err();
     assert!(matches!(error, DataError::Limit { max_length: 1 }), "{error}");
 }
 
 #[test]
-fn a_sample_without_summary_is_named() {
-    let samples = [sample("a", "Hello", &[])];
-    let error = tokenize(&samples, &tokenizer(), &PromptTemplate::default(), Limits::default()).unwrap_err();
-    assert_eq!(error.to_string(), "sample \"a\" has no summary; give it at least one");
+fn an_example_that_cannot_be_tokenised_is_named() {
+    let message = |example| tokenize(&[example], &tokenizer(), &template(), Limits::default()).unwrap_err().to_string();
+    assert_eq!(message(example("a", "Hello", &[])), "example \"a\": it has no target; give it at least one");
+    let other = Example { fields: Fields::new(), ..example("b", "", &["x"]) };
+    assert!(message(other).starts_with("example \"b\": the template has a place {dialogue}, which is no field"));
 }
 
 #[test]
@@ -137,9 +141,9 @@ fn batches_hold_real_tokens_with_their_lengths() {
     let set = set(Limits::default()).unwrap();
     let batch = set.batch(&[2, 0]).unwrap();
     assert_eq!(batch.source().lengths(), [4, 3]);
-    assert_eq!(batch.source().iter().next().unwrap(), set.samples[2].source);
-    assert_eq!(batch.target().iter().nth(1).unwrap(), set.samples[0].target);
+    assert_eq!(batch.source().iter().next().unwrap(), set.examples[2].source);
+    assert_eq!(batch.target().iter().nth(1).unwrap(), set.examples[0].target);
     let message = set.batch(&[0, 3]).unwrap_err().to_string();
-    assert_eq!(message, "there is no sample 3; the set has 3 samples, numbered from 0");
+    assert_eq!(message, "there is no example 3; the set has 3 examples, numbered from 0");
     assert!(matches!(set.batch(&[]), Err(DataError::Batch(_))));
 }

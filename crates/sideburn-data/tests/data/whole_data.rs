@@ -1,12 +1,13 @@
-//! The whole of DialogSum, and T5's own tokenizer. Neither can be part of the repository: these tests run when
-//! `SIDEBURN_TEST_DATA` names a directory that holds `data/dialogsum/{hf-csv,official}` (the data set in both layouts)
+//! The whole of DialogSum and SAMSum, and T5's own tokenizer. None can be part of the repository: these tests run when
+//! `SIDEBURN_TEST_DATA` names a directory that holds `data/dialogsum/{hf-csv,official}` and
+//! `data/samsum/{csv-knkarthick,jsonl-hf}` (the data sets in two layouts each)
 //! and `data/tokenizer` (FLAN-T5's `tokenizer.json`, and ids that the `tokenizers` library for Python made with it).
 
 #![allow(clippy::print_stderr)]
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use sideburn_data::{DialogSum, Limits, PromptTemplate, Tokenizer, tokenize};
+use sideburn_data::{Dataset, Limits, Split, Tokenizer, tokenize};
 
 fn data() -> Option<PathBuf> {
     let data = std::env::var_os("SIDEBURN_TEST_DATA").map(|shared| PathBuf::from(shared).join("data"));
@@ -16,15 +17,25 @@ fn data() -> Option<PathBuf> {
     data
 }
 
+const SPLITS: [Split; 3] = [Split::Train, Split::Validation, Split::Test];
+
 #[test]
 fn both_layouts_of_dialogsum_are_equal() {
     let Some(data) = data() else { return };
-    let hub = DialogSum::open(data.join("dialogsum/hf-csv")).unwrap();
-    let original = DialogSum::open(data.join("dialogsum/official")).unwrap();
-    assert_eq!((hub.train.len(), hub.validation.len(), hub.test.len()), (12_460, 500, 500));
-    assert_eq!(hub.test.iter().map(|sample| sample.references().len()).sum::<usize>(), 1500);
-    assert!(hub.test.iter().all(|sample| sample.references().len() == 3));
-    assert!(hub == original, "the two layouts must give the same samples in the same order");
+    let read = |layout: &str| SPLITS.map(|split| Dataset::dialogsum().read(data.join(layout), split).unwrap());
+    let (hub, original) = (read("dialogsum/hf-csv"), read("dialogsum/official"));
+    assert_eq!(hub.each_ref().map(Vec::len), [12_460, 500, 500]);
+    assert!(hub[2].iter().all(|example| example.targets.len() == 3));
+    assert!(hub == original, "the two layouts must give the same examples in the same order");
+}
+
+#[test]
+fn both_layouts_of_samsum_are_equal() {
+    let Some(data) = data() else { return };
+    let read = |layout: &str| SPLITS.map(|split| Dataset::samsum().read(data.join(layout), split).unwrap());
+    let (csv, jsonl) = (read("samsum/csv-knkarthick"), read("samsum/jsonl-hf"));
+    assert_eq!(csv.each_ref().map(Vec::len), [14_731, 818, 819]);
+    assert!(csv == jsonl, "the two layouts must give the same examples in the same order");
 }
 
 #[test]
@@ -53,9 +64,10 @@ fn the_ids_are_those_of_hugging_face() {
 fn few_dialogues_are_cut() {
     let Some(data) = data() else { return };
     let tokenizer = Tokenizer::from_dir(data.join("tokenizer/flan-t5-small-official")).unwrap();
-    let test = DialogSum::open(data.join("dialogsum/hf-csv")).unwrap().test;
-    let set = tokenize(&test, &tokenizer, &PromptTemplate::default(), Limits::default()).unwrap();
+    let dialogsum = Dataset::dialogsum();
+    let test = dialogsum.read(data.join("dialogsum/hf-csv"), Split::Test).unwrap();
+    let set = tokenize(&test, &tokenizer, &dialogsum.template, Limits::default()).unwrap();
     eprintln!("{set}");
     assert!(set.cut_sources > 0 && set.cut_sources < 50, "{set}");
-    assert!(set.samples.iter().all(|sample| sample.source.len() <= 512 && sample.source.ends_with(&[1])));
+    assert!(set.examples.iter().all(|example| example.source.len() <= 512 && example.source.ends_with(&[1])));
 }

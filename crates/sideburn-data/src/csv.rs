@@ -3,12 +3,58 @@
 //! The `csv` crate reads what people mean; here a damaged file must not pass. It accepts a quoted field that the end
 //! of the file cuts off and quotation marks inside unquoted fields, and puts no limit on a record.
 
-use std::io::BufRead;
+use std::{io::BufRead, path::Path};
+
+use serde_json::Value;
 
 use crate::{
+    columns::{Columns, Gatherer, Layout, Names},
     error::{DataError, Place},
+    example::Example,
     lines::Lines,
 };
+
+/// Reads a CSV file whose first line names its columns, which may stand in any order.
+///
+/// Quoting is that of RFC 4180, and nothing looser. Line ends within texts become `\n`; texts are not changed otherwise.
+/// The file is read as a stream.
+///
+/// # Errors
+/// If the file is missing, unreadable, not UTF-8, a Git LFS pointer or holds no record; if a column is missing or named
+/// twice; if a quotation mark is left open or misplaced; if a record has too many or too few fields or is above 16 MiB; if
+/// a text is blank; if two records have one id, or two examples do.
+#[cfg(feature = "fs")]
+pub fn read_csv(path: impl AsRef<Path>, columns: &Columns) -> Result<Vec<Example>, DataError> {
+    let path = path.as_ref();
+    read(Lines::open(path)?, columns)
+}
+
+/// The same of what `reader` gives; errors call it `name`.
+///
+/// # Errors
+/// Those of [`read_csv`](crate#reading).
+pub fn parse_csv(name: &Path, reader: impl BufRead, columns: &Columns) -> Result<Vec<Example>, DataError> {
+    read(Lines::new(reader, name), columns)
+}
+
+fn read(lines: Lines<impl BufRead>, columns: &Columns) -> Result<Vec<Example>, DataError> {
+    let path = lines.path().to_path_buf();
+    let mut records = Records::new(lines);
+    let Some(Record { line, fields: header }) = records.read()? else {
+        return Err(DataError::NoExamples { path, has_header: false });
+    };
+    let layout = Layout::new(columns, Names { names: &header, at: &Place::new(&path, line), is_header: true })?;
+    let mut gatherer = Gatherer::new(&path, columns);
+    while let Some(Record { line, fields }) = records.read()? {
+        let (expected, found) = (header.len(), fields.len());
+        if expected != found {
+            return Err(DataError::FieldCount { at: Place::new(&path, line), expected, found });
+        }
+        let values: Vec<Value> = fields.into_iter().map(Value::String).collect();
+        gatherer.add(line, &header, &layout, &values)?;
+    }
+    gatherer.finish(true)
+}
 
 /// One record and the line it starts on.
 #[derive(Debug, PartialEq, Eq)]
@@ -107,7 +153,7 @@ mod tests {
     use super::*;
 
     fn read(text: &str, limit: usize) -> Result<Vec<Record>, DataError> {
-        let mut records = Records::new(Lines::new(text.as_bytes(), Path::new("f.csv"), limit));
+        let mut records = Records::new(Lines::with_limit(text.as_bytes(), Path::new("f.csv"), limit));
         std::iter::from_fn(|| records.read().transpose()).collect()
     }
 

@@ -1,0 +1,391 @@
+//! From the records of a file to examples.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
+
+use serde_json::Value;
+
+use crate::{
+    error::{DataError, Place},
+    example::{Example, Fields},
+};
+
+/// Which columns of a CSV file, or fields of JSON objects, make an [`Example`].
+///
+/// A name that a file does not have is looked for without regard to upper and lower case: `Dialogue` is `dialogue`, if
+/// there is no `dialogue`.
+///
+/// ```
+/// use std::path::Path;
+/// use sideburn_data::{Columns, parse_csv};
+///
+/// let columns = Columns { optional: vec!["section".into()], ..Columns::new(["article"], "headline") };
+/// let file = "id,article,headline\n7,It rained.,Rain\n";
+/// let examples = parse_csv(Path::new("news.csv"), file.as_bytes(), &columns)?;
+/// assert_eq!((examples[0].id.as_str(), examples[0].field("article")), ("7", Some("It rained.")));
+/// assert_eq!(examples[0].targets, ["Rain"]);
+/// # Ok::<(), sideburn_data::DataError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Columns {
+    /// Names that the id may have, the first of them that is there. Where a file has none of them, its records are
+    /// numbered from 0.
+    pub id: Vec<String>,
+    /// Texts that every record has. They become [`Example::fields`].
+    pub required: Vec<String>,
+    /// Texts that a record may have; `topic1` is taken for `topic`, if there is no `topic`. Those that are there and not
+    /// blank become [`Example::fields`], too.
+    pub optional: Vec<String>,
+    /// What should be answered, such as `summary`. Several references are an array of texts, or stand in `summary1`,
+    /// `summary2` and so on.
+    pub target: String,
+    /// Whether records whose ids are that of an example and the number of a reference (`test_7_1`, `test_7_2`) are one
+    /// example, `test_7`. What is required must be equal in them.
+    pub numbered_ids: bool,
+    /// Ids of records that are passed over: known faults of a published file.
+    pub skip: Vec<String>,
+}
+
+impl Columns {
+    /// Texts that every record has, a target, and `id` for the id.
+    pub fn new<S: Into<String>>(required: impl IntoIterator<Item = S>, target: impl Into<String>) -> Self {
+        Self {
+            id: vec!["id".to_owned()],
+            required: required.into_iter().map(Into::into).collect(),
+            optional: Vec::new(),
+            target: target.into(),
+            numbered_ids: false,
+            skip: Vec::new(),
+        }
+    }
+}
+
+/// The names of a record's values: a CSV header, or the keys of one JSON object.
+#[derive(Clone, Copy)]
+pub(crate) struct Names<'a> {
+    pub(crate) names: &'a [String],
+    pub(crate) at: &'a Place,
+    pub(crate) is_header: bool,
+}
+
+impl Names<'_> {
+    /// Where the value called `name` stands.
+    fn find(&self, name: &str) -> Result<Option<usize>, DataError> {
+        let places = |is_it: &dyn Fn(&str) -> bool| -> Vec<usize> {
+            (0..self.names.len()).filter(|place| is_it(self.names[*place].trim())).collect()
+        };
+        let exact = places(&|found| found == name);
+        let found = if exact.is_empty() { places(&|found| found.eq_ignore_ascii_case(name)) } else { exact };
+        match found.as_slice() {
+            [] => Ok(None),
+            [place] => Ok(Some(*place)),
+            _ => Err(DataError::RepeatedColumn { at: self.at.clone(), column: name.to_owned() }),
+        }
+    }
+
+    fn require(&self, name: &str) -> Result<usize, DataError> {
+        self.find(name)?.ok_or_else(|| {
+            let (at, found) = (self.at.clone(), self.names.iter().take(20).cloned().collect());
+            match self.is_header {
+                true => DataError::MissingColumn { at, column: name.to_owned(), found },
+                false => DataError::MissingField { at, field: name.to_owned(), found },
+            }
+        })
+    }
+
+    /// The first of `names` that is there.
+    fn first(&self, names: &[String]) -> Result<Option<usize>, DataError> {
+        names.iter().find_map(|name| self.find(name).transpose()).transpose()
+    }
+}
+
+/// Where a record has the values of an example.
+pub(crate) struct Layout {
+    id: Option<usize>,
+    required: Vec<usize>,
+    optional: Vec<Option<usize>>,
+    targets: Vec<usize>,
+}
+
+impl Layout {
+    pub(crate) fn new(columns: &Columns, names: Names<'_>) -> Result<Self, DataError> {
+        let is_numbered = |name: &&String| {
+            let parts = name.trim().split_at_checked(columns.target.len());
+            parts.is_some_and(|(start, number)| start.eq_ignore_ascii_case(&columns.target) && is_number(number))
+        };
+        let targets = match names.names.iter().filter(is_numbered).count() {
+            0 => vec![names.require(&columns.target)?],
+            // Counted, not probed: with summary2 left out, summary3 must not vanish.
+            count => (1..=count).map(|n| names.require(&format!("{}{n}", columns.target))).collect::<Result<_, _>>()?,
+        };
+        Ok(Self {
+            id: names.first(&columns.id)?,
+            required: columns.required.iter().map(|name| names.require(name)).collect::<Result<_, _>>()?,
+            optional: columns
+                .optional
+                .iter()
+                .map(|name| names.first(&[name.clone(), format!("{name}1")]))
+                .collect::<Result<_, _>>()?,
+            targets,
+        })
+    }
+}
+
+struct Gathered {
+    line: u64,
+    example: Example,
+    /// The number of each reference of an example that stands on several records; empty for all others.
+    numbers: Vec<u32>,
+}
+
+/// Checks records, and puts those of one example together.
+pub(crate) struct Gatherer<'a> {
+    columns: &'a Columns,
+    path: PathBuf,
+    records: usize,
+    /// Whether the first record has an id; then all of them need one.
+    has_ids: Option<bool>,
+    gathered: Vec<Gathered>,
+    by_id: HashMap<String, usize>,
+}
+
+impl<'a> Gatherer<'a> {
+    pub(crate) fn new(path: &Path, columns: &'a Columns) -> Self {
+        let path = path.to_path_buf();
+        Self { columns, path, records: 0, has_ids: None, gathered: Vec::new(), by_id: HashMap::new() }
+    }
+
+    /// Adds the record that begins on `line`, whose values have the `names` and stand as `layout` says.
+    pub(crate) fn add(
+        &mut self,
+        line: u64,
+        names: &[String],
+        layout: &Layout,
+        values: &[Value],
+    ) -> Result<(), DataError> {
+        let record = Record { at: Place::new(&self.path, line), names, values };
+        let number = self.records;
+        self.records += 1;
+        let id = match (layout.id, *self.has_ids.get_or_insert(layout.id.is_some())) {
+            (Some(place), true) => record.id(place)?,
+            (None, false) => number.to_string(),
+            (_, true) => {
+                let (field, found) = (self.columns.id.join(" or "), names.to_vec());
+                return Err(DataError::MissingField { at: record.at, field, found });
+            }
+            (_, false) => return Err(DataError::UnexpectedId { at: record.at }),
+        };
+        if self.columns.skip.contains(&id) {
+            return Ok(());
+        }
+        let example = Example { id, fields: record.fields(self.columns, layout)?, targets: record.targets(layout)? };
+        match split_reference(&example.id).filter(|_| self.columns.numbered_ids) {
+            Some((id, number)) => {
+                let id = id.to_owned();
+                self.add_reference(line, example, id, number)
+            }
+            None => self.insert(Gathered { line, example, numbers: Vec::new() }),
+        }
+    }
+
+    /// Adds a record whose id is `id` and the number of a reference.
+    fn add_reference(&mut self, line: u64, mut example: Example, id: String, number: u32) -> Result<(), DataError> {
+        let at = Place::new(&self.path, line);
+        let Some(known) = self.by_id.get(&id).map(|&index| &mut self.gathered[index]) else {
+            example.id = id;
+            let numbers = vec![number; example.targets.len()];
+            return self.insert(Gathered { line, example, numbers });
+        };
+        if known.numbers.is_empty() || known.numbers.contains(&number) {
+            return Err(DataError::DuplicateId { at, id: example.id, first: known.line });
+        }
+        let differs = |field: &&String| known.example.fields.get(*field) != example.fields.get(*field);
+        if let Some(field) = self.columns.required.iter().find(differs) {
+            return Err(DataError::DifferentFields { at, id: example.id, field: field.clone(), first: known.line });
+        }
+        let position = known.numbers.partition_point(|&before| before < number);
+        // A record may have several targets itself: each has the number of its record.
+        known.numbers.splice(position..position, example.targets.iter().map(|_| number));
+        known.example.targets.splice(position..position, example.targets);
+        if position == 0 {
+            known.example.fields = example.fields;
+        }
+        Ok(())
+    }
+
+    /// All examples, in the order their first records came.
+    pub(crate) fn finish(self, has_header: bool) -> Result<Vec<Example>, DataError> {
+        if self.gathered.is_empty() {
+            return Err(DataError::NoExamples { path: self.path, has_header });
+        }
+        Ok(self.gathered.into_iter().map(|gathered| gathered.example).collect())
+    }
+
+    fn insert(&mut self, gathered: Gathered) -> Result<(), DataError> {
+        let id = gathered.example.id.clone();
+        if let Some(&first) = self.by_id.get(&id) {
+            let at = Place::new(&self.path, gathered.line);
+            return Err(DataError::DuplicateId { at, id, first: self.gathered[first].line });
+        }
+        self.by_id.insert(id, self.gathered.len());
+        self.gathered.push(gathered);
+        Ok(())
+    }
+}
+
+struct Record<'a> {
+    at: Place,
+    names: &'a [String],
+    values: &'a [Value],
+}
+
+impl Record<'_> {
+    fn id(&self, place: usize) -> Result<String, DataError> {
+        match &self.values[place] {
+            Value::Number(number) if number.is_i64() || number.is_u64() => Ok(number.to_string()),
+            _ => self.text(place),
+        }
+    }
+
+    fn fields(&self, columns: &Columns, layout: &Layout) -> Result<Fields, DataError> {
+        let mut fields = Fields::new();
+        for (name, &place) in columns.required.iter().zip(&layout.required) {
+            fields.insert(name.clone(), self.text(place)?);
+        }
+        for (name, place) in columns.optional.iter().zip(&layout.optional) {
+            match place.map(|place| (place, &self.values[place])) {
+                None | Some((_, Value::Null)) => {}
+                Some((_, Value::String(text))) if text.trim().is_empty() => {}
+                Some((place, _)) => {
+                    fields.insert(name.clone(), self.text(place)?);
+                }
+            }
+        }
+        Ok(fields)
+    }
+
+    /// The texts of all targets: of an array each of its elements.
+    fn targets(&self, layout: &Layout) -> Result<Vec<String>, DataError> {
+        let mut targets = Vec::new();
+        for &place in &layout.targets {
+            match &self.values[place] {
+                Value::Array(texts) if !texts.is_empty() => {
+                    for (index, text) in texts.iter().enumerate() {
+                        targets.push(self.checked(format!("{}[{index}]", self.names[place]), text)?);
+                    }
+                }
+                _ => targets.push(self.text(place)?),
+            }
+        }
+        Ok(targets)
+    }
+
+    fn text(&self, place: usize) -> Result<String, DataError> {
+        self.checked(self.names[place].clone(), &self.values[place])
+    }
+
+    /// A text that says something, as it is but for the line ends.
+    fn checked(&self, field: String, value: &Value) -> Result<String, DataError> {
+        match value {
+            Value::String(text) if text.trim().is_empty() => Err(DataError::Blank { at: self.at.clone(), field }),
+            Value::String(text) => Ok(text.replace("\r\n", "\n").replace('\r', "\n")),
+            other => Err(DataError::FieldType { at: self.at.clone(), field, found: kind(other) }),
+        }
+    }
+}
+
+/// What a value is called in messages.
+pub(crate) fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a truth value",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(texts) if texts.is_empty() => "an empty array",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// Splits `test_7_2` into `test_7` and 2. `train_7` is not a reference: it is the seventh example of "train".
+fn split_reference(id: &str) -> Option<(&str, u32)> {
+    let (example_id, number) = id.rsplit_once('_')?;
+    let (_, example_number) = example_id.rsplit_once('_')?;
+    if !is_number(number) || !is_number(example_number) {
+        return None;
+    }
+    Some((example_id, number.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAMES: [&str; 4] = ["id", "dialogue", "summary", "topic"];
+
+    fn columns() -> Columns {
+        Columns { optional: vec!["topic".into()], numbered_ids: true, ..Columns::new(["dialogue"], "summary") }
+    }
+
+    fn add(gatherer: &mut Gatherer<'_>, line: u64, values: [&str; 3]) -> Result<(), DataError> {
+        let names = NAMES.map(String::from);
+        let at = Place::new(Path::new("f"), 1);
+        let layout = Layout::new(gatherer.columns, Names { names: &names, at: &at, is_header: true })?;
+        let topic = format!("topic of {}", values[2]);
+        let values = [values[0], values[1], values[2], &topic].map(Value::from);
+        gatherer.add(line, &names, &layout, &values)
+    }
+
+    #[test]
+    fn only_two_numbers_make_a_reference() {
+        assert_eq!(split_reference("test_7_2"), Some(("test_7", 2)));
+        for id in ["train_7", "test_7_", "test_7_x", "test_a_1", "7", "_1", "test_7_99999999999"] {
+            assert_eq!(split_reference(id), None, "{id}");
+        }
+    }
+
+    #[test]
+    fn references_are_put_in_the_order_of_their_numbers() {
+        let columns = columns();
+        let mut gatherer = Gatherer::new(Path::new("f"), &columns);
+        for (line, id, summary) in
+            [(2, "test_0_2", "b"), (3, "test_1_1", "x"), (4, "test_0_3", "c"), (5, "test_0_1", "a")]
+        {
+            let dialogue = if id.starts_with("test_0") { "hi" } else { "ho" };
+            add(&mut gatherer, line, [id, dialogue, summary]).unwrap();
+        }
+        let examples = gatherer.finish(true).unwrap();
+        assert_eq!(examples.len(), 2);
+        assert_eq!((examples[0].id.as_str(), examples[0].field("topic")), ("test_0", Some("topic of a")));
+        assert_eq!(examples[0].targets, ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn ids_that_collide_are_refused() {
+        let columns = columns();
+        let mut gatherer = Gatherer::new(Path::new("f"), &columns);
+        add(&mut gatherer, 2, ["test_0_1", "hi", "a"]).unwrap();
+        let error = add(&mut gatherer, 3, ["test_0_1", "hi", "b"]).unwrap_err();
+        assert!(error.to_string().starts_with("f, line 3: the id \"test_0_1\" is already that of line 2"), "{error}");
+        let error = add(&mut gatherer, 4, ["test_0_2", "other", "b"]).unwrap_err();
+        assert!(matches!(error, DataError::DifferentFields { first: 2, .. }), "{error}");
+        let error = add(&mut gatherer, 5, ["test_0", "hi", "b"]).unwrap_err();
+        assert!(matches!(error, DataError::DuplicateId { first: 2, .. }), "{error}");
+    }
+
+    #[test]
+    fn ids_are_split_only_where_that_is_the_rule() {
+        let columns = Columns { numbered_ids: false, ..columns() };
+        let mut gatherer = Gatherer::new(Path::new("f"), &columns);
+        add(&mut gatherer, 2, ["test_0_1", "hi", "a"]).unwrap();
+        add(&mut gatherer, 3, ["test_0_2", "ho", "b"]).unwrap();
+        let ids: Vec<String> = gatherer.finish(true).unwrap().into_iter().map(|example| example.id).collect();
+        assert_eq!(ids, ["test_0_1", "test_0_2"]);
+    }
+}

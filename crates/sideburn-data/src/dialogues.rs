@@ -1,0 +1,77 @@
+//! Two published data sets of dialogues with summaries.
+
+use crate::{columns::Columns, dataset::Dataset, template::Template};
+
+/// The instruction that FLAN-T5 summarisation tutorials use.
+const SUMMARIZE: &str = "Summarize the following conversation.\n\n{dialogue}\n\nSummary: ";
+
+fn strings<const N: usize>(names: [&str; N]) -> Vec<String> {
+    names.map(String::from).to_vec()
+}
+
+fn summarize() -> Template {
+    Template::new(SUMMARIZE).expect("a template with a place, as a test has seen")
+}
+
+impl Dataset {
+    /// DialogSum: daily-life dialogues with human summaries; three references for each test dialogue.
+    ///
+    /// Chen, Liu, Chen and Zhang, *DialogSum: A Real-Life Scenario Dialogue Summarization Dataset*, Findings of
+    /// ACL-IJCNLP 2021. The whole set has 12,460 training, 500 validation and 500 test dialogues.
+    ///
+    /// It is read in the hub's layout (`train.csv` or `dialogsum_train.csv`, where a dialogue with several references
+    /// stands once for each, as `test_7_1`, `test_7_2`, `test_7_3`) and in the original one (`dialogsum.train.jsonl`,
+    /// `dialogsum.dev.jsonl`, where they are `summary1`, `summary2`, `summary3` of one object). Fields are `dialogue` and,
+    /// where it is given, `topic`.
+    pub fn dialogsum() -> Self {
+        Self {
+            name: "DialogSum".to_owned(),
+            columns: Columns {
+                id: strings(["fname", "id"]),
+                optional: strings(["topic"]),
+                numbered_ids: true,
+                ..Columns::new(["dialogue"], "summary")
+            },
+            train: strings(["train.csv", "dialogsum_train.csv", "dialogsum.train.jsonl"]),
+            validation: strings(["validation.csv", "dialogsum_validation.csv", "dialogsum.dev.jsonl"]),
+            test: strings(["test.csv", "dialogsum_test.csv", "dialogsum.test.jsonl"]),
+            template: summarize(),
+        }
+    }
+
+    /// SAMSum: chats that linguists wrote, with a summary each.
+    ///
+    /// Gliwa, Mochol, Biesek and Wawer, *SAMSum Corpus: A Human-annotated Dialogue Dataset for Abstractive
+    /// Summarization*, Workshop on New Frontiers in Summarization 2019. The whole set has 14,732 training, 818 validation
+    /// and 819 test dialogues.
+    ///
+    /// It is read in the original layout (`train.json`, `val.json`, `test.json`, each an array of objects with `id`,
+    /// `dialogue` and `summary`), and as the JSON Lines and the CSV made of it (`train.jsonl`, `validation.csv`). The one
+    /// record with an empty dialogue, training example 13828807, is passed over.
+    pub fn samsum() -> Self {
+        Self {
+            name: "SAMSum".to_owned(),
+            columns: Columns { skip: strings(["13828807"]), ..Columns::new(["dialogue"], "summary") },
+            train: strings(["train.json", "train.jsonl", "train.csv"]),
+            validation: strings(["val.json", "validation.json", "validation.jsonl", "validation.csv"]),
+            test: strings(["test.json", "test.jsonl", "test.csv"]),
+            template: summarize(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Fields;
+
+    #[test]
+    fn the_templates_ask_for_a_summary_of_the_dialogue() {
+        for dataset in [Dataset::dialogsum(), Dataset::samsum()] {
+            let fields = Fields::from([("dialogue".to_owned(), "A: é".to_owned())]);
+            let prompt = dataset.template.render(&fields).unwrap();
+            assert_eq!(prompt, "Summarize the following conversation.\n\nA: é\n\nSummary: ");
+            assert_eq!(dataset.columns.required, ["dialogue"]);
+        }
+    }
+}
