@@ -16,7 +16,10 @@ use crate::{
 
 /// Reads a CSV file whose first line names its columns, which may stand in any order.
 ///
-/// Quoting is that of RFC 4180, and nothing looser. Line ends within texts become `\n`; texts are not changed otherwise.
+/// Fields are separated by commas, semicolons or tabs, whichever the first line has most of. Quoting is that of RFC 4180,
+/// and nothing looser; but where tabs separate, quotation marks inside a text need none around it, and in a text without
+/// them `\n`, `\t`, `\r` and `\\` are a line break, a tab, a carriage return and a backslash, and `\N` is no text, as
+/// databases export them. Line ends within texts become `\n`; texts are not changed otherwise.
 /// The file is read as a stream.
 ///
 /// # Errors
@@ -26,7 +29,8 @@ use crate::{
 #[cfg(feature = "fs")]
 pub fn read_csv(path: impl AsRef<Path>, columns: &Columns) -> Result<Vec<Example>, DataError> {
     let path = path.as_ref();
-    read(Lines::open(path)?, columns)
+    let (file, _) = sideburn_files::open_regular(path)?;
+    parse_csv(path, std::io::BufReader::new(file), columns)
 }
 
 /// The same of what `reader` gives; errors call it `name`.
@@ -34,21 +38,16 @@ pub fn read_csv(path: impl AsRef<Path>, columns: &Columns) -> Result<Vec<Example
 /// # Errors
 /// Those of [`read_csv`](crate#reading).
 pub fn parse_csv(name: &Path, reader: impl BufRead, columns: &Columns) -> Result<Vec<Example>, DataError> {
-    read(Lines::new(reader, name), columns)
-}
-
-fn read(lines: Lines<impl BufRead>, columns: &Columns) -> Result<Vec<Example>, DataError> {
-    let path = lines.path().to_path_buf();
-    let mut records = Records::new(lines);
+    let mut records = Records::new(Lines::new(reader, name));
     let Some(Record { line, fields: header }) = records.read()? else {
-        return Err(DataError::NoExamples { path, has_header: false });
+        return Err(DataError::NoExamples { path: name.to_path_buf(), has_header: false });
     };
-    let layout = Layout::new(columns, Names { names: &header, at: &Place::new(&path, line), is_header: true })?;
-    let mut gatherer = Gatherer::new(&path, columns);
+    let layout = Layout::new(columns, Names { names: &header, at: &Place::new(name, line), is_header: true })?;
+    let mut gatherer = Gatherer::new(name, columns);
     while let Some(Record { line, fields }) = records.read()? {
         let (expected, found) = (header.len(), fields.len());
         if expected != found {
-            return Err(DataError::FieldCount { at: Place::new(&path, line), expected, found });
+            return Err(DataError::FieldCount { at: Place::new(name, line), expected, found });
         }
         let values: Vec<Value> = fields.into_iter().map(Value::String).collect();
         gatherer.add(line, &header, &layout, &values)?;
@@ -65,6 +64,8 @@ pub(crate) struct Record {
 
 pub(crate) struct Records<R> {
     lines: Lines<R>,
+    /// What stands between fields: known from the first line on.
+    separator: Option<char>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -79,7 +80,7 @@ enum State {
 
 impl<R: BufRead> Records<R> {
     pub(crate) fn new(lines: Lines<R>) -> Self {
-        Self { lines }
+        Self { lines, separator: None }
     }
 
     /// The next record, or `None` behind the last. Empty lines between records are passed over.
@@ -108,6 +109,7 @@ impl<R: BufRead> Records<R> {
             if size > limit {
                 return Err(DataError::RecordTooLong { at: Place::new(&path, record.line), limit });
             }
+            let separator = *self.separator.get_or_insert_with(|| separator_of(text));
             for character in text.chars() {
                 state = match (state, character) {
                     (State::FieldStart, '"') => State::Quoted(next_line),
@@ -120,13 +122,18 @@ impl<R: BufRead> Records<R> {
                         field.push(other);
                         state
                     }
-                    (_, ',') => {
-                        record.fields.push(std::mem::take(&mut field));
+                    (_, other) if other == separator => {
+                        record.fields.push(finished(std::mem::take(&mut field), state, separator));
                         State::FieldStart
                     }
+                    (State::Unquoted, '"') if separator == '\t' => {
+                        field.push('"');
+                        state
+                    }
                     (State::Unquoted, '"') | (State::QuoteSeen(_), _) => {
-                        let at = Place::new(&path, record.line);
-                        return Err(DataError::StrayQuote { at, line: next_line, field: record.fields.len() + 1 });
+                        let (at, backslash) = (Place::new(&path, record.line), field.ends_with('\\'));
+                        let field = record.fields.len() + 1;
+                        return Err(DataError::StrayQuote { at, line: next_line, field, backslash });
                     }
                     (_, other) => {
                         field.push(other);
@@ -137,11 +144,49 @@ impl<R: BufRead> Records<R> {
             if matches!(state, State::Quoted(_)) {
                 field.push('\n');
             } else {
-                record.fields.push(field);
+                record.fields.push(finished(field, state, separator));
                 return Ok(Some(record));
             }
         }
     }
+}
+
+/// The separator that a header has most of, outside of quotation marks; a comma, if there is none.
+fn separator_of(header: &str) -> char {
+    let (mut counts, mut quoted) = ([(',', 0), (';', 0), ('\t', 0)], false);
+    for character in header.chars() {
+        quoted ^= character == '"';
+        if let Some((_, count)) = counts.iter_mut().find(|(separator, _)| !quoted && *separator == character) {
+            *count += 1;
+        }
+    }
+    // Of equals the last is taken: the comma.
+    counts.into_iter().rev().max_by_key(|(_, count)| *count).map_or(',', |(separator, _)| separator)
+}
+
+/// A field at its end: without the escapes of a tab-separated file.
+fn finished(field: String, state: State, separator: char) -> String {
+    if separator != '\t' || matches!(state, State::QuoteSeen(_)) || !field.contains('\\') {
+        return field;
+    }
+    if field == "\\N" {
+        return String::new();
+    }
+    let (mut text, mut rest) = (String::with_capacity(field.len()), field.as_str());
+    while let Some(at) = rest.find('\\') {
+        let (before, escape) = rest.split_at(at);
+        let escaped = match escape.as_bytes().get(1) {
+            Some(b'n') => "\n",
+            Some(b't') => "\t",
+            Some(b'r') => "\r",
+            Some(b'\\') => "\\",
+            _ => "",
+        };
+        text += before;
+        text += if escaped.is_empty() { "\\" } else { escaped };
+        rest = &escape[if escaped.is_empty() { 1 } else { 2 }..];
+    }
+    text + rest
 }
 
 #[cfg(test)]
@@ -178,6 +223,34 @@ mod tests {
         assert!(message("\"a\nb\",\"c").contains("line 1: the quotation mark opened on line 2"));
         assert!(message("a, \"b\"\n").contains("line 1: stray quotation mark in field 2 on line 1"));
         assert!(message("a\n\"b\nc\"d\n").contains("line 2: stray quotation mark in field 1 on line 3"));
+        let message = message("a,b\n1,\"say \\\"yes\\\" now\"\n");
+        assert!(message.contains("field 2 on line 2; it is escaped with a backslash, write"), "{message}");
+    }
+
+    #[test]
+    fn separators_are_those_of_the_header() {
+        for (header, separator) in [
+            ("id,dialogue,summary", ','),
+            ("id;dialogue;summary", ';'),
+            ("id\tdialogue\tsummary", '\t'),
+            ("\"id, or; name\";\"a,b,c\";d", ';'),
+            ("a,b;c", ','),
+            ("text", ','),
+            ("", ','),
+        ] {
+            assert_eq!(separator_of(header), separator, "{header}");
+        }
+        let fields = |text: &str| read(text, 100).unwrap().pop().unwrap().fields;
+        assert_eq!(fields("a;b\n1,5;\"x;y\"\n"), ["1,5", "x;y"]);
+        assert_eq!(fields("a\tb\tc\n1;2\t\"x\ty\nz\"\tsay \"yes\"\n"), ["1;2", "x\ty\nz", "say \"yes\""]);
+    }
+
+    #[test]
+    fn escapes_are_those_of_tab_separated_files() {
+        let fields = |text: &str| read(text, 100).unwrap().pop().unwrap().fields;
+        assert_eq!(fields("a\tb\tc\nx\\ny\\tz\t\\\\n \\d \\\t\\N\n"), ["x\ny\tz", "\\n \\d \\", ""]);
+        assert_eq!(fields("a\tb\n\"x\\ny\"\tz\n"), ["x\\ny", "z"], "quoted");
+        assert_eq!(fields("a,b\nx\\ny,z\n"), ["x\\ny", "z"], "commas");
     }
 
     #[test]
@@ -200,7 +273,7 @@ mod tests {
         }
 
         #[test]
-        fn never_panics(text in "[a\",\n\r]{0,40}") {
+        fn never_panics(text in "[a\",;\t\\\\n\n\r]{0,40}") {
             let _ = read(&text, 20);
         }
     }

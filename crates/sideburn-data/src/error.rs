@@ -126,7 +126,12 @@ pub enum DataError {
 
     /// A quotation mark where CSV does not allow one.
     #[error(
-        "{at}: stray quotation mark in field {field} on line {line}; put the whole field in quotation marks and double those inside it (RFC 4180)"
+        "{at}: stray quotation mark in field {field} on line {line}; {remedy}",
+        remedy = if *backslash {
+            "it is escaped with a backslash, write it twice instead, as Python's csv.writer does by itself"
+        } else {
+            "put the whole field in quotation marks and double those inside it (RFC 4180)"
+        }
     )]
     StrayQuote {
         /// The record.
@@ -135,6 +140,8 @@ pub enum DataError {
         line: u64,
         /// The field, from 1.
         field: usize,
+        /// Whether a backslash stands before it, as in files that escape quotation marks.
+        backslash: bool,
     },
 
     /// A CSV header lacks a column.
@@ -170,8 +177,11 @@ pub enum DataError {
         found: usize,
     },
 
-    /// A line of a JSON Lines file is not JSON.
-    #[error("{at}: not JSON at column {column}: {reason}; expected one object on each line", reason = printable(reason))]
+    /// A line of a JSON Lines file, or an element of an array, is not JSON.
+    #[error(
+        "{at}: not JSON at column {column}: {reason}; expected one object on each line, or an array of objects",
+        reason = printable(reason)
+    )]
     Json {
         /// The line.
         at: Place,
@@ -181,8 +191,25 @@ pub enum DataError {
         reason: String,
     },
 
-    /// A line of a JSON Lines file is JSON, but not an object.
-    #[error("{at}: expected an object, found {found}; a JSON Lines file holds one object on each line")]
+    /// A line holds a dictionary as Python prints it.
+    #[error(
+        "{at}: a Python dictionary, not JSON, whose quotation marks are double; Python turns a line into JSON with \
+         `json.dumps(ast.literal_eval(line))`"
+    )]
+    PythonLiteral {
+        /// The line.
+        at: Place,
+    },
+
+    /// A file that is an array ends before the array does.
+    #[error("{at}: the array that begins here is never closed; the file may have been cut short")]
+    UnclosedArray {
+        /// The line of its bracket.
+        at: Place,
+    },
+
+    /// A line of a JSON Lines file, or an element of an array, is JSON, but not an object.
+    #[error("{at}: expected an object, found {found}; give each record as one object, with names for its values")]
     NotAnObject {
         /// The line.
         at: Place,

@@ -5,10 +5,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use sideburn_files::{FileError, is_lfs_pointer};
+
 use crate::error::{DataError, Place};
 
 /// The longest record accepted. The longest of DialogSum has 6 KB; a file without line ends must not fill the memory.
 pub(crate) const RECORD_LIMIT: usize = 16 << 20;
+
+pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
 pub(crate) struct Lines<R> {
     reader: R,
@@ -16,14 +20,6 @@ pub(crate) struct Lines<R> {
     number: u64,
     buffer: Vec<u8>,
     limit: usize,
-}
-
-#[cfg(feature = "fs")]
-impl Lines<std::io::BufReader<std::fs::File>> {
-    pub(crate) fn open(path: &Path) -> Result<Self, DataError> {
-        let (file, _) = sideburn_files::open_regular(path)?;
-        Ok(Self::new(std::io::BufReader::new(file), path))
-    }
 }
 
 impl<R: BufRead> Lines<R> {
@@ -64,7 +60,10 @@ impl<R: BufRead> Lines<R> {
         line = line.strip_suffix(b"\r").unwrap_or(line);
         if self.number == 1 {
             // The byte order mark that spreadsheets write would otherwise become part of the first column's name.
-            line = line.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(line);
+            line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line);
+            if is_lfs_pointer(line) {
+                return Err(FileError::GitLfsPointer { path: self.path.clone() }.into());
+            }
         }
         match std::str::from_utf8(line) {
             Ok(line) => Ok(Some(line)),

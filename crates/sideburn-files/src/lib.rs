@@ -37,6 +37,7 @@ mod atomic_file;
 mod error;
 #[cfg(feature = "fs")]
 mod hub_cache;
+mod lfs;
 mod printable;
 #[cfg(feature = "fs")]
 mod read;
@@ -50,6 +51,7 @@ pub use atomic_file::{write_atomic, write_atomic_with};
 pub use error::FileError;
 #[cfg(feature = "fs")]
 pub use hub_cache::cache_blobs;
+pub use lfs::is_lfs_pointer;
 pub use printable::{Printable, printable, printable_lines};
 #[cfg(feature = "fs")]
-pub use read::{MAX_CONFIG, is_lfs_pointer, open_regular, read_capped, read_text};
+pub use read::{MAX_CONFIG, open_regular, read_capped, read_text};

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use crate::FileError;
+use crate::{FileError, is_lfs_pointer};
 
 /// The cap on the size of a configuration (`config.json`, `adapter_config.json`), in bytes. None comes near it; a larger
 /// file is something else.
@@ -58,14 +58,4 @@ pub fn read_text(path: impl AsRef<Path>, limit: u64) -> Result<String, FileError
         Ok(text) => Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text)),
         Err(error) => Err(FileError::NotUtf8 { path: path.to_owned(), at: error.utf8_error().valid_up_to() }),
     }
-}
-
-/// Whether a file that begins with `bytes` is the stub that git has in place of a file in Git LFS.
-///
-/// ```
-/// assert!(sideburn_files::is_lfs_pointer(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n"));
-/// assert!(!sideburn_files::is_lfs_pointer(b"version,dialogue,summary\n"));
-/// ```
-pub fn is_lfs_pointer(bytes: &[u8]) -> bool {
-    bytes.starts_with(b"version https://git-lfs.github.com/spec/")
 }

@@ -53,6 +53,11 @@ pub(crate) const CSV: &[&[u8]] = &[
     b"\r\n",
     b"\r",
     b"id,dialogue,summary\n",
+    b"id\tdialogue\tsummary\n",
+    b";",
+    b"\t",
+    b"\\n",
+    b"\\",
     b"\xef\xbb\xbf",
     b"\xff",
     b"\0",
@@ -147,13 +152,15 @@ pub(crate) fn csv() -> Vec<Vec<u8>> {
     let one =
         "id,dialogue,summary,topic\ntrain_0,\"#Person1#: Hi, \"\"Ann\"\".\n#Person2#: Hello!\",They greet.,greeting\n";
     let three = "\u{feff}id,dialogue,summary\r\ntest_0_1,a: b,s1\r\ntest_0_2,a: b,s2\r\ntest_0_3,a: b,s3\r\n";
-    vec![one.into(), three.into()]
+    let tabs = "ID\tDialogue\tSummary\na\tb: \\\"c\\\"\\nd\\\\\t\\N\ne\t\"f\tg\"\th\n";
+    vec![one.into(), three.into(), tabs.into(), "id;dialogue;summary\n1;\"a;b\";c\n".into()]
 }
 
 pub(crate) fn jsonl() -> Vec<Vec<u8>> {
     let one = "{\"fname\":\"train_0\",\"dialogue\":\"#Person1#: Hi.\\n#Person2#: Hello.\",\"summary\":\"They greet.\",\"topic\":\"greeting\"}\n";
     let three = "{\"fname\":\"test_0\",\"dialogue\":\"a: b\",\"summary1\":\"x\",\"summary2\":\"y\",\"summary3\":\"z\"}\n\n{\"id\":\"test_1\",\"dialogue\":\"c\",\"summary\":\"d\"}";
-    vec![one.into(), three.into()]
+    let array = "\u{feff}[\n {\"id\": 1, \"dialogue\": \"a ] \\\" [\", \"summary\": [\"s\", \"t\"], \"topic\": null},\n {\"id\": 2}\n]\n";
+    vec![one.into(), three.into(), array.into()]
 }
 
 pub(crate) fn tokenizer() -> Vec<Vec<u8>> {

@@ -1,6 +1,7 @@
 //! From files to batches.
 
 mod dialogsum;
+mod forms;
 mod outside;
 mod sample_assets;
 mod tokenizing;
