@@ -37,39 +37,30 @@
 //! gradient.into_data().assert_eq(&y.into_data(), false);
 //! ```
 
-mod adamw;
-mod attention;
-mod dropout;
-mod embedding;
 #[cfg(feature = "flex")]
 mod flex;
-mod gate;
 #[cfg(feature = "gpu")]
 mod gpu;
-mod linear;
-mod loss;
-mod many;
-mod norm;
-mod path;
-mod profile;
-mod row_layout;
-mod workers;
+mod ops;
+mod runtime;
 
-pub use adamw::{AdamWStep, AdamWUpdate, adamw_step, adamw_steps, adamw_undo, norm};
-pub use attention::{Sight, attention, self_attention};
-pub use dropout::{add_dropout, dropout};
-pub use embedding::embedding;
-#[cfg(feature = "flex")]
-pub use flex::{MemoryUse, memory_use, release_memory};
-pub use gate::gelu_gate;
+pub use ops::adamw::{AdamWStep, AdamWUpdate, adamw_step, adamw_steps, adamw_undo, norm};
+pub use ops::attention::{Sight, attention, self_attention};
+pub use ops::dropout::{add_dropout, dropout};
+pub use ops::embedding::embedding;
+pub use ops::gate::gelu_gate;
+pub use ops::linear::{LowRank, Site, adapted_linear, adapted_linears, linear, low_rank};
+pub use ops::loss::{cross_entropy, linear_cross_entropy};
+pub use ops::many::AnyRank;
+pub use ops::norm::rms_norm;
 #[cfg(feature = "gpu")]
-pub use gpu::{count_launches, keep_tuning};
-pub use linear::{LowRank, Site, adapted_linear, adapted_linears, linear, low_rank};
-pub use loss::{cross_entropy, linear_cross_entropy};
-pub use many::AnyRank;
-pub use norm::rms_norm;
-pub use path::{Path, path, set_path};
-pub use profile::{ChromeEvents, Event, Span, record_profile, take_profile};
-pub use row_layout::RowLayout;
+pub use runtime::launches::count_launches;
+#[cfg(feature = "flex")]
+pub use runtime::memory::{MemoryUse, memory_use, release_memory};
+pub use runtime::path::{Path, path, set_path};
+pub use runtime::profile::{ChromeEvents, Event, Span, record_profile, take_profile};
+pub use runtime::row_layout::RowLayout;
+#[cfg(feature = "gpu")]
+pub use runtime::tuning::keep_tuning;
+pub use runtime::workers::{elements, on_workers};
 pub use sideburn_batch::Key;
-pub use workers::{elements, on_workers};

@@ -6,9 +6,9 @@ use rayon::prelude::*;
 
 use super::simd::vector_fn;
 use super::{Primitive, TASK, contiguous, is_f32, overwritable, values};
-use crate::adamw::{AdamWStep, Coefficients, OptimizerOps, composed_norm, composed_step, in_dtype};
-use crate::many::Many;
-use crate::profile::Span;
+use crate::ops::adamw::{AdamWStep, Coefficients, OptimizerOps, composed_norm, composed_step, in_dtype};
+use crate::ops::many::Many;
+use crate::runtime::profile::Span;
 
 /// Accumulators of a sum in `f64`: a fixed order whatever the machine, and vectorised.
 const LANES: usize = 8;

@@ -4,13 +4,13 @@ use burn::backend::{Flex, TensorMetadata};
 use rayon::prelude::*;
 use sideburn_batch::Key;
 
-use super::elementwise::Mask;
-use super::memory::Buffer;
+use super::dropout::Mask;
 use super::products::{Before, Mat, MatMut, Parts, Workers, product};
 use super::simd::{LINE, dots, exp, fetch_ahead, largest, sum, vector_fn};
 use super::{Primitive, contiguous, is_fused, matrix};
-use crate::attention::{self, AttentionOps, Sight};
-use crate::profile::Span;
+use crate::ops::attention::{self, AttentionOps, Sight};
+use crate::runtime::memory::Buffer;
+use crate::runtime::profile::Span;
 
 /// Queries that a task takes at once.
 const BLOCK: usize = 128;

@@ -5,11 +5,11 @@ use burn::backend::tensor::IntTensor;
 use burn::backend::{Flex, TensorMetadata};
 use rayon::prelude::*;
 
-use super::memory::Buffer;
 use super::simd::vectorized;
 use super::{Primitive, contiguous, is_fused, rows_per_task, values};
-use crate::embedding::{EmbeddingOps, composed_backward};
-use crate::profile::Span;
+use crate::ops::embedding::{EmbeddingOps, composed_backward};
+use crate::runtime::memory::Buffer;
+use crate::runtime::profile::Span;
 
 impl EmbeddingOps for Flex {
     fn table_rows(table: Primitive, ids: IntTensor<Flex>) -> Primitive {

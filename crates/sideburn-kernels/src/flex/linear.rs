@@ -6,13 +6,13 @@ use burn::backend::tensor::IntTensor;
 use burn::backend::{Flex, TensorMetadata};
 use rayon::prelude::*;
 
-use super::elementwise::{Mask, masked};
-use super::memory::Buffer;
+use super::dropout::{Mask, masked};
 use super::products::{Before, Mat, MatMut, Parts, Workers, product};
 use super::simd::{dots, vector_fn, vectorized};
 use super::{Primitive, contiguous, is_fused, matrix, values};
-use crate::linear::{self, Inputs, Joined, JoinedBranch, LinearBackward, LinearGradients, LinearOps, Sites};
-use crate::profile::Span;
+use crate::ops::linear::{self, Inputs, Joined, JoinedBranch, LinearBackward, LinearGradients, LinearOps, Sites};
+use crate::runtime::memory::Buffer;
+use crate::runtime::profile::Span;
 
 /// Rows that a task of the low-rank branches takes at once.
 const BLOCK: usize = 256;

@@ -4,13 +4,13 @@ use burn::backend::tensor::IntTensor;
 use burn::backend::{Flex, TensorMetadata};
 use rayon::prelude::*;
 
-use super::memory::Buffer;
 use super::products::{Before, Mat, MatMut, Parts, Workers, product};
 use super::simd::{exp, largest, sum, vectorized};
 use super::{Primitive, contiguous, is_fused, matrix, overwritable, values};
-use crate::linear::product_with_transposed;
-use crate::loss::{self, LossOps};
-use crate::profile::Span;
+use crate::ops::linear::product_with_transposed;
+use crate::ops::loss::{self, LossOps};
+use crate::runtime::memory::Buffer;
+use crate::runtime::profile::Span;
 
 /// Rows of hidden states that a task takes.
 const ROWS: usize = 128;

@@ -5,11 +5,12 @@
 
 mod adamw;
 mod attention;
-mod elementwise;
+mod dropout;
 mod embedding;
+mod gate;
 mod linear;
 mod loss;
-mod memory;
+mod norm;
 mod products;
 mod simd;
 
@@ -17,10 +18,9 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::DType;
 
-use crate::path::{Path, path};
-pub use memory::{MemoryUse, memory_use, release_memory};
+use crate::runtime::memory::Buffer;
+use crate::runtime::path::{Path, path};
 
-use memory::Buffer;
 use products::Mat;
 
 type Primitive = FloatTensor<Flex>;

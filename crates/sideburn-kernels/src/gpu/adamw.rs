@@ -8,7 +8,7 @@ use burn_cubecl::{CubeBackend, cubecl};
 
 use super::sums::sum_of_cube;
 use super::{Primitive, UNITS, contiguous, cube_each, element, fresh, fresh_of, is_fused, shared_out, together};
-use crate::adamw::{AdamWStep, Coefficients, OptimizerOps, composed_square_sum, composed_step, in_dtype};
+use crate::ops::adamw::{AdamWStep, Coefficients, OptimizerOps, composed_square_sum, composed_step, in_dtype};
 
 /// Cubes that share a sum over a large tensor, and the elements that make one large.
 const CUBES: usize = 256;

@@ -4,6 +4,8 @@
 //! maximum (Dao et al., 2022). The backward pass does so again for the gradient of the queries, which leaves each
 //! query's normaliser behind, and then through the queries for that of the keys and values.
 
+mod kernels;
+
 use burn::backend::TensorMetadata;
 use burn::backend::ops::FloatTensorOps;
 use burn::tensor::DType;
@@ -13,14 +15,12 @@ use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::cubecl::server::Handle;
 use sideburn_batch::Key;
 
-use super::attention_kernels::{
-    LANES, SizesLaunch, Tiles, UNITS, bias_kernel, forward_kernel, keys_kernel, queries_kernel,
-};
 use super::mask::{self, MaskLaunch};
 use super::sums::sum_rows;
 use super::{Primitive, element, fresh, fresh_of, is_fused};
-use crate::attention::{self, AttentionOps, Sight};
-use crate::profile::Span;
+use crate::ops::attention::{self, AttentionOps, Sight};
+use crate::runtime::profile::Span;
+use kernels::{LANES, SizesLaunch, Tiles, UNITS, bias_kernel, forward_kernel, keys_kernel, queries_kernel};
 
 /// The widest head that fits into shared memory.
 const WIDEST: usize = 128;

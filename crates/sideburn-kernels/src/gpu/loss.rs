@@ -13,9 +13,9 @@ use burn_cubecl::{CubeBackend, cubecl};
 
 use super::sums::{largest_of_cube, sum_of_cube};
 use super::{Primitive, UNITS, contiguous, cube_each, element, fresh, is_fused};
-use crate::linear::product_with_transposed;
-use crate::loss::{self, LossOps};
-use crate::profile::Span;
+use crate::ops::linear::product_with_transposed;
+use crate::ops::loss::{self, LossOps};
+use crate::runtime::profile::Span;
 
 /// The most logits that are in memory at once, unless [`ROWS`] rows have more: what the cache of a large GPU holds.
 const LOGITS: usize = 1 << 22;

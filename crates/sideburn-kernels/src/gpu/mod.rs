@@ -6,14 +6,14 @@
 
 mod adamw;
 mod attention;
-mod attention_kernels;
-mod elementwise;
-mod launches;
+mod dropout;
+mod embedding;
+mod gate;
+mod linear;
 mod loss;
 mod mask;
 mod norm;
 mod sums;
-mod tuning;
 
 use burn::backend::TensorMetadata;
 use burn::backend::tensor::FloatTensor;
@@ -26,16 +26,7 @@ use burn_cubecl::kernel::into_contiguous as contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::{CubeBackend, cubecl};
 
-use crate::embedding::EmbeddingOps;
-use crate::linear::{LinearBackward, LinearOps};
-use crate::path::{Path, path};
-pub use launches::count_launches;
-pub use tuning::keep_tuning;
-
-/// A frozen product is the matrix product of Burn, which tunes itself; what is around it is not worth a kernel of its own.
-impl LinearOps for CubeBackend {}
-impl LinearBackward for CubeBackend {}
-impl EmbeddingOps for CubeBackend {}
+use crate::runtime::path::{Path, path};
 
 type Primitive = FloatTensor<CubeBackend>;
 

@@ -8,8 +8,8 @@ use burn_cubecl::{CubeBackend, cubecl};
 
 use super::sums::{sum_of_cube, sum_rows};
 use super::{Primitive, UNITS, contiguous, cube_each, element, fresh, fresh_of, is_fused};
-use crate::norm::{self, NormOps};
-use crate::profile::Span;
+use crate::ops::norm::{self, NormOps};
+use crate::runtime::profile::Span;
 
 /// Rows whose gradients of the weight a cube sums.
 const ROWS: usize = 16;

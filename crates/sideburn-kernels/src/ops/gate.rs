@@ -10,8 +10,8 @@ use burn::tensor::Shape;
 use burn::tensor::Tensor;
 use sideburn_batch::Key;
 
-use crate::dropout::{DropoutOps, drop, probability_and_key};
-use crate::linear::parts;
+use crate::ops::dropout::{DropoutOps, drop, probability_and_key};
+use crate::ops::linear::parts;
 
 /// `dropout(gelu(gate) * up)` with the tanh approximation of GELU (`gelu_new` of `transformers`): the inside of T5 1.1's
 /// feed-forward layer (Shazeer, 2020).

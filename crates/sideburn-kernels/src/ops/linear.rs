@@ -13,7 +13,7 @@ use burn::backend::{
 use burn::tensor::{IndexingUpdateOp, Int, Shape, Slice, Tensor};
 use sideburn_batch::Key;
 
-use crate::dropout::{DropoutOps, drop, probability_and_key};
+use crate::ops::dropout::{DropoutOps, drop, probability_and_key};
 
 /// The factors of a low-rank branch, `scale * dropout(x) A^T B^T`.
 #[derive(Clone, Debug)]

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 /// lock, as a forward and a backward pass through one autodiff graph do: one thread trains a model.
 pub fn on_workers<R: Send>(device: &Device, task: impl FnOnce() -> R + Send) -> R {
     #[cfg(feature = "flex")]
-    if crate::row_layout::is_cpu(device) {
+    if crate::runtime::row_layout::is_cpu(device) {
         return rayon::scope(|_| task());
     }
     let _ = device;

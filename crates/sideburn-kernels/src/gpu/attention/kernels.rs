@@ -8,7 +8,7 @@ use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::ir::ElemType;
 use burn_cubecl::cubecl::prelude::*;
 
-use super::mask::Mask;
+use crate::gpu::mask::Mask;
 
 /// Units at each side of the square.
 pub(super) const LANES: usize = 8;

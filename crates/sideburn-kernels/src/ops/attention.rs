@@ -9,8 +9,8 @@ use burn::tensor::{IndexingUpdateOp, IntDType, Shape, Tensor, TensorData};
 use sideburn_batch::Key;
 
 use crate::RowLayout;
-use crate::dropout::{DropoutOps, drop, probability_and_key};
-use crate::linear::parts;
+use crate::ops::dropout::{DropoutOps, drop, probability_and_key};
+use crate::ops::linear::parts;
 
 /// Which keys a query looks at, and what is added to its scores.
 #[derive(Clone, Debug)]

@@ -1,8 +1,6 @@
-//! Dropout and the gate on a GPU: one launch each, a vector of elements for each unit.
+//! The gate on a GPU: one launch each way, a vector of elements for each unit.
 
 use burn::backend::TensorMetadata;
-use burn::backend::ops::FloatTensorOps;
-use burn::tensor::FloatDType;
 use burn_cubecl::cubecl::ir::ElemType;
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::{CubeBackend, cubecl};
@@ -10,102 +8,9 @@ use sideburn_batch::Key;
 
 use super::mask::{self, Mask};
 use super::{Primitive, contiguous, element, fresh, is_fused, shared_out, together};
-use crate::dropout::{self, DropoutOps};
-use crate::gate::{self, GELU_CUBIC, GateOps, SQRT_2_OVER_PI};
-use crate::profile::Span;
-
-impl DropoutOps for CubeBackend {
-    fn keyed_dropout(x: Primitive, probability: f64, key: Key) -> Primitive {
-        let _span = Span::new("keyed_dropout");
-        if is_fused(&[&x]) {
-            return launch_dropout(x, probability, key);
-        }
-        // The same elements as in the fused form, and no use of the backend's generator, which threads share.
-        assert!(x.shape().num_elements() < 1 << 32, "a mask has an index of 32 bits");
-        let ones = CubeBackend::float_ones(x.shape(), &x.device(), FloatDType::F32);
-        let factors = launch_dropout(ones, probability, key);
-        CubeBackend::float_mul(x.clone(), CubeBackend::float_cast(factors, FloatDType::from(x.dtype())))
-    }
-
-    fn add_dropout(residual: Primitive, x: Primitive, probability: f64, key: Key) -> Primitive {
-        let _span = Span::new("add_dropout");
-        if !is_fused(&[&residual, &x]) {
-            return CubeBackend::float_add(residual, dropout::drop::<CubeBackend>(x, probability, key));
-        }
-        let [residual, x] = [residual, x].map(contiguous);
-        let (client, out, dtype) = (x.client.clone(), fresh(&x, x.shape()), element(&x));
-        let count = x.shape().num_elements();
-        let vector = together(count, &[&residual, &x]);
-        let (cubes, dim) = shared_out(&client, count / vector);
-        // SAFETY: all buffers have an element for each of the units that do not stop at once.
-        unsafe {
-            add_dropout_kernel::launch_unchecked(
-                &client,
-                cubes,
-                dim,
-                vector,
-                residual.into_buffer_arg(),
-                x.into_buffer_arg(),
-                out.clone().into_buffer_arg(),
-                mask::argument(probability, key),
-                dtype,
-            );
-        }
-        out
-    }
-}
-
-fn launch_dropout(x: Primitive, probability: f64, key: Key) -> Primitive {
-    let x = contiguous(x);
-    let (client, out, dtype) = (x.client.clone(), fresh(&x, x.shape()), element(&x));
-    let count = x.shape().num_elements();
-    let vector = together(count, &[&x]);
-    let (cubes, dim) = shared_out(&client, count / vector);
-    // SAFETY: both buffers have an element for each of the units that do not stop at once.
-    unsafe {
-        dropout_kernel::launch_unchecked(
-            &client,
-            cubes,
-            dim,
-            vector,
-            x.into_buffer_arg(),
-            out.clone().into_buffer_arg(),
-            mask::argument(probability, key),
-            dtype,
-        );
-    }
-    out
-}
-
-#[cube(launch_unchecked)]
-fn dropout_kernel<F: Float, N: Size>(
-    x: &[Vector<F, N>],
-    out: &mut [Vector<F, N>],
-    mask: Mask,
-    #[define(F)] _dtype: ElemType,
-) {
-    if ABSOLUTE_POS >= out.len() {
-        terminate!();
-    }
-    let x = Vector::<f32, N>::cast_from(x[ABSOLUTE_POS]);
-    out[ABSOLUTE_POS] = Vector::cast_from(x * mask.of_vector::<N>(ABSOLUTE_POS));
-}
-
-#[cube(launch_unchecked)]
-fn add_dropout_kernel<F: Float, N: Size>(
-    residual: &[Vector<F, N>],
-    x: &[Vector<F, N>],
-    out: &mut [Vector<F, N>],
-    mask: Mask,
-    #[define(F)] _dtype: ElemType,
-) {
-    if ABSOLUTE_POS >= out.len() {
-        terminate!();
-    }
-    let x = Vector::<f32, N>::cast_from(x[ABSOLUTE_POS]);
-    let residual = Vector::<f32, N>::cast_from(residual[ABSOLUTE_POS]);
-    out[ABSOLUTE_POS] = Vector::cast_from(residual + x * mask.of_vector::<N>(ABSOLUTE_POS));
-}
+use crate::ops::dropout;
+use crate::ops::gate::{self, GELU_CUBIC, GateOps, SQRT_2_OVER_PI};
+use crate::runtime::profile::Span;
 
 impl GateOps for CubeBackend {
     fn gelu_gate(gate_up: Primitive, probability: f64, key: Key) -> Primitive {
@@ -167,7 +72,7 @@ impl GateOps for CubeBackend {
 }
 
 /// A matrix whose rows lie in memory as they are, wherever each begins: columns of a larger one are not copied.
-pub(super) fn by_rows(x: Primitive) -> Primitive {
+fn by_rows(x: Primitive) -> Primitive {
     let [rows, columns] = [x.meta.shape()[0], x.meta.shape()[1]];
     let [stride, step] = [x.meta.strides()[0], x.meta.strides()[1]];
     if (step == 1 || columns == 1) && (stride >= columns || rows == 1) { x } else { contiguous(x) }

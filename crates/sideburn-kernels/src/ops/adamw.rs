@@ -5,7 +5,7 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, TensorMetadata, backend_extension, get_or_init_device_settings};
 use burn::tensor::{DType, FloatDType, Shape, Tensor};
 
-use crate::many::{AnyRank, Many};
+use crate::ops::many::{AnyRank, Many};
 
 /// The numbers of one update by AdamW (Loshchilov and Hutter, 2019, algorithm 2, with the learning rate inside the decay
 /// as `torch.optim.AdamW` has it).

@@ -7,7 +7,7 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension};
 use burn::tensor::{IndexingUpdateOp, Int, Shape, Tensor};
 
-use crate::linear::product_with_transposed;
+use crate::ops::linear::product_with_transposed;
 
 /// The negative log-likelihood, in nats, of each row's label under the softmax of its logits.
 ///

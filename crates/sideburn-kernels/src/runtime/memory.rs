@@ -16,7 +16,8 @@ use burn::tensor::{Bytes, DType, TensorData};
 use burn_std::{AccessError, AccessPolicy, AllocationController, AllocationProperty};
 use memmap2::MmapMut;
 
-use super::Primitive;
+use burn::backend::Flex;
+use burn::backend::tensor::FloatTensor;
 
 /// What a cache line holds. Buffers begin at one, so that no vector of a product straddles two.
 #[derive(Clone, Copy)]
@@ -198,11 +199,11 @@ impl Buffer {
     }
 
     /// The tensor of this shape that the values make.
-    pub(crate) fn into_tensor(self, shape: impl Into<burn::tensor::Shape>) -> Primitive {
+    pub(crate) fn into_tensor(self, shape: impl Into<burn::tensor::Shape>) -> FloatTensor<Flex> {
         let len = self.len * size_of::<f32>();
         // SAFETY: the first `len` bytes of a buffer are initialised, as all of its memory is from the start.
         let bytes = unsafe { Bytes::from_controller(Box::new(self), len) };
-        Primitive::from_data(TensorData::from_bytes(bytes, shape, DType::F32))
+        FloatTensor::<Flex>::from_data(TensorData::from_bytes(bytes, shape, DType::F32))
     }
 }
 

@@ -1,0 +1,13 @@
+//! What operations run on and with, apart from computing: how tokens lie in memory, memory itself, threads, which form of an
+//! operation runs, and where the time goes.
+
+#[cfg(feature = "gpu")]
+pub(crate) mod launches;
+#[cfg(feature = "flex")]
+pub(crate) mod memory;
+pub(crate) mod path;
+pub(crate) mod profile;
+pub(crate) mod row_layout;
+#[cfg(feature = "gpu")]
+pub(crate) mod tuning;
+pub(crate) mod workers;
