@@ -10,12 +10,11 @@ use std::hint::black_box;
 use burn::tensor::{Device, Distribution, Int, Tensor};
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime};
 use sideburn::kernels::{
-    Key, LowRank, Path, RowLayout, Sight, Site, adapted_linear, adapted_linears, add_dropout, embedding, gelu_gate,
-    linear, linear_cross_entropy, on_workers, rms_norm, self_attention, set_path,
+    Dropout, Key, LowRank, Path, RowLayout, Sight, Site, adapted_linear, adapted_linears, add_dropout, embedding,
+    gelu_gate, linear, linear_cross_entropy, on_workers, rms_norm, self_attention, set_path,
 };
 
 const KEY: Key = Key::from_seed(1);
-const DROPOUT: Option<(f64, Key)> = Some((0.1, KEY));
 
 fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
     Tensor::random(shape, Distribution::Normal(0.0, 0.1), &Device::flex().autodiff())
@@ -57,6 +56,7 @@ fn time(
 fn operations(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("kernels");
     group.sample_size(10);
+    let drop = Dropout::new(0.1, KEY);
     let (n, d, inner, ff, heads, r) = (2048, 512, 384, 1024, 6, 32);
 
     let product = 2 * n * d * inner;
@@ -70,7 +70,7 @@ fn operations(criterion: &mut Criterion) {
     let branch = 2 * n * r * (d + inner);
     let work = Work { flops: [product + branch, product + 2 * branch], ..work };
     let factors = [random([r, d]).require_grad(), random([inner, r]).require_grad()];
-    for (name, dropout) in [("", None), (" and dropout", DROPOUT)] {
+    for (name, dropout) in [("", None), (" and dropout", drop)] {
         let inputs = [x.clone(), weight.clone(), factors[0].clone(), factors[1].clone()];
         time(&mut group, &format!("linear with rank 32{name}"), &work, &inputs, |x| {
             let branch = LowRank { a: x[2].clone(), b: x[3].clone(), scale: 1.0, dropout, rows: None };
@@ -91,7 +91,7 @@ fn operations(criterion: &mut Criterion) {
             a: x[first].clone(),
             b: x[first + 1].clone(),
             scale: 1.0,
-            dropout: DROPOUT,
+            dropout: drop,
             rows: None,
         };
         [vec![branch(4)], vec![], vec![branch(6)]]
@@ -126,7 +126,7 @@ fn operations(criterion: &mut Criterion) {
         let work = Work { flops: [2 * scores, 5 * scores], floats: [4 * tokens * inner, 7 * tokens * inner] };
         let inputs = [random([tokens, 3 * inner]).require_grad(), random([heads, 2 * length - 1])];
         time(&mut group, &format!("attention 8x{length}, 6 heads of 64, dropout"), &work, &inputs, |x| {
-            self_attention(x[0].clone(), x[1].clone(), &sight, DROPOUT)
+            self_attention(x[0].clone(), x[1].clone(), &sight, drop)
         });
     }
 
@@ -147,11 +147,11 @@ fn operations(criterion: &mut Criterion) {
     });
     let work = Work { flops: [2 * n * d, n * d], floats: [3 * n * d, 2 * n * d] };
     time(&mut group, "add_dropout 2048x512", &work, &[x.clone(), random([n, d]).require_grad()], |x| {
-        add_dropout(x[0].clone(), x[1].clone(), DROPOUT)
+        add_dropout(x[0].clone(), x[1].clone(), drop)
     });
     let work = Work { flops: [20 * n * ff, 30 * n * ff], floats: [3 * n * ff, 5 * n * ff] };
     time(&mut group, "gelu_gate 2048x1024, dropout", &work, &[random([n, 2 * ff]).require_grad()], |x| {
-        gelu_gate(x[0].clone(), DROPOUT)
+        gelu_gate(x[0].clone(), drop)
     });
 
     let (rows, classes) = (512, 32_128);

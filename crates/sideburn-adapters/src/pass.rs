@@ -4,7 +4,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use sideburn_kernels::Key;
+use sideburn_kernels::{Dropout, Key};
 
 /// The mode of one forward pass.
 ///
@@ -72,11 +72,11 @@ impl Pass {
     ///
     /// `None` in evaluation. In training every call counts as a place, also at a probability of zero, so that one
     /// dropout rate does not move the masks of another.
-    pub fn next_dropout(&mut self, probability: f64) -> Option<(f64, Key)> {
+    pub fn next_dropout(&mut self, probability: f64) -> Option<Dropout> {
         let draws = self.draws.as_mut()?;
         let key = draws.key.fold_in(draws.next);
         draws.next += 1;
-        (probability > 0.0).then_some((probability, key))
+        Dropout::new(probability, key)
     }
 
     /// How many places of dropout the pass has come by; 0 in evaluation.
@@ -89,10 +89,7 @@ impl Pass {
 
     /// Applies dropout to `x` in training, and nothing in evaluation.
     pub fn dropout<const D: usize>(&mut self, x: Tensor<D>, probability: f64) -> Tensor<D> {
-        match self.next_dropout(probability) {
-            Some((probability, key)) => sideburn_kernels::dropout(x, probability, key),
-            None => x,
-        }
+        sideburn_kernels::dropout(x, self.next_dropout(probability))
     }
 }
 

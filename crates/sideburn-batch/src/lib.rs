@@ -1,7 +1,7 @@
 //! What one training step is a function of: rows of token ids with their lengths ([`TokenRows`],
-//! [`Seq2SeqBatch`]), and the random numbers drawn inside it ([`Key`]).
+//! [`Seq2SeqBatch`]), and the random numbers drawn inside it ([`Key`], [`Dropout`]).
 //!
-//! Neither type knows Burn, a tokenizer or a model: data loaders make batches, models consume them, and both agree
+//! None of the types knows Burn, a tokenizer or a model: data loaders make batches, models consume them, and both agree
 //! on this crate alone. Two rules of the project live here:
 //!
 //! * **Padding comes from lengths, never from token values.** A [`TokenRows`] holds real tokens only, end to end;
@@ -11,8 +11,10 @@
 
 #![forbid(unsafe_code)]
 
+mod dropout;
 mod key;
 mod rows;
 
+pub use dropout::Dropout;
 pub use key::{GOLDEN, Key, MIX};
 pub use rows::{BatchError, Seq2SeqBatch, TokenRows};

@@ -6,7 +6,7 @@
 //! | operation | kept for the backward pass | composed of primitives, Burn would keep |
 //! |---|---|---|
 //! | [`embedding`] | the ids | the ids |
-//! | [`dropout`], [`add_dropout`] | nothing: the mask is drawn again from its [`Key`] | the mask, as floats |
+//! | [`dropout`], [`add_dropout`] | nothing: the mask is drawn again | the mask, as floats |
 //! | [`linear`] | the weight; `x` only if the weight is trained | both |
 //! | [`adapted_linears`], [`low_rank`] | `x`, `W`, `A`, `B` (shared, not copied) | also `dropout(x)`, its mask and `dropout(x) A^T` |
 //! | [`rms_norm`] | `x`, `weight` | three tensors of the size of `x` |
@@ -21,17 +21,17 @@
 //! and low-rank branches are composed of them. For other dtypes each operation is composed of Burn's primitives.
 //! [`set_path`] has that form run everywhere.
 //!
-//! A mask is a pure function of its [`Key`], and the same on every device: element for element, if the shape is the same.
+//! A mask is a pure function of its [`Dropout`], and the same on every device: element for element, if the shape is the same.
 //!
 //! [`adamw_steps`] and [`norm`] are the optimiser's, outside of autodiff, and over many tensors at once.
 //!
 //! ```
 //! use burn::tensor::{Device, Tensor};
-//! use sideburn_kernels::{Key, dropout};
+//! use sideburn_kernels::{Dropout, Key, dropout};
 //!
 //! let device = Device::flex().autodiff();
 //! let x = Tensor::<2>::ones([4, 8], &device).require_grad();
-//! let y = dropout(x.clone(), 0.25, Key::from_seed(7));
+//! let y = dropout(x.clone(), Dropout::new(0.25, Key::from_seed(7)));
 //! let gradient = x.grad(&y.clone().sum().backward()).unwrap();
 //! // The same elements were dropped in both directions, and the others scaled by 1 / (1 - 0.25).
 //! gradient.into_data().assert_eq(&y.into_data(), false);
@@ -63,4 +63,4 @@ pub use runtime::row_layout::RowLayout;
 #[cfg(feature = "gpu")]
 pub use runtime::tuning::keep_tuning;
 pub use runtime::workers::{elements, on_workers};
-pub use sideburn_batch::Key;
+pub use sideburn_batch::{Dropout, Key};

@@ -439,7 +439,7 @@ impl Rule for LoraRule {
         let Weights { weight, bias } = call.weights.clone();
         let weight = in_dtype(weight, a.dtype());
         let gain = self.gain(&weight, [&a, &b, &own[2]]);
-        let Some((probability, key)) = dropout else {
+        if dropout.is_none() {
             let y = in_dtype(y, a.dtype());
             let (bare, bias) = match bias {
                 Some(bias) => (y - bias.clone(), Some(bias)),
@@ -447,8 +447,8 @@ impl Rule for LoraRule {
             };
             let scaled = (bare + low_rank(x, a, b, self.scaling, None)) * gain;
             return in_dtype(bias.into_iter().fold(scaled, |y, bias| y + bias), outer);
-        };
-        let x = sideburn_kernels::dropout(x, probability, key);
+        }
+        let x = sideburn_kernels::dropout(x, dropout);
         let bare = x.clone().matmul(weight.transpose());
         let delta = bare * gain.clone().sub_scalar(1.0) + low_rank(x, a, b, self.scaling, None) * gain;
         y + in_dtype(delta, outer)

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{Tensor, TensorData};
 use serde_json::{Map, Value, json};
-use sideburn_kernels::Key;
+use sideburn_kernels::Dropout;
 
 use super::checks::{check_finite, check_probability, check_rank};
 use super::lora::{number, pattern_value};
@@ -115,12 +115,12 @@ impl Update {
         times: impl FnOnce(Tensor<2>) -> Tensor<2>,
     ) -> Tensor<2> {
         let [rows, module] = [self.rank_dropout, self.module_dropout].map(|p| pass.next_dropout(p));
-        if module.is_some_and(|(probability, key)| key.uniform(0) < probability) {
+        if module.is_some_and(|dropout| dropout.key().uniform(0) < dropout.probability()) {
             return y;
         }
         let delta = times(in_dtype(x.clone(), own[0].dtype()));
         let delta = match rows {
-            Some((probability, key)) => self.drop_rows(delta, probability, key),
+            Some(dropout) => self.drop_rows(delta, dropout),
             None => delta,
         };
         let outer = y.dtype();
@@ -128,9 +128,9 @@ impl Update {
     }
 
     /// Without rows of the update, which are columns of what it gives.
-    fn drop_rows(&self, delta: Tensor<2>, probability: f64, key: Key) -> Tensor<2> {
+    fn drop_rows(&self, delta: Tensor<2>, dropout: Dropout) -> Tensor<2> {
         let [_, out] = delta.dims();
-        let is_kept = |row: usize| key.uniform(row as u64) >= probability;
+        let is_kept = |row: usize| dropout.key().uniform(row as u64) >= dropout.probability();
         let kept = (0..out).filter(|row| is_kept(*row)).count();
         let factor = if self.rescale { out as f32 / kept.max(1) as f32 } else { 1.0 };
         let factors: Vec<f32> = (0..out).map(|row| if is_kept(row) { factor } else { 0.0 }).collect();
@@ -142,6 +142,8 @@ impl Update {
 
 #[cfg(test)]
 mod tests {
+    use sideburn_kernels::Key;
+
     use super::super::testing::random;
     use super::*;
 

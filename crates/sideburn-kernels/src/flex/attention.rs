@@ -2,9 +2,8 @@
 
 use burn::backend::{Flex, TensorMetadata};
 use rayon::prelude::*;
-use sideburn_batch::Key;
+use sideburn_batch::Dropout;
 
-use super::dropout::Mask;
 use super::products::{Before, Mat, MatMut, Parts, Workers, product};
 use super::simd::{LINE, dots, exp, fetch_ahead, largest, sum, vector_fn};
 use super::{Primitive, contiguous, is_fused, matrix};
@@ -22,15 +21,14 @@ impl AttentionOps for Flex {
         v: Primitive,
         bias: Primitive,
         sight: Sight,
-        probability: f64,
-        key: Key,
+        dropout: Option<Dropout>,
     ) -> Primitive {
         let _span = Span::new("attention_forward");
         if !is_fused(&[&q, &k, &v, &bias]) {
-            return attention::composed::<Flex>(q, k, v, bias, &sight, probability, key);
+            return attention::composed::<Flex>(q, k, v, bias, &sight, dropout);
         }
         let tensors = [q, k, v, bias].map(contiguous);
-        Heads::new(tensors.each_ref().map(matrix), &sight, Mask::new(probability, key)).forward()
+        Heads::new(tensors.each_ref().map(matrix), &sight, dropout).forward()
     }
 
     fn attention_backward(
@@ -41,16 +39,15 @@ impl AttentionOps for Flex {
         gradient: Primitive,
         sight: Sight,
         of_bias: bool,
-        probability: f64,
-        key: Key,
+        dropout: Option<Dropout>,
     ) -> (Primitive, Primitive, Primitive, Primitive) {
         let _span = Span::new("attention_backward");
         if !is_fused(&[&q, &k, &v, &bias, &gradient]) {
             let inputs = [q, k, v, bias];
-            return attention::composed_backward::<Flex>(inputs, gradient, &sight, of_bias, probability, key);
+            return attention::composed_backward::<Flex>(inputs, gradient, &sight, of_bias, dropout);
         }
         let [q, k, v, bias, gradient] = [q, k, v, bias, gradient].map(contiguous);
-        let heads = Heads::new([&q, &k, &v, &bias].map(matrix), &sight, Mask::new(probability, key));
+        let heads = Heads::new([&q, &k, &v, &bias].map(matrix), &sight, dropout);
         let mut of_q = zeros_if(sight.queries.has_padding(), &q);
         let [mut of_k, mut of_v] = [&k, &v].map(|x| zeros_if(sight.keys.has_padding(), x));
         let out = Gradients {
@@ -63,14 +60,14 @@ impl AttentionOps for Flex {
         (of_q.into_tensor(q.shape()), of_k.into_tensor(k.shape()), of_v.into_tensor(v.shape()), of_bias)
     }
 
-    fn self_attention_forward(qkv: Primitive, bias: Primitive, sight: Sight, probability: f64, key: Key) -> Primitive {
+    fn self_attention_forward(qkv: Primitive, bias: Primitive, sight: Sight, dropout: Option<Dropout>) -> Primitive {
         let _span = Span::new("self_attention_forward");
         if !is_fused(&[&qkv, &bias]) {
-            return attention::in_parts::<Flex>(&qkv, bias, sight, probability, key);
+            return attention::in_parts::<Flex>(&qkv, bias, sight, dropout);
         }
         let [qkv, bias] = [qkv, bias].map(contiguous);
         let [q, k, v] = parts(matrix(&qkv));
-        Heads::new([q, k, v, matrix(&bias)], &sight, Mask::new(probability, key)).forward()
+        Heads::new([q, k, v, matrix(&bias)], &sight, dropout).forward()
     }
 
     fn self_attention_backward(
@@ -79,16 +76,15 @@ impl AttentionOps for Flex {
         gradient: Primitive,
         sight: Sight,
         of_bias: bool,
-        probability: f64,
-        key: Key,
+        dropout: Option<Dropout>,
     ) -> (Primitive, Primitive) {
         let _span = Span::new("self_attention_backward");
         if !is_fused(&[&qkv, &bias, &gradient]) {
-            return attention::in_parts_backward::<Flex>([qkv, bias, gradient], sight, of_bias, probability, key);
+            return attention::in_parts_backward::<Flex>([qkv, bias, gradient], sight, of_bias, dropout);
         }
         let [qkv, bias, gradient] = [qkv, bias, gradient].map(contiguous);
         let ([q, k, v], [tokens, columns]) = (parts(matrix(&qkv)), matrix(&qkv).shape());
-        let heads = Heads::new([q, k, v, matrix(&bias)], &sight, Mask::new(probability, key));
+        let heads = Heads::new([q, k, v, matrix(&bias)], &sight, dropout);
         let mut of_qkv = zeros_if(sight.queries.has_padding() || sight.keys.has_padding(), &qkv);
         let of = Parts::new(&mut of_qkv, tokens, columns);
         let out = Gradients { q: of, k: of, v: of, first: [0, columns / 3, columns / 3 * 2] };
@@ -124,14 +120,14 @@ struct Heads<'a> {
     v: Mat<'a>,
     bias: Mat<'a>,
     sight: &'a Sight,
-    mask: Option<Mask>,
+    dropout: Option<Dropout>,
     width: usize,
 }
 
 impl<'a> Heads<'a> {
-    fn new([q, k, v, bias]: [Mat<'a>; 4], sight: &'a Sight, mask: Option<Mask>) -> Self {
+    fn new([q, k, v, bias]: [Mat<'a>; 4], sight: &'a Sight, dropout: Option<Dropout>) -> Self {
         let width = q.shape()[1] / sight.heads;
-        Self { q, k, v, bias, sight, mask, width }
+        Self { q, k, v, bias, sight, dropout, width }
     }
 
     fn forward(&self) -> Primitive {
@@ -139,7 +135,7 @@ impl<'a> Heads<'a> {
         let size = tokens * columns;
         let mut out = if self.sight.queries.has_padding() { Buffer::zeros(size) } else { Buffer::new(size) };
         let parts = Parts::new(&mut out, tokens, columns);
-        if self.sight.queries.columns() == 1 && self.mask.is_none() {
+        if self.sight.queries.columns() == 1 && self.dropout.is_none() {
             self.each_row(|row| self.decode(row, parts));
         } else {
             self.each(|head| head.forward(parts));
@@ -204,7 +200,7 @@ impl<'a> Heads<'a> {
                 v: part(self.v, keys.row(row)),
                 bias: self.bias_row(head),
                 sight: self.sight,
-                mask: self.mask,
+                dropout: self.dropout,
                 index,
                 row,
                 columns,
@@ -223,7 +219,7 @@ struct Head<'a> {
     v: Mat<'a>,
     bias: &'a [f32],
     sight: &'a Sight,
-    mask: Option<Mask>,
+    dropout: Option<Dropout>,
     index: usize,
     row: usize,
     /// Its columns in the matrices of all heads.
@@ -257,14 +253,14 @@ impl Head<'_> {
     fn forward(&self, out: Parts<'_>) {
         let [keys, _] = self.k.shape();
         let mut scores = Buffer::new(BLOCK.min(self.q.shape()[0]) * keys);
-        let mut factors = self.mask.map(|_| Buffer::new(keys));
+        let mut factors = self.dropout.map(|_| Buffer::new(keys));
         let mut inverse = [0f32; BLOCK];
         let tokens = self.sight.queries.row(self.row);
         for block @ (first, count, keys) in self.blocks() {
             let scores = &mut scores[..count * keys];
             self.exponentials(scores, &mut inverse, block);
-            if let (Some(mask), Some(factors)) = (self.mask, &mut factors) {
-                drop_of_block(self, mask, scores, factors, first, keys);
+            if let (Some(dropout), Some(factors)) = (self.dropout, &mut factors) {
+                drop_of_block(self, dropout, scores, factors, first, keys);
             }
             let rows = tokens.start + first..tokens.start + first + count;
             // SAFETY: each task has its own row and head, and its blocks have rows of their own.
@@ -293,7 +289,7 @@ impl Head<'_> {
         }
         let size = BLOCK.min(queries) * keys;
         let [mut weights, mut scores] = [(); 2].map(|()| Buffer::new(size));
-        let mut dropped = self.mask.map(|_| Buffer::new(size));
+        let mut dropped = self.dropout.map(|_| Buffer::new(size));
         let mut inverse = [0f32; BLOCK];
         let mut bias_sums = of_bias.then(|| vec![0f32; self.bias.len()]);
         for block @ (first, count, keys) in self.blocks() {
@@ -344,9 +340,9 @@ vector_fn! {
 
 vector_fn! {
     /// Drops elements of a block's weights.
-    fn drop_of_block(head: &Head<'_>, mask: Mask, weights: &mut [f32], factors: &mut [f32], first: usize, keys: usize) {
+    fn drop_of_block(head: &Head<'_>, dropout: Dropout, weights: &mut [f32], factors: &mut [f32], first: usize, keys: usize) {
         for (index, row) in weights.chunks_exact_mut(keys).enumerate() {
-            mask.factors(head.first_draw(first + index), &mut factors[..keys]);
+            dropout.factors(head.first_draw(first + index), &mut factors[..keys]);
             row.iter_mut().zip(factors.iter()).for_each(|(x, factor)| *x *= factor);
         }
     }
@@ -368,9 +364,9 @@ vector_fn! {
         for (index, (weights, scores)) in weights.chunks_exact_mut(keys).zip(scores.chunks_exact_mut(keys)).enumerate() {
             let inverse = inverse[index];
             weights.iter_mut().for_each(|x| *x *= inverse);
-            if let (Some(mask), Some(dropped)) = (head.mask, &mut dropped) {
+            if let (Some(dropout), Some(dropped)) = (head.dropout, &mut dropped) {
                 let dropped = &mut dropped[index * keys..][..keys];
-                mask.factors(head.first_draw(first + index), dropped);
+                dropout.factors(head.first_draw(first + index), dropped);
                 scores.iter_mut().zip(dropped.iter()).for_each(|(x, factor)| *x *= factor);
                 dropped.iter_mut().zip(weights.iter()).for_each(|(factor, x)| *factor *= x);
             }

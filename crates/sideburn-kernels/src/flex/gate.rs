@@ -3,23 +3,23 @@
 use burn::backend::Flex;
 use burn::backend::TensorMetadata;
 use rayon::prelude::*;
-use sideburn_batch::Key;
+use sideburn_batch::Dropout;
 
-use super::dropout::{Mask, mask_in_place, masked};
+use super::dropout::{drop_in_place, masked};
 use super::simd::{exp, vector_fn};
 use super::{Primitive, contiguous, is_fused, rows_per_task, values};
-use crate::ops::dropout;
+use crate::ops::dropout::drop;
 use crate::ops::gate::{self, GELU_CUBIC, GateOps, SQRT_2_OVER_PI};
 use crate::runtime::memory::Buffer;
 use crate::runtime::profile::Span;
 
 impl GateOps for Flex {
-    fn gelu_gate(gate_up: Primitive, probability: f64, key: Key) -> Primitive {
+    fn gelu_gate(gate_up: Primitive, dropout: Option<Dropout>) -> Primitive {
         let _span = Span::new("gelu_gate");
         if !is_fused(&[&gate_up]) {
-            return dropout::drop::<Flex>(gate::composed::<Flex>(gate_up), probability, key);
+            return drop::<Flex>(gate::composed::<Flex>(gate_up), dropout);
         }
-        let (gate_up, mask) = (contiguous(gate_up), Mask::new(probability, key));
+        let gate_up = contiguous(gate_up);
         let [n, width] = [gate_up.shape()[0], gate_up.shape()[1] / 2];
         let mut out = Buffer::new(n * width);
         let rows = rows_per_task(width);
@@ -30,21 +30,21 @@ impl GateOps for Flex {
                 let (gate, up) = gate_up.split_at(width);
                 gate_row(out, gate, up);
             }
-            if let Some(mask) = mask {
-                mask_in_place(out, mask, task * rows * width);
+            if let Some(dropout) = dropout {
+                drop_in_place(out, dropout, task * rows * width);
             }
         });
         out.into_tensor([n, width])
     }
 
-    fn gelu_gate_backward(gate_up: Primitive, gradient: Primitive, probability: f64, key: Key) -> Primitive {
+    fn gelu_gate_backward(gate_up: Primitive, gradient: Primitive, dropout: Option<Dropout>) -> Primitive {
         let _span = Span::new("gelu_gate_backward");
         if !is_fused(&[&gate_up, &gradient]) {
-            let gradient = dropout::drop::<Flex>(gradient, probability, key);
+            let gradient = drop::<Flex>(gradient, dropout);
             return gate::composed_backward::<Flex>(gate_up, gradient);
         }
         let (gate_up, gradient) = (contiguous(gate_up), contiguous(gradient));
-        let (shape, width, mask) = (gate_up.shape(), gate_up.shape()[1] / 2, Mask::new(probability, key));
+        let (shape, width) = (gate_up.shape(), gate_up.shape()[1] / 2);
         let mut out = Buffer::new(values(&gate_up).len());
         let rows = rows_per_task(width);
         let wide = (2 * rows * width).max(1);
@@ -54,9 +54,9 @@ impl GateOps for Flex {
             let each = out.chunks_exact_mut(2 * width).zip(gate_up.chunks_exact(2 * width));
             for (row, ((out, gate_up), gradient)) in each.zip(gradient.chunks_exact(width)).enumerate() {
                 let ((gate, up), (of_gate, of_up)) = (gate_up.split_at(width), out.split_at_mut(width));
-                match mask {
+                match dropout {
                     None => of_up.copy_from_slice(gradient),
-                    Some(mask) => masked(of_up, gradient, mask, (task * rows + row) * width),
+                    Some(dropout) => masked(of_up, gradient, dropout, (task * rows + row) * width),
                 }
                 gate_backward_of_row(of_gate, of_up, gate, up);
             }

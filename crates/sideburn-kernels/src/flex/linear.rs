@@ -5,8 +5,9 @@ use std::ops::Range;
 use burn::backend::tensor::IntTensor;
 use burn::backend::{Flex, TensorMetadata};
 use rayon::prelude::*;
+use sideburn_batch::Dropout;
 
-use super::dropout::{Mask, masked};
+use super::dropout::masked;
 use super::products::{Before, Mat, MatMut, Parts, Workers, product};
 use super::simd::{dots, vector_fn, vectorized};
 use super::{Primitive, contiguous, is_fused, matrix, values};
@@ -252,7 +253,7 @@ struct Branch<'a> {
     a: &'a Primitive,
     b: &'a Primitive,
     scale: f32,
-    mask: Option<Mask>,
+    dropout: Option<Dropout>,
     /// Its rows, if it is not for all.
     rows: Option<Vec<usize>>,
 }
@@ -320,7 +321,7 @@ impl Rows<'_> {
 impl<'a> Branch<'a> {
     fn new(joined: JoinedBranch<&'a Primitive, Vec<usize>>) -> Self {
         let JoinedBranch { a, b, rows, numbers } = joined;
-        Self { a, b, rows, scale: numbers.scale as f32, mask: Mask::new(numbers.probability, numbers.key) }
+        Self { a, b, rows, scale: numbers.scale as f32, dropout: numbers.dropout }
     }
 
     /// Those of its rows that are in the block, and how many come before.
@@ -342,11 +343,11 @@ impl<'a> Branch<'a> {
         if size == 0 {
             return;
         }
-        let (mut gathered, mut dropped) = (None, self.mask.map(|_| Buffer::new(size * input)));
+        let (mut gathered, mut dropped) = (None, self.dropout.map(|_| Buffer::new(size * input)));
         let x = rows.of(x, &mut gathered);
-        let x = match (&mut dropped, self.mask) {
-            (Some(dropped), Some(mask)) => {
-                masked(dropped, x.row_major(), mask, before * input);
+        let x = match (&mut dropped, self.dropout) {
+            (Some(dropped), Some(dropout)) => {
+                masked(dropped, x.row_major(), dropout, before * input);
                 Mat::new(dropped, size, input)
             }
             _ => x,
@@ -372,9 +373,9 @@ impl<'a> Branch<'a> {
         if size == 0 {
             return None;
         }
-        let mut factors = self.mask.map(|_| Buffer::new(size * input));
-        if let (Some(factors), Some(mask)) = (&mut factors, self.mask) {
-            vectorized(|| mask.factors(before * input, factors));
+        let mut factors = self.dropout.map(|_| Buffer::new(size * input));
+        if let (Some(factors), Some(dropout)) = (&mut factors, self.dropout) {
+            vectorized(|| dropout.factors(before * input, factors));
         }
         let (mut gathered, mut gathered_x) = (None, None);
         let gradient = rows.of(gradient, &mut gathered);

@@ -13,7 +13,7 @@ use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl::client::Client;
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::cubecl::server::Handle;
-use sideburn_batch::Key;
+use sideburn_batch::Dropout;
 
 use super::mask::{self, MaskLaunch};
 use super::sums::sum_rows;
@@ -32,14 +32,13 @@ impl AttentionOps for CubeBackend {
         v: Primitive,
         bias: Primitive,
         sight: Sight,
-        probability: f64,
-        key: Key,
+        dropout: Option<Dropout>,
     ) -> Primitive {
         let _span = Span::new("attention_forward");
-        let launch = Launch::new(&q, &bias, &sight, probability, key);
+        let launch = Launch::new(&q, &bias, &sight, dropout);
         let tiles = launch.tiles(launch.forward_tiles());
         if !is_fused(&[&q, &k, &v, &bias]) || !launch.fits(tiles) {
-            return attention::composed::<CubeBackend>(q, k, v, bias, &sight, probability, key);
+            return attention::composed::<CubeBackend>(q, k, v, bias, &sight, dropout);
         }
         let (out, dtype) = (fresh(&q, q.shape()), element(&q));
         let (rows, client) = (launch.rows(), q.client.clone());
@@ -73,15 +72,14 @@ impl AttentionOps for CubeBackend {
         gradient: Primitive,
         sight: Sight,
         of_bias: bool,
-        probability: f64,
-        key: Key,
+        dropout: Option<Dropout>,
     ) -> (Primitive, Primitive, Primitive, Primitive) {
         let _span = Span::new("attention_backward");
-        let launch = Launch::new(&q, &bias, &sight, probability, key);
+        let launch = Launch::new(&q, &bias, &sight, dropout);
         let tiles = launch.tiles(launch.backward_tiles());
         if !is_fused(&[&q, &k, &v, &bias, &gradient]) || !launch.fits(tiles) {
             let inputs = [q, k, v, bias];
-            return attention::composed_backward::<CubeBackend>(inputs, gradient, &sight, of_bias, probability, key);
+            return attention::composed_backward::<CubeBackend>(inputs, gradient, &sight, of_bias, dropout);
         }
         let (client, dtype) = (q.client.clone(), element(&q));
         let [of_q, of_k, of_v] = [&q, &k, &v].map(|x| fresh(x, x.shape()));
@@ -170,14 +168,13 @@ struct Launch<'a> {
     sight: &'a Sight,
     width: usize,
     bias: [usize; 2],
-    probability: f64,
-    key: Key,
+    dropout: Option<Dropout>,
 }
 
 impl<'a> Launch<'a> {
-    fn new(q: &Primitive, bias: &Primitive, sight: &'a Sight, probability: f64, key: Key) -> Self {
+    fn new(q: &Primitive, bias: &Primitive, sight: &'a Sight, dropout: Option<Dropout>) -> Self {
         let bias = [bias.shape()[0], bias.shape()[1]];
-        Self { client: q.client.clone(), sight, width: q.shape()[1] / sight.heads, bias, probability, key }
+        Self { client: q.client.clone(), sight, width: q.shape()[1] / sight.heads, bias, dropout }
     }
 
     /// Queries that a cube takes at once, and keys. Few queries, as in decoding, make small blocks.
@@ -198,8 +195,8 @@ impl<'a> Launch<'a> {
             others,
             causal: self.sight.causal,
             biased: self.bias != [1, 1],
-            drops: self.probability > 0.0,
-            aligned: self.sight.keys.columns().is_multiple_of(mask::TOGETHER),
+            drops: self.dropout.is_some(),
+            aligned: self.sight.keys.columns().is_multiple_of(Dropout::ELEMENTS_PER_DRAW),
         }
     }
 
@@ -246,6 +243,6 @@ impl<'a> Launch<'a> {
     }
 
     fn mask(&self) -> MaskLaunch {
-        mask::argument(self.probability, self.key)
+        mask::argument(self.dropout)
     }
 }

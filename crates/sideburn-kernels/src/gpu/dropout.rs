@@ -2,34 +2,47 @@
 
 use burn::backend::TensorMetadata;
 use burn::backend::ops::FloatTensorOps;
-use burn::tensor::FloatDType;
 use burn_cubecl::cubecl::ir::ElemType;
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::{CubeBackend, cubecl};
-use sideburn_batch::Key;
+use sideburn_batch::Dropout;
 
 use super::mask::{self, Mask};
 use super::{Primitive, contiguous, element, fresh, is_fused, shared_out, together};
-use crate::ops::dropout::{self, DropoutOps};
+use crate::ops::dropout::{self, DropoutOps, drop};
 use crate::runtime::profile::Span;
 
 impl DropoutOps for CubeBackend {
-    fn keyed_dropout(x: Primitive, probability: f64, key: Key) -> Primitive {
+    fn keyed_dropout(x: Primitive, dropout: Dropout) -> Primitive {
         let _span = Span::new("keyed_dropout");
-        if is_fused(&[&x]) {
-            return launch_dropout(x, probability, key);
+        if !is_fused(&[&x]) {
+            return dropout::composed::<CubeBackend>(x, dropout);
         }
-        // The same elements as in the fused form, and no use of the backend's generator, which threads share.
-        assert!(x.shape().num_elements() < 1 << 32, "a mask has an index of 32 bits");
-        let ones = CubeBackend::float_ones(x.shape(), &x.device(), FloatDType::F32);
-        let factors = launch_dropout(ones, probability, key);
-        CubeBackend::float_mul(x.clone(), CubeBackend::float_cast(factors, FloatDType::from(x.dtype())))
+        let x = contiguous(x);
+        let (client, out, dtype) = (x.client.clone(), fresh(&x, x.shape()), element(&x));
+        let count = x.shape().num_elements();
+        let vector = together(count, &[&x]);
+        let (cubes, dim) = shared_out(&client, count / vector);
+        // SAFETY: both buffers have an element for each of the units that do not stop at once.
+        unsafe {
+            dropout_kernel::launch_unchecked(
+                &client,
+                cubes,
+                dim,
+                vector,
+                x.into_buffer_arg(),
+                out.clone().into_buffer_arg(),
+                mask::argument(Some(dropout)),
+                dtype,
+            );
+        }
+        out
     }
 
-    fn add_dropout(residual: Primitive, x: Primitive, probability: f64, key: Key) -> Primitive {
+    fn add_dropout(residual: Primitive, x: Primitive, dropout: Dropout) -> Primitive {
         let _span = Span::new("add_dropout");
         if !is_fused(&[&residual, &x]) {
-            return CubeBackend::float_add(residual, dropout::drop::<CubeBackend>(x, probability, key));
+            return CubeBackend::float_add(residual, drop::<CubeBackend>(x, Some(dropout)));
         }
         let [residual, x] = [residual, x].map(contiguous);
         let (client, out, dtype) = (x.client.clone(), fresh(&x, x.shape()), element(&x));
@@ -46,34 +59,12 @@ impl DropoutOps for CubeBackend {
                 residual.into_buffer_arg(),
                 x.into_buffer_arg(),
                 out.clone().into_buffer_arg(),
-                mask::argument(probability, key),
+                mask::argument(Some(dropout)),
                 dtype,
             );
         }
         out
     }
-}
-
-fn launch_dropout(x: Primitive, probability: f64, key: Key) -> Primitive {
-    let x = contiguous(x);
-    let (client, out, dtype) = (x.client.clone(), fresh(&x, x.shape()), element(&x));
-    let count = x.shape().num_elements();
-    let vector = together(count, &[&x]);
-    let (cubes, dim) = shared_out(&client, count / vector);
-    // SAFETY: both buffers have an element for each of the units that do not stop at once.
-    unsafe {
-        dropout_kernel::launch_unchecked(
-            &client,
-            cubes,
-            dim,
-            vector,
-            x.into_buffer_arg(),
-            out.clone().into_buffer_arg(),
-            mask::argument(probability, key),
-            dtype,
-        );
-    }
-    out
 }
 
 #[cube(launch_unchecked)]

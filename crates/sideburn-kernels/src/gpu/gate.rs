@@ -4,19 +4,19 @@ use burn::backend::TensorMetadata;
 use burn_cubecl::cubecl::ir::ElemType;
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::{CubeBackend, cubecl};
-use sideburn_batch::Key;
+use sideburn_batch::Dropout;
 
 use super::mask::{self, Mask};
 use super::{Primitive, contiguous, element, fresh, is_fused, shared_out, together};
-use crate::ops::dropout;
+use crate::ops::dropout::drop;
 use crate::ops::gate::{self, GELU_CUBIC, GateOps, SQRT_2_OVER_PI};
 use crate::runtime::profile::Span;
 
 impl GateOps for CubeBackend {
-    fn gelu_gate(gate_up: Primitive, probability: f64, key: Key) -> Primitive {
+    fn gelu_gate(gate_up: Primitive, dropout: Option<Dropout>) -> Primitive {
         let _span = Span::new("gelu_gate");
         if !is_fused(&[&gate_up]) {
-            return dropout::drop::<CubeBackend>(gate::composed::<CubeBackend>(gate_up), probability, key);
+            return drop::<CubeBackend>(gate::composed::<CubeBackend>(gate_up), dropout);
         }
         let gate_up = by_rows(gate_up);
         let [n, width] = [gate_up.shape()[0], gate_up.shape()[1] / 2];
@@ -33,18 +33,18 @@ impl GateOps for CubeBackend {
                 vector,
                 gate_up.into_tensor_arg(),
                 out.clone().into_tensor_arg(),
-                mask::argument(probability, key),
-                probability > 0.0,
+                mask::argument(dropout),
+                dropout.is_some(),
                 dtype,
             );
         }
         out
     }
 
-    fn gelu_gate_backward(gate_up: Primitive, gradient: Primitive, probability: f64, key: Key) -> Primitive {
+    fn gelu_gate_backward(gate_up: Primitive, gradient: Primitive, dropout: Option<Dropout>) -> Primitive {
         let _span = Span::new("gelu_gate_backward");
         if !is_fused(&[&gate_up, &gradient]) {
-            let gradient = dropout::drop::<CubeBackend>(gradient, probability, key);
+            let gradient = drop::<CubeBackend>(gradient, dropout);
             return gate::composed_backward::<CubeBackend>(gate_up, gradient);
         }
         let [gate_up, gradient] = [gate_up, gradient].map(by_rows);
@@ -62,8 +62,8 @@ impl GateOps for CubeBackend {
                 gate_up.into_tensor_arg(),
                 gradient.into_tensor_arg(),
                 out.clone().into_tensor_arg(),
-                mask::argument(probability, key),
-                probability > 0.0,
+                mask::argument(dropout),
+                dropout.is_some(),
                 dtype,
             );
         }

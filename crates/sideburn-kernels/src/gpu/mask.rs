@@ -1,11 +1,8 @@
-//! The mask of a dropout on a GPU: bit for bit that of the CPU.
+//! The mask of a [`Dropout`] on a GPU: its arithmetic again in words of 32 bits, with its numbers.
 
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::prelude::*;
-use sideburn_batch::{GOLDEN, Key, MIX};
-
-/// Elements that one draw decides.
-pub(super) const TOGETHER: usize = 4;
+use sideburn_batch::{Dropout, GOLDEN, MIX};
 
 /// A key with what it decides: for each element of a tensor, zero or the scale of what is kept.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
@@ -16,12 +13,12 @@ pub(super) struct Mask {
     scale: f32,
 }
 
-/// The mask, as an argument of a kernel.
-pub(super) fn argument(probability: f64, key: Key) -> MaskLaunch {
-    let start = key.start();
-    let threshold = (probability * 2f64.powi(16)).round() as u16;
-    let scale = (1.0 / (1.0 - probability)) as f32;
-    MaskLaunch::new(start as u32, (start >> 32) as u32, u32::from(threshold), scale)
+/// The mask, as an argument of a kernel; one that keeps everything, if nothing is dropped.
+pub(super) fn argument(dropout: Option<Dropout>) -> MaskLaunch {
+    let Some(dropout) = dropout else { return MaskLaunch::new(0, 0, 0, 1.0) };
+    let start = dropout.key().start();
+    let threshold = u32::from(dropout.threshold());
+    MaskLaunch::new(start as u32, (start >> 32) as u32, threshold, dropout.scale() as f32)
 }
 
 /// An integer of 64 bits, which not every GPU has.

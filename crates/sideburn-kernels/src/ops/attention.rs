@@ -6,10 +6,10 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::{BoolTensor, Device, FloatTensor, IntTensor};
 use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension, get_or_init_device_settings};
 use burn::tensor::{IndexingUpdateOp, IntDType, Shape, Tensor, TensorData};
-use sideburn_batch::Key;
+use sideburn_batch::Dropout;
 
 use crate::RowLayout;
-use crate::ops::dropout::{DropoutOps, drop, probability_and_key};
+use crate::ops::dropout::{DropoutOps, drop};
 use crate::ops::linear::parts;
 
 /// Which keys a query looks at, and what is added to its scores.
@@ -40,19 +40,18 @@ pub struct Sight {
 /// belongs to no row is finite and means nothing.
 ///
 /// # Panics
-/// If `dropout` holds a probability outside `[0, 1)`, the shapes do not fit, or the bias has no column for some distance.
+/// If the shapes do not fit, or the bias has no column for some distance.
 pub fn attention(
     q: Tensor<2>,
     k: Tensor<2>,
     v: Tensor<2>,
     bias: Tensor<2>,
     sight: &Sight,
-    dropout: Option<(f64, Key)>,
+    dropout: Option<Dropout>,
 ) -> Tensor<2> {
-    let (probability, key) = probability_and_key(dropout);
     sight.assert_fits(q.dims(), k.dims(), v.dims(), bias.dims());
     let [q, k, v, bias] = [q, k, v, bias].map(Tensor::into_dispatch);
-    Tensor::from_dispatch(Dispatch::attention_forward(q, k, v, bias, sight.clone(), probability, key))
+    Tensor::from_dispatch(Dispatch::attention_forward(q, k, v, bias, sight.clone(), dropout))
 }
 
 /// [`attention`] of tokens that look at each other: queries, keys and values side by side, `qkv [tokens, 3 * heads * width]`,
@@ -60,14 +59,13 @@ pub fn attention(
 ///
 /// # Panics
 /// As there.
-pub fn self_attention(qkv: Tensor<2>, bias: Tensor<2>, sight: &Sight, dropout: Option<(f64, Key)>) -> Tensor<2> {
-    let (probability, key) = probability_and_key(dropout);
+pub fn self_attention(qkv: Tensor<2>, bias: Tensor<2>, sight: &Sight, dropout: Option<Dropout>) -> Tensor<2> {
     let [tokens, columns] = qkv.dims();
     assert!(columns.is_multiple_of(3), "{columns} columns do not make queries, keys and values");
     let part = [tokens, columns / 3];
     sight.assert_fits(part, part, part, bias.dims());
     let [qkv, bias] = [qkv, bias].map(Tensor::into_dispatch);
-    Tensor::from_dispatch(Dispatch::self_attention_forward(qkv, bias, sight.clone(), probability, key))
+    Tensor::from_dispatch(Dispatch::self_attention_forward(qkv, bias, sight.clone(), dropout))
 }
 
 impl Sight {
@@ -134,14 +132,13 @@ pub(crate) trait AttentionOps: DropoutOps {
         v: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         sight: Sight,
-        probability: f64,
-        key: Key,
+        dropout: Option<Dropout>,
     ) -> FloatTensor<Self> {
-        composed::<Self>(q, k, v, bias, &sight, probability, key)
+        composed::<Self>(q, k, v, bias, &sight, dropout)
     }
 
     /// Its gradients with respect to `q`, `k`, `v` and, if it is asked for, `bias` (otherwise anything).
-    #[fusion(meta = |q, k, v, bias, _gradient, _sight, _of_bias, _probability, _key| {
+    #[fusion(meta = |q, k, v, bias, _gradient, _sight, _of_bias, _dropout| {
         (q.clone(), k.clone(), v.clone(), bias.clone())
     })]
     #[allow(clippy::too_many_arguments, reason = "backend extensions take tensors one by one")]
@@ -153,10 +150,9 @@ pub(crate) trait AttentionOps: DropoutOps {
         gradient: FloatTensor<Self>,
         sight: Sight,
         of_bias: bool,
-        probability: f64,
-        key: Key,
+        dropout: Option<Dropout>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        composed_backward::<Self>([q, k, v, bias], gradient, &sight, of_bias, probability, key)
+        composed_backward::<Self>([q, k, v, bias], gradient, &sight, of_bias, dropout)
     }
 
     /// See [`self_attention`].
@@ -165,10 +161,9 @@ pub(crate) trait AttentionOps: DropoutOps {
         qkv: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         sight: Sight,
-        probability: f64,
-        key: Key,
+        dropout: Option<Dropout>,
     ) -> FloatTensor<Self> {
-        in_parts::<Self>(&qkv, bias, sight, probability, key)
+        in_parts::<Self>(&qkv, bias, sight, dropout)
     }
 
     /// Its gradients with respect to `qkv` and, if it is asked for, `bias` (otherwise anything).
@@ -179,10 +174,9 @@ pub(crate) trait AttentionOps: DropoutOps {
         gradient: FloatTensor<Self>,
         sight: Sight,
         of_bias: bool,
-        probability: f64,
-        key: Key,
+        dropout: Option<Dropout>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        in_parts_backward::<Self>([qkv, bias, gradient], sight, of_bias, probability, key)
+        in_parts_backward::<Self>([qkv, bias, gradient], sight, of_bias, dropout)
     }
 }
 
@@ -191,11 +185,10 @@ pub(crate) fn in_parts<B: AttentionOps>(
     qkv: &FloatTensor<B>,
     bias: FloatTensor<B>,
     sight: Sight,
-    probability: f64,
-    key: Key,
+    dropout: Option<Dropout>,
 ) -> FloatTensor<B> {
     let [q, k, v] = parts::<B, 3>(qkv);
-    B::attention_forward(q, k, v, bias, sight, probability, key)
+    B::attention_forward(q, k, v, bias, sight, dropout)
 }
 
 /// Its gradients, put together again.
@@ -203,11 +196,10 @@ pub(crate) fn in_parts_backward<B: AttentionOps>(
     [qkv, bias, gradient]: [FloatTensor<B>; 3],
     sight: Sight,
     of_bias: bool,
-    probability: f64,
-    key: Key,
+    dropout: Option<Dropout>,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
     let [q, k, v] = parts::<B, 3>(&qkv);
-    let (q, k, v, bias) = B::attention_backward(q, k, v, bias, gradient, sight, of_bias, probability, key);
+    let (q, k, v, bias) = B::attention_backward(q, k, v, bias, gradient, sight, of_bias, dropout);
     (B::float_cat(vec![q, k, v], 1), bias)
 }
 
@@ -313,12 +305,11 @@ pub(crate) fn composed<B: DropoutOps>(
     v: FloatTensor<B>,
     bias: FloatTensor<B>,
     sight: &Sight,
-    probability: f64,
-    key: Key,
+    dropout: Option<Dropout>,
 ) -> FloatTensor<B> {
     let q = to_rows::<B>(q, &sight.queries, sight.heads);
     let [k, v] = [k, v].map(|x| to_rows::<B>(x, &sight.keys, sight.heads));
-    let weights = drop::<B>(weights::<B>(q, k, bias, sight), probability, key);
+    let weights = drop::<B>(weights::<B>(q, k, bias, sight), dropout);
     to_tokens::<B>(B::float_matmul(weights, v), &sight.queries)
 }
 
@@ -327,16 +318,15 @@ pub(crate) fn composed_backward<B: DropoutOps>(
     gradient: FloatTensor<B>,
     sight: &Sight,
     of_bias: bool,
-    probability: f64,
-    key: Key,
+    dropout: Option<Dropout>,
 ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
     let [q, gradient] = [q, gradient].map(|x| to_rows::<B>(x, &sight.queries, sight.heads));
     let gradient = without_padding::<B>(gradient, &sight.queries);
     let [k, v] = [k, v].map(|x| to_rows::<B>(x, &sight.keys, sight.heads));
     let weights = weights::<B>(q.clone(), k.clone(), bias.clone(), sight);
-    let dropped = drop::<B>(weights.clone(), probability, key);
+    let dropped = drop::<B>(weights.clone(), dropout);
     let of_v = B::float_matmul(B::float_swap_dims(dropped, 2, 3), gradient.clone());
-    let of_weights = drop::<B>(B::float_matmul(gradient, B::float_swap_dims(v, 2, 3)), probability, key);
+    let of_weights = drop::<B>(B::float_matmul(gradient, B::float_swap_dims(v, 2, 3)), dropout);
     // The gradient of a softmax: `weights * (of_weights - sum(weights * of_weights))`.
     let sum = B::float_sum_dim(B::float_mul(weights.clone(), of_weights.clone()), 3);
     let scores = B::float_mul(weights, B::float_sub(of_weights, sum));
@@ -370,8 +360,7 @@ impl<B: AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff<B, C> {
         v: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         sight: Sight,
-        probability: f64,
-        key: Key,
+        dropout: Option<Dropout>,
     ) -> FloatTensor<Self> {
         #[derive(Debug)]
         struct Attention;
@@ -382,16 +371,15 @@ impl<B: AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff<B, C> {
             v: FloatTensor<B>,
             bias: FloatTensor<B>,
             sight: Sight,
-            probability: f64,
-            key: Key,
+            dropout: Option<Dropout>,
         }
         impl<B: AttentionOps> Backward<B, 4> for Attention {
             type State = Kept<B>;
             fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, _: &mut Checkpointer) {
                 let gradient = grads.consume::<B>(&ops.node);
-                let Kept { q, k, v, bias, sight, probability, key } = ops.state;
+                let Kept { q, k, v, bias, sight, dropout } = ops.state;
                 let of_bias = ops.parents[3].is_some();
-                let (q, k, v, bias) = B::attention_backward(q, k, v, bias, gradient, sight, of_bias, probability, key);
+                let (q, k, v, bias) = B::attention_backward(q, k, v, bias, gradient, sight, of_bias, dropout);
                 for (node, gradient) in ops.parents.into_iter().zip([q, k, v, bias]) {
                     if let Some(node) = node {
                         grads.register::<B>(node.id, gradient);
@@ -406,10 +394,10 @@ impl<B: AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff<B, C> {
         match Backward::<B, 4>::prepare::<C>(Attention, nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
                 let [q2, k2, v2, bias2] = [&q, &k, &v, &bias].map(Clone::clone);
-                let output = B::attention_forward(q2, k2, v2, bias2, sight.clone(), probability, key);
-                prep.finish(Kept { q, k, v, bias, sight, probability, key }, output)
+                let output = B::attention_forward(q2, k2, v2, bias2, sight.clone(), dropout);
+                prep.finish(Kept { q, k, v, bias, sight, dropout }, output)
             }
-            OpsKind::UnTracked(prep) => prep.finish(B::attention_forward(q, k, v, bias, sight, probability, key)),
+            OpsKind::UnTracked(prep) => prep.finish(B::attention_forward(q, k, v, bias, sight, dropout)),
         }
     }
 
@@ -417,18 +405,17 @@ impl<B: AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff<B, C> {
         qkv: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         sight: Sight,
-        probability: f64,
-        key: Key,
+        dropout: Option<Dropout>,
     ) -> FloatTensor<Self> {
         #[derive(Debug)]
         struct SelfAttention;
         impl<B: AttentionOps> Backward<B, 2> for SelfAttention {
-            type State = (FloatTensor<B>, FloatTensor<B>, Sight, f64, Key);
+            type State = (FloatTensor<B>, FloatTensor<B>, Sight, Option<Dropout>);
             fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
                 let gradient = grads.consume::<B>(&ops.node);
-                let (qkv, bias, sight, probability, key) = ops.state;
+                let (qkv, bias, sight, dropout) = ops.state;
                 let of_bias = ops.parents[1].is_some();
-                let (qkv, bias) = B::self_attention_backward(qkv, bias, gradient, sight, of_bias, probability, key);
+                let (qkv, bias) = B::self_attention_backward(qkv, bias, gradient, sight, of_bias, dropout);
                 for (node, gradient) in ops.parents.into_iter().zip([qkv, bias]) {
                     if let Some(node) = node {
                         grads.register::<B>(node.id, gradient);
@@ -440,10 +427,10 @@ impl<B: AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff<B, C> {
         let ((qkv, node_qkv), (bias, node_bias)) = (qkv.into_parts(), bias.into_parts());
         match Backward::<B, 2>::prepare::<C>(SelfAttention, [node_qkv, node_bias]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
-                let kept = (qkv.clone(), bias.clone(), sight.clone(), probability, key);
-                prep.finish(kept, B::self_attention_forward(qkv, bias, sight, probability, key))
+                let kept = (qkv.clone(), bias.clone(), sight.clone(), dropout);
+                prep.finish(kept, B::self_attention_forward(qkv, bias, sight, dropout))
             }
-            OpsKind::UnTracked(prep) => prep.finish(B::self_attention_forward(qkv, bias, sight, probability, key)),
+            OpsKind::UnTracked(prep) => prep.finish(B::self_attention_forward(qkv, bias, sight, dropout)),
         }
     }
 }

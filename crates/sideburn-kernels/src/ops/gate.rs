@@ -8,9 +8,9 @@ use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
 #[cfg(feature = "gpu")]
 use burn::tensor::Shape;
 use burn::tensor::Tensor;
-use sideburn_batch::Key;
+use sideburn_batch::Dropout;
 
-use crate::ops::dropout::{DropoutOps, drop, probability_and_key};
+use crate::ops::dropout::{DropoutOps, drop};
 use crate::ops::linear::parts;
 
 /// `dropout(gelu(gate) * up)` with the tanh approximation of GELU (`gelu_new` of `transformers`): the inside of T5 1.1's
@@ -21,11 +21,10 @@ use crate::ops::linear::parts;
 /// makes `[n, d]`.
 ///
 /// # Panics
-/// If the number of columns is odd, or `dropout` holds a probability outside `[0, 1)`.
-pub fn gelu_gate(gate_up: Tensor<2>, dropout: Option<(f64, Key)>) -> Tensor<2> {
+/// If the number of columns is odd.
+pub fn gelu_gate(gate_up: Tensor<2>, dropout: Option<Dropout>) -> Tensor<2> {
     assert!(gate_up.dims()[1].is_multiple_of(2), "{} columns do not make a gate and as many others", gate_up.dims()[1]);
-    let (probability, key) = probability_and_key(dropout);
-    Tensor::from_dispatch(Dispatch::gelu_gate(gate_up.into_dispatch(), probability, key))
+    Tensor::from_dispatch(Dispatch::gelu_gate(gate_up.into_dispatch(), dropout))
 }
 
 /// `sqrt(2 / pi)`, of the tanh approximation of GELU (Hendrycks and Gimpel, 2016, section 2).
@@ -38,8 +37,8 @@ pub(crate) const GELU_CUBIC: f64 = 0.044_715;
 pub(crate) trait GateOps: DropoutOps {
     /// See [`gelu_gate`].
     #[fusion(dtype = gate_up, shape = half_as_wide(gate_up))]
-    fn gelu_gate(gate_up: FloatTensor<Self>, probability: f64, key: Key) -> FloatTensor<Self> {
-        drop::<Self>(composed::<Self>(gate_up), probability, key)
+    fn gelu_gate(gate_up: FloatTensor<Self>, dropout: Option<Dropout>) -> FloatTensor<Self> {
+        drop::<Self>(composed::<Self>(gate_up), dropout)
     }
 
     /// Its gradient.
@@ -47,10 +46,9 @@ pub(crate) trait GateOps: DropoutOps {
     fn gelu_gate_backward(
         gate_up: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
-        probability: f64,
-        key: Key,
+        dropout: Option<Dropout>,
     ) -> FloatTensor<Self> {
-        composed_backward::<Self>(gate_up, drop::<Self>(gradient, probability, key))
+        composed_backward::<Self>(gate_up, drop::<Self>(gradient, dropout))
     }
 }
 
@@ -94,15 +92,15 @@ pub(crate) fn composed_backward<B: Backend>(gate_up: FloatTensor<B>, gradient: F
 }
 
 impl<B: GateOps, C: CheckpointStrategy> GateOps for Autodiff<B, C> {
-    fn gelu_gate(gate_up: FloatTensor<Self>, probability: f64, key: Key) -> FloatTensor<Self> {
+    fn gelu_gate(gate_up: FloatTensor<Self>, dropout: Option<Dropout>) -> FloatTensor<Self> {
         #[derive(Debug)]
         struct GeluGate;
         impl<B: GateOps> Backward<B, 1> for GeluGate {
-            type State = (FloatTensor<B>, f64, Key);
+            type State = (FloatTensor<B>, Option<Dropout>);
             fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-                let (gate_up, probability, key) = ops.state;
+                let (gate_up, dropout) = ops.state;
                 unary::<B, _>(ops.parents, ops.node, grads, |gradient| {
-                    B::gelu_gate_backward(gate_up, gradient, probability, key)
+                    B::gelu_gate_backward(gate_up, gradient, dropout)
                 });
             }
         }
@@ -110,10 +108,10 @@ impl<B: GateOps, C: CheckpointStrategy> GateOps for Autodiff<B, C> {
         let (gate_up, node) = gate_up.into_parts();
         match Backward::<B, 1>::prepare::<C>(GeluGate, [node]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
-                let kept = (gate_up.clone(), probability, key);
-                prep.finish(kept, B::gelu_gate(gate_up, probability, key))
+                let kept = (gate_up.clone(), dropout);
+                prep.finish(kept, B::gelu_gate(gate_up, dropout))
             }
-            OpsKind::UnTracked(prep) => prep.finish(B::gelu_gate(gate_up, probability, key)),
+            OpsKind::UnTracked(prep) => prep.finish(B::gelu_gate(gate_up, dropout)),
         }
     }
 }

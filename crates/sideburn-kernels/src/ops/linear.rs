@@ -11,9 +11,9 @@ use burn::backend::{
     ExtensionType, TensorMetadata, backend_extension,
 };
 use burn::tensor::{IndexingUpdateOp, Int, Shape, Slice, Tensor};
-use sideburn_batch::Key;
+use sideburn_batch::Dropout;
 
-use crate::ops::dropout::{DropoutOps, drop, probability_and_key};
+use crate::ops::dropout::{DropoutOps, drop};
 
 /// The factors of a low-rank branch, `scale * dropout(x) A^T B^T`.
 #[derive(Clone, Debug)]
@@ -24,8 +24,8 @@ pub struct LowRank {
     pub b: Tensor<2>,
     /// What the branch is multiplied by.
     pub scale: f64,
-    /// The probability of dropping an element of its input, and the key of the mask.
-    pub dropout: Option<(f64, Key)>,
+    /// What drops elements of its input.
+    pub dropout: Option<Dropout>,
     /// The rows of `x` that the branch is for, each once and in ascending order; by default all of them. The mask is one
     /// for these rows alone.
     pub rows: Option<Tensor<1, Int>>,
@@ -60,8 +60,8 @@ pub fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
 /// `x [n, in]`, `a [r, in]`, `b [out, r]` (as `peft` stores them) give `[n, out]`.
 ///
 /// # Panics
-/// If `dropout` holds a probability outside `[0, 1)`, or the shapes do not fit.
-pub fn low_rank(x: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f64, dropout: Option<(f64, Key)>) -> Tensor<2> {
+/// If the shapes do not fit.
+pub fn low_rank(x: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f64, dropout: Option<Dropout>) -> Tensor<2> {
     let ([_, input], [out, _]) = (x.dims(), b.dims());
     let branch = LowRank { a, b, scale, dropout, rows: None }.joined(input, out);
     run(x, vec![Joined { out, weight: None, branches: vec![branch] }])
@@ -74,7 +74,7 @@ pub fn low_rank(x: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f64, dropout: O
 /// `x [n, in]`, `weight [out, in]`, `a [r, in]`, `b [out, r]` give `[n, out]`.
 ///
 /// # Panics
-/// If `dropout` holds a probability outside `[0, 1)`, or the shapes do not fit.
+/// If the shapes do not fit.
 pub fn adapted_linear(x: Tensor<2>, weight: Tensor<2>, branch: LowRank) -> Tensor<2> {
     adapted_linears(x, vec![Site { weight, branches: vec![branch] }])
 }
@@ -87,8 +87,7 @@ pub fn adapted_linear(x: Tensor<2>, weight: Tensor<2>, branch: LowRank) -> Tenso
 /// `x [n, in]`, weights `[out_i, in]` give `[n, out_1 + out_2 + ...]`.
 ///
 /// # Panics
-/// If there is no site, a `dropout` holds a probability outside `[0, 1)`, the shapes do not fit, or the rows of a branch
-/// are not ascending rows of `x`.
+/// If there is no site, the shapes do not fit, or the rows of a branch are not ascending rows of `x`.
 pub fn adapted_linears(x: Tensor<2>, sites: Vec<Site>) -> Tensor<2> {
     let input = x.dims()[1];
     let joined = |Site { weight, branches }: Site| {
@@ -111,10 +110,9 @@ impl LowRank {
         let Self { a, b, scale, dropout, rows } = self;
         let fit = a.dims()[1] == input && b.dims() == [out, a.dims()[0]];
         assert!(fit, "x [n, in], a [r, in] and b [out, r] must fit");
-        let (probability, key) = probability_and_key(dropout);
         let [a, b] = [a, b].map(Tensor::into_dispatch);
         let rows = rows.map(Tensor::into_dispatch);
-        JoinedBranch { a, b, rows, numbers: Numbers { scale, probability, key } }
+        JoinedBranch { a, b, rows, numbers: Numbers { scale, dropout } }
     }
 }
 
@@ -139,8 +137,7 @@ pub(crate) struct JoinedBranch<F, I> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Numbers {
     pub(crate) scale: f64,
-    pub(crate) probability: f64,
-    pub(crate) key: Key,
+    pub(crate) dropout: Option<Dropout>,
 }
 
 /// Sites on a backend's tensors, in lists.
@@ -379,7 +376,7 @@ pub(crate) fn composed_backward<B: DropoutOps>(inputs: &Inputs<B>, gradient: Flo
             let outer = scaled(B::float_matmul(gradient.clone(), b.clone()));
             if wanted.x {
                 let product = B::float_matmul(outer.clone(), a.clone());
-                let product = drop::<B>(product, numbers.probability, numbers.key);
+                let product = drop::<B>(product, numbers.dropout);
                 of_x = Some(add_to_rows::<B>(of_x, product, rows, n));
             }
             let wanted = wanted_branches.next().expect("one for each branch");
@@ -411,7 +408,7 @@ fn of_rows<B: Backend>(x: &FloatTensor<B>, rows: Option<&IntTensor<B>>) -> Float
 }
 
 fn dropped_rows<B: DropoutOps>(x: &FloatTensor<B>, rows: Option<&IntTensor<B>>, numbers: &Numbers) -> FloatTensor<B> {
-    drop::<B>(of_rows::<B>(x, rows), numbers.probability, numbers.key)
+    drop::<B>(of_rows::<B>(x, rows), numbers.dropout)
 }
 
 /// Adds `x` to these rows of `y [n, _]`, or to all; to zeros if there is no `y`.

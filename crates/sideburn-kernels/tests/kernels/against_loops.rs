@@ -4,7 +4,7 @@ use crate::loops::{Sizes, check, check_at_scale, numbers};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use proptest::prelude::*;
 use sideburn_kernels::{
-    Key, LowRank, RowLayout, Sight, adapted_linear, add_dropout, attention, cross_entropy, dropout, embedding,
+    Dropout, Key, LowRank, RowLayout, Sight, adapted_linear, add_dropout, attention, cross_entropy, dropout, embedding,
     gelu_gate, linear, linear_cross_entropy, low_rank, rms_norm, self_attention,
 };
 
@@ -17,7 +17,7 @@ fn width() -> impl Strategy<Value = usize> {
 /// What [`dropout`] multiplies each element by.
 fn kept<const D: usize>(shape: [usize; D], probability: f64) -> Vec<f64> {
     let ones = Tensor::<D>::ones(shape, &Device::flex());
-    let kept = crate::loops::values(dropout(ones, probability, KEY));
+    let kept = crate::loops::values(dropout(ones, Dropout::new(probability, KEY)));
     kept.iter().map(|x| if *x == 0.0 { 0.0 } else { 1.0 / (1.0 - probability) }).collect()
 }
 
@@ -95,7 +95,7 @@ fn check_attention(sizes: &Sizes, seed: u64, p: f64) {
     ];
     // A bias that is the same for all keys changes nothing: its gradient is a sum of many terms that is zero.
     let scale = if sizes.distances == 1 { 5.0 } else { 0.1 };
-    let dropout = (p > 0.0).then_some((p, KEY));
+    let dropout = Dropout::new(p, KEY);
     let matrices = |x: &[Tensor<1>]| {
         [(0, sizes.q()), (1, sizes.k()), (2, sizes.k()), (3, sizes.bias())].map(|(i, dims)| x[i].clone().reshape(dims))
     };
@@ -131,7 +131,7 @@ proptest! {
         let kept = kept([n, d], p);
         let reference = |x: &[Vec<f64>]| x[0].iter().zip(&kept).map(|(x, kept)| x * kept).collect();
         check(&[numbers(1, n * d)], reference, |x| {
-            dropout(x[0].clone().reshape([n, d]), p, KEY).reshape([n * d])
+            dropout(x[0].clone().reshape([n, d]), Dropout::new(p, KEY)).reshape([n * d])
         });
     }
 
@@ -149,7 +149,7 @@ proptest! {
         // Values are sums over up to 128 inputs, gradients over as many outputs, twice over.
         check_at_scale([1.0, 5.0], &inputs, reference, |x| {
             let (a, b) = (x[1].clone().reshape([r, d]), x[2].clone().reshape([out, r]));
-            low_rank(x[0].clone().reshape([n, d]), a, b, scale, drop.then_some((p, KEY))).reshape([n * out])
+            low_rank(x[0].clone().reshape([n, d]), a, b, scale, Dropout::new(p, KEY)).reshape([n * out])
         });
     }
 
@@ -178,10 +178,10 @@ proptest! {
         let inputs = [numbers(1, n * d), numbers(2, n * d)];
         let drop = |x: Vec<f64>| x.iter().zip(&kept).map(|(x, kept)| x * kept).collect::<Vec<f64>>();
         check(&inputs, |x| drop(crate::loops::gelu_gate(&x[0], &x[1])), |x| {
-            gelu_gate(beside(x, [n, d]), Some((p, KEY))).reshape([n * d])
+            gelu_gate(beside(x, [n, d]), Dropout::new(p, KEY)).reshape([n * d])
         });
         let sum = |x: &[Vec<f64>]| x[0].iter().zip(drop(x[1].clone())).map(|(x, y)| x + y).collect();
-        check(&inputs, sum, |x| add_dropout(x[0].clone(), x[1].clone(), Some((p, KEY))));
+        check(&inputs, sum, |x| add_dropout(x[0].clone(), x[1].clone(), Dropout::new(p, KEY)));
     }
 
     #[test]
@@ -203,7 +203,7 @@ proptest! {
         // Gradients are sums over up to 128 outputs, twice over.
         check_at_scale([0.1, 5.0], &inputs, reference, |x| {
             let matrix = |index: usize, dims: [usize; 2]| x[index].clone().reshape(dims);
-            let branch = LowRank { a: matrix(2, [r, d]), b: matrix(3, [out, r]), scale, dropout: drop.then_some((p, KEY)), rows: None };
+            let branch = LowRank { a: matrix(2, [r, d]), b: matrix(3, [out, r]), scale, dropout: Dropout::new(p, KEY), rows: None };
             adapted_linear(matrix(0, [n, d]), matrix(1, [out, d]), branch).reshape([n * out])
         });
     }
@@ -295,7 +295,7 @@ fn sizes_of_many_tasks_are_the_loops() {
         |x| {
             let matrix = |index: usize, dims: [usize; 2]| x[index].clone().reshape(dims);
             let (a, b) = (matrix(2, [r, d]), matrix(3, [out, r]));
-            let branch = LowRank { a, b, scale: 0.5, dropout: Some((0.25, KEY)), rows: None };
+            let branch = LowRank { a, b, scale: 0.5, dropout: Dropout::new(0.25, KEY), rows: None };
             adapted_linear(matrix(0, [n, d]), matrix(1, [out, d]), branch).reshape([n * out])
         },
     );

@@ -6,7 +6,7 @@
 use crate::loops::{assert_near, bits, f32s, numbers, tensor, values};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use sideburn_kernels::{
-    AdamWStep, Key, LowRank, RowLayout, Sight, Site, adamw_step, adapted_linear, adapted_linears, add_dropout,
+    AdamWStep, Dropout, Key, LowRank, RowLayout, Sight, Site, adamw_step, adapted_linear, adapted_linears, add_dropout,
     attention, cross_entropy, dropout, embedding, gelu_gate, linear_cross_entropy, low_rank, norm, rms_norm,
     self_attention,
 };
@@ -81,39 +81,43 @@ fn the_same_elements_are_dropped_as_on_the_cpu() {
         for (p, key) in [(0.1, KEY), (0.5, Key::from_seed(u64::MAX)), (0.999, KEY.fold_in(3))] {
             let drop = |device: &Device| {
                 let (x, residual) = (f32s(1, shape, device), f32s(2, shape, device));
-                let gate = gelu_gate(beside(x.clone(), residual.clone()), Some((p, key)));
+                let gate = gelu_gate(beside(x.clone(), residual.clone()), Dropout::new(p, key));
                 let kept = values(gate).iter().map(|x| *x != 0.0).collect::<Vec<_>>();
-                (bits(dropout(x.clone(), p, key)), bits(add_dropout(residual, x, Some((p, key)))), kept)
+                (
+                    bits(dropout(x.clone(), Dropout::new(p, key))),
+                    bits(add_dropout(residual, x, Dropout::new(p, key))),
+                    kept,
+                )
             };
             assert!(drop(&gpu()) == drop(&Device::flex()), "{shape:?} at {p}: other elements");
         }
     }
-    let cube = |device: &Device| bits(dropout(f32s(3, [3, 4, 5, 7], device), 0.3, KEY));
+    let cube = |device: &Device| bits(dropout(f32s(3, [3, 4, 5, 7], device), Dropout::new(0.3, KEY)));
     assert_eq!(cube(&gpu()), cube(&Device::flex()));
 }
 
 #[test]
 fn dropout_and_sums() {
     for shape in [[1, 1], [5, 3], [7, 128]] {
-        check("dropout", &[input(1, shape)], |x| dropout(x[0].clone(), 0.3, KEY));
+        check("dropout", &[input(1, shape)], |x| dropout(x[0].clone(), Dropout::new(0.3, KEY)));
         check("add_dropout", &[input(1, shape), input(2, shape)], |x| {
-            add_dropout(x[0].clone(), x[1].clone(), Some((0.3, KEY)))
+            add_dropout(x[0].clone(), x[1].clone(), Dropout::new(0.3, KEY))
         });
     }
-    check("transposed", &[input(1, [5, 12])], |x| dropout(x[0].clone().transpose(), 0.3, KEY));
+    check("transposed", &[input(1, [5, 12])], |x| dropout(x[0].clone().transpose(), Dropout::new(0.3, KEY)));
 }
 
 #[test]
 fn gates() {
     for shape in [[1, 1], [1, 8], [5, 3], [3, 128], [70, 65]] {
-        for dropout in [None, Some((0.25, KEY))] {
+        for dropout in [None, Dropout::new(0.25, KEY)] {
             check("gelu_gate", &[scaled(1, shape, 2.0), input(2, shape)], |x| {
                 gelu_gate(beside(x[0].clone(), x[1].clone()), dropout)
             });
         }
     }
     for shape in [[5, 64], [5, 6]] {
-        check("window", &[input(1, shape)], |x| gelu_gate(window(&x[0], 1), Some((0.25, KEY))));
+        check("window", &[input(1, shape)], |x| gelu_gate(window(&x[0], 1), Dropout::new(0.25, KEY)));
     }
     // Where the exponential would overflow.
     check("far out", &[scaled(1, [3, 8], 20.0), input(2, [3, 8])], |x| {
@@ -223,7 +227,7 @@ fn check_attention(
         check(&what, &inputs, |x| {
             let sights = sights(queries, others, first, heads, packed, &x[0].device().inner());
             let [q, k, v, bias] = [0, 1, 2, 3].map(|i| x[i].clone());
-            let y = attention(q, k, v, bias, &sights[*kind], drops.then_some((0.3, KEY)));
+            let y = attention(q, k, v, bias, &sights[*kind], Dropout::new(if *drops { 0.3 } else { 0.0 }, KEY));
             sights[*kind].queries.real_tokens(y)
         });
     }
@@ -253,7 +257,7 @@ fn attention_of_windows() {
         let [queries, keys] = [[4, 2], [5, 4]].map(|lengths| RowLayout::packed(&lengths, &x[0].device().inner()));
         let sight = Sight::up_to_own_place(2, &queries, &keys, 1);
         let [q, k, v] = [window(&x[0], 1), window(&x[1], 0), window(&x[2], 1)];
-        attention(q, k, v, x[3].clone(), &sight, Some((0.2, KEY)))
+        attention(q, k, v, x[3].clone(), &sight, Dropout::new(0.2, KEY))
     });
     let inputs = [scaled(1, [16, 6], 0.3), input(2, [16, 6]), input(3, [16, 6]), input(4, [1, 1])];
     check("transposed", &inputs, |x| {
@@ -285,7 +289,7 @@ fn sites_that_share_an_input() {
             a: x[first].clone(),
             b: x[first + 1].clone(),
             scale: 0.7,
-            dropout: Some((0.25, KEY)),
+            dropout: Dropout::new(0.25, KEY),
             rows,
         };
         let some = Tensor::from_ints([0, 2, 3], &x[0].device());
@@ -302,7 +306,7 @@ fn what_looks_at_itself() {
     let layout = |device: &Device| RowLayout::padded(&[3, 5], 6, &device.clone().inner());
     check("self_attention", &[input(1, [12, 48]), input(2, [2, 11])], |x| {
         let layout = layout(&x[0].device());
-        let y = self_attention(x[0].clone(), x[1].clone(), &Sight::own_rows(2, &layout), Some((0.2, KEY)));
+        let y = self_attention(x[0].clone(), x[1].clone(), &Sight::own_rows(2, &layout), Dropout::new(0.2, KEY));
         layout.real_tokens(y)
     });
 }
@@ -319,11 +323,13 @@ fn low_rank_branches() {
     let (n, d, out) = (5, 24, 9);
     for rank in [1, 4] {
         let branch = [input(1, [n, d]), input(2, [rank, d]), input(3, [out, rank])];
-        check("low_rank", &branch, |x| low_rank(x[0].clone(), x[1].clone(), x[2].clone(), 0.7, Some((0.25, KEY))));
+        check("low_rank", &branch, |x| {
+            low_rank(x[0].clone(), x[1].clone(), x[2].clone(), 0.7, Dropout::new(0.25, KEY))
+        });
         let inputs = [input(1, [n, d]), input(4, [out, d]), input(2, [rank, d]), input(3, [out, rank])];
         check("adapted_linear", &inputs, |x| {
             let branch =
-                LowRank { a: x[2].clone(), b: x[3].clone(), scale: 0.7, dropout: Some((0.25, KEY)), rows: None };
+                LowRank { a: x[2].clone(), b: x[3].clone(), scale: 0.7, dropout: Dropout::new(0.25, KEY), rows: None };
             adapted_linear(x[0].clone(), x[1].clone(), branch)
         });
     }
@@ -379,10 +385,10 @@ fn half_precision() {
         let op = |x: &[Tensor<2>]| {
             let layout = RowLayout::padded(&[3, 2], 3, &x[0].device().inner());
             let sight = Sight::up_to_own_place(2, &layout, &layout, 0);
-            let y = attention(x[0].clone(), x[1].clone(), x[2].clone(), x[3].clone(), &sight, Some((0.2, KEY)));
+            let y = attention(x[0].clone(), x[1].clone(), x[2].clone(), x[3].clone(), &sight, Dropout::new(0.2, KEY));
             let weight = x[2].clone().narrow(0, 0, 1).reshape([16]);
             let y = rms_norm(sight.queries.real_tokens(y), weight, 1e-6);
-            gelu_gate(beside(y.clone(), y), Some((0.2, KEY)))
+            gelu_gate(beside(y.clone(), y), Dropout::new(0.2, KEY))
         };
         let (found, expected) = (run(&inputs, &gpu(), dtype, &op), run(&inputs, &Device::flex(), DType::F64, &op));
         let tolerance = if dtype == DType::F16 { 2e-2 } else { 1e-1 };

@@ -3,8 +3,8 @@
 use crate::loops::{assert_near, bits, f32s, numbers, values};
 use burn::tensor::{Device, Int, Tensor, s};
 use sideburn_kernels::{
-    Key, LowRank, Path, RowLayout, Sight, adapted_linear, add_dropout, attention, cross_entropy, dropout, embedding,
-    gelu_gate, linear, linear_cross_entropy, low_rank, path, rms_norm, self_attention,
+    Dropout, Key, LowRank, Path, RowLayout, Sight, adapted_linear, add_dropout, attention, cross_entropy, dropout,
+    embedding, gelu_gate, linear, linear_cross_entropy, low_rank, path, rms_norm, self_attention,
 };
 
 const KEY: Key = Key::from_seed(2);
@@ -16,7 +16,7 @@ fn labels(labels: &[i32], device: &Device) -> Tensor<1, Int> {
 fn attend(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, bias: Tensor<2>) -> Tensor<2> {
     let [queries, keys] = [[4, 2], [5, 3]].map(|lengths| RowLayout::packed(&lengths, &q.device()));
     let sight = Sight::up_to_own_place(3, &queries, &keys, 1);
-    attention(q, k, v, bias, &sight, Some((0.1, KEY)))
+    attention(q, k, v, bias, &sight, Dropout::new(0.1, KEY))
 }
 
 /// Two matrices as one.
@@ -52,7 +52,7 @@ fn only_tracked_inputs_get_a_gradient() {
     let device = Device::flex().autodiff();
     let low = |tracked| {
         let leaves = [f32s(1, [7, 16], &device), f32s(2, [2, 16], &device), f32s(3, [9, 2], &device)];
-        gradients(tracked, leaves, |[x, a, b]| low_rank(x, a, b, 0.5, Some((0.2, KEY))))
+        gradients(tracked, leaves, |[x, a, b]| low_rank(x, a, b, 0.5, Dropout::new(0.2, KEY)))
     };
     let all = low(0b111);
     for tracked in 0..8 {
@@ -72,7 +72,7 @@ fn only_tracked_inputs_get_a_gradient() {
         let shapes = [[7, 16], [9, 16], [2, 16], [9, 2]];
         let leaves = [0, 1, 2, 3].map(|leaf| f32s(leaf as u64, shapes[leaf], &device));
         gradients(tracked, leaves, |[x, weight, a, b]| {
-            adapted_linear(x, weight, LowRank { a, b, scale: 0.5, dropout: Some((0.2, KEY)), rows: None })
+            adapted_linear(x, weight, LowRank { a, b, scale: 0.5, dropout: Dropout::new(0.2, KEY), rows: None })
         })
     };
     let all = adapted(0b1111);
@@ -90,7 +90,7 @@ fn only_tracked_inputs_get_a_gradient() {
     };
     two(|gate, up| gelu_gate(beside(gate, up), None), "gelu_gate");
     two(linear, "linear");
-    two(|x, y| add_dropout(x, y, Some((0.2, KEY))), "add_dropout");
+    two(|x, y| add_dropout(x, y, Dropout::new(0.2, KEY)), "add_dropout");
     two(
         |hidden, weight| {
             let labels = labels(&[0, 2, 1], &hidden.device());
@@ -124,11 +124,11 @@ fn views_give_what_their_copies_give() {
         let column = weight.clone().slice([0..9, 1..2]).reshape([9]);
         // Transposed outputs make the incoming gradients views, too.
         let outputs = [
-            dropout(x.clone(), 0.5, KEY).transpose(),
+            dropout(x.clone(), Dropout::new(0.5, KEY)).transpose(),
             low_rank(x.clone(), a.clone(), b.clone(), 1.0, None).transpose(),
             rms_norm(x.clone(), column, 1e-6).transpose(),
-            gelu_gate(beside(x.clone(), up.clone()), Some((0.5, KEY))).transpose(),
-            add_dropout(x.clone(), up.clone(), Some((0.5, KEY))).transpose(),
+            gelu_gate(beside(x.clone(), up.clone()), Dropout::new(0.5, KEY)).transpose(),
+            add_dropout(x.clone(), up.clone(), Dropout::new(0.5, KEY)).transpose(),
             linear(x.clone(), up.clone()).transpose(),
             embedding(x.clone(), labels(&[5, 0, 5], &device)).transpose(),
             linear_cross_entropy(x.clone(), up.clone(), labels(&[0, 5, 3, 1, 2, 2], &device), 0.1).reshape([1, 6]),
@@ -210,7 +210,8 @@ fn what_is_not_finite_is_not_hidden() {
         not_finite(0, "rms_norm", values(rms_norm(with(bad), Tensor::ones([3], &device), 1e-6)));
         let low = low_rank(with(bad), Tensor::ones([1, 3], &device), Tensor::ones([4, 1], &device), 1.0, None);
         not_finite(0, "low_rank", values(low));
-        let (kept, dropped) = (values(dropout(with(bad), 0.01, KEY)), values(dropout(ones(), 0.01, KEY)));
+        let (kept, dropped) =
+            (values(dropout(with(bad), Dropout::new(0.01, KEY))), values(dropout(ones(), Dropout::new(0.01, KEY))));
         assert!(dropped[0] != 0.0, "the key must keep element 0 for this test to say anything");
         not_finite(0, "dropout", kept);
         let rows = RowLayout::packed(&[1, 1], &device);
@@ -269,20 +270,20 @@ fn gelu_is_exact_far_below_zero() {
 #[test]
 #[should_panic(expected = "a dropout probability lies in [0, 1), not at 1")]
 fn dropout_of_everything_is_refused() {
-    dropout(f32s(1, [2], &Device::flex()), 1.0, KEY);
+    dropout(f32s(1, [2], &Device::flex()), Dropout::new(1.0, KEY));
 }
 
 #[test]
 #[should_panic(expected = "a dropout probability lies in [0, 1), not at NaN")]
 fn a_probability_that_is_no_number_is_refused() {
-    dropout(f32s(1, [2], &Device::flex()), f64::NAN, KEY);
+    dropout(f32s(1, [2], &Device::flex()), Dropout::new(f64::NAN, KEY));
 }
 
 #[test]
 #[should_panic(expected = "a dropout probability lies in [0, 1), not at -0.5")]
 fn low_rank_refuses_a_negative_probability() {
     let x = f32s(1, [1, 1], &Device::flex());
-    low_rank(x.clone(), x.clone(), x, 1.0, Some((-0.5, KEY)));
+    low_rank(x.clone(), x.clone(), x, 1.0, Dropout::new(-0.5, KEY));
 }
 
 #[test]
@@ -406,7 +407,7 @@ fn attention_refuses_heads_that_do_not_fit() {
 #[test]
 fn without_dropout_no_key_matters() {
     let x = f32s(1, [4, 8], &Device::flex());
-    assert_eq!(values(dropout(x, 0.0, KEY)), numbers(1, 32));
+    assert_eq!(values(dropout(x, Dropout::new(0.0, KEY))), numbers(1, 32));
 }
 
 #[test]

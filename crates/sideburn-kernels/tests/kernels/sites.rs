@@ -3,7 +3,7 @@
 use crate::loops::{check_at_scale, numbers, values};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use proptest::prelude::*;
-use sideburn_kernels::{Key, LowRank, Path, Site, adapted_linears, dropout, path};
+use sideburn_kernels::{Dropout, Key, LowRank, Path, Site, adapted_linears, dropout, path};
 
 const KEY: Key = Key::from_seed(5);
 const SCALE: f64 = 1.7;
@@ -33,7 +33,7 @@ impl Case {
     /// What the mask of a branch multiplies each element by.
     fn kept(&self, [rows, width]: [usize; 2], branch: usize) -> Vec<f64> {
         let ones = Tensor::<2>::ones([rows.max(1), width], &Device::flex());
-        let kept = values(dropout(ones, self.probability, self.key(branch)));
+        let kept = values(dropout(ones, Dropout::new(self.probability, self.key(branch))));
         kept.iter().map(|x| if *x == 0.0 { 0.0 } else { 1.0 / (1.0 - self.probability) }).collect()
     }
 
@@ -78,7 +78,7 @@ impl Case {
             a: matrix(1 + self.outs.len() + 2 * branch, self.r, d),
             b: matrix(2 + self.outs.len() + 2 * branch, self.outs[self.branches[branch].0], self.r),
             scale: SCALE,
-            dropout: (self.probability > 0.0).then_some((self.probability, self.key(branch))),
+            dropout: Dropout::new(self.probability, self.key(branch)),
             rows: self.branches[branch].1.as_ref().map(|rows| indices(rows, &device)),
         };
         let site = |(site, out): (usize, &usize)| Site {
