@@ -15,7 +15,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use burn::module::Module;
 use burn::tensor::Device;
 use sideburn::kernels::{MemoryUse, memory_use, release_memory};
-use sideburn::prelude::{T5, TrainConfig, Trainer};
+use sideburn::prelude::{LanguageModel, T5, TrainConfig, Trainer};
 use sideburn::train::{Observer, StepRecord, TrainError};
 use sideburn_benches::{SOURCE, TARGET, batch_of, factored, flan_t5_small};
 

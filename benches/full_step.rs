@@ -10,7 +10,7 @@ use burn::module::Module;
 use burn::tensor::Device;
 use peak_alloc::PeakAlloc;
 use sideburn::kernels::{memory_use, release_memory};
-use sideburn::prelude::{ParameterReport, T5, TrainConfig, Trainer};
+use sideburn::prelude::{LanguageModel, ParameterReport, T5, TrainConfig, Trainer};
 use sideburn_benches::{ROWS, SOURCE, TARGET, batch_of, flan_t5_small};
 
 #[global_allocator]

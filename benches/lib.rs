@@ -62,19 +62,19 @@ pub fn step(model: &mut T5) {
     trainer.train(model, batches, T5::token_losses).expect("the loss is finite");
 }
 
-fn batch() -> Seq2SeqBatch {
+fn batch() -> PromptBatch {
     batch_of(ROWS, SOURCE, TARGET)
 }
 
 /// A batch of random tokens in full rows.
-pub fn batch_of(rows: usize, source: usize, target: usize) -> Seq2SeqBatch {
+pub fn batch_of(rows: usize, source: usize, target: usize) -> PromptBatch {
     let key = Key::from_seed(1);
     let full = |length: usize, key: Key| {
         let id = |row: usize, column: usize| 2 + key.below((row * length + column) as u64, 30_000) as u32;
         TokenRows::from_rows((0..rows).map(|row| (0..length).map(|column| id(row, column)).collect::<Vec<_>>()))
             .expect("full rows")
     };
-    Seq2SeqBatch::new(full(source, key.fold_in(0)), full(target, key.fold_in(1))).expect("as many targets as sources")
+    PromptBatch::new(full(source, key.fold_in(0)), full(target, key.fold_in(1))).expect("as many targets as sources")
 }
 
 /// Linear layers side by side, as a model that can be adapted.

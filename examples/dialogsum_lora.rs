@@ -157,7 +157,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
 /// that is well, and no log ever stands beside an adapter of another run.
 fn train(
     model: &mut T5,
-    batches: impl Fn(u64) -> Result<Seq2SeqBatch, DataError>,
+    batches: impl Fn(u64) -> Result<PromptBatch, DataError>,
     args: &Args,
 ) -> anyhow::Result<(PathBuf, Vec<f64>)> {
     let Args { max_steps, learning_rate, seed, .. } = *args;

@@ -83,20 +83,17 @@ pub fn asset_or(given: &Option<PathBuf>, name: &str) -> PathBuf {
 ///
 /// # Errors
 /// If the model or the tokenizer fails.
-pub fn summarise(
-    model: &T5,
+pub fn summarise<M: LanguageModel>(
+    model: &M,
     tokenizer: &Tokenizer,
     examples: &[TokenizedExample],
     batch_size: usize,
 ) -> anyhow::Result<Vec<String>> {
-    let tokens = model.special_tokens();
-    let eos_token_id = tokens.end.clone();
-    let decoder_start_token_id = tokens.start.context("no start token")?;
-    let config = GreedyConfig { max_new_tokens: 64, decoder_start_token_id, eos_token_id, no_repeat_ngram_size: 3 };
+    let config = GenerationConfig { no_repeat_ngram_size: 3, ..model.generation_config(64) };
     let mut summaries = Vec::new();
     for chunk in examples.chunks(batch_size) {
         let source = TokenRows::from_rows(chunk.iter().map(|example| &example.source))?;
-        for ids in greedy(model.start_decoding(&source)?, &config)? {
+        for ids in greedy(model.start_decoding(&source, Pass::evaluate())?, &config)? {
             summaries.push(tokenizer.decode(&ids)?);
         }
     }

@@ -298,10 +298,10 @@ impl Corpus {
         self.dialogues.iter().flat_map(|dialogue| &dialogue.turns).map(Vec::len).sum()
     }
 
-    fn batch(&self, indices: &[usize], key: Key) -> Result<Seq2SeqBatch, sideburn::batch::BatchError> {
+    fn batch(&self, indices: &[usize], key: Key) -> Result<PromptBatch, sideburn::batch::BatchError> {
         let examples: Vec<_> = indices.iter().map(|index| self.example(*index, key.fold_in(*index as u64))).collect();
         let sources = TokenRows::from_rows(examples.iter().map(|(source, _)| source))?;
-        Seq2SeqBatch::new(sources, TokenRows::from_rows(examples.iter().map(|(_, target)| target))?)
+        PromptBatch::new(sources, TokenRows::from_rows(examples.iter().map(|(_, target)| target))?)
     }
 
     fn example(&self, index: usize, key: Key) -> (Vec<u32>, Vec<u32>) {

@@ -17,6 +17,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sideburn::adapters::PromptTuningConfig;
+use sideburn::batch::Batch;
 use sideburn::kernels::{ChromeEvents, record_profile, take_profile};
 use sideburn::prelude::*;
 use sideburn::train::{Observer, StepRecord, TrainError};
@@ -161,7 +162,7 @@ fn train(case: &Case, method: Method, lora_dropout: f64, batching: Batching) -> 
         Batching::Order => in_order(samples.len(), case.rows),
         Batching::Budget => by_budget(&samples, case.rows),
     };
-    let batches: Vec<Seq2SeqBatch> = batches.iter().map(|batch| collate(&samples, batch)).collect::<Result<_, _>>()?;
+    let batches: Vec<PromptBatch> = batches.iter().map(|batch| collate(&samples, batch)).collect::<Result<_, _>>()?;
     let mut model = T5::from_dir(&case.model, &Device::flex().autodiff())?;
     attach_method(&mut model, method, lora_dropout)?;
     let trainable = ParameterReport::of(&model).trainable;
@@ -176,7 +177,7 @@ fn train(case: &Case, method: Method, lora_dropout: f64, batching: Batching) -> 
     case.write_profile()?;
 
     let mut record = watch.laps.record(case.warmup);
-    let tokens: usize = batches.iter().map(|batch| batch.source().tokens() + batch.target().tokens()).sum();
+    let tokens: usize = batches.iter().map(Batch::tokens).sum();
     extend(
         &mut record,
         json!({
@@ -213,11 +214,8 @@ fn decode(case: &Case, new_tokens: usize) -> anyhow::Result<Value> {
         .map(|batch| TokenRows::from_rows(batch.iter().map(|index| &samples[*index].source)))
         .collect::<Result<_, _>>()?;
     let model = T5::from_dir(&case.model, &Device::flex())?;
-    let decoder_start_token_id = model.special_tokens().start.context("no start token")?;
     // No token ends a row early.
-    let eos_token_id = Vec::new();
-    let config =
-        GreedyConfig { max_new_tokens: new_tokens, decoder_start_token_id, eos_token_id, no_repeat_ngram_size: 0 };
+    let config = GenerationConfig::new(new_tokens);
     let ready_at = now();
     case.begin_profile();
     let mut laps = Laps::start();
@@ -225,7 +223,7 @@ fn decode(case: &Case, new_tokens: usize) -> anyhow::Result<Value> {
     for _ in 0..case.warmup + case.reps {
         ids.clear();
         for source in &sources {
-            ids.extend(greedy(model.start_decoding(source)?, &config)?);
+            ids.extend(greedy(model.start_decoding(source, Pass::evaluate())?, &config)?);
         }
         laps.lap();
     }
@@ -270,10 +268,10 @@ fn by_budget(samples: &[Ids], rows: usize) -> Vec<Vec<usize>> {
     batches
 }
 
-fn collate(samples: &[Ids], batch: &[usize]) -> anyhow::Result<Seq2SeqBatch> {
+fn collate(samples: &[Ids], batch: &[usize]) -> anyhow::Result<PromptBatch> {
     let source = TokenRows::from_rows(batch.iter().map(|index| &samples[*index].source))?;
     let target = TokenRows::from_rows(batch.iter().map(|index| &samples[*index].target))?;
-    Ok(Seq2SeqBatch::new(source, target)?)
+    Ok(PromptBatch::new(source, target)?)
 }
 
 /// Takes the time whenever the trainer has gone through all batches.

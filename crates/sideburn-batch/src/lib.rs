@@ -1,5 +1,5 @@
 //! What one training step is a function of: rows of token ids with their lengths ([`TokenRows`],
-//! [`Seq2SeqBatch`]), and the random numbers drawn inside it ([`Key`], [`Dropout`]).
+//! [`PromptBatch`]), and the random numbers drawn inside it ([`Key`], [`Dropout`]).
 //!
 //! None of the types knows Burn, a tokenizer or a model: data loaders make batches, models consume them, and both agree
 //! on this crate alone. Two rules of the project live here:
@@ -17,4 +17,4 @@ mod rows;
 
 pub use dropout::Dropout;
 pub use key::{GOLDEN, Key, MIX};
-pub use rows::{BatchError, Seq2SeqBatch, TokenRows};
+pub use rows::{Batch, BatchError, PromptBatch, TokenRows};

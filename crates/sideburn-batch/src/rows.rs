@@ -112,33 +112,65 @@ impl TokenRows {
     }
 }
 
-/// A batch for an encoder-decoder: each row's source tokens and the target tokens it is trained to produce.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seq2SeqBatch {
-    source: TokenRows,
-    target: TokenRows,
+/// What a training step asks of a batch, whatever is in it.
+pub trait Batch {
+    /// The tokens that have a loss. The loss of a step is the sum over them divided by their number.
+    fn loss_tokens(&self) -> usize;
+
+    /// All tokens, without padding: what throughput is counted in.
+    fn tokens(&self) -> usize;
 }
 
-impl Seq2SeqBatch {
-    /// Pairs sources with targets.
+/// Prompts, and what is to be written behind each: the batch of a language model.
+///
+/// An encoder-decoder reads the prompt with its encoder and writes the target with its decoder. A decoder alone reads both
+/// as one row. Either way every token of a target has a loss, and no token of a prompt has one.
+///
+/// ```
+/// use sideburn_batch::{Batch, PromptBatch, TokenRows};
+///
+/// let prompts = TokenRows::from_rows([[5, 6, 1].as_slice(), &[7, 1]])?;
+/// let targets = TokenRows::from_rows([[8, 1].as_slice(), &[9, 10, 1]])?;
+/// let batch = PromptBatch::new(prompts, targets)?;
+/// assert_eq!((batch.loss_tokens(), batch.tokens()), (5, 10));
+/// # Ok::<(), sideburn_batch::BatchError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PromptBatch {
+    prompts: TokenRows,
+    targets: TokenRows,
+}
+
+impl PromptBatch {
+    /// Pairs prompts with targets.
     ///
     /// # Errors
     /// If the two have different numbers of rows.
-    pub fn new(source: TokenRows, target: TokenRows) -> Result<Self, BatchError> {
-        if source.len() != target.len() {
-            return Err(BatchError::Unpaired { sources: source.len(), targets: target.len() });
+    pub fn new(prompts: TokenRows, targets: TokenRows) -> Result<Self, BatchError> {
+        if prompts.len() != targets.len() {
+            return Err(BatchError::Unpaired { prompts: prompts.len(), targets: targets.len() });
         }
-        Ok(Self { source, target })
+        Ok(Self { prompts, targets })
     }
 
-    /// What the encoder reads.
-    pub fn source(&self) -> &TokenRows {
-        &self.source
+    /// What the model reads.
+    pub fn prompts(&self) -> &TokenRows {
+        &self.prompts
     }
 
-    /// What the decoder is to write; every token of it is a label.
-    pub fn target(&self) -> &TokenRows {
-        &self.target
+    /// What it is to write; every token of it is a label.
+    pub fn targets(&self) -> &TokenRows {
+        &self.targets
+    }
+}
+
+impl Batch for PromptBatch {
+    fn loss_tokens(&self) -> usize {
+        self.targets.tokens()
+    }
+
+    fn tokens(&self) -> usize {
+        self.prompts.tokens() + self.targets.tokens()
     }
 }
 
@@ -171,10 +203,10 @@ pub enum BatchError {
         /// The rectangle's width.
         width: usize,
     },
-    /// Sources and targets differ in number.
+    /// Prompts and targets differ in number.
     Unpaired {
-        /// Source rows.
-        sources: usize,
+        /// Prompt rows.
+        prompts: usize,
         /// Target rows.
         targets: usize,
     },
@@ -193,8 +225,8 @@ impl fmt::Display for BatchError {
             Self::Rectangle { tokens, rows, width } => {
                 write!(f, "{tokens} tokens do not fill {rows} rows of {width}")
             }
-            Self::Unpaired { sources, targets } => {
-                write!(f, "{sources} source rows cannot be paired with {targets} target rows")
+            Self::Unpaired { prompts, targets } => {
+                write!(f, "{prompts} prompts cannot be paired with {targets} targets")
             }
         }
     }
@@ -228,7 +260,7 @@ mod tests {
         assert!(error.to_string().starts_with("0 tokens do not fill 2 rows of "), "{error}");
         let one = TokenRows::from_rows([[1]]).unwrap();
         let two = TokenRows::from_rows([[1], [2]]).unwrap();
-        let error = Seq2SeqBatch::new(one, two).unwrap_err();
-        assert_eq!(error.to_string(), "1 source rows cannot be paired with 2 target rows");
+        let error = PromptBatch::new(one, two).unwrap_err();
+        assert_eq!(error.to_string(), "1 prompts cannot be paired with 2 targets");
     }
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context;
+use sideburn::generate::Decoder;
 use sideburn::prelude::*;
 
 /// A model that adapters can be attached to.
@@ -20,7 +21,7 @@ pub(crate) fn open_on(directory: &Path, device: &str) -> anyhow::Result<Model> {
 
 /// How many tokens a model knows.
 pub(crate) fn vocabulary(model: &Model) -> usize {
-    model.config().vocab_size
+    model.vocab_size()
 }
 
 /// The logits of every token of `input`, row after row, `[tokens, vocabulary]` in row-major order.
@@ -30,7 +31,7 @@ pub(crate) fn logits(model: &Model, source: &TokenRows, input: &TokenRows) -> an
 
 /// The mean negative log-likelihood of the tokens of `target`.
 pub(crate) fn mean_loss(model: &Model, source: TokenRows, target: TokenRows) -> anyhow::Result<f32> {
-    let batch = Seq2SeqBatch::new(source, target)?;
+    let batch = PromptBatch::new(source, target)?;
     let losses = values(model.token_losses(&batch, &mut Pass::evaluate())?)?;
     Ok((losses.iter().copied().map(f64::from).sum::<f64>() / losses.len() as f64) as f32)
 }
@@ -43,18 +44,16 @@ fn values<const D: usize>(tensor: Tensor<D>) -> anyhow::Result<Vec<f32>> {
 /// row's tokens to its end, then padding.
 pub(crate) fn write_greedily(model: &Model, source: &TokenRows, width: usize) -> anyhow::Result<Vec<i64>> {
     let tokens = model.special_tokens();
-    let decoder_start_token_id =
-        tokens.start.context("neither config.json nor generation_config.json has a start token")?;
-    let eos_token_id = tokens.end.clone();
     // Where there is no padding, `generate` pads with what ends a row; where nothing ends one, nothing is padded.
     let pad_token_id = tokens.pad.or(tokens.end.first().copied()).unwrap_or_default();
-    let max_new_tokens = width - 1;
-    let config = GreedyConfig { max_new_tokens, decoder_start_token_id, eos_token_id, no_repeat_ngram_size: 0 };
     let padding = std::iter::repeat(pad_token_id);
-    let written = greedy(model.start_decoding(source)?, &config)?.into_iter();
-    let whole = written.flat_map(|row| {
-        [decoder_start_token_id].into_iter().chain(row).chain(padding.clone()).take(width).collect::<Vec<_>>()
-    });
+    let decoding = model.start_decoding(source, Pass::evaluate())?;
+    let begun: Vec<Vec<u32>> = (0..decoding.rows()).map(|row| decoding.history(row).to_vec()).collect();
+    let written = greedy(decoding, &model.generation_config(width.saturating_sub(begun[0].len())))?;
+    let whole = begun
+        .into_iter()
+        .zip(written)
+        .flat_map(|(begun, row)| begun.into_iter().chain(row).chain(padding.clone()).take(width).collect::<Vec<_>>());
     Ok(whole.map(i64::from).collect())
 }
 
@@ -70,7 +69,7 @@ pub(crate) fn probe(model: &Model) -> (TokenRows, TokenRows) {
         let row = |(row, length)| (0..length).map(|column| token(row, column)).collect::<Vec<_>>();
         TokenRows::from_rows((0..).zip(lengths).map(row)).expect("rows of at least one token")
     };
-    let start = model.config().decoder_start_token_id;
+    let start = model.special_tokens().start;
     (rows("source", [24, 17, 9, 3], None), rows("target", [8, 8, 5, 2], start))
 }
 

@@ -11,7 +11,7 @@
 //! * [`Tokenizer`] wraps a `tokenizer.json`: ids end with the end-of-sequence token, exactly once.
 //! * [`tokenize`] does all examples in parallel and says how many were [cut](TokenizedSet#structfield.cut_sources).
 //! * [`BatchSampler`] gives the example numbers of any training step, as a pure function of the seed and the step.
-//!   [`TokenizedSet::batch`] lays those examples into a [`Seq2SeqBatch`](sideburn_batch::Seq2SeqBatch).
+//!   [`TokenizedSet::batch`] lays those examples into a [`PromptBatch`](sideburn_batch::PromptBatch).
 //!
 //! # Reading
 //!
@@ -36,7 +36,7 @@
 //!     let sampler = BatchSampler::new(train.len(), 8, 42)?;
 //!     for step in 0..3 {
 //!         let batch = train.batch(&sampler.batch(step))?;
-//!         println!("step {step}: {} source tokens in {} rows", batch.source().tokens(), batch.source().len());
+//!         println!("step {step}: {} source tokens in {} rows", batch.prompts().tokens(), batch.prompts().len());
 //!     }
 //!     Ok(())
 //! }

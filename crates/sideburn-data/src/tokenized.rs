@@ -4,7 +4,7 @@ use std::fmt;
 
 #[cfg(feature = "threads")]
 use rayon::prelude::*;
-use sideburn_batch::{Seq2SeqBatch, TokenRows};
+use sideburn_batch::{PromptBatch, TokenRows};
 
 use crate::{
     error::DataError,
@@ -114,7 +114,7 @@ impl TokenizedSet {
     ///
     /// # Errors
     /// If `indices` is empty or names an example that is not there.
-    pub fn batch(&self, indices: &[usize]) -> Result<Seq2SeqBatch, DataError> {
+    pub fn batch(&self, indices: &[usize]) -> Result<PromptBatch, DataError> {
         let len = self.len();
         let examples: Vec<&TokenizedExample> = indices
             .iter()
@@ -122,7 +122,7 @@ impl TokenizedSet {
             .collect::<Result<_, _>>()?;
         let source = TokenRows::from_rows(examples.iter().map(|example| &example.source))?;
         let target = TokenRows::from_rows(examples.iter().map(|example| &example.target))?;
-        Ok(Seq2SeqBatch::new(source, target)?)
+        Ok(PromptBatch::new(source, target)?)
     }
 }
 

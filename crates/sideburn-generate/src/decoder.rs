@@ -3,12 +3,22 @@
 use burn::tensor::Tensor;
 
 /// A model in the middle of writing several rows.
+///
+/// It has read what stands before the first token that is written, but for the last token of it, which the first call of
+/// [`next_logits`](Self::next_logits) appends: an encoder-decoder that starts from token 0 has the history `[0]`, and a
+/// decoder alone that is to go on from the prompt `[5, 6, 7]` has that history, of which it has read `[5, 6]`.
 pub trait Decoder {
     /// Why a step can fail.
     type Error;
 
     /// The number of rows being written.
     fn rows(&self) -> usize;
+
+    /// What stands before the first token that is written in a row: at least one token.
+    ///
+    /// # Panics
+    /// If there is no such row, or it was written to already.
+    fn history(&self, row: usize) -> &[u32];
 
     /// Appends one token to each row, and returns the logits of the next: `[rows, vocabulary]`.
     ///

@@ -1,7 +1,8 @@
 //! Blocks that language models share, with an adapter slot in every weight: attention with its cache, norms, feed-forward
 //! layers, output heads, tokens in front of rows, and the files of a model directory.
 //!
-//! A family of models is its configuration, the names of its weights, and the wiring of these blocks. `sideburn-t5` is the
+//! A family of models is its configuration, the names of its weights, and the wiring of these blocks, and its model is a
+//! [`LanguageModel`]. `sideburn-t5` is the
 //! first; `tests/nn/tiny.rs` of this crate is a decoder alone, built from outside in one file.
 //!
 //! All blocks see a matrix of tokens, `[tokens, width]`, as a [`RowLayout`](sideburn_kernels::RowLayout) lays out the rows
@@ -41,6 +42,7 @@ mod error;
 mod feed_forward;
 mod fields;
 mod head;
+mod language_model;
 mod model_dir;
 mod norm;
 mod special_tokens;
@@ -53,6 +55,7 @@ pub use error::NnError;
 pub use feed_forward::FeedForward;
 pub use fields::ConfigFields;
 pub use head::Head;
+pub use language_model::LanguageModel;
 pub use model_dir::{ModelDir, read_json};
 pub use norm::{LayerNorm, RmsNorm};
 pub use special_tokens::SpecialTokens;

@@ -1,7 +1,8 @@
 //! Decoding one token at a time, with cached keys and values.
 
+use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
-use sideburn_adapters::Pass;
+use sideburn_adapters::{AdaptedModel, Pass};
 use sideburn_batch::TokenRows;
 use sideburn_generate::Decoder;
 use sideburn_kernels::{RowLayout, Sight, on_workers};
@@ -14,47 +15,32 @@ use crate::stack::Cross;
 
 /// A T5 decoder in the middle of writing: the encoder's keys and values, and those of the tokens so far.
 ///
-/// Made by [`T5::start_decoding`]; always evaluates, without dropout and without an autodiff graph.
+/// Made by [`start_decoding`](sideburn_nn::LanguageModel::start_decoding); always evaluates, without dropout and without an
+/// autodiff graph.
 #[derive(Clone, Debug)]
 pub struct Decoding {
     /// In evaluation mode.
     model: T5,
     pass: Pass,
+    start: u32,
     cross: Cross,
     own: Cache,
 }
 
-impl T5 {
-    /// Encodes the source rows and gets ready to write a target for each.
-    ///
-    /// # Errors
-    /// If a token id is outside the vocabulary.
-    pub fn start_decoding(&self, source: &TokenRows) -> Result<Decoding, T5Error> {
-        self.start_decoding_in(source, Pass::evaluate())
-    }
-
-    /// The same with the adapters that `pass` [names](Pass::with_adapters) for the rows.
-    ///
-    /// # Errors
-    /// If a token id is outside the vocabulary, or an adapter cannot be had for a single row.
-    ///
-    /// # Panics
-    /// If `pass` trains.
-    pub fn start_decoding_in(&self, source: &TokenRows, mut pass: Pass) -> Result<Decoding, T5Error> {
-        use burn::module::Module;
+impl Decoding {
+    /// Encodes the prompts.
+    pub(crate) fn start(model: &T5, prompts: &TokenRows, mut pass: Pass) -> Result<Self, T5Error> {
         assert!(!pass.is_train(), "decoding has no dropout; give it a pass that evaluates");
-        let model = self.valid();
+        let (model, start) = (model.valid(), model.special_tokens.start.ok_or(T5Error::NoStartToken)?);
         let cross = on_workers(&model.device(), || {
-            let encoded = model.encode(source, &mut pass)?;
+            let encoded = model.encode(prompts, &mut pass)?;
             model.cross(&encoded, &mut pass)
         })?;
         let prefix = model.adapters.prefix(&mut pass).map(KeysValues::of_prefix).unwrap_or_default();
-        let own = Cache::new(model.decoder.blocks.len(), source.len(), prefix);
-        Ok(Decoding { model, pass, cross, own })
+        let own = Cache::new(model.decoder.blocks.len(), prompts.len(), prefix);
+        Ok(Self { model, pass, start, cross, own })
     }
-}
 
-impl Decoding {
     fn next_logits_here(&mut self, tokens: &[u32]) -> Result<Tensor<2>, T5Error> {
         assert_eq!(tokens.len(), self.own.rows(), "every row needs its last token");
         let input = TokenRows::from_rows(tokens.iter().map(|token| [*token])).expect("one token in each row");
@@ -80,6 +66,10 @@ impl Decoder for Decoding {
 
     fn rows(&self) -> usize {
         self.own.rows()
+    }
+
+    fn history(&self, _row: usize) -> &[u32] {
+        std::slice::from_ref(&self.start)
     }
 
     fn next_logits(&mut self, tokens: &[u32]) -> Result<Tensor<2>, T5Error> {

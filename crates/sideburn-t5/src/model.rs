@@ -2,13 +2,16 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use sideburn_adapters::{AdaptedLinear, AdaptedTable, AdapterSet, Key, Pass, TokenPass, random_weight};
-use sideburn_batch::{Seq2SeqBatch, TokenRows};
+use sideburn_adapters::{AdaptedLinear, AdaptedModel, AdaptedTable, AdapterSet, Key, Pass, TokenPass, random_weight};
+use sideburn_batch::{PromptBatch, TokenRows};
 use sideburn_kernels::{RowLayout, Sight, on_workers};
-use sideburn_nn::{Head, KeysValues, SpecialTokens, behind, check_ids, embed, places_behind, shift_right};
+use sideburn_nn::{
+    Head, KeysValues, LanguageModel, SpecialTokens, behind, check_ids, embed, places_behind, shift_right,
+};
 
 use crate::T5Error;
 use crate::config::T5Config;
+use crate::decoding::Decoding;
 use crate::layers::Scores;
 use crate::stack::{Cross, Stack};
 
@@ -57,16 +60,6 @@ impl T5 {
     /// The architecture.
     pub fn config(&self) -> &T5Config {
         &self.config
-    }
-
-    /// The tokens that generation begins with, ends with and pads with.
-    pub fn special_tokens(&self) -> &SpecialTokens {
-        &self.special_tokens
-    }
-
-    /// Where the weights are.
-    pub fn device(&self) -> Device {
-        self.shared.device()
     }
 
     /// Runs the encoder over the source rows.
@@ -129,21 +122,6 @@ impl T5 {
         Ok(self.decoder.cross(&encoded.hidden, &encoded.layout, pass))
     }
 
-    /// The logits `[tokens, vocab_size]` behind every token of the `decoder_input` rows, each of which begins with the
-    /// start token.
-    ///
-    /// # Errors
-    /// If a token id is outside the vocabulary, or adapters cannot be had for single rows that the pass names them for.
-    ///
-    /// # Panics
-    /// If there are not as many rows of decoder input as of the source.
-    pub fn logits(&self, source: &TokenRows, decoder_input: &TokenRows, pass: &mut Pass) -> Result<Tensor<2>, T5Error> {
-        assert_eq!(decoder_input.len(), source.len(), "every source row needs one row of decoder input");
-        let encoded = self.encode(source, pass)?;
-        let (hidden, layout) = self.decode(&encoded, decoder_input, pass)?;
-        Ok(self.head(hidden, &mut self.adapters.enter_real_tokens(pass, &layout)?))
-    }
-
     /// The logits `[tokens, vocab_size]` of the decoder's hidden states.
     pub(crate) fn head(&self, hidden: Tensor<2>, pass: &mut TokenPass<'_>) -> Tensor<2> {
         self.output_head().logits(self.scaled(hidden), pass)
@@ -162,30 +140,18 @@ impl T5 {
         }
     }
 
-    /// The negative log-likelihood of every target token, `[tokens]`, in nats.
-    ///
-    /// # Errors
-    /// If a token id is outside the vocabulary.
-    pub fn token_losses(&self, batch: &Seq2SeqBatch, pass: &mut Pass) -> Result<Tensor<1>, T5Error> {
-        on_workers(&self.device(), || self.token_losses_here(batch, pass))
-    }
-
-    fn token_losses_here(&self, batch: &Seq2SeqBatch, pass: &mut Pass) -> Result<Tensor<1>, T5Error> {
-        let target = batch.target();
+    fn token_losses_here(&self, batch: &PromptBatch, pass: &mut Pass) -> Result<Tensor<1>, T5Error> {
+        let target = batch.targets();
         check_ids(target, self.config.vocab_size)?;
-        let encoded = self.encode(batch.source(), pass)?;
-        let (hidden, layout) = self.decode(&encoded, &self.shift_right(target)?, pass)?;
+        let encoded = self.encode(batch.prompts(), pass)?;
+        let (hidden, layout) = self.decode(&encoded, &shift_right(target, self.start_token()?), pass)?;
         let pass = &mut self.adapters.enter_real_tokens(pass, &layout)?;
         Ok(self.output_head().token_losses(self.scaled(hidden), target, pass))
     }
 
-    /// What the decoder reads to write `target`: the start token, and all tokens but the last.
-    ///
-    /// # Errors
-    /// If no configuration says what the start token is.
-    pub fn shift_right(&self, target: &TokenRows) -> Result<TokenRows, T5Error> {
-        let start = self.config.decoder_start_token_id.or(self.special_tokens.start).ok_or(T5Error::NoStartToken)?;
-        Ok(shift_right(target, start))
+    /// What the decoder starts from in training, where `transformers` asks `config.json` first.
+    fn start_token(&self) -> Result<u32, T5Error> {
+        self.config.decoder_start_token_id.or(self.special_tokens.start).ok_or(T5Error::NoStartToken)
     }
 
     pub(crate) fn embed(
@@ -200,5 +166,33 @@ impl T5 {
     /// What stands where a batch has no token.
     fn filler(&self) -> u32 {
         self.config.pad_token_id.unwrap_or(0)
+    }
+}
+
+impl LanguageModel for T5 {
+    type Error = T5Error;
+    type Decoding = Decoding;
+
+    fn vocab_size(&self) -> usize {
+        self.config.vocab_size
+    }
+
+    fn special_tokens(&self) -> &SpecialTokens {
+        &self.special_tokens
+    }
+
+    fn token_losses(&self, batch: &PromptBatch, pass: &mut Pass) -> Result<Tensor<1>, T5Error> {
+        on_workers(&self.device(), || self.token_losses_here(batch, pass))
+    }
+
+    fn logits(&self, prompts: &TokenRows, written: &TokenRows, pass: &mut Pass) -> Result<Tensor<2>, T5Error> {
+        assert_eq!(written.len(), prompts.len(), "every prompt needs one row of decoder input");
+        let encoded = self.encode(prompts, pass)?;
+        let (hidden, layout) = self.decode(&encoded, written, pass)?;
+        Ok(self.head(hidden, &mut self.adapters.enter_real_tokens(pass, &layout)?))
+    }
+
+    fn start_decoding(&self, prompts: &TokenRows, pass: Pass) -> Result<Decoding, T5Error> {
+        Decoding::start(self, prompts, pass)
     }
 }

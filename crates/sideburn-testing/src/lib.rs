@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Tensor;
-use sideburn_batch::{Seq2SeqBatch, TokenRows};
+use sideburn_batch::{PromptBatch, TokenRows};
 use sideburn_weights::{Dtype, SafetensorsFile, TensorSource};
 
 /// A file or folder of reference numbers.
@@ -65,8 +65,8 @@ impl Golden {
     }
 
     /// The batch of the inputs and labels, without their padding.
-    pub fn batch(&self) -> Seq2SeqBatch {
-        Seq2SeqBatch::new(self.source(), self.rows("labels", &self.label_lengths("labels"))).unwrap()
+    pub fn batch(&self) -> PromptBatch {
+        PromptBatch::new(self.source(), self.rows("labels", &self.label_lengths("labels"))).unwrap()
     }
 
     /// The lengths of the rows of a right-padded mask.

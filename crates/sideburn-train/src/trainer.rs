@@ -6,7 +6,7 @@ use burn::module::Param;
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::Tensor;
 use sideburn_adapters::{AdaptedModel, Key, ParameterReport, Pass, Regimens, Weight};
-use sideburn_batch::Seq2SeqBatch;
+use sideburn_batch::Batch;
 use sideburn_kernels::{Span, on_workers};
 
 use crate::gradients::global_norm;
@@ -70,11 +70,17 @@ impl<'a> Trainer<'a> {
     /// update is worked out again from the optimiser's moments: the weights are the same but for rounding, a few units in
     /// the last place of an element or of its update, whichever is larger. After any other error `model` has the weights
     /// of the last finished step.
-    pub fn train<M, B, L, D, E>(mut self, model: &mut M, batches: B, token_losses: L) -> Result<TrainReport, TrainError>
+    pub fn train<M, T, B, L, D, E>(
+        mut self,
+        model: &mut M,
+        batches: B,
+        token_losses: L,
+    ) -> Result<TrainReport, TrainError>
     where
         M: AdaptedModel,
-        B: Fn(u64) -> Result<Seq2SeqBatch, D>,
-        L: Fn(&M, &Seq2SeqBatch, &mut Pass) -> Result<Tensor<1>, E>,
+        T: Batch,
+        B: Fn(u64) -> Result<T, D>,
+        L: Fn(&M, &T, &mut Pass) -> Result<Tensor<1>, E>,
         D: Into<Source>,
         E: Into<Source>,
     {
@@ -90,7 +96,7 @@ impl<'a> Trainer<'a> {
         report
     }
 
-    fn run<M, B, L, D, E>(
+    fn run<M, T, B, L, D, E>(
         &mut self,
         model: &mut M,
         regimens: &mut Regimens,
@@ -99,8 +105,9 @@ impl<'a> Trainer<'a> {
     ) -> Result<TrainReport, TrainError>
     where
         M: AdaptedModel,
-        B: Fn(u64) -> Result<Seq2SeqBatch, D>,
-        L: Fn(&M, &Seq2SeqBatch, &mut Pass) -> Result<Tensor<1>, E>,
+        T: Batch,
+        B: Fn(u64) -> Result<T, D>,
+        L: Fn(&M, &T, &mut Pass) -> Result<Tensor<1>, E>,
         D: Into<Source>,
         E: Into<Source>,
     {
@@ -112,7 +119,7 @@ impl<'a> Trainer<'a> {
         for step in 0..self.config.max_steps {
             let started = Instant::now();
             let micro_batches = self.micro_batches(step, &batches)?;
-            let targets = micro_batches.iter().map(|batch| batch.target().tokens()).sum();
+            let targets = micro_batches.iter().map(Batch::loss_tokens).sum();
             let Differentiated { numbers, gradients } =
                 self.backward(model, step, (&micro_batches, targets), &token_losses, regimens)?;
             let before = keeps_copies.then(|| (model.clone(), regimens.clone()));
@@ -138,7 +145,7 @@ impl<'a> Trainer<'a> {
             good = before;
             regimens.after_update(model, step, |id| Some(gradients.get::<2>(id)?.mul_scalar(scale)));
 
-            let tokens = micro_batches.iter().map(|batch| batch.source().tokens() + batch.target().tokens()).sum();
+            let tokens = micro_batches.iter().map(|batch| batch.tokens()).sum();
             let seconds = started.elapsed().as_secs_f64();
             let record = StepRecord { step, loss, penalty, learning_rate, grad_norm, tokens, seconds };
             for observer in &mut self.observers {
@@ -149,11 +156,11 @@ impl<'a> Trainer<'a> {
         Ok(report)
     }
 
-    fn micro_batches<D: Into<Source>>(
+    fn micro_batches<T, D: Into<Source>>(
         &self,
         step: u64,
-        batches: impl Fn(u64) -> Result<Seq2SeqBatch, D>,
-    ) -> Result<Vec<Seq2SeqBatch>, TrainError> {
+        batches: impl Fn(u64) -> Result<T, D>,
+    ) -> Result<Vec<T>, TrainError> {
         let first = step * self.config.gradient_accumulation_steps;
         (first..first + self.config.gradient_accumulation_steps)
             .map(|index| batches(index).map_err(|source| TrainError::Step { step, source: source.into() }))
@@ -161,12 +168,12 @@ impl<'a> Trainer<'a> {
     }
 
     /// The gradient of the mean loss over the `targets` target tokens of all micro-batches, and of what regimens add.
-    fn backward<M: AdaptedModel, E: Into<Source>>(
+    fn backward<M: AdaptedModel, T, E: Into<Source>>(
         &self,
         model: &M,
         step: u64,
-        (micro_batches, targets): (&[Seq2SeqBatch], usize),
-        token_losses: impl Fn(&M, &Seq2SeqBatch, &mut Pass) -> Result<Tensor<1>, E>,
+        (micro_batches, targets): (&[T], usize),
+        token_losses: impl Fn(&M, &T, &mut Pass) -> Result<Tensor<1>, E>,
         regimens: &Regimens,
     ) -> Result<Differentiated, TrainError> {
         let key = Key::from_seed(self.config.seed).fold_in_name("step").fold_in(step);

@@ -82,11 +82,12 @@ pub mod prelude {
     pub use sideburn_adapters::{
         AdaptedModel, Common, Key, LoraConfig, ParameterReport, Pass, TargetModules, attach, load_adapter, save_adapter,
     };
-    pub use sideburn_batch::{Seq2SeqBatch, TokenRows};
+    pub use sideburn_batch::{PromptBatch, TokenRows};
     pub use sideburn_data::{
         BatchSampler, Dataset, Example, Fields, Limits, Split, Template, TokenizedExample, Tokenizer, tokenize,
     };
-    pub use sideburn_generate::{GreedyConfig, greedy};
+    pub use sideburn_generate::{GenerationConfig, greedy};
+    pub use sideburn_nn::LanguageModel;
     pub use sideburn_rouge::{BootstrapConfig, Metric, RougeScorer, aggregate, mean};
     pub use sideburn_t5::{T5, T5Config};
     pub use sideburn_train::{ChromeTrace, JsonLinesLog, ProgressLine, Schedule, TrainConfig, Trainer};

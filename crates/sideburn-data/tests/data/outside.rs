@@ -39,5 +39,5 @@ fn a_data_set_is_a_value() {
 
     let tokenizer = Tokenizer::from_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata")).unwrap();
     let set = tokenize(&train, &tokenizer, &questions.template, Default::default()).unwrap();
-    assert_eq!(set.batch(&[0]).unwrap().source().len(), 1);
+    assert_eq!(set.batch(&[0]).unwrap().prompts().len(), 1);
 }

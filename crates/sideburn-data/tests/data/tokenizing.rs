@@ -140,9 +140,9 @@ fn an_example_that_cannot_be_tokenised_is_named() {
 fn batches_hold_real_tokens_with_their_lengths() {
     let set = set(Limits::default()).unwrap();
     let batch = set.batch(&[2, 0]).unwrap();
-    assert_eq!(batch.source().lengths(), [4, 3]);
-    assert_eq!(batch.source().iter().next().unwrap(), set.examples[2].source);
-    assert_eq!(batch.target().iter().nth(1).unwrap(), set.examples[0].target);
+    assert_eq!(batch.prompts().lengths(), [4, 3]);
+    assert_eq!(batch.prompts().iter().next().unwrap(), set.examples[2].source);
+    assert_eq!(batch.targets().iter().nth(1).unwrap(), set.examples[0].target);
     let message = set.batch(&[0, 3]).unwrap_err().to_string();
     assert_eq!(message, "there is no example 3; the set has 3 examples, numbered from 0");
     assert!(matches!(set.batch(&[]), Err(DataError::Batch(_))));

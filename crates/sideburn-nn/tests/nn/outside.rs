@@ -4,9 +4,9 @@ use std::convert::Infallible;
 
 use burn::tensor::Device;
 use sideburn_adapters::{Key, LoraConfig, Pass, PrefixTuningConfig, attach, load_adapter, save_adapter};
-use sideburn_batch::{Seq2SeqBatch, TokenRows};
-use sideburn_generate::{Decoder, GreedyConfig, greedy};
-use sideburn_nn::ModelDir;
+use sideburn_batch::{PromptBatch, TokenRows};
+use sideburn_generate::{Decoder, greedy};
+use sideburn_nn::{LanguageModel, ModelDir};
 use sideburn_testing::{max_difference, values};
 use sideburn_train::{TrainConfig, Trainer};
 
@@ -20,10 +20,10 @@ fn model(device: &Device) -> Tiny {
     moved(Tiny::random(&config(), Key::from_seed(1), device))
 }
 
-fn batch() -> Seq2SeqBatch {
+fn batch() -> PromptBatch {
     let source = TokenRows::from_rows([[5, 6, 7, 8].as_slice(), &[9, 10]]).unwrap();
     let target = TokenRows::from_rows([[11, 12].as_slice(), &[13, 14, 15, 1]]).unwrap();
-    Seq2SeqBatch::new(source, target).unwrap()
+    PromptBatch::new(source, target).unwrap()
 }
 
 fn losses(model: &Tiny) -> Vec<f32> {
@@ -71,20 +71,14 @@ fn it_trains_an_adapter_that_is_saved_and_loaded() {
 /// The logits of what follows `row`, when it is read from its beginning.
 fn without_a_cache(model: &Tiny, row: &[u32]) -> Vec<f32> {
     let (last, before) = row.split_last().unwrap();
-    let mut decoding = model.start_decoding(&TokenRows::from_rows([before]).unwrap()).unwrap();
+    let mut decoding = model.start_decoding(&TokenRows::from_rows([before]).unwrap(), Pass::evaluate()).unwrap();
     values(decoding.next_logits(&[*last]).unwrap())
 }
 
 #[test]
 fn it_writes_behind_prompts_of_any_length() {
-    let start = SEPARATOR[0];
     // No token ends a row, so that all are as long as allowed.
-    let config = GreedyConfig {
-        max_new_tokens: 6,
-        decoder_start_token_id: start,
-        eos_token_id: vec![],
-        no_repeat_ngram_size: 0,
-    };
+    let config = model(&Device::flex()).generation_config(6);
     let prompts: [&[u32]; 3] = [&[5, 6, 7, 8], &[9], &[10, 11]];
     let with_prefix = {
         let mut model = model(&Device::flex());
@@ -93,9 +87,9 @@ fn it_writes_behind_prompts_of_any_length() {
     };
     for model in [model(&Device::flex()), with_prefix] {
         let source = TokenRows::from_rows(prompts).unwrap();
-        let mut decoding = model.start_decoding(&source).unwrap();
+        let mut decoding = model.start_decoding(&source, Pass::evaluate()).unwrap();
         let mut rows: Vec<Vec<u32>> = prompts.iter().map(|prompt| prompt.to_vec()).collect();
-        for tokens in [[start; 3], [20, 21, 22], [23, 24, 25]] {
+        for tokens in [[SEPARATOR; 3], [20, 21, 22], [23, 24, 25]] {
             rows.iter_mut().zip(tokens).for_each(|(row, token)| row.push(token));
             let found = values(decoding.next_logits(&tokens).unwrap());
             for (row, found) in rows.iter().zip(found.chunks(32)) {
@@ -103,9 +97,9 @@ fn it_writes_behind_prompts_of_any_length() {
             }
             assert!(max_difference(&found[..32], &found[32..64]) > 1e-2);
         }
-        let written = greedy(model.start_decoding(&source).unwrap(), &config).unwrap();
+        let written = greedy(model.start_decoding(&source, Pass::evaluate()).unwrap(), &config).unwrap();
         for (prompt, written) in prompts.iter().zip(written) {
-            let whole = [*prompt, SEPARATOR, &written].concat();
+            let whole = [*prompt, &[SEPARATOR], &written].concat();
             for at in prompt.len() + 1..whole.len() {
                 let logits = without_a_cache(&model, &whole[..at]);
                 let best = (0..32).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
@@ -119,7 +113,7 @@ fn it_writes_behind_prompts_of_any_length() {
 fn rows_are_dropped_and_repeated() {
     let model = model(&Device::flex());
     let source = TokenRows::from_rows([[5, 6, 7].as_slice(), &[9]]).unwrap();
-    let mut decoding = model.start_decoding(&source).unwrap();
+    let mut decoding = model.start_decoding(&source, Pass::evaluate()).unwrap();
     decoding.next_logits(&[2, 2]).unwrap();
     let mut one = decoding.clone();
     decoding.select_rows(&[1, 0, 1]);

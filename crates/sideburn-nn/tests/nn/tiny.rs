@@ -8,12 +8,12 @@ use sideburn_adapters::{
     AdaptedLinear, AdaptedModel, AdaptedTable, AdapterError, AdapterSet, Key, ModelShape, Pass, Precision, TokenPass,
     list_weights, load_base, random_weight, save_base,
 };
-use sideburn_batch::{Seq2SeqBatch, TokenRows};
+use sideburn_batch::{PromptBatch, TokenRows};
 use sideburn_generate::Decoder;
 use sideburn_kernels::{RowLayout, Sight};
 use sideburn_nn::{
-    Activation, Attention, AttentionConfig, ConfigFields, FeedForward, Head, KeysValues, LayerNorm, ModelDir, NnError,
-    behind, embed, no_bias, places_behind,
+    Activation, Attention, AttentionConfig, ConfigFields, FeedForward, Head, KeysValues, LanguageModel, LayerNorm,
+    ModelDir, NnError, SpecialTokens, behind, embed, no_bias, places_behind, shift_right,
 };
 
 /// What `config.json` says.
@@ -86,6 +86,8 @@ pub(crate) struct Tiny {
     adapters: AdapterSet,
     #[module(skip)]
     config: TinyConfig,
+    #[module(skip)]
+    special_tokens: SpecialTokens,
 }
 
 impl AdaptedModel for Tiny {
@@ -184,6 +186,7 @@ impl Tiny {
             norm: LayerNorm::new(width, 1e-5, device),
             adapters: AdapterSet::default(),
             config: config.clone(),
+            special_tokens: SpecialTokens::default(),
         }
     }
 
@@ -191,6 +194,7 @@ impl Tiny {
         let config = TinyConfig::read(&directory.config()?)
             .map_err(|message| NnError::Config { path: directory.config_path(), message })?;
         let mut model = Self::random(&config, Key::from_seed(0), device);
+        model.special_tokens = directory.special_tokens(SpecialTokens::default())?;
         load_base(&mut model, &directory.weights()?, |name| Some(name))?;
         Ok(model)
     }
@@ -281,41 +285,62 @@ impl Tiny {
         Head::new(None, &self.tokens)
     }
 
-    /// The loss of every target token, which stands behind its prompt.
-    pub(crate) fn token_losses(&self, batch: &Seq2SeqBatch, pass: &mut Pass) -> Result<Tensor<1>, TinyError> {
-        let (source, target) = (batch.source(), batch.target());
-        sideburn_nn::check_ids(target, self.config.vocab_size)?;
-        let rows = source.iter().zip(target.iter()).map(|(source, target)| [source, SEPARATOR, target].concat());
-        let input = TokenRows::from_rows(rows.map(|mut row| {
-            row.pop();
-            row
-        }));
-        let input = input.expect("rows with a separator");
-        let (hidden, _) = self.hidden(&input, None, pass)?;
-        // Each row has its prompt first, and then the states that write its target.
-        let (mut at, mut writes) = (0, Vec::new());
-        for (source, target) in source.lengths().iter().zip(target.lengths()) {
-            writes.extend((at + source..at + source + target).map(|token| token as i32));
-            at += source + target;
+    /// The last hidden states of rows of which each is a prompt and what is written behind it, at the tokens that say what
+    /// is written next: those from the last of the prompt on, one for each token of `written`.
+    fn states_behind(&self, prompts: &TokenRows, written: &TokenRows, pass: &mut Pass) -> Result<Tensor<2>, TinyError> {
+        let rows = prompts.iter().zip(written.iter()).map(|(prompt, written)| [prompt, written].concat());
+        let (hidden, _) = self.hidden(&TokenRows::from_rows(rows).expect("rows of prompts"), None, pass)?;
+        let (mut at, mut states) = (0, Vec::new());
+        for (prompt, written) in prompts.lengths().iter().zip(written.lengths()) {
+            states.extend((at + prompt..at + prompt + written).map(|token| token as i32));
+            at += prompt + written;
         }
-        let length = writes.len();
-        let writes = Tensor::<1, Int>::from_data(burn::tensor::TensorData::new(writes, [length]), &self.device());
-        let written = RowLayout::packed(target.lengths(), &self.device());
-        let pass = &mut self.adapters.enter(pass, &written)?;
-        Ok(self.head().token_losses(hidden.select(0, writes), target, pass))
+        let length = states.len();
+        let states = Tensor::<1, Int>::from_data(burn::tensor::TensorData::new(states, [length]), &self.device());
+        Ok(hidden.select(0, states))
     }
 
-    /// Reads the prompts, and gets ready to write behind each.
-    pub(crate) fn start_decoding(&self, prompts: &TokenRows) -> Result<TinyDecoding, TinyError> {
+    /// A pass over the tokens of these rows.
+    fn enter<'p>(&self, pass: &'p mut Pass, rows: &TokenRows) -> Result<TokenPass<'p>, TinyError> {
+        Ok(self.adapters.enter(pass, &RowLayout::packed(rows.lengths(), &self.device()))?)
+    }
+}
+
+impl LanguageModel for Tiny {
+    type Error = TinyError;
+    type Decoding = TinyDecoding;
+
+    fn vocab_size(&self) -> usize {
+        self.config.vocab_size
+    }
+
+    fn special_tokens(&self) -> &SpecialTokens {
+        &self.special_tokens
+    }
+
+    fn token_losses(&self, batch: &PromptBatch, pass: &mut Pass) -> Result<Tensor<1>, TinyError> {
+        let (prompts, targets) = (batch.prompts(), batch.targets());
+        sideburn_nn::check_ids(targets, self.config.vocab_size)?;
+        // The separator stands behind every prompt, and what is read of the target is all but its last token.
+        let hidden = self.states_behind(prompts, &shift_right(targets, SEPARATOR), pass)?;
+        Ok(self.head().token_losses(hidden, targets, &mut self.enter(pass, targets)?))
+    }
+
+    fn logits(&self, prompts: &TokenRows, written: &TokenRows, pass: &mut Pass) -> Result<Tensor<2>, TinyError> {
+        let hidden = self.states_behind(prompts, written, pass)?;
+        Ok(self.head().logits(hidden, &mut self.enter(pass, written)?))
+    }
+
+    fn start_decoding(&self, prompts: &TokenRows, mut pass: Pass) -> Result<TinyDecoding, TinyError> {
         let model = self.valid();
-        let mut pass = Pass::evaluate();
         let (_, written) = model.hidden(prompts, None, &mut pass)?;
-        Ok(TinyDecoding { model, written })
+        let history = prompts.iter().map(|prompt| [prompt, &[SEPARATOR]].concat()).collect();
+        Ok(TinyDecoding { model, pass, written, history })
     }
 }
 
 /// What every prompt ends with.
-pub(crate) const SEPARATOR: &[u32] = &[2];
+pub(crate) const SEPARATOR: u32 = 2;
 
 /// Where the keys of each row stand among the prefix, the tokens before, and the fresh ones.
 fn places(prefix: usize, first: &[usize], own: &RowLayout, keys: &RowLayout) -> Tensor<1, Int> {
@@ -336,7 +361,9 @@ fn places(prefix: usize, first: &[usize], own: &RowLayout, keys: &RowLayout) -> 
 #[derive(Clone, Debug)]
 pub(crate) struct TinyDecoding {
     model: Tiny,
+    pass: Pass,
     written: Written,
+    history: Vec<Vec<u32>>,
 }
 
 impl Decoder for TinyDecoding {
@@ -346,13 +373,15 @@ impl Decoder for TinyDecoding {
         self.written.lengths.len()
     }
 
+    fn history(&self, row: usize) -> &[u32] {
+        &self.history[row]
+    }
+
     fn next_logits(&mut self, tokens: &[u32]) -> Result<Tensor<2>, TinyError> {
         let rows = TokenRows::from_rows(tokens.iter().map(|token| [*token])).expect("one token in each row");
-        let mut pass = Pass::evaluate();
-        let (hidden, written) = self.model.hidden(&rows, Some(self.written.clone()), &mut pass)?;
+        let (hidden, written) = self.model.hidden(&rows, Some(self.written.clone()), &mut self.pass)?;
         self.written = written;
-        let layout = RowLayout::packed(rows.lengths(), &self.model.device());
-        Ok(self.model.head().logits(hidden, &mut self.model.adapters.enter(&mut pass, &layout)?))
+        Ok(self.model.head().logits(hidden, &mut self.model.enter(&mut self.pass, &rows)?))
     }
 
     fn select_rows(&mut self, rows: &[usize]) {
@@ -364,6 +393,7 @@ impl Decoder for TinyDecoding {
         let tokens = Tensor::<1, Int>::from_data(data, &self.model.device());
         self.written.blocks.iter_mut().for_each(|block| *block = block.select(&tokens));
         self.written.lengths = rows.iter().map(|row| self.written.lengths[*row]).collect();
+        self.pass.select_rows(rows);
     }
 }
 

@@ -6,7 +6,7 @@ use sideburn_adapters::{
     AdaptedModel, Key, MethodRegistry, PTuningConfig, Pass, PrefixTuningConfig, Regimens, VeraConfig, adapter_tensors,
     attach, load_adapter, merge, save_adapter, set_adapter_tensors, unmerge,
 };
-use sideburn_t5::T5;
+use sideburn_t5::{LanguageModel, T5};
 use sideburn_weights::{SafetensorsFile, TensorSource};
 
 use sideburn_testing::{Golden, max_difference, relative_difference, values};

@@ -3,9 +3,9 @@
 // Each test says how far it is from the reference.
 use burn::tensor::{Device, Tensor};
 use sideburn_adapters::{Key, Pass};
-use sideburn_batch::{Seq2SeqBatch, TokenRows};
-use sideburn_generate::{GreedyConfig, greedy};
-use sideburn_t5::{T5, T5Config};
+use sideburn_batch::{PromptBatch, TokenRows};
+use sideburn_generate::{GenerationConfig, greedy};
+use sideburn_t5::{LanguageModel, T5, T5Config};
 
 #[allow(dead_code)]
 use sideburn_testing::{Golden, max_difference, relative_difference, values};
@@ -44,7 +44,7 @@ fn logits_and_loss_of_padded_batches() {
         assert!(difference <= 1e-4, "{family}: the encoder's output differs by {difference:e}");
 
         let target = io.rows("labels", &io.label_lengths("labels"));
-        let batch = Seq2SeqBatch::new(source, target).unwrap();
+        let batch = PromptBatch::new(source, target).unwrap();
         let loss = model.token_losses(&batch, &mut Pass::evaluate()).unwrap().mean();
         let difference = relative_difference(&values(loss), &io.floats("loss"));
         println!("{family}: loss differs by {difference:e} relative");
@@ -73,13 +73,9 @@ fn greedy_tokens_of_a_padded_batch() {
         let source = io.source();
         for (case, no_repeat_ngram_size) in [("greedy", 0), ("greedy_ngram2", 2)] {
             let sequences: Vec<Vec<u32>> = serde_json::from_value(reference[case]["sequences"].clone()).unwrap();
-            let config = GreedyConfig {
-                max_new_tokens: 24,
-                decoder_start_token_id: 0,
-                eos_token_id: vec![1],
-                no_repeat_ngram_size,
-            };
-            let written = greedy(model.start_decoding(&source).unwrap(), &config).unwrap();
+            let eos_token_id = vec![1];
+            let config = GenerationConfig { eos_token_id, no_repeat_ngram_size, ..GenerationConfig::new(24) };
+            let written = greedy(model.start_decoding(&source, Pass::evaluate()).unwrap(), &config).unwrap();
             assert_eq!(written.len(), sequences.len());
             for (mut found, expected) in written.into_iter().zip(sequences) {
                 // `generate` returns the start token first, and pads behind the end.
@@ -97,7 +93,7 @@ fn dropout_stands_where_transformers_has_it() {
     let (encoder, decoder) = (1 + 2 * 4 + 1, 1 + 2 * 6 + 1);
     for family in FAMILIES {
         let rows = TokenRows::from_rows([[5, 6, 1]]).unwrap();
-        let batch = Seq2SeqBatch::new(rows.clone(), rows).unwrap();
+        let batch = PromptBatch::new(rows.clone(), rows).unwrap();
         let mut pass = Pass::train(Key::from_seed(0));
         model(family).token_losses(&batch, &mut pass).unwrap();
         assert_eq!(pass.dropouts(), encoder + decoder, "{family}");
@@ -137,13 +133,12 @@ fn more_padding_changes_nothing() {
     // On the CPU a batch is packed: what a longer neighbour pads a row with is never computed.
     let (model, io) = (model("t5_gated_untied"), Golden::open("t5_gated_untied/io.safetensors"));
     let source = io.source();
-    let config =
-        GreedyConfig { max_new_tokens: 24, decoder_start_token_id: 0, eos_token_id: vec![1], no_repeat_ngram_size: 0 };
-    let together = greedy(model.start_decoding(&source).unwrap(), &config).unwrap();
+    let config = GenerationConfig { eos_token_id: vec![1], ..GenerationConfig::new(24) };
+    let together = greedy(model.start_decoding(&source, Pass::evaluate()).unwrap(), &config).unwrap();
     for (index, row) in source.iter().enumerate() {
         let decoder_input = TokenRows::from_rows([[0, 7, 9]]).unwrap();
         let alone = TokenRows::from_rows([row]).unwrap();
-        let written = greedy(model.start_decoding(&alone).unwrap(), &config).unwrap();
+        let written = greedy(model.start_decoding(&alone, Pass::evaluate()).unwrap(), &config).unwrap();
         assert_eq!(written[0], together[index], "tokens of row {index}");
 
         let longer = TokenRows::from_rows([row, [3; 50].as_slice()]).unwrap();
@@ -174,7 +169,7 @@ fn the_flan_t5_small_architecture() {
     assert!(difference <= 1e-4, "logits differ by {difference:e}");
 
     let target = io.rows("labels", &io.label_lengths("labels"));
-    let loss = model.token_losses(&Seq2SeqBatch::new(source, target).unwrap(), &mut Pass::evaluate()).unwrap();
+    let loss = model.token_losses(&PromptBatch::new(source, target).unwrap(), &mut Pass::evaluate()).unwrap();
     let difference = relative_difference(&values(loss.mean()), &io.floats("loss"));
     assert!(difference <= 1e-5, "loss differs by {difference:e}");
 }

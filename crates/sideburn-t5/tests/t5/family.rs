@@ -11,9 +11,9 @@ use sideburn_adapters::{
     AdaLoraConfig, AdaptedModel, FullConfig, Ia3Config, Key, LoraConfig, Method, Pass, Precision, Targets,
     adapter_tensors, attach,
 };
-use sideburn_batch::{Seq2SeqBatch, TokenRows};
-use sideburn_generate::{GreedyConfig, greedy};
-use sideburn_t5::{SpecialTokens, T5, T5Config, T5Error};
+use sideburn_batch::{PromptBatch, TokenRows};
+use sideburn_generate::{GenerationConfig, greedy};
+use sideburn_t5::{LanguageModel, SpecialTokens, T5, T5Config, T5Error};
 use sideburn_testing::{Golden, max_difference, path, relative_difference, values};
 use sideburn_weights::{SafetensorsFile, Tensor as Stored, TensorInfo, TensorSource, WeightsError, write_safetensors};
 
@@ -72,13 +72,8 @@ fn greedy_tokens() {
     for (name, _) in MODELS {
         let (model, io) = (load(path("family").join(name)), io(&format!("family/{name}")));
         let source = io.source();
-        let config = GreedyConfig {
-            max_new_tokens: 8,
-            decoder_start_token_id: 0,
-            eos_token_id: vec![1],
-            no_repeat_ngram_size: 0,
-        };
-        let written = greedy(model.start_decoding(&source).unwrap(), &config).unwrap();
+        let config = GenerationConfig { eos_token_id: vec![1], ..GenerationConfig::new(8) };
+        let written = greedy(model.start_decoding(&source, Pass::evaluate()).unwrap(), &config).unwrap();
         let expected = io.integers("greedy_ids");
         for (mut found, expected) in written.into_iter().zip(expected.chunks(9)) {
             found.insert(0, 0);
@@ -257,7 +252,7 @@ fn token_ids_that_are_null_or_lists() {
 
     // There is nothing that the decoder could start from.
     let rows = TokenRows::from_rows([[7, 8, 1]]).unwrap();
-    let batch = Seq2SeqBatch::new(rows.clone(), rows).unwrap();
+    let batch = PromptBatch::new(rows.clone(), rows).unwrap();
     let error = loaded.token_losses(&batch, &mut Pass::evaluate()).unwrap_err();
     assert!(error.to_string().starts_with("neither config.json nor generation_config.json has a"), "{error}");
     model.write("generation_config.json", |config| config["decoder_start_token_id"] = json!(0));
@@ -272,9 +267,8 @@ fn token_ids_that_are_null_or_lists() {
 fn any_token_of_a_list_ends_a_row() {
     let (model, io) = (load(path("family/mt5")), io("family/mt5"));
     let source = io.source();
-    let (max_new_tokens, eos_token_id) = (8, vec![6, 22]);
-    let config = GreedyConfig { max_new_tokens, decoder_start_token_id: 0, eos_token_id, no_repeat_ngram_size: 0 };
-    let written = greedy(model.start_decoding(&source).unwrap(), &config).unwrap();
+    let config = GenerationConfig { eos_token_id: vec![6, 22], ..GenerationConfig::new(8) };
+    let written = greedy(model.start_decoding(&source, Pass::evaluate()).unwrap(), &config).unwrap();
     let whole: Vec<Vec<u32>> =
         io.integers("greedy_ids").chunks(9).map(|row| row[1..].iter().map(|id| *id as u32).collect()).collect();
     assert_eq!(written, [whole[0][..2].to_vec(), whole[1][..3].to_vec(), whole[2].clone()]);

@@ -1,7 +1,7 @@
 //! What a model says of the inputs of a golden.
 
 use sideburn_adapters::Pass;
-use sideburn_t5::T5;
+use sideburn_t5::{LanguageModel, T5};
 use sideburn_testing::{Golden, values};
 
 /// The logits of a golden's inputs and of its decoder inputs at their full width, row after row.

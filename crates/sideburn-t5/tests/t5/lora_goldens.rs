@@ -7,9 +7,9 @@ use sideburn_adapters::{
     AdaptedModel, AdapterError, Key, LnTuningConfig, LoraConfig, Method, ParameterReport, Pass, Targets,
     adapter_tensors, attach, load_adapter, save_adapter,
 };
-use sideburn_batch::{Seq2SeqBatch, TokenRows};
+use sideburn_batch::{PromptBatch, TokenRows};
 use sideburn_kernels::{Path, path};
-use sideburn_t5::{T5, T5Config};
+use sideburn_t5::{LanguageModel, T5, T5Config};
 use sideburn_weights::{SafetensorsFile, TensorSource};
 
 use crate::logits::logits;
@@ -339,6 +339,6 @@ fn token_ids_outside_the_vocabulary_are_refused() {
     let error = model.encode(&rows, &mut Pass::evaluate()).unwrap_err().to_string();
     assert!(error.starts_with("token id 256 is outside the vocabulary of 256"), "{error}");
     let good = TokenRows::from_rows([[5, 1]]).unwrap();
-    let batch = Seq2SeqBatch::new(good, rows).unwrap();
+    let batch = PromptBatch::new(good, rows).unwrap();
     assert!(model.token_losses(&batch, &mut Pass::evaluate()).is_err(), "labels are checked too");
 }

@@ -11,7 +11,7 @@ use sideburn_adapters::{
     adapter_tensors, attach, combine, load_adapter, merge, save_adapter, set_active, set_adapter_tensors, swap_adapter,
     to_plain_lora, unmerge,
 };
-use sideburn_t5::T5;
+use sideburn_t5::{LanguageModel, T5};
 
 use crate::logits::common_logits as logits;
 use sideburn_testing::{Golden, max_difference, relative_difference, values};

@@ -7,7 +7,7 @@ use sideburn_adapters::{
     AdaLoraConfig, Common, Key, LoHaConfig, LoKrConfig, Lycoris, Method, MethodRegistry, OftConfig, Pass,
     TargetModules, Targets, VeraConfig, adapter_tensors, attach,
 };
-use sideburn_t5::T5;
+use sideburn_t5::{LanguageModel, T5};
 
 use sideburn_testing::{Golden, values};
 

@@ -8,8 +8,8 @@ use sideburn_adapters::{
     set_adapter_tensors, set_trainable, swap_adapter, unmerge, without_adapters,
 };
 use sideburn_batch::TokenRows;
-use sideburn_generate::{GreedyConfig, greedy};
-use sideburn_t5::T5;
+use sideburn_generate::{GenerationConfig, greedy};
+use sideburn_t5::{LanguageModel, T5};
 
 use sideburn_testing::{Golden, max_difference, values};
 
@@ -81,17 +81,16 @@ fn every_row_with_its_own_adapter() {
 fn rows_decode_with_their_adapters() {
     let inputs = Inputs::open();
     let model = with_a_and_b();
-    let config =
-        GreedyConfig { max_new_tokens: 24, decoder_start_token_id: 0, eos_token_id: vec![1], no_repeat_ngram_size: 0 };
+    let config = GenerationConfig { eos_token_id: vec![1], ..GenerationConfig::new(24) };
     let pass = Pass::evaluate().with_adapters(ROWS);
-    let mixed = greedy(model.start_decoding_in(&inputs.source, pass).unwrap(), &config).unwrap();
+    let mixed = greedy(model.start_decoding(&inputs.source, pass).unwrap(), &config).unwrap();
     for (row, name) in ROWS.iter().enumerate() {
         let mut alone = model.clone();
         set_active(&mut alone, &name.iter().copied().collect::<Vec<_>>()).unwrap();
-        let decoding = alone.start_decoding(&inputs.row(row).source).unwrap();
+        let decoding = alone.start_decoding(&inputs.row(row).source, Pass::evaluate()).unwrap();
         assert_eq!(greedy(decoding, &config).unwrap()[0], mixed[row], "row {row}");
     }
-    assert_ne!(mixed[0], greedy(base().start_decoding(&inputs.source).unwrap(), &config).unwrap()[0]);
+    assert_ne!(mixed[0], greedy(base().start_decoding(&inputs.source, Pass::evaluate()).unwrap(), &config).unwrap()[0]);
 }
 
 #[test]

@@ -11,20 +11,20 @@ use burn::tensor::Device;
 use sideburn_adapters::{
     AdaLoraConfig, AdaptedModel, MethodRegistry, Pass, adapter_tensors, load_adapter, save_adapter, set_trainable,
 };
-use sideburn_batch::Seq2SeqBatch;
-use sideburn_t5::{T5, T5Error};
+use sideburn_batch::PromptBatch;
+use sideburn_t5::{LanguageModel, T5, T5Error};
 use sideburn_train::{Schedule, TrainConfig, TrainError, Trainer};
 
 use sideburn_testing::{Golden, values};
 
 const TRAJECTORY: &str = "trajectory/t5_gated_untied__adalora";
 
-fn batches() -> Vec<Seq2SeqBatch> {
+fn batches() -> Vec<PromptBatch> {
     let file = Golden::open("trajectory/t5_gated_untied__lora/batches.safetensors");
     let batch = |index: usize| {
         let source = file.rows(&format!("input_ids.{index}"), &file.mask_lengths(&format!("attention_mask.{index}")));
         let labels = format!("labels.{index}");
-        Seq2SeqBatch::new(source, file.rows(&labels, &file.label_lengths(&labels))).unwrap()
+        PromptBatch::new(source, file.rows(&labels, &file.label_lengths(&labels))).unwrap()
     };
     (0..4).map(batch).collect()
 }
@@ -75,7 +75,7 @@ fn as_peft_trains() {
     let (mut model, batches) = (initial_model(), batches());
     // What each step finds: the ranks that the one before has left.
     let found_ranks = RefCell::new(Vec::new());
-    let token_losses = |model: &T5, batch: &Seq2SeqBatch, pass: &mut Pass| {
+    let token_losses = |model: &T5, batch: &PromptBatch, pass: &mut Pass| {
         found_ranks.borrow_mut().push(ranks(model));
         model.token_losses(batch, pass)
     };
@@ -133,7 +133,7 @@ fn a_run_that_stops_keeps_the_ranks_of_its_last_good_step() {
     let batch = |index: u64| Ok::<_, Infallible>(batches[index as usize % 4].clone());
     // Step 5 finds what the update of step 4 has left; when it fails, that update is taken back.
     let seen = RefCell::new(Vec::new());
-    let token_losses = |model: &T5, batch: &Seq2SeqBatch, pass: &mut Pass| -> Result<_, T5Error> {
+    let token_losses = |model: &T5, batch: &PromptBatch, pass: &mut Pass| -> Result<_, T5Error> {
         seen.borrow_mut().push(ranks(model));
         *calls.borrow_mut() += 1;
         let losses = model.token_losses(batch, pass)?;

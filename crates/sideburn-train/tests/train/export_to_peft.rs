@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use burn::tensor::Device;
 use sideburn_adapters::{Key, LoraConfig, Pass, attach, load_adapter, save_adapter};
-use sideburn_t5::T5;
+use sideburn_t5::{LanguageModel, T5};
 use sideburn_train::{TrainConfig, Trainer};
 use sideburn_weights::{Tensor, write_safetensors};
 

@@ -5,8 +5,8 @@ use std::convert::Infallible;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor};
 use sideburn_adapters::{Key, LoraConfig, Pass, adapter_tensors, attach, load_adapter, save_adapter, without_adapters};
-use sideburn_batch::{Seq2SeqBatch, TokenRows};
-use sideburn_t5::{T5, T5Config, T5Error};
+use sideburn_batch::{PromptBatch, TokenRows};
+use sideburn_t5::{LanguageModel, T5, T5Config, T5Error};
 use sideburn_train::{JsonLinesLog, StepRecord, TrainConfig, TrainError, Trainer};
 
 fn small_model(device: &Device) -> T5 {
@@ -17,12 +17,12 @@ fn small_model(device: &Device) -> T5 {
     model
 }
 
-fn batch() -> Seq2SeqBatch {
+fn batch() -> PromptBatch {
     let rows = || TokenRows::from_rows([[5, 6, 1]]).unwrap();
-    Seq2SeqBatch::new(rows(), rows()).unwrap()
+    PromptBatch::new(rows(), rows()).unwrap()
 }
 
-fn batches(_: u64) -> Result<Seq2SeqBatch, Infallible> {
+fn batches(_: u64) -> Result<PromptBatch, Infallible> {
     Ok(batch())
 }
 
@@ -41,7 +41,7 @@ fn a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_adapter() {
     let losses = |limit: u64| {
         let steps = &steps;
         steps.set(0);
-        move |model: &T5, batch: &Seq2SeqBatch, pass: &mut Pass| -> Result<Tensor<1>, T5Error> {
+        move |model: &T5, batch: &PromptBatch, pass: &mut Pass| -> Result<Tensor<1>, T5Error> {
             let step = steps.replace(steps.get() + 1);
             let losses = model.token_losses(batch, pass)?;
             Ok(if step == limit { losses * f32::NAN } else { losses })
@@ -87,7 +87,7 @@ fn an_update_of_the_whole_model_is_taken_back_but_for_rounding() {
     let device = Device::flex().autodiff();
     let base = || without_adapters(&small_model(&device), T5::clone).unfreeze();
     let seen = std::cell::RefCell::new(Vec::new());
-    let losses = |model: &T5, batch: &Seq2SeqBatch, pass: &mut Pass| -> Result<Tensor<1>, T5Error> {
+    let losses = |model: &T5, batch: &PromptBatch, pass: &mut Pass| -> Result<Tensor<1>, T5Error> {
         seen.borrow_mut().push(parameters(model));
         let losses = model.token_losses(batch, pass)?;
         Ok(if seen.borrow().len() == 4 { losses * f32::NAN } else { losses })
@@ -107,7 +107,7 @@ fn an_update_of_the_whole_model_is_taken_back_but_for_rounding() {
     assert!(distance(&seen[3]) > 1e-3);
     assert!(distance(&seen[2]) < 4.0 * f32::EPSILON, "{:e}", distance(&seen[2]));
     // What was never updated has nothing to be taken back.
-    let never = |model: &T5, batch: &Seq2SeqBatch, pass: &mut Pass| -> Result<Tensor<1>, T5Error> {
+    let never = |model: &T5, batch: &PromptBatch, pass: &mut Pass| -> Result<Tensor<1>, T5Error> {
         Ok(model.token_losses(batch, pass)? * f32::NAN)
     };
     let mut model = base();
@@ -132,7 +132,7 @@ fn an_infinite_gradient_stops_the_run_before_the_update() {
     let mut model = small_model(&device);
     let before = factors(&model);
     // The loss is zero, and the slope of the root there is infinite.
-    let steep = |model: &T5, batch: &Seq2SeqBatch, pass: &mut Pass| -> Result<Tensor<1>, T5Error> {
+    let steep = |model: &T5, batch: &PromptBatch, pass: &mut Pass| -> Result<Tensor<1>, T5Error> {
         let losses = model.token_losses(batch, pass)?;
         Ok((losses.clone() - losses.detach()).sqrt())
     };
@@ -179,7 +179,7 @@ fn errors_of_data_and_model_name_the_step() {
     let error = Trainer::new(TrainConfig::new(5)).unwrap().train(&mut model, failing, T5::token_losses).unwrap_err();
     assert_eq!(error.to_string(), "step 2: the disk is gone");
     let rows = TokenRows::from_rows([[64, 1]]).unwrap();
-    let unknown = Seq2SeqBatch::new(rows.clone(), rows).unwrap();
+    let unknown = PromptBatch::new(rows.clone(), rows).unwrap();
     let batches = |_| Ok::<_, Infallible>(unknown.clone());
     let error = Trainer::new(TrainConfig::new(5)).unwrap().train(&mut model, batches, T5::token_losses).unwrap_err();
     assert!(error.to_string().starts_with("step 0: token id 64 is outside the vocabulary of 64"), "{error}");

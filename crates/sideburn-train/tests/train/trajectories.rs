@@ -11,20 +11,20 @@ use sideburn_adapters::{
     Common, Key, LoraConfig, PTuningConfig, PrefixTuningConfig, adapter_tensors, attach, load_adapter, save_adapter,
     set_adapter_tensors,
 };
-use sideburn_batch::{Seq2SeqBatch, TokenRows};
-use sideburn_t5::{T5, T5Config};
+use sideburn_batch::{PromptBatch, TokenRows};
+use sideburn_t5::{LanguageModel, T5, T5Config};
 use sideburn_train::{Schedule, TrainConfig, TrainReport, Trainer};
 
 use sideburn_testing::{Golden, values};
 
-fn batches(method: &str) -> Vec<Seq2SeqBatch> {
+fn batches(method: &str) -> Vec<PromptBatch> {
     let file = Golden::open(&format!("trajectory/{method}/batches.safetensors"));
     (0..4)
         .map(|index| {
             let mask = file.mask_lengths(&format!("attention_mask.{index}"));
             let source = file.rows(&format!("input_ids.{index}"), &mask);
             let labels = format!("labels.{index}");
-            Seq2SeqBatch::new(source, file.rows(&labels, &file.label_lengths(&labels))).unwrap()
+            PromptBatch::new(source, file.rows(&labels, &file.label_lengths(&labels))).unwrap()
         })
         .collect()
 }
@@ -40,7 +40,7 @@ fn settings() -> TrainConfig {
     }
 }
 
-fn train(model: &mut T5, config: TrainConfig, batches: &[Seq2SeqBatch]) -> TrainReport {
+fn train(model: &mut T5, config: TrainConfig, batches: &[PromptBatch]) -> TrainReport {
     let batch = |index: u64| Ok::<_, Infallible>(batches[index as usize % batches.len()].clone());
     Trainer::new(config).unwrap().train(model, batch, T5::token_losses).unwrap()
 }
@@ -184,13 +184,12 @@ fn small_lora() -> LoraConfig {
 }
 
 /// Two micro-batches of different lengths, and the same rows in one batch.
-fn split_and_whole() -> (Vec<Seq2SeqBatch>, Seq2SeqBatch) {
+fn split_and_whole() -> (Vec<PromptBatch>, PromptBatch) {
     let rows = |rows: &[&[u32]]| TokenRows::from_rows(rows).unwrap();
     let sources: [&[u32]; 3] = [&[5, 6, 7, 8, 1], &[9, 1], &[10, 11, 12, 1]];
     let targets: [&[u32]; 3] = [&[20, 1], &[21, 22, 23, 24, 25, 1], &[26, 27, 1]];
-    let batch = |range: std::ops::Range<usize>| {
-        Seq2SeqBatch::new(rows(&sources[range.clone()]), rows(&targets[range])).unwrap()
-    };
+    let batch =
+        |range: std::ops::Range<usize>| PromptBatch::new(rows(&sources[range.clone()]), rows(&targets[range])).unwrap();
     (vec![batch(0..1), batch(1..3)], batch(0..3))
 }
 
@@ -198,7 +197,7 @@ fn split_and_whole() -> (Vec<Seq2SeqBatch>, Seq2SeqBatch) {
 fn accumulating_is_the_same_as_a_larger_batch() {
     let (micro_batches, whole) = split_and_whole();
     let device = Device::flex().autodiff();
-    let run = |accumulation: u64, batches: &[Seq2SeqBatch]| {
+    let run = |accumulation: u64, batches: &[PromptBatch]| {
         // Dropout draws differ between the two, so it is off.
         let mut model = T5::from_dir(sideburn_testing::path("t5_gated_untied"), &device).unwrap();
         attach(&mut model, "default", LoraConfig::new(["q", "v"]), Key::from_seed(8)).unwrap();

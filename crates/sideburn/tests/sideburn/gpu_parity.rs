@@ -55,14 +55,14 @@ fn lora_steps() {
 }
 
 /// Rows of full columns, which lie in memory in the same way on a GPU, padded, and on the CPU, packed.
-fn full_rows(config: &T5Config) -> Seq2SeqBatch {
+fn full_rows(config: &T5Config) -> PromptBatch {
     let ids = Key::from_seed(8);
     let rows = |part: u64, rows: u64| {
         let id = move |row: u64, column| ids.fold_in(part).below(32 * row + column, config.vocab_size as u64) as u32;
         let row = move |row: u64| (0..32).map(|column| id(row, column)).collect::<Vec<u32>>();
         TokenRows::from_rows((0..rows).map(row)).unwrap()
     };
-    Seq2SeqBatch::new(rows(0, 3), rows(1, 3)).unwrap()
+    PromptBatch::new(rows(0, 3), rows(1, 3)).unwrap()
 }
 
 /// The losses of some steps of LoRA with dropout everywhere.
@@ -118,15 +118,10 @@ fn steps_are_few_launches() {
 fn greedy_tokens() {
     for family in FAMILIES {
         let io = Golden::open(&format!("{family}/io.safetensors"));
-        let config = GreedyConfig {
-            max_new_tokens: 24,
-            decoder_start_token_id: 0,
-            eos_token_id: vec![1],
-            no_repeat_ngram_size: 0,
-        };
+        let config = GenerationConfig { eos_token_id: vec![1], ..GenerationConfig::new(24) };
         let write = |device: &Device| {
             let model = T5::from_dir(sideburn_testing::path(family), device).unwrap();
-            greedy(model.start_decoding(io.batch().source()).unwrap(), &config).unwrap()
+            greedy(model.start_decoding(io.batch().prompts(), Pass::evaluate()).unwrap(), &config).unwrap()
         };
         for gpu in gpus() {
             assert_eq!(write(&gpu), write(&Device::flex()), "{family}");

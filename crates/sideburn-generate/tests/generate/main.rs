@@ -1,0 +1,5 @@
+//! Generation over decoders that write by script, and strategies, processors and criteria from outside.
+
+mod outside;
+mod rows;
+mod script;
