@@ -15,6 +15,7 @@ use crate::error::WeightsError;
 use crate::index::ShardIndex;
 use crate::model_files::ModelFiles;
 use crate::safetensors_file::SafetensorsFile;
+use crate::torch_file::is_run_state;
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -119,7 +120,7 @@ fn no_weights(dir: &Path) -> WeightsError {
     let (safe, rest): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| name.ends_with(".safetensors"));
     let is_pickle = |name: &String| {
         let name = name.strip_suffix(".index.json").unwrap_or(name);
-        [".bin", ".pt", ".pth", ".ckpt"].iter().any(|suffix| name.ends_with(suffix)) && name != "training_args.bin"
+        [".bin", ".pt", ".pth", ".ckpt"].iter().any(|suffix| name.ends_with(suffix)) && !is_run_state(name)
     };
     let pickles: Vec<_> = rest.into_iter().filter(is_pickle).collect();
     let dir = dir.to_owned();

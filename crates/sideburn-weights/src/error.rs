@@ -115,6 +115,16 @@ pub enum WeightsError {
         at: usize,
     },
 
+    /// A PyTorch file that a training run keeps for itself.
+    #[error(
+        "{path:?} is the state of a training run (its optimiser, schedule, settings or random numbers) and holds no weights; \
+         these are in another file, model.safetensors or adapter_model.safetensors"
+    )]
+    RunState {
+        /// The file.
+        path: PathBuf,
+    },
+
     /// A PyTorch file holds something else than a dict from names to tensors.
     #[error(
         "{path:?} is not a state dict of tensors: {}; save the weights alone, in Python: \

@@ -111,7 +111,8 @@ impl TorchFile {
     /// [`BadTorchFile`](WeightsError::BadTorchFile) or
     /// [`File`](WeightsError::File) if it is not a file of `torch.save`, or a damaged one;
     /// [`UnsafePickle`](WeightsError::UnsafePickle) if its pickle asks for anything but tensors;
-    /// [`NotAStateDict`](WeightsError::NotAStateDict) if it holds anything but named tensors;
+    /// [`NotAStateDict`](WeightsError::NotAStateDict) if it holds anything but named tensors, or
+    /// [`RunState`](WeightsError::RunState) if its name says what it is then;
     /// [`TensorLayout`](WeightsError::TensorLayout) if a tensor does not fit its storage.
     pub fn from_reader(name: impl AsRef<Path>, bytes: impl ReadAt + 'static) -> Result<Self, WeightsError> {
         let (path, bytes) = (name.as_ref(), Box::new(bytes));
@@ -120,8 +121,8 @@ impl TorchFile {
         read_at(path, &*bytes, head, 0)?;
         match &*head {
             b"version " => Err(FileError::GitLfsPointer { path: path.to_owned() }.into()),
-            [b'P', b'K', 3, 4, ..] => Self::open_archive(path, bytes),
-            [0x80, 2..=5, ..] => Self::open_legacy(path, bytes),
+            [b'P', b'K', 3, 4, ..] => Self::open_archive(path, bytes).map_err(|error| or_run_state(path, error)),
+            [0x80, 2..=5, ..] => Self::open_legacy(path, bytes).map_err(|error| or_run_state(path, error)),
             _ => Err(bad(path, "it begins neither as a zip archive nor as a pickle of protocol 2 to 5")),
         }
     }
@@ -260,6 +261,25 @@ impl ReaderAt for Zip<'_> {
 
 fn bad(path: &Path, detail: impl Into<String>) -> WeightsError {
     WeightsError::BadTorchFile { path: path.to_owned(), detail: detail.into() }
+}
+
+/// Whether this is the name of a file beside the weights in which `transformers.Trainer` keeps what it goes on with:
+/// `optimizer.pt`, `scheduler.pt`, `scaler.pt`, `training_args.bin`, and `rng_state.pth`, one for each process.
+pub(crate) fn is_run_state(name: &str) -> bool {
+    let (stem, extension) = name.rsplit_once('.').unwrap_or((name, ""));
+    let known = matches!(stem, "optimizer" | "scheduler" | "scaler" | "training_args") || stem.starts_with("rng_state");
+    known && matches!(extension, "pt" | "pth" | "bin")
+}
+
+/// What is wrong with a file that is no state dict, by its name.
+fn or_run_state(path: &Path, error: WeightsError) -> WeightsError {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    match error {
+        WeightsError::UnsafePickle { .. } | WeightsError::NotAStateDict { .. } if is_run_state(&name) => {
+            WeightsError::RunState { path: path.to_owned() }
+        }
+        error => error,
+    }
 }
 
 /// Reads bytes that the file should have.

@@ -9,6 +9,9 @@ use super::{Global, Object, Storage, Value, View, kind, op};
 /// The cap on executed instructions, and thereby on everything the machine can build: an instruction pushes, remembers
 /// or makes one value at most. PyTorch needs about 30 for each tensor.
 const MAX_INSTRUCTIONS: usize = 1 << 20;
+/// The cap on the memory that values take: so many bytes, and so many for each byte of the data. PyTorch's pickles take
+/// about 10 for each.
+const MAX_BUILT: [usize; 2] = [16 << 20, 16];
 /// The cap on the dimensions of a tensor, which is PyTorch's own. A million tensors may share one long shape.
 const MAX_DIMS: usize = 64;
 /// The cap on the name of a module or of a class, in bytes.
@@ -58,22 +61,29 @@ pub(super) struct Machine<'a> {
     marks: Vec<usize>,
     memo: HashMap<u32, Value<'a>>,
     pub(super) objects: Vec<Object<'a>>,
+    /// How many bytes `memo` and `objects` take.
+    built: usize,
 }
 
 impl<'a> Machine<'a> {
     /// A machine that is to run from byte `start` of `data`.
     pub(super) fn new(data: &'a [u8], start: usize) -> Self {
         let (stack, marks, memo, objects) = (Vec::new(), Vec::new(), HashMap::new(), Vec::new());
-        Self { data, opcode_at: start, at: start, stack, marks, memo, objects }
+        Self { data, opcode_at: start, at: start, stack, marks, memo, objects, built: 0 }
     }
 
     /// Runs to the end of the pickle and returns its value.
     pub(super) fn run(&mut self) -> Result<Value<'a>, Fault> {
+        let [least, ratio] = MAX_BUILT;
+        let most = least + ratio * self.data.len();
         for _ in 0..MAX_INSTRUCTIONS {
             self.opcode_at = self.at;
             let opcode = self.byte()?;
             if opcode != op::STOP {
                 self.execute(opcode)?;
+                if self.built > most {
+                    return damaged(format!("values of more than {most} bytes, the limit"));
+                }
             } else if self.stack.len() == 1 && self.marks.is_empty() {
                 return self.pop();
             } else {
@@ -272,12 +282,22 @@ impl<'a> Machine<'a> {
     }
 
     fn object(&mut self, object: Object<'a>) -> Value<'a> {
+        let items = match &object {
+            Object::Tuple(items) | Object::List(items) => items.len() * size_of::<Value<'_>>(),
+            Object::Dict { entries, .. } => entries.len() * 2 * size_of::<Value<'_>>(),
+            Object::Storage(_) => 0,
+            Object::Tensor(view) => size_of::<View<'_>>() + 8 * (view.shape.len() + view.strides.len()),
+        };
+        self.built += size_of::<Object<'_>>() + items;
         self.objects.push(object);
         Value::Object(self.objects.len() - 1)
     }
 
     fn tuple(&mut self, len: usize) -> Result<Value<'a>, Fault> {
-        let mut items = (0..len).map(|_| self.pop()).collect::<Result<Vec<_>, _>>()?;
+        let mut items = Vec::with_capacity(len);
+        for _ in 0..len {
+            items.push(self.pop()?);
+        }
         items.reverse();
         Ok(self.object(Object::Tuple(items)))
     }
@@ -285,7 +305,9 @@ impl<'a> Machine<'a> {
     fn remember(&mut self, place: u32) -> Result<(), Fault> {
         let top = self.pop()?;
         self.stack.push(top);
-        self.memo.insert(place, top);
+        if self.memo.insert(place, top).is_none() {
+            self.built += 2 * size_of::<(u32, Value<'_>)>(); // A hash table is half full at worst.
+        }
         Ok(())
     }
 
@@ -300,7 +322,12 @@ impl<'a> Machine<'a> {
         Ok(if let Value::Object(at) = top { self.objects.get_mut(at) } else { None })
     }
 
-    fn extend_list(&mut self, new: impl IntoIterator<Item = Value<'a>>) -> Result<(), Fault> {
+    fn extend_list(
+        &mut self,
+        new: impl IntoIterator<Item = Value<'a>, IntoIter: ExactSizeIterator>,
+    ) -> Result<(), Fault> {
+        let new = new.into_iter();
+        self.built += new.len() * size_of::<Value<'_>>();
         match self.top()? {
             Some(Object::List(items)) => {
                 items.extend(new);
@@ -311,6 +338,7 @@ impl<'a> Machine<'a> {
     }
 
     fn extend_dict(&mut self, new: &[Value<'a>]) -> Result<(), Fault> {
+        self.built += size_of_val(new);
         match (self.top()?, new.as_chunks()) {
             (Some(Object::Dict { entries, .. }), (pairs, [])) => {
                 entries.extend(pairs.iter().map(|&[key, value]| (key, value)));

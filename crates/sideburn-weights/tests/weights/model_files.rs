@@ -78,7 +78,9 @@ fn directories_without_weights() {
         &["neither model.safetensors nor model.safetensors.index.json", "directory of a model?"],
     );
 
-    fs::write(dir.path().join("training_args.bin"), b"").unwrap();
+    for state in ["training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "rng_state_1.pth"] {
+        fs::write(dir.path().join(state), b"").unwrap();
+    }
     assert!(matches!(ModelFiles::open(dir.path()), Err(WeightsError::NoWeights { .. })));
     fs::write(dir.path().join("pytorch_model.bin"), b"not opened").unwrap();
     let shown = ["\"pytorch_model.bin\"", "A pickle is a program", "safe_serialization=True"];

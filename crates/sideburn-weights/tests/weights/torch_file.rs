@@ -282,6 +282,22 @@ fn pickles_that_ask_for_more_than_tensors() {
 }
 
 #[test]
+fn the_state_of_a_training_run_is_no_weights() {
+    // What `rng_state.pth` begins with: a call of NumPy's.
+    let random = torch_file(&state_dict(&[("numpy", b"cnumpy.core.multiarray\n_reconstruct\n)R".to_vec())]));
+    let settings = torch_file(&state_dict(&[("lr", int(1))]));
+    let dir = tempdir().unwrap();
+    for (name, bytes) in [("rng_state.pth", &random), ("rng_state_3.pth", &random), ("scheduler.pt", &settings)] {
+        let path = dir.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        let error = TorchFile::open(&path).unwrap_err();
+        assert!(matches!(error, WeightsError::RunState { .. }), "{error}");
+        let message = error.to_string();
+        assert!(message.contains(name) && message.contains("holds no weights; these are in another file"), "{message}");
+    }
+}
+
+#[test]
 fn pickles_that_are_not_valid() {
     let long = "x".repeat(256);
     for (pickle, what) in [
@@ -338,8 +354,13 @@ fn depth_sharing_and_size_cost_nothing() {
     // Whatever a million instructions pile up is small, and there are no more of them.
     for instruction in [b"N".as_slice(), b"]", b"(", b")", b"\x94", b"r\xff\xff\xff\xff", b"h\x00", b"h\x00a"] {
         let pile = [b"]q\x00".as_slice(), &instruction.repeat(1 << 20), b"."].concat();
-        assert_refused(&torch_file(&pile), &["more than 1048576 instructions"]);
+        assert_refused(&torch_file(&pile), &["more than", "the limit"]);
     }
+    // Tensors of many dimensions that are said in five bytes each: function and arguments are remembered.
+    let parts = [storage("0", 4), int(0), ints(&[1; 64]), ints(&[1; 64]), b"\x89".to_vec(), NO_HOOKS.to_vec()];
+    let remembered = [b"ctorch._utils\n_rebuild_tensor_v2\nq\x00".as_slice(), &tuple(&parts), b"q\x01"].concat();
+    let pile = [&remembered, b"h\x00h\x01R".repeat(340_000).as_slice(), b"."].concat();
+    assert_refused(&torch_file(&pile), &["values of more than", "the limit"]);
     let large = vec![b'N'; (16 << 20) + 1];
     assert_refused(&torch_file(&large), &["its data.pkl has 16777217 bytes, more than the limit of 16777216"]);
     // A shape may be shared a million times, so it must be short.
