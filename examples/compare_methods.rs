@@ -63,13 +63,7 @@ struct Run<'a> {
 
 fn candidates() -> Vec<Candidate> {
     fn lora() -> LoraConfig {
-        LoraConfig {
-            r: 32,
-            lora_alpha: 64.0,
-            lora_dropout: 0.05,
-            common: Common::seq_2_seq(),
-            ..LoraConfig::new(["q", "v"])
-        }
+        LoraConfig { r: 32, lora_alpha: 64.0, lora_dropout: 0.05, ..LoraConfig::new(["q", "v"]) }
     }
     fn add(model: &mut T5, method: impl Method, run: &Run<'_>) -> anyhow::Result<()> {
         attach(model, "adapter", method, run.key)?;
@@ -78,11 +72,7 @@ fn candidates() -> Vec<Candidate> {
     fn prompt(model: &mut T5, run: &Run<'_>) -> anyhow::Result<()> {
         let text = "Summarize the following conversation.".to_owned();
         let prompt_tuning_init = PromptInit::Text { ids: run.tokenizer.encode(&text, None)?.ids, text };
-        add(
-            model,
-            PromptTuningConfig { prompt_tuning_init, common: Common::seq_2_seq(), ..PromptTuningConfig::new(20) },
-            run,
-        )
+        add(model, PromptTuningConfig { prompt_tuning_init, ..PromptTuningConfig::new(20) }, run)
     }
     let one = |name, learning_rate, attach| Candidate { name, attach, learning_rate, loraplus_lr_ratio: 1.0 };
     vec![
@@ -112,12 +102,8 @@ fn candidates() -> Vec<Candidate> {
         one("ia3", 2e-2, |model, run| add(model, Ia3Config::default(), run)),
         one("ln tuning", 2e-2, |model, run| add(model, LnTuningConfig::default(), run)),
         one("prompt tuning", 1e-1, prompt),
-        one("p-tuning", 5e-3, |model, run| {
-            add(model, PTuningConfig { common: Common::seq_2_seq(), ..PTuningConfig::new(20) }, run)
-        }),
-        one("prefix tuning", 3e-2, |model, run| {
-            add(model, PrefixTuningConfig { common: Common::seq_2_seq(), ..PrefixTuningConfig::new(20) }, run)
-        }),
+        one("p-tuning", 5e-3, |model, run| add(model, PTuningConfig::new(20), run)),
+        one("prefix tuning", 3e-2, |model, run| add(model, PrefixTuningConfig::new(20), run)),
     ]
 }
 

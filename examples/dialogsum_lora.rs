@@ -88,13 +88,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
 
     // The adapter: trainable factors beside every q and v. The base is shared, frozen, and never changed.
     let mut model = base.clone();
-    let lora = LoraConfig {
-        r: args.r,
-        lora_alpha: args.lora_alpha,
-        lora_dropout: 0.05,
-        common: Common::seq_2_seq(),
-        ..LoraConfig::new(["q", "v"])
-    };
+    let lora = LoraConfig { r: args.r, lora_alpha: args.lora_alpha, lora_dropout: 0.05, ..LoraConfig::new(["q", "v"]) };
     attach(&mut model, "dialogsum", lora, Key::from_seed(args.seed))?;
     let parameters = ParameterReport::of(&model);
     writeln!(out, "{parameters}");

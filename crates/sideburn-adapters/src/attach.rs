@@ -36,16 +36,18 @@ pub fn attach<M: AdaptedModel>(
     if let Some(targets) = method.targets() {
         targets.check_all_match(&outline, |place| method.can_target(place))?;
     }
-    attach_dyn(model, name, Arc::new(method), key)
+    attach_dyn(model, &outline, name, Arc::new(method), key)
 }
 
+/// Attaches an adapter to a model with this outline, alone active and alone trainable.
 pub(crate) fn attach_dyn<M: AdaptedModel>(
     model: &mut M,
+    outline: &Outline,
     name: &str,
     method: Arc<dyn Method>,
     key: Key,
 ) -> Result<Vec<String>, AdapterError> {
-    let adapted = add(model, name, method, key)?;
+    let adapted = add(model, outline, name, method, key)?;
     set_trainable(model, &[name])?;
     set_active(model, &[name])?;
     Ok(adapted)
@@ -54,6 +56,7 @@ pub(crate) fn attach_dyn<M: AdaptedModel>(
 /// Adds a new adapter, and leaves all else as it is: the adapter is not active, although its tensors could be trained.
 pub(crate) fn add<M: AdaptedModel>(
     model: &mut M,
+    outline: &Outline,
     name: &str,
     method: Arc<dyn Method>,
     key: Key,
@@ -63,8 +66,7 @@ pub(crate) fn add<M: AdaptedModel>(
         return Err(AdapterError::NameTaken { name: name.to_owned() });
     }
     method.validate()?;
-    let outline = model.outline();
-    let (plan, not_by_row) = whole_plan(&outline, method.as_ref())?;
+    let (plan, not_by_row) = whole_plan(outline, method.as_ref())?;
     check_size(model, &plan)?;
     let (key, device) = (key.fold_in_name(name), model.device());
     let (mut shared, mut adapted) = (Shared::new(), Vec::new());

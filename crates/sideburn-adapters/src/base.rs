@@ -7,13 +7,28 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use sideburn_weights::{TensorSource, write_safetensors};
 
+use crate::held::for_each_slots;
 use crate::model::{AdaptedModel, Weight, WeightMut};
+use crate::slot::Slot;
 use crate::tensors::{from_param, frozen_param};
 use crate::{AdapterError, Misshapen};
 
-/// Freezes every parameter that `model` has now; what is attached afterwards trains.
-pub fn freeze<M: Module>(model: &mut M) {
-    *model = model.clone().no_grad();
+/// Freezes every weight of `model` and every tensor of its adapters; what is attached afterwards trains.
+pub fn freeze<M: AdaptedModel>(model: &mut M) {
+    fn stop<const D: usize>(param: &mut Param<Tensor<D>>) {
+        *param = param.clone().no_grad();
+    }
+    for (_, weight) in model.weights_mut() {
+        match weight {
+            WeightMut::Linear(linear) => {
+                stop(linear.weight_mut());
+                linear.bias_mut().into_iter().for_each(stop);
+            }
+            WeightMut::Vector(vector) => stop(vector.weight_mut()),
+            WeightMut::Table(table) => stop(table.weight_mut()),
+        }
+    }
+    for_each_slots(model, |slots| slots.iter_mut().flat_map(Slot::tensors_mut).for_each(stop));
 }
 
 /// Fills `model` from `source`, frozen, in `f32`.

@@ -44,13 +44,12 @@ pub fn save_burn_lora<M: Module>(
         let site = site(weight);
         let tensor = to_file(factor.clone().transpose(), vec![columns, rows]);
         if tensors.insert(format!("base_model.model.{site}.{name}.weight"), tensor).is_some() {
-            return Err(AdapterError::NameTaken { name: site });
+            return Err(AdapterError::SiteTaken { weight: weight.to_owned(), site });
         }
         ranks.insert(site, r);
     }
     let Some(r) = ranks.values().next().copied() else {
-        let sites = found.factors.into_iter().map(|(path, _)| path).collect();
-        return Err(AdapterError::UnmatchedTargets { targets: vec!["a LoRA adapter of Burn".into()], sites });
+        return Err(AdapterError::NoBurnLora { parameters: found.factors.into_iter().map(|(path, _)| path).collect() });
     };
     // Burn has one rank for a whole module, but a module can be made of several.
     let others = ranks.iter().filter(|(_, own)| **own != r);

@@ -23,10 +23,10 @@ use crate::{AdaptedModel, AdapterError};
 /// If the vocabulary has another size than that of the model, or a tensor cannot be read.
 pub(crate) fn carry_embeddings<M: AdaptedModel>(
     model: &mut M,
+    outline: &Outline,
     name: &str,
     file: &dyn TensorSource,
 ) -> Result<BTreeSet<String>, AdapterError> {
-    let outline = model.outline();
     let own: BTreeSet<String> = adapter_tensors(model, name)?.into_keys().collect();
     let mut passed_over = BTreeSet::new();
     for place in &outline.places {
@@ -35,7 +35,7 @@ pub(crate) fn carry_embeddings<M: AdaptedModel>(
             PlaceKind::Linear { out, input, .. } if place.name == outline.shape.head => [out, input],
             _ => continue,
         };
-        let mut held = names_in_file(place, &outline);
+        let mut held = names_in_file(place, outline);
         held.retain(|tensor| file.info(tensor).is_some() && !own.contains(tensor));
         let Some(first) = held.first() else { continue };
         let found = file.info(first).expect("a tensor that is there").shape.to_vec();

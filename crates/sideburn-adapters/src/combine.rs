@@ -334,7 +334,7 @@ fn attach_factors<M: AdaptedModel>(
     factors: &BTreeMap<String, Factors>,
 ) -> Result<(), AdapterError> {
     let mut attached = model.clone();
-    add(&mut attached, name, Arc::new(config), Key::from_seed(0))?;
+    add(&mut attached, &model.outline(), name, Arc::new(config), Key::from_seed(0))?;
     try_each_slots(&mut attached, |place, slots| {
         for slot in slots.iter_mut().filter(|slot| slot.name() == name) {
             for (index, param) in slot.tensors_mut().iter_mut().enumerate() {

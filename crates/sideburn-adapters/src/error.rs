@@ -124,6 +124,37 @@ pub enum AdapterError {
         /// The reason.
         message: String,
     },
+    /// An adapter of another configuration than that of the one whose tensors it would replace.
+    #[error(
+        "{}: this is another configuration than that of the adapter {name:?}: {}; attach it under a name of its own",
+        printable(path),
+        printable(&differences.join(", "))
+    )]
+    OtherConfiguration {
+        /// The file.
+        path: PathBuf,
+        /// The adapter in the model.
+        name: String,
+        /// The fields that differ, with what they are in the file and in the model.
+        differences: Vec<String>,
+    },
+    /// A Burn module without adapters of Burn's.
+    #[error(
+        "the module has no LoRA adapter of Burn's (`Module::apply_lora`), only the parameters {}",
+        parameters.join(", ")
+    )]
+    NoBurnLora {
+        /// The matrices of the module, by Burn's paths.
+        parameters: Vec<String>,
+    },
+    /// Two weights of a Burn module for one layer of `peft`.
+    #[error("{weight} is the second weight that is called {site:?}; give each a name of its own")]
+    SiteTaken {
+        /// The second weight, by Burn's path.
+        weight: String,
+        /// The name.
+        site: String,
+    },
     /// An error in the content of a file.
     #[error("{}: {source}", printable(path))]
     InFile {

@@ -10,6 +10,14 @@ use sideburn_files::{MAX_CONFIG, read_text};
 
 use crate::AdapterError;
 
+/// Fields with the JSON of their values, as a map.
+macro_rules! fields {
+    ($($name:literal: $value:expr),* $(,)?) => {
+        serde_json::Map::from_iter([$(($name.to_owned(), serde_json::json!($value))),*])
+    };
+}
+pub(crate) use fields;
+
 /// The text of a configuration, and what it says.
 ///
 /// # Errors

@@ -20,15 +20,22 @@ use crate::targets::Targets;
 /// under the names that they have there. What the method computes are the [`Rule`]s that it [plans](Self::plan) for a
 /// model.
 pub trait Method: Any + Debug + Send + Sync {
+    /// What is asked of every method.
+    fn about(&self) -> About<'_>;
+
     /// `peft_type`.
-    fn peft_type(&self) -> &'static str;
+    fn peft_type(&self) -> &'static str {
+        self.about().peft_type
+    }
 
     /// The fields that all methods have.
-    fn common(&self) -> &Common;
+    fn common(&self) -> &Common {
+        self.about().common
+    }
 
     /// Which places it names, if its configuration has a field for them.
     fn targets(&self) -> Option<&Targets> {
-        None
+        self.about().targets
     }
 
     /// Whether it can adapt such a place, if it is named.
@@ -40,7 +47,9 @@ pub trait Method: Any + Debug + Send + Sync {
     ///
     /// # Errors
     /// If there is one; the field is named.
-    fn validate(&self) -> Result<(), AdapterError>;
+    fn validate(&self) -> Result<(), AdapterError> {
+        Ok(())
+    }
 
     /// The fields of `adapter_config.json`, without the common ones.
     fn fields(&self) -> Map<String, Value>;
@@ -63,9 +72,6 @@ pub trait Method: Any + Debug + Send + Sync {
     /// # Errors
     /// If there is no such place in the model.
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError>;
-
-    /// Which other adapters may be active beside one of this kind.
-    fn company(&self) -> Company;
 
     /// What the method does in a training run of so many steps, beside having its tensors trained; most do nothing.
     ///
@@ -100,6 +106,19 @@ impl dyn Method {
     }
 }
 
+/// What is asked of every method.
+#[derive(Clone, Copy, Debug)]
+pub struct About<'a> {
+    /// `peft_type`.
+    pub peft_type: &'static str,
+    /// The fields that every configuration has.
+    pub common: &'a Common,
+    /// Which places the configuration names, if it has a field for them.
+    pub targets: Option<&'a Targets>,
+    /// Which other adapters may be active beside one of this method.
+    pub company: Company,
+}
+
 /// Which other adapters may be active beside one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Company {
@@ -114,7 +133,8 @@ pub enum Company {
 /// The fields that every configuration has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Common {
-    /// The task, in the words of `peft`, such as `SEQ_2_SEQ_LM`; only recorded.
+    /// The task, in the words of `peft`; only recorded. If it is `None`, files of a language model have `SEQ_2_SEQ_LM` or
+    /// `CAUSAL_LM`, as the model is.
     pub task_type: Option<String>,
     /// The base model that the adapter was trained on; only recorded.
     pub base_model_name_or_path: Option<String>,
@@ -123,16 +143,6 @@ pub struct Common {
 }
 
 impl Common {
-    /// Of a model that writes a target from a source.
-    pub fn seq_2_seq() -> Self {
-        Self { task_type: Some("SEQ_2_SEQ_LM".to_owned()), ..Self::default() }
-    }
-
-    /// Of a model that continues a text.
-    pub fn causal_lm() -> Self {
-        Self { task_type: Some("CAUSAL_LM".to_owned()), ..Self::default() }
-    }
-
     /// Reads the fields.
     ///
     /// # Errors

@@ -48,6 +48,12 @@ impl Usual {
 }
 
 impl ModelShape {
+    /// `task_type` of `peft`, of a language model.
+    pub(crate) fn task_type(&self) -> Option<&'static str> {
+        let is_language_model = !self.embedding.is_empty();
+        is_language_model.then_some(if self.encoder_decoder { "SEQ_2_SEQ_LM" } else { "CAUSAL_LM" })
+    }
+
     /// Of a model that is no language model: nothing is usual for it, and it has no embedding.
     pub const fn of_layers() -> Self {
         Self {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::module::Param;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use sideburn_files::{AtomicDir, write_atomic};
 use sideburn_kernels::Key;
 use sideburn_weights::{StateDict, Tensor, TensorSource, write_safetensors};
@@ -50,17 +50,18 @@ pub fn save_adapter<M: AdaptedModel>(model: &M, name: &str, directory: impl AsRe
         }
     }
     let mut config = method.to_json();
-    if method.common().task_type.is_none() && model.shape().encoder_decoder {
-        config["task_type"] = "SEQ_2_SEQ_LM".into();
+    let outline = model.outline();
+    if let (None, Some(task)) = (&method.common().task_type, outline.shape.task_type()) {
+        config["task_type"] = task.into();
     }
-    for (field, value) in method.model_fields(&model.outline()) {
+    for (field, value) in method.model_fields(&outline) {
         config[field] = value;
     }
     Files {
         config: pretty(&config),
         tensors,
         base: Some(fingerprint(model)),
-        card: Some(model_card(method.as_ref(), &model.shape())),
+        card: Some(model_card(method.as_ref(), &outline.shape)),
     }
     .write(directory.as_ref())
 }
@@ -187,8 +188,9 @@ pub fn load_adapter<M: AdaptedModel>(
     let saved = AdapterDir::open_with(directory, model.adapters().methods())?;
     // All is tried on a copy, which shares the weights, so that an error leaves the model as it was.
     let mut adapted = model.clone();
-    attach_dyn(&mut adapted, name, saved.method()?, Key::from_seed(0))?;
-    let passed_over = carry_embeddings(&mut adapted, name, &saved.tensors)?;
+    let outline = model.outline();
+    attach_dyn(&mut adapted, &outline, name, saved.method()?, Key::from_seed(0))?;
+    let passed_over = carry_embeddings(&mut adapted, &outline, name, &saved.tensors)?;
     fill(&mut adapted, name, &saved.tensors, &passed_over)?;
     *model = adapted;
     Ok(())
@@ -220,12 +222,15 @@ pub fn swap_adapter<M: AdaptedModel>(
         fields.retain(|field, value| field != "init_lora_weights" || !is_past(value));
     }
     if own != other {
-        let path = saved.path.join(CONFIG_FILE);
-        let message = format!("{other} is another configuration than that of the adapter {name:?}, {own}");
-        return Err(AdapterError::UnreadableConfig { path, message });
+        let fields = own.as_object().into_iter().chain(other.as_object()).flat_map(Map::keys).collect::<BTreeSet<_>>();
+        let differ = fields.into_iter().filter(|field| own.get(*field) != other.get(*field));
+        let value = |config: &Value, field: &str| config.get(field).unwrap_or(&Value::Null).to_string();
+        let told = |field: &String| format!("`{field}` is {}, not {}", value(&other, field), value(&own, field));
+        let (path, name) = (saved.path.join(CONFIG_FILE), name.to_owned());
+        return Err(AdapterError::OtherConfiguration { path, name, differences: differ.map(told).collect() });
     }
     let mut swapped = model.clone();
-    let passed_over = carry_embeddings(&mut swapped, name, &saved.tensors)?;
+    let passed_over = carry_embeddings(&mut swapped, &model.outline(), name, &saved.tensors)?;
     fill(&mut swapped, name, &saved.tensors, &passed_over)?;
     *model = swapped;
     Ok(())

@@ -189,6 +189,8 @@ pub enum Init {
     Uniform(f64),
     /// Normal, with mean zero and this deviation.
     Normal(f64),
+    /// The elements that the function gives in row-major order, when the tensor is first needed.
+    Values(Arc<dyn Fn() -> Vec<f32> + Send + Sync>),
     /// What the function makes of the base weights of the place (at a model's input: of its embedding), when the tensor
     /// is first needed, and of a key that all tensors of the adapter at the place have in common.
     FromBase(Arc<dyn Fn(Weights, Key) -> Tensor<2> + Send + Sync>),
@@ -219,6 +221,7 @@ impl Debug for Init {
             Self::Constant(value) => f.debug_tuple("Constant").field(value).finish(),
             Self::Uniform(bound) => f.debug_tuple("Uniform").field(bound).finish(),
             Self::Normal(deviation) => f.debug_tuple("Normal").field(deviation).finish(),
+            Self::Values(_) => f.write_str("Values"),
             Self::FromBase(_) => f.write_str("FromBase"),
         }
     }

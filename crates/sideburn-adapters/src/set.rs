@@ -59,7 +59,7 @@ impl Entry {
     /// Which other adapters may be active beside it.
     pub(crate) fn company(&self) -> Company {
         let has_copies = !self.method.common().modules_to_save.is_empty() || !self.carried.is_empty();
-        if has_copies { Company::Alone } else { self.method.company() }
+        if has_copies { Company::Alone } else { self.method.about().company }
     }
 
     /// The places of embeddings and heads that its file holds although its configuration does not name them, and that

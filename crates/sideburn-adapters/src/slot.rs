@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use burn::module::{Module, Param, ParamId};
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use sideburn_kernels::{Key, LowRank};
 
 use crate::TokenPass;
@@ -105,6 +105,13 @@ fn init(spec: &TensorSpec, (slot, index): (Key, u64), base: Base, device: &Devic
         Init::Normal(deviation) => {
             let deviation = *deviation;
             lazy_weight(dims, device, move |index| (deviation * key.normal(index)) as f32)
+        }
+        Init::Values(values) => {
+            let values = values.clone();
+            let init = move |device: &Device, require_grad| {
+                Tensor::from_data(TensorData::new(values(), dims), device).set_require_grad(require_grad)
+            };
+            Param::uninitialized(ParamId::new(), init, device.clone(), true, dims.into())
         }
         Init::FromBase(compute) => {
             let compute = compute.clone();

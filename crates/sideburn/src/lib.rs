@@ -80,7 +80,7 @@ pub mod prelude {
     pub use burn::module::Module;
     pub use burn::tensor::{Device, Tensor};
     pub use sideburn_adapters::{
-        AdaptedModel, Common, Key, LoraConfig, ParameterReport, Pass, TargetModules, attach, load_adapter, save_adapter,
+        AdaptedModel, Key, LoraConfig, ParameterReport, Pass, TargetModules, attach, load_adapter, save_adapter,
     };
     pub use sideburn_batch::{PromptBatch, TokenRows};
     pub use sideburn_data::{

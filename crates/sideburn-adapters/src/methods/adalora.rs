@@ -8,7 +8,8 @@ use super::adalora_config::{AdaLoraConfig, RANKS};
 use super::adalora_training::RankAllocator;
 use super::checks::{check, check_finite, check_probability, check_rank};
 use super::lora::number;
-use crate::method::{Common, Company, Method, Plan, Regimen};
+use crate::fields::fields;
+use crate::method::{About, Common, Company, Method, Plan, Regimen};
 use crate::outline::{Outline, Place};
 use crate::rule::{Call, Init, Rule, TensorSpec, Weights};
 use crate::targets::Targets;
@@ -16,16 +17,8 @@ use crate::tensors::in_dtype;
 use crate::{AdapterError, Pass};
 
 impl Method for AdaLoraConfig {
-    fn peft_type(&self) -> &'static str {
-        "ADALORA"
-    }
-
-    fn common(&self) -> &Common {
-        &self.common
-    }
-
-    fn targets(&self) -> Option<&Targets> {
-        Some(&self.targets)
+    fn about(&self) -> About<'_> {
+        About { peft_type: "ADALORA", common: &self.common, targets: Some(&self.targets), company: Company::Additive }
     }
 
     fn validate(&self) -> Result<(), AdapterError> {
@@ -58,7 +51,7 @@ impl Method for AdaLoraConfig {
     fn fields(&self) -> Map<String, Value> {
         let ranks: Map<String, Value> =
             self.rank_pattern.iter().map(|(layer, kept)| (format!("{layer}{RANKS}"), json!(kept))).collect();
-        let Value::Object(mut fields) = json!({
+        let mut fields = fields! {
             "r": 8,
             "init_r": self.init_r,
             "target_r": self.target_r,
@@ -75,8 +68,6 @@ impl Method for AdaLoraConfig {
             "bias": "none",
             "fan_in_fan_out": false,
             "init_lora_weights": true,
-        }) else {
-            unreachable!("an object")
         };
         self.targets.write(&mut fields);
         fields
@@ -95,10 +86,6 @@ impl Method for AdaLoraConfig {
             let scaling = self.lora_alpha / (self.init_r as f64 + 1e-5);
             Ok(AdaLoraRule { shape: place.linear(), r, scaling, dropout: self.lora_dropout })
         })
-    }
-
-    fn company(&self) -> Company {
-        Company::Additive
     }
 
     fn regimen(&self, steps: u64) -> Result<Option<Box<dyn Regimen>>, AdapterError> {

@@ -1,10 +1,10 @@
 //! IA3: learned factors on keys, values and the inside of the feed-forward layer (Liu et al., 2022).
 
 use burn::tensor::Tensor;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
-use crate::fields::Fields;
-use crate::method::{Common, Company, Method, Plan};
+use crate::fields::{Fields, fields};
+use crate::method::{About, Common, Company, Method, Plan};
 use crate::outline::{Outline, Place};
 use crate::rule::{Call, Init, Rule, TensorSpec, Weights};
 use crate::targets::{TargetModules, Targets};
@@ -35,29 +35,15 @@ impl Ia3Config {
 }
 
 impl Method for Ia3Config {
-    fn peft_type(&self) -> &'static str {
-        "IA3"
-    }
-
-    fn common(&self) -> &Common {
-        &self.common
-    }
-
-    fn targets(&self) -> Option<&Targets> {
-        Some(&self.targets)
-    }
-
-    fn validate(&self) -> Result<(), AdapterError> {
-        Ok(())
+    fn about(&self) -> About<'_> {
+        About { peft_type: "IA3", common: &self.common, targets: Some(&self.targets), company: Company::SameKind }
     }
 
     fn fields(&self) -> Map<String, Value> {
-        let Value::Object(mut fields) = json!({
+        let mut fields = fields! {
             "feedforward_modules": self.feedforward_modules,
             "fan_in_fan_out": false,
             "init_ia3_weights": true,
-        }) else {
-            unreachable!("an object")
         };
         self.targets.write(&mut fields);
         // `peft` has no choice of layers here, and warns of fields that it does not know.
@@ -76,10 +62,6 @@ impl Method for Ia3Config {
             plan.add(place, Ia3Rule { width: if of_input { input } else { out }, of_input });
         }
         Ok(plan)
-    }
-
-    fn company(&self) -> Company {
-        Company::SameKind
     }
 }
 

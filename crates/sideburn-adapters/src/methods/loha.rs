@@ -6,7 +6,7 @@ use sideburn_kernels::low_rank;
 
 use super::lycoris::{Lycoris, Update};
 use crate::fields::Fields;
-use crate::method::{Common, Company, Method, Plan};
+use crate::method::{About, Common, Company, Method, Plan};
 use crate::outline::{Outline, Place};
 use crate::rule::{Call, Init, Rule, TensorSpec, Weights};
 use crate::targets::Targets;
@@ -37,16 +37,8 @@ impl LoHaConfig {
 }
 
 impl Method for LoHaConfig {
-    fn peft_type(&self) -> &'static str {
-        "LOHA"
-    }
-
-    fn common(&self) -> &Common {
-        &self.common
-    }
-
-    fn targets(&self) -> Option<&Targets> {
-        Some(&self.targets)
+    fn about(&self) -> About<'_> {
+        About { peft_type: "LOHA", common: &self.common, targets: Some(&self.targets), company: Company::Additive }
     }
 
     fn validate(&self) -> Result<(), AdapterError> {
@@ -62,10 +54,6 @@ impl Method for LoHaConfig {
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
         let places = self.targets.select(model, Place::is_linear, model.shape.usual.lora)?;
         Plan::of(places, |place| Ok(LoHaRule { shape: place.linear(), update: self.lycoris.update(place, true)? }))
-    }
-
-    fn company(&self) -> Company {
-        Company::Additive
     }
 }
 

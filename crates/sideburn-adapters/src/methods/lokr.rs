@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::lycoris::{Lycoris, Update};
 use crate::fields::Fields;
-use crate::method::{Common, Company, Method, Plan};
+use crate::method::{About, Common, Company, Method, Plan};
 use crate::outline::{Outline, Place};
 use crate::rule::{Call, Init, Rule, TensorSpec, Weights};
 use crate::targets::Targets;
@@ -77,16 +77,8 @@ fn factorisation(width: usize, factor: Option<usize>) -> [usize; 2] {
 }
 
 impl Method for LoKrConfig {
-    fn peft_type(&self) -> &'static str {
-        "LOKR"
-    }
-
-    fn common(&self) -> &Common {
-        &self.common
-    }
-
-    fn targets(&self) -> Option<&Targets> {
-        Some(&self.targets)
+    fn about(&self) -> About<'_> {
+        About { peft_type: "LOKR", common: &self.common, targets: Some(&self.targets), company: Company::Additive }
     }
 
     fn validate(&self) -> Result<(), AdapterError> {
@@ -109,10 +101,6 @@ impl Method for LoKrConfig {
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
         let places = self.targets.select(model, Place::is_linear, model.shape.usual.lora)?;
         Plan::of(places, |place| self.rule(place))
-    }
-
-    fn company(&self) -> Company {
-        Company::Additive
     }
 }
 

@@ -11,8 +11,8 @@ use super::checks::check_rank;
 use super::lora_init::LoraInit;
 use super::replace::Replace;
 use super::trainable_tokens::TokenRows;
-use crate::fields::Fields;
-use crate::method::{Common, Company, Method, Plan};
+use crate::fields::{Fields, fields};
+use crate::method::{About, Common, Company, Method, Plan};
 use crate::outline::{Outline, Place, PlaceKind};
 use crate::pattern::{Pattern, ends_with_literal, is_literal};
 use crate::rule::{Call, Init, Rule, TensorSpec, Weights};
@@ -211,16 +211,12 @@ pub(super) fn number(value: f64) -> Value {
 }
 
 impl Method for LoraConfig {
-    fn peft_type(&self) -> &'static str {
-        "LORA"
-    }
-
-    fn common(&self) -> &Common {
-        &self.common
-    }
-
-    fn targets(&self) -> Option<&Targets> {
-        Some(&self.targets)
+    fn about(&self) -> About<'_> {
+        let company = match self.use_dora || self.bias != LoraBias::None || !self.trainable_token_indices.is_empty() {
+            true => Company::Alone,
+            false => Company::Additive,
+        };
+        About { peft_type: "LORA", common: &self.common, targets: Some(&self.targets), company }
     }
 
     fn can_target(&self, place: &Place) -> bool {
@@ -253,7 +249,7 @@ impl Method for LoraConfig {
     fn fields(&self) -> Map<String, Value> {
         let alphas: Map<String, Value> =
             self.alpha_pattern.iter().map(|(pattern, alpha)| (pattern.clone(), number(*alpha))).collect();
-        let Value::Object(mut fields) = json!({
+        let mut fields = fields! {
             "r": self.r,
             "lora_alpha": number(self.lora_alpha),
             "lora_dropout": self.lora_dropout,
@@ -265,8 +261,6 @@ impl Method for LoraConfig {
             "rank_pattern": self.rank_pattern,
             "alpha_pattern": alphas,
             "fan_in_fan_out": false,
-        }) else {
-            unreachable!("an object")
         };
         if !self.trainable_token_indices.is_empty() {
             // Older versions of `peft` do not know the field, so that it is only written when it is in use.
@@ -334,13 +328,6 @@ impl Method for LoraConfig {
                          `path_initial_model_for_weight_conversion`",
             }),
             _ => Ok(()),
-        }
-    }
-
-    fn company(&self) -> Company {
-        match self.use_dora || self.bias != LoraBias::None || !self.trainable_token_indices.is_empty() {
-            true => Company::Alone,
-            false => Company::Additive,
         }
     }
 }

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{Tensor, TensorData};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use sideburn_kernels::Dropout;
 
 use super::checks::{check_finite, check_probability, check_rank};
 use super::lora::{number, pattern_value};
-use crate::fields::Fields;
+use crate::fields::{Fields, fields};
 use crate::outline::Place;
 use crate::tensors::in_dtype;
 use crate::{AdapterError, Pass};
@@ -61,7 +61,7 @@ impl Lycoris {
     pub(super) fn write(&self) -> Map<String, Value> {
         let alphas: Map<String, Value> =
             self.alpha_pattern.iter().map(|(pattern, alpha)| (pattern.clone(), number(*alpha))).collect();
-        let Value::Object(fields) = json!({
+        fields! {
             "r": self.r,
             "alpha": number(self.alpha),
             "rank_dropout": self.rank_dropout,
@@ -70,10 +70,7 @@ impl Lycoris {
             "alpha_pattern": alphas,
             "use_effective_conv2d": false,
             "init_weights": true,
-        }) else {
-            unreachable!("an object")
-        };
-        fields
+        }
     }
 
     pub(super) fn validate(&self) -> Result<(), AdapterError> {

@@ -1,11 +1,11 @@
 //! OFT: rotating the input of layers, block by block (Qiu et al., 2023, and 2025 in the form that `peft` has).
 
 use burn::tensor::{Int, Tensor, TensorData};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::AdapterError;
-use crate::fields::Fields;
-use crate::method::{Common, Company, Method, Plan};
+use crate::fields::{Fields, fields};
+use crate::method::{About, Common, Company, Method, Plan};
 use crate::outline::{Outline, Place};
 use crate::rule::{Init, Rule, TensorSpec, Weights};
 use crate::targets::Targets;
@@ -87,16 +87,9 @@ fn nearest_divisor(width: usize, wanted: usize) -> usize {
 }
 
 impl Method for OftConfig {
-    fn peft_type(&self) -> &'static str {
-        "OFT"
-    }
-
-    fn common(&self) -> &Common {
-        &self.common
-    }
-
-    fn targets(&self) -> Option<&Targets> {
-        Some(&self.targets)
+    fn about(&self) -> About<'_> {
+        // Rotations do not commute: `peft` merges two of them in another order than it applies them.
+        About { peft_type: "OFT", common: &self.common, targets: Some(&self.targets), company: Company::Alone }
     }
 
     fn validate(&self) -> Result<(), AdapterError> {
@@ -111,7 +104,7 @@ impl Method for OftConfig {
     }
 
     fn fields(&self) -> Map<String, Value> {
-        let Value::Object(mut fields) = json!({
+        let mut fields = fields! {
             "r": self.r,
             "oft_block_size": self.oft_block_size,
             "block_share": self.block_share,
@@ -122,8 +115,6 @@ impl Method for OftConfig {
             "bias": "none",
             "fan_in_fan_out": false,
             "init_weights": true,
-        }) else {
-            unreachable!("an object")
         };
         self.targets.write(&mut fields);
         fields
@@ -132,11 +123,6 @@ impl Method for OftConfig {
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
         let places = self.targets.select(model, Place::is_linear, model.shape.usual.lora)?;
         Plan::of(places, |place| Ok(self.rule(place)))
-    }
-
-    /// Rotations do not commute: `peft` merges two of them in another order than it applies them.
-    fn company(&self) -> Company {
-        Company::Alone
     }
 }
 

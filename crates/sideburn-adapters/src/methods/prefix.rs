@@ -3,11 +3,13 @@
 use burn::tensor::Tensor;
 use serde_json::{Map, Value, json};
 
-use super::prompt::{check_sizes, linear, linear_specs, model_sizes, read_sizes, size_fields, submodules};
+use super::prompt::{
+    check_sizes, linear, model_sizes, network_specs, prompt_spec, read_sizes, size_fields, submodules,
+};
 use crate::fields::Fields;
-use crate::method::{Common, Company, Method, Plan};
+use crate::method::{About, Common, Company, Method, Plan};
 use crate::outline::Outline;
-use crate::rule::{Init, Prefix, Rule, TensorName, TensorSpec, Weights};
+use crate::rule::{Init, Prefix, Rule, TensorSpec, Weights};
 use crate::{AdapterError, Pass};
 
 /// Prefix tuning; the fields are named as in `peft.PrefixTuningConfig`.
@@ -58,24 +60,12 @@ impl PrefixTuningConfig {
 }
 
 impl Method for PrefixTuningConfig {
-    fn peft_type(&self) -> &'static str {
-        "PREFIX_TUNING"
-    }
-
-    fn common(&self) -> &Common {
-        &self.common
+    fn about(&self) -> About<'_> {
+        About { peft_type: "PREFIX_TUNING", common: &self.common, targets: None, company: Company::Alone }
     }
 
     fn validate(&self) -> Result<(), AdapterError> {
-        check_sizes(self.num_virtual_tokens, self.num_transformer_submodules)?;
-        match self.encoder_hidden_size {
-            Some(0) => Err(AdapterError::InvalidField {
-                field: "encoder_hidden_size",
-                found: "0".into(),
-                expected: "a width of at least 1",
-            }),
-            _ => Ok(()),
-        }
+        check_sizes(self.num_virtual_tokens, self.num_transformer_submodules, self.encoder_hidden_size)
     }
 
     fn fields(&self) -> Map<String, Value> {
@@ -102,10 +92,6 @@ impl Method for PrefixTuningConfig {
             return Ok(Plan::at_input(Projection { prefix, hidden }));
         }
         Ok(Plan::at_input(prefix))
-    }
-
-    fn company(&self) -> Company {
-        Company::Alone
     }
 }
 
@@ -142,14 +128,7 @@ impl PrefixRule {
 
 impl Rule for PrefixRule {
     fn tensors(&self) -> Vec<TensorSpec> {
-        let name = TensorName::Whole("prompt_embeddings".to_owned());
-        vec![TensorSpec {
-            name,
-            shape: vec![self.tokens, self.width()],
-            init: Init::Normal(1.0),
-            trainable: true,
-            copies: Vec::new(),
-        }]
+        vec![prompt_spec([self.tokens, self.width()], Init::Normal(1.0))]
     }
 
     fn prefix(&self, own: &[Tensor<2>], _pass: &mut Pass) -> Option<Vec<Prefix>> {
@@ -177,18 +156,8 @@ impl Projection {
 impl Rule for Projection {
     fn tensors(&self) -> Vec<TensorSpec> {
         let width = self.prefix.heads * self.prefix.d_kv;
-        let embedding = TensorSpec {
-            name: TensorName::Unsaved("prompt_encoder.embedding.weight".to_owned()),
-            shape: vec![self.prefix.tokens, width],
-            init: Init::Normal(1.0),
-            trainable: true,
-            copies: Vec::new(),
-        };
-        let layers = [
-            linear_specs("transform.0", self.hidden, width),
-            linear_specs("transform.2", self.prefix.width(), self.hidden),
-        ];
-        std::iter::once(embedding).chain(layers.into_iter().flatten()).collect()
+        let layers = [("transform.0", self.hidden, width), ("transform.2", self.prefix.width(), self.hidden)];
+        network_specs([self.prefix.tokens, width], &layers)
     }
 
     fn prefix(&self, own: &[Tensor<2>], _pass: &mut Pass) -> Option<Vec<Prefix>> {

@@ -4,8 +4,9 @@ use burn::tensor::{Int, Tensor, TensorData, activation};
 use serde_json::{Map, Value, json};
 use sideburn_kernels::{Key, embedding};
 
-use crate::fields::Fields;
-use crate::method::{Common, Company, Method, Plan};
+use super::checks::check;
+use crate::fields::{Fields, fields};
+use crate::method::{About, Common, Company, Method, Plan};
 use crate::outline::Outline;
 use crate::rule::{Init, Rule, TensorName, TensorSpec, Weights};
 use crate::{AdapterError, Pass};
@@ -79,14 +80,18 @@ pub(super) fn read_sizes(fields: &Fields<'_>) -> Result<(usize, Option<usize>), 
     Ok((tokens, fields.optional("num_transformer_submodules", "1 or 2")?))
 }
 
-pub(super) fn check_sizes(num_virtual_tokens: usize, submodules: Option<usize>) -> Result<(), AdapterError> {
-    let invalid =
-        |field, found: usize, expected| Err(AdapterError::InvalidField { field, found: found.to_string(), expected });
-    match (num_virtual_tokens, submodules) {
-        (0, _) | (1_000_001.., _) => invalid("num_virtual_tokens", num_virtual_tokens, "a number from 1 to 1000000"),
-        (_, Some(other)) if other != 1 && other != 2 => invalid("num_transformer_submodules", other, "1 or 2"),
-        _ => Ok(()),
-    }
+/// Refuses sizes that mean nothing; `hidden` is the width of the network that the tokens come from while they train.
+pub(super) fn check_sizes(
+    num_virtual_tokens: usize,
+    submodules: Option<usize>,
+    hidden: Option<usize>,
+) -> Result<(), AdapterError> {
+    let is_number = (1..=1_000_000).contains(&num_virtual_tokens);
+    check("num_virtual_tokens", num_virtual_tokens, is_number, "a number from 1 to 1000000")?;
+    let submodules = submodules.unwrap_or(1);
+    check("num_transformer_submodules", submodules, matches!(submodules, 1 | 2), "1 or 2")?;
+    let hidden = hidden.unwrap_or(1);
+    check("encoder_hidden_size", hidden, hidden > 0, "a width of at least 1")
 }
 
 /// The sizes that every prompt has.
@@ -96,15 +101,12 @@ pub(super) fn size_fields(num_virtual_tokens: usize) -> Map<String, Value> {
 
 /// The sizes that `peft` records of the model; of a prefix the width of all heads together is that of its tokens.
 pub(super) fn model_sizes(given: Option<usize>, token_dim: usize, model: &Outline) -> Map<String, Value> {
-    let Value::Object(fields) = json!({
+    fields! {
         "num_transformer_submodules": submodules(given, model),
         "token_dim": token_dim,
         "num_attention_heads": model.shape.num_heads,
         "num_layers": model.shape.num_layers,
-    }) else {
-        unreachable!("an object")
-    };
-    fields
+    }
 }
 
 pub(super) fn submodules(given: Option<usize>, model: &Outline) -> usize {
@@ -112,16 +114,12 @@ pub(super) fn submodules(given: Option<usize>, model: &Outline) -> usize {
 }
 
 impl Method for PromptTuningConfig {
-    fn peft_type(&self) -> &'static str {
-        "PROMPT_TUNING"
-    }
-
-    fn common(&self) -> &Common {
-        &self.common
+    fn about(&self) -> About<'_> {
+        About { peft_type: "PROMPT_TUNING", common: &self.common, targets: None, company: Company::Alone }
     }
 
     fn validate(&self) -> Result<(), AdapterError> {
-        check_sizes(self.num_virtual_tokens, self.num_transformer_submodules)?;
+        check_sizes(self.num_virtual_tokens, self.num_transformer_submodules, None)?;
         match &self.prompt_tuning_init {
             PromptInit::Text { ids, .. } if ids.is_empty() => Err(AdapterError::InvalidField {
                 field: "prompt_tuning_init_text",
@@ -158,10 +156,6 @@ impl Method for PromptTuningConfig {
         };
         Ok(Plan::at_input(Prompt { used: self.num_virtual_tokens, stored, width: model.shape.d_model, init }))
     }
-
-    fn company(&self) -> Company {
-        Company::Alone
-    }
 }
 
 /// The embeddings of these tokens.
@@ -191,9 +185,7 @@ struct Prompt {
 
 impl Rule for Prompt {
     fn tensors(&self) -> Vec<TensorSpec> {
-        let name = TensorName::Whole("prompt_embeddings".to_owned());
-        let shape = vec![self.stored, self.width];
-        vec![TensorSpec { name, shape, init: self.init.clone(), trainable: true, copies: Vec::new() }]
+        vec![prompt_spec([self.stored, self.width], self.init.clone())]
     }
 
     fn virtual_tokens(&self, own: &[Tensor<2>], _pass: &mut Pass) -> Option<Tensor<2>> {
@@ -253,24 +245,12 @@ impl PTuningConfig {
 }
 
 impl Method for PTuningConfig {
-    fn peft_type(&self) -> &'static str {
-        "P_TUNING"
-    }
-
-    fn common(&self) -> &Common {
-        &self.common
+    fn about(&self) -> About<'_> {
+        About { peft_type: "P_TUNING", common: &self.common, targets: None, company: Company::Alone }
     }
 
     fn validate(&self) -> Result<(), AdapterError> {
-        check_sizes(self.num_virtual_tokens, self.num_transformer_submodules)?;
-        match self.encoder_hidden_size {
-            Some(0) => Err(AdapterError::InvalidField {
-                field: "encoder_hidden_size",
-                found: "0".into(),
-                expected: "a width of at least 1",
-            }),
-            _ => Ok(()),
-        }
+        check_sizes(self.num_virtual_tokens, self.num_transformer_submodules, self.encoder_hidden_size)
     }
 
     fn fields(&self) -> Map<String, Value> {
@@ -296,10 +276,6 @@ impl Method for PTuningConfig {
         let hidden = self.encoder_hidden_size.unwrap_or(model.shape.d_model);
         Ok(Plan::at_input(PromptEncoder { prompt, hidden }))
     }
-
-    fn company(&self) -> Company {
-        Company::Alone
-    }
 }
 
 /// An embedding `[stored, d_model]` and, behind it, two hidden layers with relu and a linear one.
@@ -321,35 +297,35 @@ pub(super) fn linear(x: Tensor<2>, own: &[Tensor<2>]) -> Tensor<2> {
     x.matmul(own[0].clone().transpose()) + own[1].clone()
 }
 
-/// Weight and bias of a linear layer of an encoder, as PyTorch makes them.
-pub(super) fn linear_specs(name: &str, out: usize, input: usize) -> [TensorSpec; 2] {
-    let bound = 1.0 / (input as f64).sqrt();
-    let spec = |part: &str, shape: Vec<usize>| TensorSpec {
-        name: TensorName::Unsaved(format!("prompt_encoder.{name}.{part}")),
-        shape,
-        init: Init::Uniform(bound),
-        trainable: true,
-        copies: Vec::new(),
+/// What virtual tokens come from while they train: an embedding of this shape, and behind it linear layers
+/// `(name, out, in)`, as PyTorch makes them.
+pub(super) fn network_specs(embedding: [usize; 2], layers: &[(&str, usize, usize)]) -> Vec<TensorSpec> {
+    let spec = |name: &str, shape: Vec<usize>, init: Init| TensorSpec {
+        name: TensorName::Unsaved(format!("prompt_encoder.{name}")),
+        ..TensorSpec::new("", shape, init)
     };
-    [spec("weight", vec![out, input]), spec("bias", vec![out])]
+    let mut specs = vec![spec("embedding.weight", embedding.into(), Init::Normal(1.0))];
+    for (name, out, input) in layers {
+        specs.push(spec(&format!("{name}.weight"), vec![*out, *input], Init::kaiming(*input)));
+        specs.push(spec(&format!("{name}.bias"), vec![*out], Init::kaiming(*input)));
+    }
+    specs
+}
+
+/// What `peft` stores of virtual tokens: one matrix for the whole adapter.
+pub(super) fn prompt_spec(shape: [usize; 2], init: Init) -> TensorSpec {
+    TensorSpec { name: TensorName::Whole("prompt_embeddings".to_owned()), ..TensorSpec::new("", shape, init) }
 }
 
 impl Rule for PromptEncoder {
     fn tensors(&self) -> Vec<TensorSpec> {
         let Prompt { stored, width, .. } = self.prompt;
-        let embedding = TensorSpec {
-            name: TensorName::Unsaved("prompt_encoder.embedding.weight".to_owned()),
-            shape: vec![stored, width],
-            init: Init::Normal(1.0),
-            trainable: true,
-            copies: Vec::new(),
-        };
         let layers = [
-            linear_specs("mlp_head.0", self.hidden, width),
-            linear_specs("mlp_head.2", self.hidden, self.hidden),
-            linear_specs("mlp_head.4", width, self.hidden),
+            ("mlp_head.0", self.hidden, width),
+            ("mlp_head.2", self.hidden, self.hidden),
+            ("mlp_head.4", width, self.hidden),
         ];
-        std::iter::once(embedding).chain(layers.into_iter().flatten()).collect()
+        network_specs([stored, width], &layers)
     }
 
     fn virtual_tokens(&self, own: &[Tensor<2>], _pass: &mut Pass) -> Option<Tensor<2>> {

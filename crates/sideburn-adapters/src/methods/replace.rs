@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use crate::AdapterError;
 use crate::fields::Fields;
-use crate::method::{Common, Company, Method, Plan};
+use crate::method::{About, Common, Company, Method, Plan};
 use crate::outline::{Outline, Place, PlaceKind};
 use crate::rule::{Init, Rule, TensorName, TensorSpec, Weights};
 use crate::targets::Targets;
@@ -136,12 +136,8 @@ impl FullConfig {
 }
 
 impl Method for FullConfig {
-    fn peft_type(&self) -> &'static str {
-        "FULL"
-    }
-
-    fn common(&self) -> &Common {
-        &self.common
+    fn about(&self) -> About<'_> {
+        About { peft_type: "FULL", common: &self.common, targets: None, company: Company::Alone }
     }
 
     fn validate(&self) -> Result<(), AdapterError> {
@@ -162,10 +158,6 @@ impl Method for FullConfig {
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
         Plan::of(&model.places, |place| Ok(Replace::all(place)))
     }
-
-    fn company(&self) -> Company {
-        Company::Alone
-    }
 }
 
 /// LN tuning: training the norms alone (Zhao et al., 2023, "Tuning LayerNorm in Attention").
@@ -184,24 +176,12 @@ impl LnTuningConfig {
 }
 
 impl Method for LnTuningConfig {
-    fn peft_type(&self) -> &'static str {
-        "LN_TUNING"
-    }
-
-    fn common(&self) -> &Common {
-        &self.common
-    }
-
-    fn targets(&self) -> Option<&Targets> {
-        Some(&self.targets)
+    fn about(&self) -> About<'_> {
+        About { peft_type: "LN_TUNING", common: &self.common, targets: Some(&self.targets), company: Company::Alone }
     }
 
     fn can_target(&self, place: &Place) -> bool {
         matches!(place.kind, PlaceKind::Vector { .. })
-    }
-
-    fn validate(&self) -> Result<(), AdapterError> {
-        Ok(())
     }
 
     fn fields(&self) -> Map<String, Value> {
@@ -215,9 +195,5 @@ impl Method for LnTuningConfig {
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
         let places = self.targets.select(model, |place| self.can_target(place), model.shape.usual.norms)?;
         Plan::of(places, |place| Ok(Replace::weight(place, "ln_tuning_layers.weight", "ln_tuning_layers.bias")))
-    }
-
-    fn company(&self) -> Company {
-        Company::Alone
     }
 }

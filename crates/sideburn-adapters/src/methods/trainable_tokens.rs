@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use sideburn_kernels::embedding;
 
 use crate::AdapterError;
-use crate::fields::Fields;
-use crate::method::{Common, Company, Method, Plan};
+use crate::fields::{Fields, fields};
+use crate::method::{About, Common, Company, Method, Plan};
 use crate::outline::{Outline, Place, PlaceKind};
 use crate::rule::{Init, Rule, TensorSpec, Weights};
 use crate::tensors::in_dtype;
@@ -45,23 +45,12 @@ impl TrainableTokensConfig {
 }
 
 impl Method for TrainableTokensConfig {
-    fn peft_type(&self) -> &'static str {
-        "TRAINABLE_TOKENS"
-    }
-
-    fn common(&self) -> &Common {
-        &self.common
-    }
-
-    fn validate(&self) -> Result<(), AdapterError> {
-        Ok(())
+    fn about(&self) -> About<'_> {
+        About { peft_type: "TRAINABLE_TOKENS", common: &self.common, targets: None, company: Company::Alone }
     }
 
     fn fields(&self) -> Map<String, Value> {
-        let Value::Object(fields) = json!({ "token_indices": self.token_indices, "init_weights": true }) else {
-            unreachable!("an object")
-        };
-        fields
+        fields! { "token_indices": self.token_indices, "init_weights": true }
     }
 
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
@@ -70,10 +59,6 @@ impl Method for TrainableTokensConfig {
             let copies = model.shape.embedding_copies;
             TokenRows::new(place, &self.token_indices, "trainable_tokens_delta", copies)
         })
-    }
-
-    fn company(&self) -> Company {
-        Company::Alone
     }
 }
 

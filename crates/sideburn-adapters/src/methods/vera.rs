@@ -1,12 +1,14 @@
 //! VeRA: vectors between two random matrices that all layers share (Kopiczko et al., 2023).
 
-use burn::tensor::{Tensor, TensorData};
-use serde_json::{Map, Value, json};
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
+use serde_json::{Map, Value};
 
 use super::checks::{check_finite, check_probability, check_rank};
 use super::torch_random::TorchGenerator;
-use crate::fields::Fields;
-use crate::method::{Common, Company, Method, Plan};
+use crate::fields::{Fields, fields};
+use crate::method::{About, Common, Company, Method, Plan};
 use crate::outline::{Outline, Place};
 use crate::rule::{Call, Init, Rule, TensorName, TensorSpec, Weights};
 use crate::targets::Targets;
@@ -63,16 +65,8 @@ impl VeraConfig {
 }
 
 impl Method for VeraConfig {
-    fn peft_type(&self) -> &'static str {
-        "VERA"
-    }
-
-    fn common(&self) -> &Common {
-        &self.common
-    }
-
-    fn targets(&self) -> Option<&Targets> {
-        Some(&self.targets)
+    fn about(&self) -> About<'_> {
+        About { peft_type: "VERA", common: &self.common, targets: Some(&self.targets), company: Company::Additive }
     }
 
     fn validate(&self) -> Result<(), AdapterError> {
@@ -90,7 +84,7 @@ impl Method for VeraConfig {
     }
 
     fn fields(&self) -> Map<String, Value> {
-        let Value::Object(mut fields) = json!({
+        let mut fields = fields! {
             "r": self.r,
             "projection_prng_key": self.projection_prng_key,
             "save_projection": self.save_projection,
@@ -99,8 +93,6 @@ impl Method for VeraConfig {
             "bias": "none",
             "fan_in_fan_out": false,
             "init_weights": true,
-        }) else {
-            unreachable!("an object")
         };
         self.targets.write(&mut fields);
         fields.remove("exclude_modules"); // `peft` warns of fields that it does not know.
@@ -118,10 +110,6 @@ impl Method for VeraConfig {
             let (shape, r, dropout, d_initial) = (place.linear(), self.r, self.vera_dropout, self.d_initial);
             Ok(VeraRule { shape, projection, r, dropout, d_initial })
         })
-    }
-
-    fn company(&self) -> Company {
-        Company::Additive
     }
 }
 
@@ -158,9 +146,7 @@ impl Projection {
         [("vera_A", &shapes[..1]), ("vera_B", &shapes[..])].map(|(name, shapes)| {
             let shape = *shapes.last().expect("one or two");
             let shapes = shapes.to_vec();
-            let init = Init::from_base(move |base| {
-                Tensor::from_data(TensorData::new(self.draw(&shapes), shape), &base.weight.device())
-            });
+            let init = Init::Values(Arc::new(move || self.draw(&shapes)));
             let name = format!("base_model.{name}");
             let name = if self.saved { TensorName::Whole(name) } else { TensorName::Unsaved(name) };
             TensorSpec { name, ..TensorSpec::new("", shape, init) }.frozen()

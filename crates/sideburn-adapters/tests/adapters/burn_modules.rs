@@ -4,8 +4,8 @@ use burn::module::{Lora, LoraAdapter, Module, ModuleMapper, Param, ParamGroup};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
 use sideburn_adapters::{
-    AdaptedLinear, AdaptedModel, AdapterError, AdapterSet, Key, LoraConfig, Method, ModelShape, Pass, Weight,
-    WeightMut, attach, load_adapter, load_burn_lora, random_weight, save_adapter, save_burn_lora,
+    AdaptedLinear, AdaptedModel, AdapterSet, Key, LoraConfig, Method, ModelShape, Pass, Weight, WeightMut, attach,
+    load_adapter, load_burn_lora, random_weight, save_adapter, save_burn_lora,
 };
 use sideburn_kernels::RowLayout;
 
@@ -150,12 +150,12 @@ fn what_does_not_fit_is_refused() {
     let base = Mlp::new(&device);
     let directory = tempfile::tempdir().unwrap();
     let error = save_burn_lora(&base, 3.0, site, directory.path()).unwrap_err().to_string();
-    assert!(error.contains("a LoRA adapter of Burn") && error.contains("up.weight"), "{error}");
+    assert!(error.contains("no LoRA adapter of Burn's") && error.contains("up.weight"), "{error}");
 
     let lora = Lora::new(2, 3.0).set_param_group(ParamGroup::from_paths(vec!["up.weight", "down.weight"]));
     let trained = base.clone().apply_lora(lora);
-    let error = save_burn_lora(&trained, 3.0, |_| "same".into(), directory.path()).unwrap_err();
-    assert!(matches!(error, AdapterError::NameTaken { .. }), "{error}");
+    let error = save_burn_lora(&trained, 3.0, |_| "same".into(), directory.path()).unwrap_err().to_string();
+    assert!(error.contains("up.weight is the second weight that is called \"same\""), "{error}");
     save_burn_lora(&trained, 3.0, site, directory.path()).unwrap();
     let error = load_burn_lora(base.clone(), |path| format!("other.{path}"), directory.path()).unwrap_err().to_string();
     assert!(error.contains("unexpected (4)"), "{error}");

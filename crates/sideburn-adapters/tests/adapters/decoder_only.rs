@@ -222,14 +222,15 @@ fn case(method: impl Method + Clone) -> Case {
 /// Every method, some more than once.
 fn every_method() -> Vec<Case> {
     const TARGETS: [&str; 3] = ["q", "v", "w_out"];
-    let common = Common::causal_lm;
     let whole = |case: Case| Case { by_row: false, ..case };
     let input = |case: Case| Case { merges: false, by_row: false, ..case };
-    let scaled = Ia3Config { targets: TARGETS.into(), feedforward_modules: Some(["w_out"].into()), common: common() };
-    let norms = LnTuningConfig { targets: ["norm", "ln_f"].into(), common: common() };
+    let scaled =
+        Ia3Config { targets: TARGETS.into(), feedforward_modules: Some(["w_out"].into()), ..Ia3Config::default() };
+    let norms = LnTuningConfig { targets: ["norm", "ln_f"].into(), ..LnTuningConfig::default() };
     let rotated = OftConfig { r: 0, oft_block_size: 2, ..OftConfig::new(TARGETS) };
     let lora = || LoraConfig { r: 2, ..LoraConfig::new(TARGETS) };
-    let with_head = LoraConfig { common: Common { modules_to_save: vec!["lm_head".to_owned()], ..common() }, ..lora() };
+    let with_head =
+        LoraConfig { common: Common { modules_to_save: vec!["lm_head".to_owned()], ..Common::default() }, ..lora() };
     let sampled = PromptInit::SampleVocab(5);
     vec![
         case(AdaLoraConfig { init_r: 3, target_r: 2, ..AdaLoraConfig::new(TARGETS, 100) }),
@@ -245,10 +246,10 @@ fn every_method() -> Vec<Case> {
         case(with_head),
         Case { is_derivative: false, ..case(LoraConfig { use_dora: true, ..lora() }) },
         case(rotated),
-        input(case(PTuningConfig { common: common(), ..PTuningConfig::new(3) })),
-        input(case(PrefixTuningConfig { common: common(), ..PrefixTuningConfig::new(3) })),
+        input(case(PTuningConfig::new(3))),
+        input(case(PrefixTuningConfig::new(3))),
         input(case(PrefixTuningConfig { prefix_projection: true, ..PrefixTuningConfig::new(3) })),
-        input(case(PromptTuningConfig { common: common(), ..PromptTuningConfig::new(3) })),
+        input(case(PromptTuningConfig::new(3))),
         input(case(PromptTuningConfig { prompt_tuning_init: sampled, ..PromptTuningConfig::new(3) })),
         case(TrainableTokensConfig::new([3, 12])),
         case(VeraConfig { r: 4, ..VeraConfig::new(TARGETS) }),
@@ -371,6 +372,7 @@ fn every_method_is_saved_and_loaded() {
         let text = |file: &str| std::fs::read_to_string(directory.path().join(file)).unwrap();
         assert_eq!(text("README.md").contains("AutoModelForCausalLM"), kind != "FULL", "{kind}");
         let config: Value = serde_json::from_str(&text("adapter_config.json")).unwrap();
+        assert_eq!(config["task_type"], "CAUSAL_LM", "{kind}");
         let width = match kind {
             "PREFIX_TUNING" => HEADS * D_KV,
             "PROMPT_TUNING" | "P_TUNING" => WIDTH,

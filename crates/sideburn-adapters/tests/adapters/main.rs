@@ -4,3 +4,4 @@ mod burn_modules;
 mod decoder_only;
 mod modules;
 mod outside;
+mod torch_random;

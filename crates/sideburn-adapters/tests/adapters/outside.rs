@@ -6,7 +6,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use serde_json::{Map, Value, json};
 use sideburn_adapters::{
-    AdaptedLinear, AdaptedModel, AdapterError, AdapterSet, Call, Common, Company, Fields, Init, Key, Method,
+    About, AdaptedLinear, AdaptedModel, AdapterError, AdapterSet, Call, Common, Company, Fields, Init, Key, Method,
     ModelShape, Outline, Pass, Place, Plan, Rule, Targets, TensorSpec, Weights, adapter_tensors, attach, list_weights,
     load_adapter, merge, save_adapter, set_adapter_tensors,
 };
@@ -32,16 +32,8 @@ impl GainConfig {
 }
 
 impl Method for GainConfig {
-    fn peft_type(&self) -> &'static str {
-        "GAIN"
-    }
-
-    fn common(&self) -> &Common {
-        &self.common
-    }
-
-    fn targets(&self) -> Option<&Targets> {
-        Some(&self.targets)
+    fn about(&self) -> About<'_> {
+        About { peft_type: "GAIN", common: &self.common, targets: Some(&self.targets), company: Company::Alone }
     }
 
     fn validate(&self) -> Result<(), AdapterError> {
@@ -60,10 +52,6 @@ impl Method for GainConfig {
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
         let places = self.targets.select(model, Place::is_linear, model.shape.usual.lora)?;
         Plan::of(places, |place| Ok(Gain { width: place.linear()[0], power: self.power }))
-    }
-
-    fn company(&self) -> Company {
-        Company::Alone
     }
 }
 
@@ -88,17 +76,18 @@ impl Rule for Gain {
 }
 
 #[derive(Module, Debug)]
-struct Layers {
+pub(crate) struct Layers {
     first: AdaptedLinear,
     second: AdaptedLinear,
     adapters: AdapterSet,
 }
 
 impl Layers {
-    fn new() -> Self {
+    /// Two layers: from the first width to the second, and to the third.
+    pub(crate) fn of_widths([input, inner, out]: [usize; 3]) -> Self {
         let device = Device::flex().autodiff();
         let layer = |out, input, seed| AdaptedLinear::random(out, input, 0.5, Key::from_seed(seed), &device);
-        Self { first: layer(4, 3, 0), second: layer(2, 4, 1), adapters: AdapterSet::default() }
+        Self { first: layer(inner, input, 0), second: layer(out, inner, 1), adapters: AdapterSet::default() }
     }
 
     fn forward(&self) -> Tensor<2> {
@@ -138,7 +127,7 @@ impl AdaptedModel for Layers {
 
 #[test]
 fn a_method_from_outside_is_trained_saved_and_loaded() {
-    let base = Layers::new();
+    let base = Layers::of_widths([3, 4, 2]);
     let mut model = base.clone();
     let config = GainConfig { power: 2, targets: ["first", "second"].into(), common: Common::default() };
     assert_eq!(attach(&mut model, "mine", config, Key::from_seed(2)).unwrap(), ["first", "second"]);

@@ -118,7 +118,7 @@ fn an_adapter_remembers_its_base() {
 #[test]
 fn a_model_card_says_what_the_adapter_is() {
     let (directory, mut model) = (tempdir().unwrap(), base());
-    let common = Common { base_model_name_or_path: Some("google/t5-v1_1-small".to_owned()), ..Common::seq_2_seq() };
+    let common = Common { base_model_name_or_path: Some("google/t5-v1_1-small".to_owned()), ..Common::default() };
     let lora = LoraConfig { r: 4, lora_alpha: 16.0, common, ..LoraConfig::new(["q", "v"]) };
     attach(&mut model, "default", lora, Key::from_seed(0)).unwrap();
     save_adapter(&model, "default", &directory).unwrap();

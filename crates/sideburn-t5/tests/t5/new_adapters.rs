@@ -39,7 +39,7 @@ fn check<C: Method + Clone + PartialEq + Debug>(config: C) {
 #[test]
 fn new_adapters_change_nothing() {
     let targets = Targets { layers_to_transform: Some(vec![1]), ..["q", "wo"].into() };
-    let common = Common::seq_2_seq();
+    let common = Common { task_type: Some("SEQ_2_SEQ_LM".to_owned()), ..Common::default() };
     let lycoris = Lycoris {
         r: 2,
         alpha: 1.5,

@@ -381,7 +381,7 @@ fn configurations_survive_the_file() {
         rank_pattern: [("q".to_owned(), 2)].into(),
         alpha_pattern: [("v".to_owned(), 3.0)].into(),
         use_rslora: true,
-        common: Common::seq_2_seq(),
+        common: Common { task_type: Some("SEQ_2_SEQ_LM".to_owned()), ..Common::default() },
         ..LoraConfig::new(["q", "v"])
     };
     let read = sideburn_adapters::MethodRegistry::peft().read(&config.to_json()).unwrap();

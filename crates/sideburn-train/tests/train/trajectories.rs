@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use burn::module::Module;
 use burn::tensor::Device;
 use sideburn_adapters::{
-    Common, Key, LoraConfig, PTuningConfig, PrefixTuningConfig, adapter_tensors, attach, load_adapter, save_adapter,
+    Key, LoraConfig, PTuningConfig, PrefixTuningConfig, adapter_tensors, attach, load_adapter, save_adapter,
     set_adapter_tensors,
 };
 use sideburn_batch::{PromptBatch, TokenRows};
@@ -54,15 +54,14 @@ fn check(family: &str, method: &str, config: TrainConfig, tolerance: f64) -> T5 
         "full" => model = model.unfreeze(),
         // Of these the file has only what the trained networks make.
         "p_tuning" | "prefix_tuning_proj" => {
-            let common = Common::seq_2_seq();
             if method == "p_tuning" {
                 let encoder_hidden_size = Some(16);
-                let config = PTuningConfig { encoder_hidden_size, common, ..PTuningConfig::new(5) };
+                let config = PTuningConfig { encoder_hidden_size, ..PTuningConfig::new(5) };
                 attach(&mut model, "default", config, Key::from_seed(0)).unwrap();
             } else {
                 let (prefix_projection, encoder_hidden_size) = (true, Some(16));
                 let config =
-                    PrefixTuningConfig { prefix_projection, encoder_hidden_size, common, ..PrefixTuningConfig::new(5) };
+                    PrefixTuningConfig { prefix_projection, encoder_hidden_size, ..PrefixTuningConfig::new(5) };
                 attach(&mut model, "default", config, Key::from_seed(0)).unwrap();
             }
             let file = Golden::open(&format!("trajectory/{directory}/initial.safetensors"));
