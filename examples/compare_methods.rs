@@ -170,7 +170,9 @@ fn run(args: &Args) -> anyhow::Result<()> {
             continue;
         }
         let adapter = args.output.join(name);
-        save_adapter(&model, "adapter", &adapter)?;
+        for difference in save_adapter(&model, "adapter", &adapter)? {
+            eprintln!("{name}: {difference}");
+        }
         let [r1, r2, rl] = rouge(&model)?;
         let bytes = size(&adapter)?;
         writeln!(out, "{name:18}{trained:>12}{bytes:>14}{seconds:>10.0}{r1:>10.2}{r2:>9.2}{rl:>9.2}");

@@ -182,7 +182,9 @@ fn train(
     if log.exists() {
         fs::remove_file(&log)?;
     }
-    save_adapter(model, "dialogsum", &adapter)?;
+    for difference in save_adapter(model, "dialogsum", &adapter)? {
+        eprintln!("{difference}");
+    }
     fs::rename(unfinished.join("training.jsonl"), &log)?;
     fs::remove_dir(&unfinished)?;
     Ok((adapter, report.losses()))

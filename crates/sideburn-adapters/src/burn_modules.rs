@@ -59,7 +59,8 @@ pub fn save_burn_lora<M: Module>(
         rank_pattern: others.map(|(site, own)| (regex::escape(site), *own)).collect(),
         ..LoraConfig::new(TargetModules::Names(ranks.keys().cloned().collect()))
     };
-    Files { config: pretty(&config.to_json()), tensors, base: None, card: None }.write(directory.as_ref())
+    let config = config.to_json();
+    Files { text: pretty(&config), config, tensors, base: None, card: None }.write(directory.as_ref())
 }
 
 /// Attaches the LoRA adapter in a PEFT directory to any Burn module, as an adapter of Burn's; all other parameters are

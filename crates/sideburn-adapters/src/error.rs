@@ -124,6 +124,24 @@ pub enum AdapterError {
         /// The reason.
         message: String,
     },
+    /// A configuration beside tensors that were saved with another one.
+    #[error(
+        "{}: this is not the configuration that {} was saved with (its hash is {found}, that one's {}); take both files \
+         from one adapter, or undo the change",
+        printable(path),
+        printable(tensors),
+        printable(saved_with)
+    )]
+    OtherHalf {
+        /// The file of the configuration.
+        path: PathBuf,
+        /// The hash of what it says.
+        found: String,
+        /// The file of the tensors.
+        tensors: PathBuf,
+        /// The hash of the configuration that they were saved with.
+        saved_with: String,
+    },
     /// An adapter of another configuration than that of the one whose tensors it would replace.
     #[error(
         "{}: this is another configuration than that of the adapter {name:?}: {}; attach it under a name of its own",

@@ -42,7 +42,7 @@ pub struct Fields<'a> {
 }
 
 /// Fields that say something about the file or its origin, but nothing about the result.
-const DESCRIPTIVE: [&str; 9] = [
+pub(crate) const DESCRIPTIVE: [&str; 9] = [
     "peft_type",
     "inference_mode",
     "auto_mapping",

@@ -53,6 +53,7 @@ mod error;
 mod fields;
 mod fingerprint;
 mod held;
+mod in_peft;
 mod linalg;
 mod linear;
 mod merge;
@@ -82,9 +83,10 @@ pub use error::{AdapterError, Misshapen};
 pub use fields::Fields;
 pub use fingerprint::fingerprint;
 pub use held::{adapter_tensors, set_adapter_tensors};
+pub use in_peft::PeftDifference;
 pub use linear::{AdaptedLinear, forward_together};
 pub use merge::{merge, merge_and_unload, merge_drift, unmerge};
-pub use method::{Common, Company, Finished, Method, Plan, Regimen, Updated};
+pub use method::{About, Common, Company, Finished, Method, Plan, Regimen, Updated};
 pub use methods::{
     AdaLoraConfig, FullConfig, Ia3Config, LnTuningConfig, LoHaConfig, LoKrConfig, LoraBias, LoraConfig, LoraInit,
     Lycoris, MethodRegistry, OftConfig, PTuningConfig, PrefixTuningConfig, PromptInit, PromptTuningConfig, ReadMethod,

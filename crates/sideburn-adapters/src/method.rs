@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use crate::AdapterError;
 use crate::fields::Fields;
+use crate::in_peft::PeftDifference;
 use crate::outline::{Outline, Place};
 use crate::rule::Rule;
 use crate::targets::Targets;
@@ -65,6 +66,14 @@ pub trait Method: Any + Debug + Send + Sync {
     /// If an adapter that is read back from its file would be another.
     fn check_storable(&self) -> Result<(), AdapterError> {
         Ok(())
+    }
+
+    /// What `peft` makes of an adapter of this method that differs from what it does here; nothing that is known, by default.
+    ///
+    /// # Errors
+    /// As for [`plan`](Self::plan).
+    fn differences_in_peft(&self, _model: &Outline) -> Result<Vec<PeftDifference>, AdapterError> {
+        Ok(Vec::new())
     }
 
     /// Which rules go where in a model, but for `modules_to_save`.

@@ -1,6 +1,7 @@
 //! What a model is made of, as far as methods need to know.
 
 use crate::AdapterError;
+use crate::in_peft::PeftDifference;
 
 /// What kind of model it is, as far as adapters need to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -196,6 +197,21 @@ impl Outline {
     pub(crate) fn is_idle_to_save(&self, place: &Place, names: &[String]) -> bool {
         let is_read_elsewhere = self.shape.embedding_copies.iter().any(|copy| *copy != self.shape.head);
         place.is_embedding() && is_read_elsewhere && names.iter().any(|name| ends_with(&place.name, name))
+    }
+
+    /// What the layers of the model read in `peft` in place of the embedding's own name, if they do.
+    pub(crate) fn unread_embedding(&self) -> Option<PeftDifference> {
+        let ModelShape { embedding, embedding_copies, head, .. } = self.shape;
+        let read: Vec<_> = embedding_copies.iter().copied().filter(|copy| *copy != head).collect();
+        (!read.is_empty()).then_some(PeftDifference::UnreadEmbedding { embedding, read })
+    }
+
+    /// What `peft` does to an output head when it replaces rows of the embedding: it takes every model for tied whose head
+    /// can be.
+    pub(crate) fn head_taken_for_embedding(&self) -> Option<PeftDifference> {
+        let ModelShape { embedding_copies, head, tied_head, .. } = self.shape;
+        let is_taken = !tied_head && embedding_copies.contains(&head);
+        is_taken.then_some(PeftDifference::HeadTakenForEmbedding { head })
     }
 
     /// Refuses modules of a new adapter that would be trained for nothing.

@@ -13,8 +13,9 @@ use sideburn_weights::{StateDict, Tensor, TensorSource, write_safetensors};
 
 use crate::attach::attach_dyn;
 use crate::carried::carry_embeddings;
-use crate::fields::read_json;
+use crate::fields::{DESCRIPTIVE, read_json};
 use crate::held::{slots_of, try_each_slots};
+use crate::in_peft::PeftDifference;
 use crate::method::Method;
 use crate::methods::MethodRegistry;
 use crate::model_card::model_card;
@@ -27,15 +28,23 @@ const TENSORS: &str = "adapter_model";
 const CARD_FILE: &str = "README.md";
 /// The key in the metadata of the tensors under which the base's fingerprint stands.
 const BASE_FINGERPRINT: &str = "sideburn.base_fingerprint";
+/// And the key under which a hash of the configuration stands that they were saved with.
+const CONFIG_HASH: &str = "sideburn.config_hash";
 
 /// Saves the adapter called `name` as a directory that `peft.PeftModel.from_pretrained` reads, with the
 /// [`fingerprint`] of its base, and a model card (`README.md`) unless there is one.
+///
+/// Returns where `peft` would make something else of the adapter, as far as that is known.
 ///
 /// The directory appears whole or not at all; of an existing one only the files of the same names are replaced.
 ///
 /// # Errors
 /// If the model has no such adapter, its file would not hold all of it, or the directory cannot be written.
-pub fn save_adapter<M: AdaptedModel>(model: &M, name: &str, directory: impl AsRef<Path>) -> Result<(), AdapterError> {
+pub fn save_adapter<M: AdaptedModel>(
+    model: &M,
+    name: &str,
+    directory: impl AsRef<Path>,
+) -> Result<Vec<PeftDifference>, AdapterError> {
     let method = model.adapters().get(name)?.method();
     method.check_storable()?;
     let mut tensors = BTreeMap::new();
@@ -57,19 +66,24 @@ pub fn save_adapter<M: AdaptedModel>(model: &M, name: &str, directory: impl AsRe
     for (field, value) in method.model_fields(&outline) {
         config[field] = value;
     }
+    let differences = method.differences_in_peft(&outline)?;
     Files {
-        config: pretty(&config),
+        text: pretty(&config),
+        config,
         tensors,
         base: Some(fingerprint(model)),
         card: Some(model_card(method.as_ref(), &outline.shape)),
     }
-    .write(directory.as_ref())
+    .write(directory.as_ref())?;
+    Ok(differences)
 }
 
 /// What a PEFT directory holds.
 pub(crate) struct Files {
     /// The text of the configuration.
-    pub(crate) config: String,
+    pub(crate) text: String,
+    /// What it says.
+    pub(crate) config: Value,
     pub(crate) tensors: BTreeMap<String, Tensor>,
     /// The fingerprint of the base, if it is known.
     pub(crate) base: Option<String>,
@@ -85,9 +99,12 @@ pub(crate) fn pretty(config: &Value) -> String {
 impl Files {
     pub(crate) fn write(self, directory: &Path) -> Result<(), AdapterError> {
         let directory = AtomicDir::create(directory)?;
-        write_atomic(directory.path().join(CONFIG_FILE), self.config.as_bytes())?;
+        write_atomic(directory.path().join(CONFIG_FILE), self.text.as_bytes())?;
         let base = self.base.map(|fingerprint| (BASE_FINGERPRINT.to_owned(), fingerprint));
-        let metadata = base.into_iter().chain([("format".to_owned(), "pt".to_owned())]).collect();
+        let metadata = base
+            .into_iter()
+            .chain([(CONFIG_HASH.to_owned(), config_hash(&self.config)), ("format".to_owned(), "pt".to_owned())]);
+        let metadata = metadata.collect();
         let file = directory.path().join(format!("{TENSORS}.safetensors"));
         write_safetensors(file, self.tensors, Some(metadata))?;
         // A card that somebody has written stays, and so does a link to one.
@@ -98,6 +115,29 @@ impl Files {
         directory.commit()?;
         Ok(())
     }
+}
+
+/// A short text that tells a configuration from others. Fields that say nothing of the result may be changed: those about
+/// the file, the base and the task, and the probabilities of dropout.
+fn config_hash(config: &Value) -> String {
+    fn fold(key: Key, value: &Value) -> Key {
+        match value {
+            Value::Object(fields) => {
+                let fields: BTreeMap<_, _> = fields.iter().collect();
+                fields.into_iter().fold(key.fold_in(0), |key, (name, value)| fold(key.fold_in_name(name), value))
+            }
+            Value::Array(items) => items.iter().fold(key.fold_in(items.len() as u64), fold),
+            value => key.fold_in_name(&value.to_string()),
+        }
+    }
+    let mut config = config.clone();
+    if let Some(fields) = config.as_object_mut() {
+        fields.retain(|field, _| {
+            let is_told = ["base_model_name_or_path", "task_type"].contains(&field.as_str());
+            !is_told && !DESCRIPTIVE.contains(&field.as_str()) && !field.ends_with("dropout")
+        });
+    }
+    format!("v1-{:016x}", fold(Key::from_seed(0), &config).bits(0))
 }
 
 /// An adapter in a PEFT directory, opened without a model: its configuration has been read, its tensors have not.
@@ -115,7 +155,8 @@ impl AdapterDir {
     /// Opens `adapter_config.json`, and `adapter_model.safetensors` or, if there is none, `adapter_model.bin`.
     ///
     /// # Errors
-    /// If a file is missing or broken. What the configuration asks for is not looked at.
+    /// If a file is missing or broken, or Sideburn has saved the tensors with another configuration. What the
+    /// configuration asks for is not looked at.
     pub fn open(directory: impl AsRef<Path>) -> Result<Self, AdapterError> {
         Self::open_with(directory, &MethodRegistry::peft())
     }
@@ -129,6 +170,11 @@ impl AdapterDir {
         check_holds_adapter(&path)?;
         let (text, config) = read_json(&path.join(CONFIG_FILE))?;
         let tensors = StateDict::open(&path, TENSORS)?;
+        let own = config_hash(&config);
+        if let Some(other) = tensors.metadata(CONFIG_HASH).filter(|saved| *saved != own) {
+            let (tensors, saved_with) = (tensors.path().to_owned(), other.to_owned());
+            return Err(AdapterError::OtherHalf { path: path.join(CONFIG_FILE), found: own, tensors, saved_with });
+        }
         Ok(Self { path, text, config, tensors, methods: methods.clone() })
     }
 
@@ -170,7 +216,8 @@ impl AdapterDir {
         let read = |name: &str| Ok((name.to_owned(), self.tensors.read(name)?));
         let tensors = self.tensors.names().map(read).collect::<Result<_, AdapterError>>()?;
         let base = self.base_fingerprint().map(str::to_owned);
-        Files { config: self.text.clone(), tensors, base, card: None }.write(directory.as_ref())
+        Files { text: self.text.clone(), config: self.config.clone(), tensors, base, card: None }
+            .write(directory.as_ref())
     }
 }
 

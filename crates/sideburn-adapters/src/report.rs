@@ -59,9 +59,6 @@ impl ModuleVisitor for Count {
 ///
 /// Burn keeps this setting to itself, but hands it on to a value that is loaded in the parameter's place.
 pub(crate) fn is_trainable<const D: usize>(param: &Param<Tensor<D>>) -> bool {
-    if param.is_initialized() && param.lazy_device().is_autodiff() {
-        return param.val().is_require_grad();
-    }
     let probe = Tensor::zeros([1; D], &param.lazy_device().autodiff());
     param.clone().transform_for_load(probe, param.id).is_require_grad()
 }

@@ -9,10 +9,9 @@ use super::adalora_training::RankAllocator;
 use super::checks::{check, check_finite, check_probability, check_rank};
 use super::lora::number;
 use crate::fields::fields;
-use crate::method::{About, Common, Company, Method, Plan, Regimen};
+use crate::method::{About, Company, Method, Plan, Regimen};
 use crate::outline::{Outline, Place};
 use crate::rule::{Call, Init, Rule, TensorSpec, Weights};
-use crate::targets::Targets;
 use crate::tensors::in_dtype;
 use crate::{AdapterError, Pass};
 

@@ -4,6 +4,7 @@ use burn::tensor::Tensor;
 use serde_json::{Map, Value};
 
 use crate::fields::{Fields, fields};
+use crate::in_peft::PeftDifference;
 use crate::method::{About, Common, Company, Method, Plan};
 use crate::outline::{Outline, Place};
 use crate::rule::{Call, Init, Rule, TensorSpec, Weights};
@@ -49,6 +50,12 @@ impl Method for Ia3Config {
         // `peft` has no choice of layers here, and warns of fields that it does not know.
         fields.retain(|field, value| !(field.starts_with("layers_") && value.is_null()));
         fields
+    }
+
+    fn differences_in_peft(&self, _model: &Outline) -> Result<Vec<PeftDifference>, AdapterError> {
+        let (peft_type, field) = (self.peft_type(), "layers_to_transform");
+        let is_chosen = self.targets.layers_to_transform.is_some();
+        Ok(is_chosen.then_some(PeftDifference::NoSuchField { peft_type, field }).into_iter().collect())
     }
 
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {

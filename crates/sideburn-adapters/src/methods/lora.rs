@@ -12,6 +12,7 @@ use super::lora_init::LoraInit;
 use super::replace::Replace;
 use super::trainable_tokens::TokenRows;
 use crate::fields::{Fields, fields};
+use crate::in_peft::PeftDifference;
 use crate::method::{About, Common, Company, Method, Plan};
 use crate::outline::{Outline, Place, PlaceKind};
 use crate::pattern::{Pattern, ends_with_literal, is_literal};
@@ -317,6 +318,14 @@ impl Method for LoraConfig {
             }
         }
         Ok(plan)
+    }
+
+    fn differences_in_peft(&self, model: &Outline) -> Result<Vec<PeftDifference>, AdapterError> {
+        let places = self.targets.select(model, |place| self.can_target(place), model.shape.usual.lora)?;
+        let unread = if places.iter().any(|place| place.is_embedding()) { model.unread_embedding() } else { None };
+        let has_tokens = !self.trainable_token_indices.is_empty();
+        let taken = if has_tokens { model.head_taken_for_embedding() } else { None };
+        Ok(unread.into_iter().chain(taken).collect())
     }
 
     fn check_storable(&self) -> Result<(), AdapterError> {

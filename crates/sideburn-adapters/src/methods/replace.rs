@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 
 use crate::AdapterError;
 use crate::fields::Fields;
+use crate::in_peft::PeftDifference;
 use crate::method::{About, Common, Company, Method, Plan};
 use crate::outline::{Outline, Place, PlaceKind};
 use crate::rule::{Init, Rule, TensorName, TensorSpec, Weights};
@@ -155,6 +156,10 @@ impl Method for FullConfig {
         Map::new()
     }
 
+    fn differences_in_peft(&self, _model: &Outline) -> Result<Vec<PeftDifference>, AdapterError> {
+        Ok(vec![PeftDifference::NoSuchMethod { peft_type: self.peft_type() }])
+    }
+
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
         Plan::of(&model.places, |place| Ok(Replace::all(place)))
     }
@@ -190,6 +195,12 @@ impl Method for LnTuningConfig {
         // `peft` has no choice of layers here, and warns of fields that it does not know.
         fields.retain(|field, value| !(field.starts_with("layers_") && value.is_null()));
         fields
+    }
+
+    fn differences_in_peft(&self, _model: &Outline) -> Result<Vec<PeftDifference>, AdapterError> {
+        let (peft_type, field) = (self.peft_type(), "layers_to_transform");
+        let is_chosen = self.targets.layers_to_transform.is_some();
+        Ok(is_chosen.then_some(PeftDifference::NoSuchField { peft_type, field }).into_iter().collect())
     }
 
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {

@@ -8,6 +8,7 @@ use sideburn_kernels::embedding;
 
 use crate::AdapterError;
 use crate::fields::{Fields, fields};
+use crate::in_peft::PeftDifference;
 use crate::method::{About, Common, Company, Method, Plan};
 use crate::outline::{Outline, Place, PlaceKind};
 use crate::rule::{Init, Rule, TensorSpec, Weights};
@@ -51,6 +52,10 @@ impl Method for TrainableTokensConfig {
 
     fn fields(&self) -> Map<String, Value> {
         fields! { "token_indices": self.token_indices, "init_weights": true }
+    }
+
+    fn differences_in_peft(&self, model: &Outline) -> Result<Vec<PeftDifference>, AdapterError> {
+        Ok(model.head_taken_for_embedding().into_iter().collect())
     }
 
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {

@@ -4,7 +4,7 @@ use burn::module::{Lora, LoraAdapter, Module, ModuleMapper, Param, ParamGroup};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
 use sideburn_adapters::{
-    AdaptedLinear, AdaptedModel, AdapterSet, Key, LoraConfig, Method, ModelShape, Pass, Weight, WeightMut, attach,
+    AdaptedLinear, AdaptedModel, AdapterSet, Key, LoraConfig, ModelShape, Pass, Weight, WeightMut, attach,
     load_adapter, load_burn_lora, random_weight, save_adapter, save_burn_lora,
 };
 use sideburn_kernels::RowLayout;
@@ -155,7 +155,7 @@ fn what_does_not_fit_is_refused() {
     let lora = Lora::new(2, 3.0).set_param_group(ParamGroup::from_paths(vec!["up.weight", "down.weight"]));
     let trained = base.clone().apply_lora(lora);
     let error = save_burn_lora(&trained, 3.0, |_| "same".into(), directory.path()).unwrap_err().to_string();
-    assert!(error.contains("up.weight is the second weight that is called \"same\""), "{error}");
+    assert!(error.contains("down.weight is the second weight that is called \"same\""), "{error}");
     save_burn_lora(&trained, 3.0, site, directory.path()).unwrap();
     let error = load_burn_lora(base.clone(), |path| format!("other.{path}"), directory.path()).unwrap_err().to_string();
     assert!(error.contains("unexpected (4)"), "{error}");
@@ -163,8 +163,10 @@ fn what_does_not_fit_is_refused() {
     let error = load_burn_lora(base.clone(), swapped, directory.path()).unwrap_err().to_string();
     assert!(error.contains("misshapen") && error.contains("mlp.up.lora_A.weight is [2, 6]"), "{error}");
 
+    let mut adapted = Adapted::of(&base);
     let dora = LoraConfig { use_dora: true, r: 2, ..LoraConfig::new(["up", "down"]) };
-    std::fs::write(directory.path().join("adapter_config.json"), dora.to_json().to_string()).unwrap();
+    attach(&mut adapted, "default", dora, Key::from_seed(1)).unwrap();
+    save_adapter(&adapted, "default", directory.path()).unwrap();
     let error = load_burn_lora(base, site, directory.path()).unwrap_err().to_string();
     assert!(error.contains("more than two factors"), "{error}");
 }

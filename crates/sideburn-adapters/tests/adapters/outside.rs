@@ -6,11 +6,12 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use serde_json::{Map, Value, json};
 use sideburn_adapters::{
-    About, AdaptedLinear, AdaptedModel, AdapterError, AdapterSet, Call, Common, Company, Fields, Init, Key, Method,
-    ModelShape, Outline, Pass, Place, Plan, Rule, Targets, TensorSpec, Weights, adapter_tensors, attach, list_weights,
-    load_adapter, merge, save_adapter, set_adapter_tensors,
+    About, AdaptedLinear, AdaptedModel, AdapterError, AdapterSet, Call, Common, Company, Fields, Init, Key, LoraConfig,
+    Method, ModelShape, Outline, Pass, Place, Plan, Rule, Targets, TensorSpec, Weights, adapter_tensors, attach,
+    list_weights, load_adapter, merge, save_adapter, set_adapter_tensors,
 };
 use sideburn_kernels::RowLayout;
+use sideburn_weights::{SafetensorsFile, TensorSource, write_safetensors};
 use tempfile::tempdir;
 
 /// One factor for each output of a layer, to the power of `power`.
@@ -161,4 +162,34 @@ fn a_method_from_outside_is_trained_saved_and_loaded() {
     merge(&mut loaded).unwrap();
     let drift = loaded.values().iter().zip(trained.values()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(drift < 1e-5, "{drift:e}");
+}
+
+#[test]
+fn the_halves_of_two_adapters_are_told_apart() {
+    let base = Layers::of_widths([3, 4, 2]);
+    let mut model = base.clone();
+    let config = LoraConfig { r: 2, lora_dropout: 0.1, ..LoraConfig::new(["first"]) };
+    attach(&mut model, "default", config, Key::from_seed(0)).unwrap();
+    let directory = tempdir().unwrap();
+    save_adapter(&model, "default", directory.path()).unwrap();
+    let file = directory.path().join("adapter_config.json");
+    let saved = std::fs::read_to_string(&file).unwrap();
+    let load = |from: &str, to: &str| {
+        assert!(saved.contains(from), "{saved}");
+        std::fs::write(&file, saved.replace(from, to)).unwrap();
+        load_adapter(&mut base.clone(), "default", directory.path())
+    };
+    // What says nothing of the result may be changed by hand.
+    load("\"base_model_name_or_path\": null", "\"base_model_name_or_path\": \"t5\"").unwrap();
+    load("\"lora_dropout\": 0.1", "\"lora_dropout\": 0.2").unwrap();
+    let error = load("\"lora_alpha\": 8", "\"lora_alpha\": 16").unwrap_err().to_string();
+    assert!(error.contains("adapter_config.json: this is not the configuration that"), "{error}");
+    assert!(error.contains("adapter_model.safetensors was saved with") && error.contains("undo the change"), "{error}");
+
+    // Files of `peft` remember no configuration.
+    let weights = directory.path().join("adapter_model.safetensors");
+    let tensors = SafetensorsFile::open(&weights).unwrap();
+    let tensors: Vec<_> = tensors.names().map(|name| (name.to_owned(), tensors.read(name).unwrap())).collect();
+    write_safetensors(&weights, tensors, None).unwrap();
+    load("\"lora_alpha\": 8", "\"lora_alpha\": 16").unwrap();
 }

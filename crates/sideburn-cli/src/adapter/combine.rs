@@ -76,6 +76,8 @@ pub(crate) struct Combined {
     rank: usize,
     sites: usize,
     parameters: usize,
+    /// Where `peft` makes something else of the adapter.
+    differences_in_peft: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -109,7 +111,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Combined> {
         let listed = |(name, adapter): (&String, &PathBuf)| format!("{name:?} is {}", shown(adapter));
         names.iter().zip(&args.adapters).map(listed).collect::<Vec<_>>().join(", ")
     })?;
-    save_adapter(&model, "default", &args.output)?;
+    let differences = save_adapter(&model, "default", &args.output)?;
     let method = model.adapters().get("default")?.method();
     let tensors = adapter_tensors(&model, "default")?;
     let weighted = args.adapters.iter().zip(weights);
@@ -120,6 +122,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Combined> {
         rank: method.downcast_ref::<LoraConfig>().context("what is combined is LoRA")?.r,
         sites: tensors.len() / 2,
         parameters: tensors.values().map(|tensor| tensor.lazy_shape().num_elements()).sum(),
+        differences_in_peft: differences.iter().map(ToString::to_string).collect(),
     })
 }
 
@@ -171,15 +174,16 @@ impl fmt::Display for Combined {
         let part = |Weighted { adapter, weight }: &Weighted| format!("{weight} * {}", in_line(adapter));
         let how = self.combination_type.to_possible_value().expect("no type is hidden").get_name().to_owned();
         let parts = self.adapters.iter().map(part).collect::<Vec<_>>().join("\n");
-        table(
-            f,
-            &[
-                ["written".to_owned(), in_line(&self.output)],
-                [how, parts],
-                ["rank".to_owned(), self.rank.to_string()],
-                ["sites".to_owned(), grouped(self.sites)],
-                ["parameters".to_owned(), grouped(self.parameters)],
-            ],
-        )
+        let mut rows = vec![
+            ["written".to_owned(), in_line(&self.output)],
+            [how, parts],
+            ["rank".to_owned(), self.rank.to_string()],
+            ["sites".to_owned(), grouped(self.sites)],
+            ["parameters".to_owned(), grouped(self.parameters)],
+        ];
+        if !self.differences_in_peft.is_empty() {
+            rows.push(["in peft".to_owned(), self.differences_in_peft.join("\n")]);
+        }
+        table(f, &rows)
     }
 }

@@ -5,8 +5,8 @@ use std::fs;
 use crate::logits::common_logits as logits;
 use burn::tensor::Device;
 use sideburn_adapters::{
-    AdaptedModel, AdapterError, Key, LoraConfig, Pass, PromptTuningConfig, adapter_tensors, attach, load_adapter,
-    merge, read_adapter_json, save_adapter,
+    AdaptedModel, AdapterError, FullConfig, Ia3Config, Key, LoraConfig, Pass, PeftDifference, PromptTuningConfig,
+    Targets, adapter_tensors, attach, load_adapter, merge, read_adapter_json, save_adapter,
 };
 use sideburn_t5::T5;
 use sideburn_testing::{Golden, max_difference, values};
@@ -173,6 +173,40 @@ fn the_task_is_told_of_an_encoder_decoder() {
     let directory = tempdir().unwrap();
     save_adapter(&model, "a", directory.path()).unwrap();
     assert_eq!(read_adapter_json(directory.path()).unwrap()["task_type"], "SEQ_2_SEQ_LM");
+}
+
+#[test]
+fn what_peft_makes_otherwise_is_told_when_it_is_saved() {
+    let differences = |base: &str, attach: &dyn Fn(&mut T5)| {
+        let mut model = T5::from_dir(sideburn_testing::path(base), &Device::flex()).unwrap();
+        attach(&mut model);
+        save_adapter(&model, "a", tempdir().unwrap().path()).unwrap()
+    };
+    let lora = |targets: [&'static str; 2], trainable_token_indices: Vec<usize>| {
+        move |model: &mut T5| {
+            let config =
+                LoraConfig { trainable_token_indices: trainable_token_indices.clone(), ..LoraConfig::new(targets) };
+            drop(attach(model, "a", config, Key::from_seed(0)).unwrap());
+        }
+    };
+    let full = |model: &mut T5| drop(attach(model, "a", FullConfig::default(), Key::from_seed(0)).unwrap());
+    assert_eq!(differences(BASE, &lora(["q", "v"], Vec::new())), []);
+    assert_eq!(differences(BASE, &full), [PeftDifference::NoSuchMethod { peft_type: "FULL" }]);
+    let unread = PeftDifference::UnreadEmbedding {
+        embedding: "shared",
+        read: vec!["encoder.embed_tokens", "decoder.embed_tokens"],
+    };
+    assert!(unread.to_string().starts_with("in `peft` the layers read encoder.embed_tokens and decoder.embed_tokens,"));
+    assert_eq!(differences(BASE, &lora(["q", "shared"], Vec::new())), [unread]);
+    let taken = PeftDifference::HeadTakenForEmbedding { head: "lm_head" };
+    assert_eq!(differences(BASE, &lora(["q", "v"], vec![3])), [taken]);
+    assert_eq!(differences("t5_relu_tied", &lora(["q", "v"], vec![3])), []);
+    let first = |model: &mut T5| {
+        let targets = Targets { layers_to_transform: Some(vec![0]), ..["k"].into() };
+        drop(attach(model, "a", Ia3Config { targets, ..Ia3Config::default() }, Key::from_seed(0)).unwrap());
+    };
+    let field = PeftDifference::NoSuchField { peft_type: "IA3", field: "layers_to_transform" };
+    assert_eq!(differences(BASE, &first), [field]);
 }
 
 /// A copy of an adapter with more tensors, each made of the base's embedding and head.

@@ -54,7 +54,8 @@ fn a_trained_adapter_computes_the_same_after_saving() {
     write_safetensors(directory.join("io.safetensors"), inputs.into_iter().chain([logits]), None).unwrap();
 }
 
-/// `testdata/exported` was written by the test above, and `peft` accepted it. What is written today must be the same.
+/// `testdata/exported` was written by the test above, and `peft` accepted it. What is written today must be the same; the
+/// hash of the configuration in the metadata, which `peft` does not read, came later.
 #[test]
 fn the_files_that_peft_accepted_are_what_is_written() {
     let io = Golden::open("exported/io.safetensors");
