@@ -71,7 +71,7 @@ fn candidates() -> Vec<Candidate> {
     }
     fn prompt(model: &mut T5, run: &Run<'_>) -> anyhow::Result<()> {
         let text = "Summarize the following conversation.".to_owned();
-        let prompt_tuning_init = PromptInit::Text { ids: run.tokenizer.encode(&text, None)?.ids, text };
+        let prompt_tuning_init = PromptInit::Text { ids: run.tokenizer.encode_prompt(&text, None)?.ids, text };
         add(model, PromptTuningConfig { prompt_tuning_init, ..PromptTuningConfig::new(20) }, run)
     }
     let one = |name, learning_rate, attach| Candidate { name, attach, learning_rate, loraplus_lr_ratio: 1.0 };

@@ -264,7 +264,7 @@ impl Corpus {
         let (before, behind) = template.as_str().split_once("{dialogue}").expect("every template has a place for it");
         // Words are tokenised one by one, so that the ids of a text are those of its parts, one after the other.
         let ids = |text: &str| -> anyhow::Result<Vec<u32>> {
-            let mut ids = tokenizer.encode(text, None)?.ids;
+            let mut ids = tokenizer.encode_prompt(text, None)?.ids;
             ids.pop();
             Ok(ids)
         };
@@ -275,7 +275,7 @@ impl Corpus {
             prompt: [ids(before)?, ids(behind)?],
             keyword_prompt: ids("Keywords of the following conversation:")?,
             sentinels: (0..SENTINELS).map(sentinel).collect::<Result<_, _>>()?,
-            eos: tokenizer.eos_id(),
+            eos: tokenizer.eos_id().context("no end-of-sequence token")?,
             dialogues: texts
                 .iter()
                 .map(|text| {

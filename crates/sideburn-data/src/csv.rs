@@ -36,7 +36,7 @@ pub fn read_csv(path: impl AsRef<Path>, columns: &Columns) -> Result<Vec<Example
 /// The same of what `reader` gives; errors call it `name`.
 ///
 /// # Errors
-/// Those of [`read_csv`](crate#reading).
+/// Those of [`read_csv`], but for the file's own.
 pub fn parse_csv(name: &Path, reader: impl BufRead, columns: &Columns) -> Result<Vec<Example>, DataError> {
     let mut records = Records::new(Lines::new(reader, name));
     let Some(Record { line, fields: header }) = records.read()? else {

@@ -39,7 +39,7 @@ pub enum DataError {
     #[error(transparent)]
     File(#[from] FileError),
 
-    /// A model's directory has no tokenizer that can be read.
+    /// A model has no tokenizer that can be read.
     #[error(
         "{directory} has no tokenizer.json; Python writes one: `from transformers import AutoTokenizer; \
          AutoTokenizer.from_pretrained(\"MODEL\").save_pretrained(\"FOLDER\")`",
@@ -323,14 +323,33 @@ pub enum DataError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 
-    /// A tokenizer lacks a token that an encoder-decoder needs.
-    #[error("{path} has no token \"{token}\"; a T5 tokenizer is needed", path = printable(path))]
+    /// A file of settings cannot be understood.
+    #[error("{path} is not what it should be: {reason}; fetch the file again", path = printable(path), reason = printable(reason))]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+
+    /// A tokenizer lacks a token that other files of the model name.
+    #[error(
+        "{path} has no token \"{token}\", which is the {role} of the model; fetch all files from one place",
+        path = printable(path),
+        token = printable(token)
+    )]
     MissingToken {
         /// The tokenizer file.
         path: PathBuf,
         /// The token looked for.
-        token: &'static str,
+        token: String,
+        /// What it is for: `eos_token`, `pad_token` or `bos_token`.
+        role: &'static str,
     },
+
+    /// The files of a model name no end-of-sequence token.
+    #[error("no file of the model names its end-of-sequence token; add \"eos_token\" to tokenizer_config.json")]
+    NoEndToken,
 
     /// A tokenizer has ids that a model has no embedding for.
     #[error(

@@ -33,7 +33,7 @@ pub fn read_jsonl(path: impl AsRef<Path>, columns: &Columns) -> Result<Vec<Examp
 /// The same of what `reader` gives; errors call it `name`.
 ///
 /// # Errors
-/// Those of [`read_jsonl`](crate#reading).
+/// Those of [`read_jsonl`], but for the file's own.
 pub fn parse_jsonl(name: &Path, mut reader: impl BufRead, columns: &Columns) -> Result<Vec<Example>, DataError> {
     // All blanks before the first bracket or brace, and that byte.
     let mut head = Vec::new();

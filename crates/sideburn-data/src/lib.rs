@@ -8,7 +8,8 @@
 //! * [`Example`] is what is read: texts by name, and one or more targets. Records that repeat an example with another
 //!   reference become one.
 //! * [`Template`] is the text around the fields of an example; the same value serves training and inference.
-//! * [`Tokenizer`] wraps a `tokenizer.json`: ids end with the end-of-sequence token, exactly once.
+//! * [`Tokenizer`] is what the files of a model say: `tokenizer.json`, or the bytes of ByT5, and special tokens.
+//!   [`Tokenizer::encode_prompt`] and [`Tokenizer::encode_target`] are the two ends of an example.
 //! * [`tokenize`] does all examples in parallel and says how many were [cut](TokenizedSet#structfield.cut_sources).
 //! * [`BatchSampler`] gives the example numbers of any training step, as a pure function of the seed and the step.
 //!   [`TokenizedSet::batch`] lays those examples into a [`PromptBatch`](sideburn_batch::PromptBatch).
@@ -51,6 +52,7 @@
 
 #![forbid(unsafe_code)]
 
+mod byte_level;
 mod columns;
 mod csv;
 mod dataset;
@@ -77,4 +79,4 @@ pub use jsonl::read_jsonl;
 pub use sampler::BatchSampler;
 pub use template::Template;
 pub use tokenized::{Limits, TokenizedExample, TokenizedSet, tokenize};
-pub use tokenizer::{Encoding, Tokenizer};
+pub use tokenizer::{Encoding, Tokenizer, TokenizerFiles};

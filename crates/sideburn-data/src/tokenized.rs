@@ -34,9 +34,9 @@ impl Default for Limits {
 pub struct TokenizedExample {
     /// The example's id.
     pub id: String,
-    /// The prompt; ends with the end-of-sequence token.
+    /// The prompt, as [`Tokenizer::encode_prompt`] gives it.
     pub source: Vec<u32>,
-    /// The first target; ends with the end-of-sequence token.
+    /// The first target, as [`Tokenizer::encode_target`] gives it: with the end-of-sequence token.
     pub target: Vec<u32>,
 }
 
@@ -75,9 +75,9 @@ pub fn tokenize(
         }
     }
     let encode = |example: &Example| {
-        let source = tokenizer.encode(&template.render(&example.fields)?, Some(limits.max_source_length))?;
+        let source = tokenizer.encode_prompt(&template.render(&example.fields)?, Some(limits.max_source_length))?;
         let target = example.targets.first().ok_or(DataError::NoTarget)?;
-        let target = tokenizer.encode(target, Some(limits.max_target_length))?;
+        let target = tokenizer.encode_target(target, Some(limits.max_target_length))?;
         Ok((example.id.clone(), source, target))
     };
     let encode = |example: &Example| {

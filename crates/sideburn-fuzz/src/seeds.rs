@@ -34,6 +34,8 @@ pub(crate) const JSON: &[&[u8]] = &[
     b"\"(a+)+$\"",
     b"\"model_type\":\"t5\"",
     b"\"summary\":",
+    b"\"eos_token\":",
+    b"\"eos_token_id\":",
     b",",
     b":",
     b"{",
@@ -165,6 +167,12 @@ pub(crate) fn jsonl() -> Vec<Vec<u8>> {
 
 pub(crate) fn tokenizer() -> Vec<Vec<u8>> {
     files(&["crates/sideburn-data/testdata/tokenizer.json"])
+}
+
+pub(crate) fn tokenizer_config() -> Vec<Vec<u8>> {
+    let names = r#"{"tokenizer_class": "ByT5Tokenizer", "eos_token": {"content": "</s>"}, "pad_token": "<pad>", "bos_token": null}"#;
+    let ids = r#"{"tokenizer_class": "ByT5Tokenizer", "eos_token_id": [1, 2], "pad_token_id": 0, "decoder_start_token_id": 0, "is_encoder_decoder": true}"#;
+    vec![names.into(), ids.into()]
 }
 
 #[cfg(feature = "models")]

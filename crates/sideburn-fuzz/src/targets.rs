@@ -4,9 +4,8 @@ use std::fmt::Display;
 use std::path::Path;
 
 use rawzip::{CompressionMethod, ZipArchiveWriter};
-use sideburn_data::{Dataset, Tokenizer, parse_csv, parse_jsonl};
+use sideburn_data::{Dataset, Tokenizer, TokenizerFiles, parse_csv, parse_jsonl};
 use sideburn_weights::{ModelFiles, SafetensorsFile, Tensor, TensorSource, TorchFile, safetensors_bytes};
-use tempfile::TempDir;
 
 use crate::seeds;
 
@@ -35,6 +34,13 @@ pub const TARGETS: &[Target] = &[
     Target { name: "jsonl", run: jsonl, seeds: seeds::jsonl, words: seeds::JSON, memory: 64 },
     // The library compiles patterns and tables that the file asks for.
     Target { name: "tokenizer", run: tokenizer, seeds: seeds::tokenizer, words: seeds::JSON, memory: 4096 },
+    Target {
+        name: "tokenizer_config",
+        run: tokenizer_config,
+        seeds: seeds::tokenizer_config,
+        words: seeds::JSON,
+        memory: 64,
+    },
     #[cfg(feature = "models")]
     Target {
         name: "adapter_config",
@@ -113,10 +119,11 @@ fn pickle(bytes: &[u8]) {
 }
 
 /// Has bytes read as a file on a disk, for what reads files only.
+#[cfg(feature = "models")]
 fn as_file<T>(bytes: &[u8], name: &str, read: impl FnOnce(&Path) -> T) -> T {
     thread_local! {
         // One for all inputs: to make a folder takes longer than most inputs do.
-        static FOLDER: TempDir = tempfile::tempdir().expect("a temporary directory");
+        static FOLDER: tempfile::TempDir = tempfile::tempdir().expect("a temporary directory");
     }
     FOLDER.with(|folder| {
         let path = folder.path().join(name);
@@ -138,11 +145,32 @@ fn jsonl(bytes: &[u8]) {
 }
 
 fn tokenizer(bytes: &[u8]) {
-    if let Some(tokenizer) = checked(as_file(bytes, "tokenizer.json", |path| Tokenizer::from_file(path)), bytes)
-        && let Some(encoding) = checked(tokenizer.encode("#Person1#: Guten Morgen, 你好! </s> a", Some(16)), bytes)
-    {
-        assert!(encoding.ids.len() <= 16);
-        checked(tokenizer.decode(&encoding.ids), bytes);
+    let text = "#Person1#: Guten Morgen, 你好! </s> a";
+    let Some(tokenizer) = checked(Tokenizer::from_bytes(bytes), bytes) else { return };
+    for encoding in [tokenizer.encode_prompt(text, Some(16)), tokenizer.encode_target(text, Some(16))] {
+        if let Some(encoding) = checked(encoding, bytes) {
+            assert!(encoding.ids.len() <= 16);
+            checked(tokenizer.decode(&encoding.ids), bytes);
+        }
+    }
+}
+
+/// The settings beside a tokenizer.
+fn tokenizer_config(bytes: &[u8]) {
+    let given = Some(bytes);
+    for files in [
+        TokenizerFiles { tokenizer_config: given, ..TokenizerFiles::default() },
+        TokenizerFiles {
+            special_tokens_map: given,
+            generation_config: given,
+            config: given,
+            ..TokenizerFiles::default()
+        },
+    ] {
+        if let Some(tokenizer) = checked(Tokenizer::from_files(files), bytes) {
+            let encoding = tokenizer.encode_target("Guten Morgen </s> a", None).expect("bytes always have an end");
+            assert_eq!(encoding.ids.last().copied(), tokenizer.eos_id());
+        }
     }
 }
 

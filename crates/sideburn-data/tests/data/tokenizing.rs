@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use sideburn_data::{DataError, Example, Fields, Limits, Template, TokenizedSet, Tokenizer, tokenize};
+use sideburn_data::{
+    DataError, Encoding, Example, Fields, Limits, Template, TokenizedSet, Tokenizer, TokenizerFiles, tokenize,
+};
 use sideburn_files::FileError;
 
 fn testdata() -> PathBuf {
@@ -34,7 +36,7 @@ fn set(limits: Limits) -> Result<TokenizedSet, DataError> {
 #[test]
 fn ids_end_with_one_end_of_sequence_token() {
     let tokenizer = tokenizer();
-    let id = |text: &str| tokenizer.encode(text, None).unwrap().ids;
+    let id = |text: &str| tokenizer.encode_prompt(text, None).unwrap().ids;
     let hello = id("Hello")[0];
     assert_eq!(id("Hello"), [hello, 1]);
     assert_eq!(id("Hello</s>"), [hello, 1], "a text that ends in the token does not get a second one");
@@ -44,25 +46,141 @@ fn ids_end_with_one_end_of_sequence_token() {
     assert_eq!(id("Hello Hello Hello Hello Hello Hello Hello"), [hello, hello, hello, hello, hello, hello, hello, 1]);
 }
 
+/// The testdata's tokenizer with other special tokens, without what it puts around a text, and beside these settings.
+fn with(tokens: &[(&str, &str)], post_processor: bool, files: TokenizerFiles<'_>) -> Result<Tokenizer, DataError> {
+    let mut json = std::fs::read_to_string(testdata().join("tokenizer.json")).unwrap();
+    for (token, other) in tokens {
+        json = json.replace(token, other);
+    }
+    let mut json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    if !post_processor {
+        json["post_processor"] = serde_json::Value::Null;
+    }
+    let json = json.to_string();
+    Tokenizer::from_files(TokenizerFiles { tokenizer: Some(json.as_bytes()), ..files })
+}
+
+#[test]
+fn special_tokens_are_those_of_the_files() {
+    let none = TokenizerFiles::default();
+    let ids = |tokenizer: &Tokenizer| {
+        [tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id(), tokenizer.decoder_start_id()]
+    };
+    // Whatever they are called.
+    let other = with(&[("</s>", "<stop>"), ("<pad>", "<none>")], true, none).unwrap();
+    assert_eq!(ids(&other), [None, Some(1), Some(0), None]);
+    assert_eq!(other.encode_prompt("", None).unwrap().ids, [1]);
+
+    // The first of the files that says something: by name, then by id.
+    let config =
+        br#"{"eos_token_id": 3, "pad_token_id": 3, "bos_token_id": null, "decoder_start_token_id": 0}"#.as_slice();
+    let generation = br#"{"eos_token_id": [2, 1], "decoder_start_token_id": null}"#.as_slice();
+    let by_id = TokenizerFiles { config: Some(config), generation_config: Some(generation), ..none };
+    assert_eq!(ids(&with(&[], false, by_id).unwrap()), [None, Some(2), Some(0), Some(0)]);
+    assert_eq!(ids(&with(&[], true, by_id).unwrap())[1], Some(1), "what it puts behind texts itself");
+    let map = br#"{"eos_token": "<unk>", "bos_token": {"content": "<extra_id_0>", "lstrip": false}}"#.as_slice();
+    let by_name = TokenizerFiles { special_tokens_map: Some(map), ..by_id };
+    assert_eq!(ids(&with(&[], true, by_name).unwrap()), [Some(103), Some(2), Some(0), Some(0)]);
+    let settings = br#"{"eos_token": {"content": "<pad>"}, "pad_token": null}"#.as_slice();
+    let all = TokenizerFiles { tokenizer_config: Some(settings), ..by_name };
+    assert_eq!(ids(&with(&[], true, all).unwrap()), [Some(103), Some(0), Some(0), Some(0)]);
+}
+
+#[test]
+fn a_prompt_without_an_encoder_has_no_end() {
+    let names_eos = TokenizerFiles { tokenizer_config: Some(br#"{"eos_token": "</s>"}"#), ..TokenizerFiles::default() };
+    let causal = with(&[], false, names_eos).unwrap();
+    let hello = tokenizer().encode_prompt("Hello", None).unwrap().ids[0];
+    assert_eq!(causal.encode_prompt("Hello", None).unwrap().ids, [hello]);
+    assert_eq!(causal.encode_target("Hello", None).unwrap().ids, [hello, 1]);
+    assert_eq!(causal.encode_prompt("Hello Hello Hello", Some(2)).unwrap(), Encoding { ids: vec![hello; 2], cut: 1 });
+    assert_eq!(causal.encode_target("Hello Hello Hello", Some(2)).unwrap(), Encoding { ids: vec![hello, 1], cut: 2 });
+
+    // Those that end it although the file does not say so.
+    let t5 = TokenizerFiles {
+        tokenizer_config: Some(br#"{"eos_token": "</s>", "tokenizer_class": "T5Tokenizer"}"#),
+        ..names_eos
+    };
+    let encoder = TokenizerFiles { config: Some(br#"{"is_encoder_decoder": true}"#), ..names_eos };
+    for files in [t5, encoder] {
+        assert_eq!(with(&[], false, files).unwrap().encode_prompt("Hello", None).unwrap().ids, [hello, 1]);
+    }
+
+    // A token before the prompt stands before no target.
+    let [a, eos] = [r#"{"Sequence":{"id":"A","type_id":0}}"#, r#"{"SpecialToken":{"id":"</s>","type_id":0}}"#];
+    let (behind, before) = (format!(r#""single":[{a},{eos}]"#), format!(r#""single":[{eos},{a}]"#));
+    let names_unk =
+        TokenizerFiles { tokenizer_config: Some(br#"{"eos_token": "<unk>"}"#), ..TokenizerFiles::default() };
+    let llama = with(&[(&behind, &before)], true, names_unk).unwrap();
+    assert_eq!(llama.encode_prompt("Hello", None).unwrap().ids, [1, hello]);
+    assert_eq!(llama.encode_target("Hello", None).unwrap().ids, [hello, 2]);
+    assert_eq!(llama.bos_id(), Some(1));
+
+    let message =
+        with(&[], false, TokenizerFiles::default()).unwrap().encode_target("x", None).unwrap_err().to_string();
+    assert_eq!(
+        message,
+        "no file of the model names its end-of-sequence token; add \"eos_token\" to tokenizer_config.json"
+    );
+}
+
+#[test]
+fn settings_that_do_not_fit_are_named() {
+    let message = |files| with(&[], true, files).unwrap_err().to_string();
+    let none = TokenizerFiles::default();
+    assert_eq!(
+        message(TokenizerFiles { tokenizer_config: Some(br#"{"pad_token": "<|pad|>"}"#), ..none }),
+        "tokenizer.json has no token \"<|pad|>\", which is the pad_token of the model; fetch all files from one place"
+    );
+    let said = message(TokenizerFiles { generation_config: Some(br#"{"decoder_start_token_id": "x"}"#), ..none });
+    assert!(
+        said.starts_with(
+            "generation_config.json is not what it should be: `decoder_start_token_id` is \"x\", expected"
+        ),
+        "{said}"
+    );
+    let said = message(TokenizerFiles { config: Some(b"[]"), ..none });
+    assert!(said.starts_with("config.json is not what it should be: invalid type: sequence, expected a map"), "{said}");
+}
+
+#[test]
+fn byt5_needs_no_file_but_its_settings() {
+    let directory = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).unwrap();
+    write("config.json", r#"{"model_type": "t5", "decoder_start_token_id": 0, "vocab_size": 384}"#);
+    assert!(matches!(Tokenizer::from_dir(&directory), Err(DataError::NoTokenizer { .. })));
+    write("tokenizer_config.json", r#"{"tokenizer_class": "ByT5Tokenizer", "eos_token": "</s>", "extra_ids": 125}"#);
+    let tokenizer = Tokenizer::from_dir(&directory).unwrap();
+    assert_eq!((tokenizer.vocab_size(), tokenizer.max_token_id()), (384, 383));
+    assert_eq!((tokenizer.eos_id(), tokenizer.pad_id(), tokenizer.decoder_start_id()), (Some(1), Some(0), Some(0)));
+    // 195 and 164 are the bytes of ä.
+    assert_eq!(tokenizer.encode_prompt("aä</s>", None).unwrap().ids, [100, 198, 167, 1]);
+    assert_eq!(tokenizer.encode_target("abc", Some(3)).unwrap(), Encoding { ids: vec![100, 101, 1], cut: 1 });
+    assert_eq!(tokenizer.decode(&[0, 100, 198, 167, 259, 1, 9999]).unwrap(), "aä");
+    let config = Some(br#"{"tokenizer_class": "ByT5Tokenizer"}"#.as_slice());
+    let from_config = Tokenizer::from_files(TokenizerFiles { config, ..TokenizerFiles::default() }).unwrap();
+    assert_eq!(from_config.encode_prompt("a", None).unwrap().ids, [100, 1]);
+}
+
 #[test]
 fn truncation_keeps_the_end_of_sequence_token() {
     let tokenizer = tokenizer();
-    let whole = tokenizer.encode("Hello the Hello", None).unwrap();
+    let whole = tokenizer.encode_prompt("Hello the Hello", None).unwrap();
     assert_eq!((whole.ids.len(), whole.cut), (4, 0));
-    assert_eq!(tokenizer.encode("Hello the Hello", Some(4)).unwrap(), whole);
-    let cut = tokenizer.encode("Hello the Hello", Some(3)).unwrap();
+    assert_eq!(tokenizer.encode_prompt("Hello the Hello", Some(4)).unwrap(), whole);
+    let cut = tokenizer.encode_prompt("Hello the Hello", Some(3)).unwrap();
     assert_eq!(cut.ids, [whole.ids[0], whole.ids[1], 1]);
     assert_eq!(cut.cut, 1);
     for max_length in [0, 1] {
-        assert!(matches!(tokenizer.encode("x", Some(max_length)), Err(DataError::Limit { .. })));
+        assert!(matches!(tokenizer.encode_prompt("x", Some(max_length)), Err(DataError::Limit { .. })));
     }
 }
 
 #[test]
 fn decoding_leaves_special_and_unknown_ids_out() {
     let tokenizer = tokenizer();
-    let mut ids = vec![tokenizer.pad_id()];
-    ids.extend(tokenizer.encode("Hello <extra_id_0>#Person1#: the end", None).unwrap().ids);
+    let mut ids = vec![tokenizer.pad_id().unwrap()];
+    ids.extend(tokenizer.encode_prompt("Hello <extra_id_0>#Person1#: the end", None).unwrap().ids);
     ids.push(1_000_000);
     assert_eq!(tokenizer.decode(&ids).unwrap().replace("  ", " "), "Hello #Person1#: the end");
     assert_eq!(tokenizer.decode(&[]).unwrap(), "");
@@ -99,11 +217,6 @@ fn broken_tokenizers_are_named() {
         assert!(good.contains(part), "{part}");
         std::fs::write(&path, good.replace(part, other)).unwrap();
         assert!(matches!(Tokenizer::from_file(&path), Err(DataError::TokenizerFile { .. })), "{part}");
-    }
-    for (token, other) in [("</s>", "<stop>"), ("<pad>", "<none>")] {
-        std::fs::write(&path, good.replace(token, other)).unwrap();
-        let message = Tokenizer::from_file(&path).unwrap_err().to_string();
-        assert!(message.contains(&format!("tokenizer.json has no token \"{token}\"")), "{message}");
     }
 }
 
