@@ -129,7 +129,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     test.truncate(args.max_eval_samples);
     let tokens = |examples: &[Example]| tokenize(examples, &tokenizer, &dialogsum.template, Limits::default());
     let (train_set, test_set) = (tokens(&dialogsum.read(&dataset, Split::Train)?)?, tokens(&test)?);
-    let sampler = BatchSampler::new(train_set.len(), args.batch_size, args.seed)?;
+    let sampler = ShuffledSampler::new(train_set.len(), args.batch_size, args.seed)?;
 
     writeln!(
         out,

@@ -97,7 +97,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     prepare(&mut model);
     writeln!(out, "{}", ParameterReport::of(&model));
 
-    let sampler = BatchSampler::new(corpus.dialogues.len(), args.batch_size, args.seed)?.drop_last()?;
+    let sampler = ShuffledSampler::new(corpus.dialogues.len(), args.batch_size, args.seed)?.drop_last()?;
     let key = Key::from_seed(args.seed).fold_in_name("corruption");
     let train = TrainConfig {
         learning_rate: args.learning_rate,

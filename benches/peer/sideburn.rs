@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sideburn::adapters::PromptTuningConfig;
 use sideburn::batch::Batch;
+use sideburn::data::{DataError, GroupedSampler};
 use sideburn::kernels::{ChromeEvents, record_profile, take_profile};
 use sideburn::prelude::*;
 use sideburn::train::{Observer, StepRecord, TrainError};
@@ -160,7 +161,7 @@ fn train(case: &Case, method: Method, lora_dropout: f64, batching: Batching) -> 
     let samples = read_samples(&case.samples)?;
     let batches = match batching {
         Batching::Order => in_order(samples.len(), case.rows),
-        Batching::Budget => by_budget(&samples, case.rows),
+        Batching::Budget => by_budget(&samples, case.rows)?,
     };
     let batches: Vec<PromptBatch> = batches.iter().map(|batch| collate(&samples, batch)).collect::<Result<_, _>>()?;
     let mut model = T5::from_dir(&case.model, &Device::flex().autodiff())?;
@@ -252,20 +253,11 @@ fn in_order(samples: usize, rows: usize) -> Vec<Vec<usize>> {
 }
 
 /// Batches of at most as many tokens as `rows` samples have on average, so that an epoch has about as many steps as
-/// with batches of `rows`. Lengths may be mixed freely: nothing is padded.
-fn by_budget(samples: &[Ids], rows: usize) -> Vec<Vec<usize>> {
-    let tokens = |index: usize| samples[index].source.len() + samples[index].target.len();
-    let budget = (0..samples.len()).map(tokens).sum::<usize>() * rows / samples.len();
-    let (mut batches, mut held) = (vec![Vec::new()], 0);
-    for index in Key::from_seed(0).fold_in_name("sample order").permutation(samples.len()) {
-        if held + tokens(index) > budget && held > 0 {
-            batches.push(Vec::new());
-            held = 0;
-        }
-        held += tokens(index);
-        batches.last_mut().expect("never empty").push(index);
-    }
-    batches
+/// with batches of `rows`.
+fn by_budget(samples: &[Ids], rows: usize) -> Result<Vec<Vec<usize>>, DataError> {
+    let tokens: Vec<usize> = samples.iter().map(|ids| ids.source.len() + ids.target.len()).collect();
+    let sampler = GroupedSampler::by_tokens(&tokens, tokens.iter().sum::<usize>() * rows / samples.len(), 0)?;
+    Ok((0..sampler.batches_per_epoch() as u64).map(|step| sampler.batch(step)).collect())
 }
 
 fn collate(samples: &[Ids], batch: &[usize]) -> anyhow::Result<PromptBatch> {

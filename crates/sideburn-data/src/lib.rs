@@ -11,7 +11,8 @@
 //! * [`Tokenizer`] is what the files of a model say: `tokenizer.json`, or the bytes of ByT5, and special tokens.
 //!   [`Tokenizer::encode_prompt`] and [`Tokenizer::encode_target`] are the two ends of an example.
 //! * [`tokenize`] does all examples in parallel and says how many were [cut](TokenizedSet#structfield.cut_sources).
-//! * [`BatchSampler`] gives the example numbers of any training step, as a pure function of the seed and the step.
+//! * A [`Sampler`] gives the example numbers of any training step, as a pure function of the seed and the step:
+//!   [`ShuffledSampler`] so many examples a batch, [`GroupedSampler`] so many tokens, or examples of one length.
 //!   [`TokenizedSet::batch`] lays those examples into a [`PromptBatch`](sideburn_batch::PromptBatch).
 //!
 //! # Reading
@@ -24,7 +25,7 @@
 //!
 //! ```
 //! use std::{error::Error, path::Path};
-//! use sideburn_data::{BatchSampler, Dataset, Limits, Split, Tokenizer, tokenize};
+//! use sideburn_data::{Dataset, Limits, Sampler, ShuffledSampler, Split, Tokenizer, tokenize};
 //!
 //! fn first_batches(data: &Path, model: &Path) -> Result<(), Box<dyn Error>> {
 //!     let dialogsum = Dataset::dialogsum();
@@ -34,7 +35,7 @@
 //!     let train = tokenize(&examples, &tokenizer, &dialogsum.template, Limits::default())?;
 //!     println!("{train}"); // 0 of 1,200 prompts were longer than 512 tokens and were cut; ...
 //!
-//!     let sampler = BatchSampler::new(train.len(), 8, 42)?;
+//!     let sampler = ShuffledSampler::new(train.len(), 8, 42)?;
 //!     for step in 0..3 {
 //!         let batch = train.batch(&sampler.batch(step))?;
 //!         println!("step {step}: {} source tokens in {} rows", batch.prompts().tokens(), batch.prompts().len());
@@ -76,7 +77,7 @@ pub use example::{Example, Fields};
 pub use jsonl::parse_jsonl;
 #[cfg(feature = "fs")]
 pub use jsonl::read_jsonl;
-pub use sampler::BatchSampler;
+pub use sampler::{GroupedSampler, Sampler, ShuffledSampler};
 pub use template::Template;
 pub use tokenized::{Limits, TokenizedExample, TokenizedSet, tokenize};
 pub use tokenizer::{Encoding, Tokenizer, TokenizerFiles};

@@ -110,6 +110,12 @@ impl TokenizedSet {
         self.examples.is_empty()
     }
 
+    /// How many tokens each example has, prompt and target together: what a
+    /// [`GroupedSampler`](crate::GroupedSampler) makes batches by.
+    pub fn token_counts(&self) -> Vec<usize> {
+        self.examples.iter().map(|example| example.source.len() + example.target.len()).collect()
+    }
+
     /// The examples of these numbers (from 0) as a batch, in this order.
     ///
     /// # Errors

@@ -84,7 +84,8 @@ pub mod prelude {
     };
     pub use sideburn_batch::{PromptBatch, TokenRows};
     pub use sideburn_data::{
-        BatchSampler, Dataset, Example, Fields, Limits, Split, Template, TokenizedExample, Tokenizer, tokenize,
+        Dataset, Example, Fields, Limits, Sampler, ShuffledSampler, Split, Template, TokenizedExample, Tokenizer,
+        tokenize,
     };
     pub use sideburn_generate::{GenerationConfig, greedy};
     pub use sideburn_nn::LanguageModel;

@@ -256,6 +256,7 @@ fn batches_hold_real_tokens_with_their_lengths() {
     assert_eq!(batch.prompts().lengths(), [4, 3]);
     assert_eq!(batch.prompts().iter().next().unwrap(), set.examples[2].source);
     assert_eq!(batch.targets().iter().nth(1).unwrap(), set.examples[0].target);
+    assert_eq!(set.token_counts(), [3 + 5, 5 + 3, 4 + 4]);
     let message = set.batch(&[0, 3]).unwrap_err().to_string();
     assert_eq!(message, "there is no example 3; the set has 3 examples, numbered from 0");
     assert!(matches!(set.batch(&[]), Err(DataError::Batch(_))));
