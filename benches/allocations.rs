@@ -16,7 +16,7 @@ use burn::module::Module;
 use burn::tensor::Device;
 use sideburn::kernels::{MemoryUse, memory_use, release_memory};
 use sideburn::prelude::{LanguageModel, T5, TrainConfig, Trainer};
-use sideburn::train::{Observer, StepRecord, TrainError};
+use sideburn::train::{Control, Observer, Run, StepRecord, TrainError};
 use sideburn_benches::{SOURCE, TARGET, batch_of, factored, flan_t5_small};
 
 const ROWS: usize = 8;
@@ -196,8 +196,8 @@ fn counts() -> ([u64; 4], MemoryUse) {
     (COUNTS.each_ref().map(|count| count.load(Relaxed)), memory_use())
 }
 
-impl Observer for LastStep {
-    fn step(&mut self, record: &StepRecord) -> Result<(), TrainError> {
+impl<M> Observer<M> for LastStep {
+    fn step(&mut self, record: &StepRecord, _: &Run<M>, _: &M) -> Result<Control, TrainError> {
         let (after, before) = (counts(), std::mem::replace(&mut self.before, counts()));
         if record.step + 2 == STEPS && self.sites.is_some() {
             noting(Sites::restart);
@@ -221,7 +221,7 @@ impl Observer for LastStep {
             }
         }
         self.before = counts();
-        Ok(())
+        Ok(Control::GoOn)
     }
 }
 

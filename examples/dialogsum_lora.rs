@@ -163,7 +163,7 @@ fn train(
         fs::remove_dir_all(&unfinished)?;
     }
     let ended = trainer
-        .observe(ProgressLine::new(max_steps))
+        .observe(ProgressLine::new())
         .observe(JsonLinesLog::create(unfinished.join("training.jsonl"))?)
         .observe(args.profile.as_ref().map(ChromeTrace::create).transpose()?)
         .observe(Interrupt::listen()?)

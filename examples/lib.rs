@@ -18,7 +18,7 @@ use std::sync::{Arc, OnceLock};
 use anyhow::{Context, ensure};
 use sideburn::files::{check_writable, printable, write_atomic};
 use sideburn::prelude::*;
-use sideburn::train::{Observer, StepRecord, TrainError};
+use sideburn::train::{Control, Observer, Run, StepRecord, TrainError};
 use signal_hook::{consts, flag};
 
 /// The standard output. Where it is closed (`| head -1`) or full, the work goes on, and [`finish`](Self::finish) tells.
@@ -196,10 +196,10 @@ impl Signals {
     }
 }
 
-impl Observer for Interrupt {
-    fn step(&mut self, record: &StepRecord) -> Result<(), TrainError> {
+impl<M> Observer<M> for Interrupt {
+    fn step(&mut self, record: &StepRecord, _: &Run<M>, _: &M) -> Result<Control, TrainError> {
         match self.0.came.load(Ordering::Relaxed) {
-            0 => Ok(()),
+            0 => Ok(Control::GoOn),
             signal => Err(TrainError::Step { step: record.step, source: Box::new(Interrupted(signal)) }),
         }
     }

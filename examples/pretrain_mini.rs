@@ -108,7 +108,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         ..TrainConfig::new(args.max_steps)
     };
     let ended = Trainer::new(train)?
-        .observe(ProgressLine::new(args.max_steps))
+        .observe(ProgressLine::new())
         .observe(JsonLinesLog::create(args.output.join("pretraining.jsonl"))?)
         .observe(Interrupt::listen()?)
         .train(&mut model, |step| corpus.batch(&sampler.batch(step), key.fold_in(step)), T5::token_losses)

@@ -21,7 +21,7 @@ use sideburn::batch::Batch;
 use sideburn::data::{DataError, GroupedSampler};
 use sideburn::kernels::{ChromeEvents, record_profile, take_profile};
 use sideburn::prelude::*;
-use sideburn::train::{Observer, StepRecord, TrainError};
+use sideburn::train::{Control, Observer, Run, StepRecord, TrainError};
 
 /// Sideburn's side of benches/peer/run.py
 #[derive(Parser)]
@@ -273,15 +273,15 @@ struct Watch {
     laps: Laps,
 }
 
-impl Observer for &mut Watch {
-    fn step(&mut self, record: &StepRecord) -> Result<(), TrainError> {
+impl<M> Observer<M> for Watch {
+    fn step(&mut self, record: &StepRecord, _: &Run<M>, _: &M) -> Result<Control, TrainError> {
         if record.step == 0 {
             self.first_step_at = now();
         }
         if (record.step + 1).is_multiple_of(self.batches) {
             self.laps.lap();
         }
-        Ok(())
+        Ok(Control::GoOn)
     }
 }
 

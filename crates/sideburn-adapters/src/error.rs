@@ -252,6 +252,16 @@ pub enum AdapterError {
         /// Why not.
         reason: &'static str,
     },
+    /// What an adapter's training remembered, which is not of this adapter.
+    #[error(
+        "the training of the adapter {name:?} cannot go on: {message}; give the state of a run over the same adapters"
+    )]
+    TrainingState {
+        /// The adapter.
+        name: String,
+        /// What does not fit.
+        message: String,
+    },
     /// An adapter that is merged into the base.
     #[error("the adapter {name:?} is merged into the base; unmerge it first")]
     IsMerged {

@@ -96,7 +96,7 @@ pub use model::{AdaptedModel, Weight, WeightMut};
 pub use outline::{ModelShape, Outline, Place, PlaceKind, Usual};
 pub use pass::{Pass, TokenPass};
 pub use peft_dir::{AdapterDir, load_adapter, read_adapter_json, save_adapter, swap_adapter};
-pub use report::ParameterReport;
+pub use report::{ParameterReport, is_trainable};
 pub use rule::{Call, Init, Prefix, Rule, TensorName, TensorSpec, Weights};
 pub use set::{AdapterSet, Entry};
 pub use sideburn_kernels::Key;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor, TensorData};
 use serde_json::{Map, Value, json};
 
 use crate::AdapterError;
@@ -217,6 +217,22 @@ pub trait Regimen: Debug + Send {
     /// What the adapter is at the end of training, if that is another than the one that was trained.
     fn finish(&self, _tensors: BTreeMap<String, Tensor<2>>) -> Option<Finished> {
         None
+    }
+
+    /// What it remembers from step to step, by names of its own, to be kept with a run that is to go on.
+    fn state(&self) -> BTreeMap<String, TensorData> {
+        BTreeMap::new()
+    }
+
+    /// Goes on from what [`state`](Self::state) gave.
+    ///
+    /// # Errors
+    /// Why that is no state of it.
+    fn restore(&mut self, state: BTreeMap<String, TensorData>, _device: &Device) -> Result<(), String> {
+        match state.into_keys().next() {
+            Some(name) => Err(format!("{name:?} is unknown")),
+            None => Ok(()),
+        }
     }
 
     /// A copy.

@@ -58,7 +58,7 @@ impl ModuleVisitor for Count {
 /// Whether the parameter is set to train, also where its device does not differentiate or it is not initialised yet.
 ///
 /// Burn keeps this setting to itself, but hands it on to a value that is loaded in the parameter's place.
-pub(crate) fn is_trainable<const D: usize>(param: &Param<Tensor<D>>) -> bool {
+pub fn is_trainable<const D: usize>(param: &Param<Tensor<D>>) -> bool {
     let probe = Tensor::zeros([1; D], &param.lazy_device().autodiff());
     param.clone().transform_for_load(probe, param.id).is_require_grad()
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use burn::module::{Param, ParamId};
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 
 use crate::attach::reconfigure;
 use crate::held::{adapter_tensors, slots_of, try_each_slots};
@@ -47,6 +47,32 @@ impl Regimens {
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.of_adapters.is_empty()
+    }
+
+    /// What each remembers from step to step, by the names of the adapters.
+    pub fn state(&self) -> BTreeMap<String, BTreeMap<String, TensorData>> {
+        let states = self.of_adapters.iter().map(|(name, regimen)| (name.clone(), regimen.state()));
+        states.filter(|(_, state)| !state.is_empty()).collect()
+    }
+
+    /// Goes on from what [`state`](Self::state) gave.
+    ///
+    /// # Errors
+    /// If it is the state of other adapters.
+    pub fn restore<M: AdaptedModel>(
+        &mut self,
+        model: &M,
+        mut state: BTreeMap<String, BTreeMap<String, TensorData>>,
+    ) -> Result<(), AdapterError> {
+        let wrong = |adapter: &str, message| AdapterError::TrainingState { name: adapter.to_owned(), message };
+        for (name, regimen) in &mut self.of_adapters {
+            let own = state.remove(name).unwrap_or_default();
+            regimen.restore(own, &model.device().inner()).map_err(|message| wrong(name, message))?;
+        }
+        match state.into_keys().next() {
+            Some(name) => Err(wrong(&name, "the adapter has none".to_owned())),
+            None => Ok(()),
+        }
     }
 
     /// What is added to the mean loss of a step, if anything is.

@@ -54,6 +54,11 @@ impl TrainConfig {
         }
     }
 
+    /// The learning rate of a step, from 0.
+    pub fn learning_rate_at(&self, step: u64) -> f64 {
+        self.learning_rate * self.lr_scheduler_type.factor(step, self.warmup_steps, self.max_steps)
+    }
+
     /// Refuses values that mean nothing.
     ///
     /// # Errors

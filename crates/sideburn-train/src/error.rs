@@ -57,6 +57,12 @@ pub enum TrainError {
         /// The first such weight.
         name: String,
     },
+    /// A state that the run cannot go on from.
+    #[error("the run cannot be resumed: {message}; give the state and the weights of one run")]
+    State {
+        /// What does not fit.
+        message: String,
+    },
     /// An error of the data or the model.
     #[error("step {step}: {source}")]
     Step {

@@ -4,11 +4,11 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
+use sideburn_adapters::ParameterReport;
 use sideburn_kernels::{ChromeEvents, record_profile, take_profile};
 
-use crate::TrainError;
+use crate::{Run, TrainError};
 
 /// What a finished step has to tell.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -34,55 +34,49 @@ fn is_zero(number: &f64) -> bool {
     *number == 0.0
 }
 
-/// Someone who is told of each step when it is finished.
-pub trait Observer {
-    /// Takes note of a step.
+/// What is known of a run before its first step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunInfo {
+    /// The first step, from 0; another where a run is resumed.
+    pub first_step: u64,
+    /// The number of steps of the whole run.
+    pub max_steps: u64,
+    /// How much of the model is trained.
+    pub parameters: ParameterReport,
+}
+
+/// Whether a run goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// It does.
+    GoOn,
+    /// It ends after this step, as if that had been the last.
+    Stop,
+}
+
+/// Someone who watches a run: told of each step, shown the model, and able to stop it.
+pub trait Observer<M> {
+    /// The run is about to begin.
     ///
     /// # Errors
-    /// If the note cannot be kept; training stops.
-    fn step(&mut self, record: &StepRecord) -> Result<(), TrainError>;
-}
-
-/// A progress bar on standard error with loss, learning rate, tokens per second and the time left.
-#[derive(Debug)]
-pub struct ProgressLine {
-    bar: ProgressBar,
-    /// The loss, and the tokens per second, averaged over about the last ten steps.
-    smoothed: Option<(f64, f64)>,
-}
-
-impl ProgressLine {
-    /// A bar for `steps` steps; where standard error is not a terminal, about twenty plain lines instead.
-    pub fn new(steps: u64) -> Self {
-        let style =
-            ProgressStyle::with_template("{bar:32} {pos}/{len} {msg}, {eta} left").expect("a template without errors");
-        Self { bar: ProgressBar::new(steps).with_style(style), smoothed: None }
-    }
-}
-
-impl Observer for ProgressLine {
-    fn step(&mut self, record: &StepRecord) -> Result<(), TrainError> {
-        let speed = record.tokens as f64 / record.seconds;
-        let (loss, speed) = match self.smoothed {
-            Some((old_loss, old_speed)) => (0.9 * old_loss + 0.1 * record.loss, 0.9 * old_speed + 0.1 * speed),
-            None => (record.loss, speed),
-        };
-        self.smoothed = Some((loss, speed));
-        let message = format!("loss {loss:.3}, lr {:.2e}, {speed:.0} tokens/s", record.learning_rate);
-        let (done, steps) = (record.step + 1, self.bar.length().unwrap_or(0));
-        if self.bar.is_hidden() && (done == steps || done.is_multiple_of(steps.div_ceil(20).max(1))) {
-            // A lost line is no reason to stop training.
-            let _ = writeln!(std::io::stderr(), "step {done}/{steps}: {message}");
-        }
-        self.bar.set_message(message);
-        self.bar.set_position(done);
+    /// Whatever keeps it from beginning.
+    fn begin(&mut self, _info: &RunInfo) -> Result<(), TrainError> {
         Ok(())
     }
-}
 
-impl Drop for ProgressLine {
-    fn drop(&mut self) {
-        self.bar.abandon();
+    /// A step is finished. `run` and `model` are as the step left them: what is saved of them now can be
+    /// [resumed](Run::resume).
+    ///
+    /// # Errors
+    /// If the observer cannot do its work; training stops.
+    fn step(&mut self, record: &StepRecord, run: &Run<M>, model: &M) -> Result<Control, TrainError>;
+
+    /// The last step is made, or someone has stopped the run. Not called after an error.
+    ///
+    /// # Errors
+    /// If the observer cannot do its work.
+    fn end(&mut self, _run: &Run<M>, _model: &M) -> Result<(), TrainError> {
+        Ok(())
     }
 }
 
@@ -108,20 +102,44 @@ impl JsonLinesLog {
     }
 }
 
-impl Observer for JsonLinesLog {
-    fn step(&mut self, record: &StepRecord) -> Result<(), TrainError> {
+impl<M> Observer<M> for JsonLinesLog {
+    fn step(&mut self, record: &StepRecord, _: &Run<M>, _: &M) -> Result<Control, TrainError> {
         let mut line = serde_json::to_string(record).expect("a record of plain numbers");
         line.push('\n');
         // Flushed at once, so that the log of a run that dies ends with its last whole step.
         let written = self.writer.write_all(line.as_bytes()).and_then(|()| self.writer.flush());
-        written.map_err(|source| TrainError::Log { path: self.path.clone(), source })
+        written.map_err(|source| TrainError::Log { path: self.path.clone(), source })?;
+        Ok(Control::GoOn)
     }
 }
 
 /// Observes nothing where there is nobody.
-impl<O: Observer> Observer for Option<O> {
-    fn step(&mut self, record: &StepRecord) -> Result<(), TrainError> {
-        self.as_mut().map_or(Ok(()), |observer| observer.step(record))
+impl<M, O: Observer<M>> Observer<M> for Option<O> {
+    fn begin(&mut self, info: &RunInfo) -> Result<(), TrainError> {
+        self.as_mut().map_or(Ok(()), |observer| observer.begin(info))
+    }
+
+    fn step(&mut self, record: &StepRecord, run: &Run<M>, model: &M) -> Result<Control, TrainError> {
+        self.as_mut().map_or(Ok(Control::GoOn), |observer| observer.step(record, run, model))
+    }
+
+    fn end(&mut self, run: &Run<M>, model: &M) -> Result<(), TrainError> {
+        self.as_mut().map_or(Ok(()), |observer| observer.end(run, model))
+    }
+}
+
+/// Leaves what the observer has noted with its owner.
+impl<M, O: Observer<M>> Observer<M> for &mut O {
+    fn begin(&mut self, info: &RunInfo) -> Result<(), TrainError> {
+        (**self).begin(info)
+    }
+
+    fn step(&mut self, record: &StepRecord, run: &Run<M>, model: &M) -> Result<Control, TrainError> {
+        (**self).step(record, run, model)
+    }
+
+    fn end(&mut self, run: &Run<M>, model: &M) -> Result<(), TrainError> {
+        (**self).end(run, model)
     }
 }
 
@@ -156,10 +174,11 @@ impl ChromeTrace {
     }
 }
 
-impl Observer for ChromeTrace {
-    fn step(&mut self, _: &StepRecord) -> Result<(), TrainError> {
+impl<M> Observer<M> for ChromeTrace {
+    fn step(&mut self, _: &StepRecord, _: &Run<M>, _: &M) -> Result<Control, TrainError> {
         let written = self.events.write(&take_profile());
-        written.map_err(|source| TrainError::Log { path: self.path.clone(), source })
+        written.map_err(|source| TrainError::Log { path: self.path.clone(), source })?;
+        Ok(Control::GoOn)
     }
 }
 

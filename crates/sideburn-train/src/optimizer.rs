@@ -1,17 +1,18 @@
 //! AdamW over the parameters of a model.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::mem;
 
-use burn::module::{ModuleMapper, Param, ParamId, ParamMapper};
+use burn::module::{ModuleMapper, ModuleVisitor, Param, ParamId, ParamMapper};
 use burn::optim::GradientsParams;
-use burn::tensor::Tensor;
 use burn::tensor::container::TensorContainer;
-use sideburn_adapters::AdaptedModel;
+use burn::tensor::{Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+use sideburn_adapters::{AdaptedModel, is_trainable};
 use sideburn_kernels::{AdamWStep, AdamWUpdate, AnyRank, adamw_steps, adamw_undo};
 
-use crate::TrainConfig;
-use crate::groups::{second_factors, undecayed};
+use crate::parameters::{names, second_factors, undecayed};
+use crate::{TrainConfig, TrainError};
 
 /// AdamW with its moments. An update overwrites parameters and moments where they are, if nothing else holds them.
 pub(crate) struct Optimizer<M> {
@@ -25,21 +26,22 @@ pub(crate) struct Optimizer<M> {
     /// The updates of the last step, and of the one before it.
     last: HashMap<ParamId, AdamWStep>,
     last_but_one: HashMap<ParamId, AdamWStep>,
-    /// The model with nothing in its parameters, to stand in for it while it is updated: what only the updating code
-    /// holds can be overwritten.
-    hollow: M,
+    /// The model with placeholders for its parameters, which stands in for it while it is updated: what only the updating
+    /// code holds can be overwritten.
+    placeholder: M,
 }
 
-/// Puts placeholders into parameters: zeros that are not made unless they are asked for, which nobody does.
-struct Hollow;
+/// Replaces every parameter by a placeholder.
+struct Placeholders;
 
-impl ModuleMapper for Hollow {
+impl ModuleMapper for Placeholders {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        hollow(&param)
+        placeholder(&param)
     }
 }
 
-fn hollow<const D: usize>(param: &Param<Tensor<D>>) -> Param<Tensor<D>> {
+/// A parameter of the same shape. Its zeros are allocated when they are first read, which never happens.
+fn placeholder<const D: usize>(param: &Param<Tensor<D>>) -> Param<Tensor<D>> {
     let (shape, device) = (param.lazy_shape(), param.lazy_device());
     let zeros = shape.clone();
     Param::uninitialized(param.id, move |device, _| Tensor::zeros(zeros.clone(), device), device, false, shape)
@@ -55,7 +57,7 @@ impl<M: AdaptedModel> Optimizer<M> {
             times: HashMap::new(),
             last: HashMap::new(),
             last_but_one: HashMap::new(),
-            hollow: model.clone().map(&mut Hollow),
+            placeholder: model.clone().map(&mut Placeholders),
         }
     }
 
@@ -63,7 +65,7 @@ impl<M: AdaptedModel> Optimizer<M> {
     /// everything stays as it is ([`adamw_steps`]).
     pub(crate) fn step(&mut self, model: &mut M, gradients: &GradientsParams, learning_rate: f64, scale: Tensor<1>) {
         self.last_but_one = mem::take(&mut self.last);
-        let whole = mem::replace(model, self.hollow.clone());
+        let whole = mem::replace(model, self.placeholder.clone());
         let (ids, updates, mappers) = (Vec::new(), Vec::new(), TensorContainer::new());
         let mut take = Take { optimizer: self, gradients, learning_rate, ids, updates, mappers };
         let rest = whole.map(&mut take);
@@ -79,8 +81,26 @@ impl<M: AdaptedModel> Optimizer<M> {
     /// Takes the last update but one back, as exactly as [`adamw_undo`] can, if the last has changed nothing. The moments
     /// stay as it left them.
     pub(crate) fn undo(&mut self, model: &mut M) {
-        let whole = mem::replace(model, self.hollow.clone());
+        let whole = mem::replace(model, self.placeholder.clone());
         *model = whole.map(&mut Undo { optimizer: self });
+    }
+
+    /// The moments of all parameters that have been updated, by the names that these have in `model`.
+    pub(crate) fn state(&self, model: &M) -> BTreeMap<String, Moments> {
+        let mut reader = Reader { optimizer: self, names: names(model), state: BTreeMap::new() };
+        model.visit(&mut reader);
+        reader.state
+    }
+
+    /// Goes on with these moments.
+    pub(crate) fn restore(&mut self, model: &M, state: BTreeMap<String, Moments>) -> Result<(), TrainError> {
+        let mut restorer = Restorer { optimizer: self, names: names(model), state, wrong: None };
+        model.visit(&mut restorer);
+        let unknown = restorer.state.into_keys().next().map(|name| format!("the model has no trained {name:?}"));
+        match restorer.wrong.or(unknown) {
+            Some(message) => Err(TrainError::State { message }),
+            None => Ok(()),
+        }
     }
 
     /// The next update of a parameter.
@@ -103,6 +123,69 @@ impl<M: AdaptedModel> Optimizer<M> {
     }
 }
 
+/// What AdamW remembers of a parameter.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Moments {
+    /// The running mean of the gradient: `exp_avg` of `torch.optim.AdamW`.
+    pub first: TensorData,
+    /// The running mean of its square: `exp_avg_sq`.
+    pub second: TensorData,
+    /// How often the parameter has been updated.
+    pub time: u32,
+}
+
+/// Reads the moments of parameters.
+struct Reader<'a, M> {
+    optimizer: &'a Optimizer<M>,
+    names: HashMap<ParamId, String>,
+    state: BTreeMap<String, Moments>,
+}
+
+impl<M> ModuleVisitor for Reader<'_, M> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let (Some(moments), Some(name)) = (self.optimizer.moments.get(&param.id), self.names.get(&param.id)) else {
+            return;
+        };
+        let [first, second] = moments.clone().map(|moment| moment.into_tensor::<D>().into_data());
+        let time = self.optimizer.times[&param.id];
+        self.state.insert(name.clone(), Moments { first, second, time });
+    }
+}
+
+/// Puts moments back.
+struct Restorer<'a, M> {
+    optimizer: &'a mut Optimizer<M>,
+    names: HashMap<ParamId, String>,
+    /// What is not put back yet.
+    state: BTreeMap<String, Moments>,
+    /// What does not fit.
+    wrong: Option<String>,
+}
+
+impl<M> ModuleVisitor for Restorer<'_, M> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let Some(name) = self.names.get(&param.id) else { return };
+        if !is_trainable(param) {
+            return;
+        }
+        let Some(Moments { first, second, time }) = self.state.remove(name) else { return };
+        let shape = param.lazy_shape();
+        if let Some(other) = [&first, &second].into_iter().find(|moment| *moment.shape() != shape) {
+            let message =
+                format!("{name} has the shape {:?}, its moments have {:?}", shape.as_slice(), other.shape().as_slice());
+            self.wrong.get_or_insert(message);
+            return;
+        }
+        let device = param.lazy_device().inner();
+        let moment = |data: TensorData| {
+            let dtype = data.dtype();
+            AnyRank::from(Tensor::<D>::from_data(data, (&device, dtype)))
+        };
+        self.optimizer.moments.insert(param.id, [moment(first), moment(second)]);
+        self.optimizer.times.insert(param.id, time);
+    }
+}
+
 /// Takes the parameters that have a gradient out of a model, so that nothing else holds them.
 struct Take<'a, M> {
     optimizer: &'a mut Optimizer<M>,
@@ -118,10 +201,10 @@ struct Take<'a, M> {
 impl<M: AdaptedModel> ModuleMapper for Take<'_, M> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let Some(gradient) = self.gradients.get::<D>(param.id) else { return param };
-        let hollow = hollow(&param);
+        let placeholder = placeholder(&param);
         let (id, tensor, mapper) = param.consume();
         if self.mappers.get::<ParamMapper<Tensor<D>>>(&id).is_some() {
-            return hollow;
+            return placeholder;
         }
         let step = self.optimizer.next_update(id, self.learning_rate);
         let tensor = tensor.inner();
@@ -131,7 +214,7 @@ impl<M: AdaptedModel> ModuleMapper for Take<'_, M> {
         self.ids.push(id);
         self.updates.push(AdamWUpdate { parameter, gradient, moments, step });
         self.mappers.register(id, mapper);
-        hollow
+        placeholder
     }
 }
 

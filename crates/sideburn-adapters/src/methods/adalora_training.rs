@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use burn::tensor::{Bool, DType, Tensor, TensorData};
+use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
 
 use super::adalora_config::AdaLoraConfig;
 use crate::method::{Finished, Regimen, Updated};
@@ -26,6 +26,11 @@ pub(super) struct RankAllocator {
 
 /// `lora_A`, `lora_B` and `lora_E` of a layer.
 const PARTS: [&str; 3] = ["lora_A", "lora_B", "lora_E"];
+
+/// What is kept of a tensor in the state of a run.
+const SENSITIVITY: &str = "sensitivity";
+/// The other.
+const UNCERTAINTY: &str = "uncertainty";
 
 /// Those of every layer, by the layers' names.
 fn layers<T>(tensors: BTreeMap<String, T>) -> BTreeMap<String, [T; 3]> {
@@ -172,6 +177,61 @@ impl Regimen for RankAllocator {
         }
         let config = AdaLoraConfig { rank_pattern: self.rank_pattern(), ..self.config.clone() };
         Some(Finished { method: Arc::new(config), tensors: cut })
+    }
+
+    /// Of each layer whether a rank is kept, `LAYER.kept`; and before the last cut the averages of each of its tensors,
+    /// `LAYER.lora_A.sensitivity` and `LAYER.lora_A.uncertainty`.
+    fn state(&self) -> BTreeMap<String, TensorData> {
+        let mut state = BTreeMap::new();
+        for (layer, kept) in &self.kept {
+            let length = kept.len();
+            state.insert(format!("{layer}.kept"), TensorData::new(kept.clone(), [length]));
+        }
+        for (layer, scores) in &self.scores {
+            for (part, Smoothed { sensitivity, uncertainty }) in PARTS.into_iter().zip(scores) {
+                for (what, tensor) in [(SENSITIVITY, sensitivity), (UNCERTAINTY, uncertainty)] {
+                    state.insert(format!("{layer}.{part}.{what}"), tensor.clone().into_data());
+                }
+            }
+        }
+        state
+    }
+
+    fn restore(&mut self, mut state: BTreeMap<String, TensorData>, device: &Device) -> Result<(), String> {
+        (self.kept, self.scores) = (BTreeMap::new(), BTreeMap::new());
+        while let Some((name, data)) = state.pop_first() {
+            let unknown = || format!("{name:?} is unknown");
+            let (layer, last) = name.rsplit_once('.').ok_or_else(unknown)?;
+            if last == "kept" {
+                let kept = data.try_into_vec().map_err(|_| format!("{name:?} holds no truth values"))?;
+                self.kept.insert(layer.to_owned(), kept);
+                continue;
+            }
+            // The first name of a layer in order; the others of the layer follow from it.
+            let (layer, _) = layer.rsplit_once('.').ok_or_else(unknown)?;
+            state.insert(name.clone(), data);
+            let mut take = |part: &str, what: &str| {
+                let name = format!("{layer}.{part}.{what}");
+                let data = state.remove(&name).ok_or_else(|| format!("{name:?} is missing"))?;
+                if data.shape().len() != 2 {
+                    return Err(format!("{name:?} is not a matrix"));
+                }
+                let dtype = data.dtype();
+                Ok(Tensor::<2>::from_data(data, (device, dtype)))
+            };
+            let mut of_part = |part| {
+                Ok::<_, String>(Smoothed {
+                    sensitivity: take(part, SENSITIVITY)?,
+                    uncertainty: take(part, UNCERTAINTY)?,
+                })
+            };
+            let scores = [of_part(PARTS[0])?, of_part(PARTS[1])?, of_part(PARTS[2])?];
+            if state.contains_key(&name) {
+                return Err(unknown());
+            }
+            self.scores.insert(layer.to_owned(), scores);
+        }
+        Ok(())
     }
 
     fn boxed(&self) -> Box<dyn Regimen> {

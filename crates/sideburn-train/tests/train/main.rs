@@ -1,6 +1,8 @@
-//! The training loop against `torch` and `peft`, and how it stops.
+//! The training loop against `torch` and `peft`, how it stops, and how it goes on.
 
 mod adalora;
 mod export_to_peft;
+mod observing;
+mod resuming;
 mod stopping;
 mod trajectories;

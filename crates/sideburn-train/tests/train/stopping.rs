@@ -187,7 +187,7 @@ fn errors_of_data_and_model_name_the_step() {
 
 #[test]
 fn settings_that_mean_nothing_are_refused_by_name() {
-    let error = |config: TrainConfig| Trainer::new(config).err().expect("a bad setting").to_string();
+    let error = |config: TrainConfig| Trainer::<T5>::new(config).err().expect("a bad setting").to_string();
     let settings = TrainConfig::new(1);
     assert!(error(TrainConfig { learning_rate: -1.0, ..settings.clone() }).starts_with("`learning_rate` is -1,"));
     assert!(error(TrainConfig { adam_beta2: 1.0, ..settings.clone() }).starts_with("`adam_beta2` is 1,"));

@@ -1,9 +1,35 @@
-//! Groups of parameters that the optimiser treats apart.
+//! The names of parameters, and the groups of them that the optimiser treats apart.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use burn::module::ParamId;
 use sideburn_adapters::{AdaptedModel, Weight, adapter_tensors};
+
+/// The name of each parameter, which is the same in every process: those of the base as `transformers` calls them, and
+/// those of adapters behind the adapter's name.
+pub(crate) fn names<M: AdaptedModel>(model: &M) -> HashMap<ParamId, String> {
+    let mut names = HashMap::new();
+    let mut add = |id: ParamId, name: String| {
+        names.entry(id).or_insert(name);
+    };
+    for (name, weight) in model.weights() {
+        match weight {
+            Weight::Linear(linear) => {
+                add(linear.weight().id, format!("{name}.weight"));
+                linear.bias().into_iter().for_each(|bias| add(bias.id, format!("{name}.bias")));
+            }
+            Weight::Vector(vector) => add(vector.weight().id, name),
+            Weight::Table(table) => add(table.weight().id, name),
+        }
+    }
+    for entry in model.adapters().list() {
+        let adapter = entry.name();
+        for (name, param) in adapter_tensors(model, adapter).expect("an adapter of the list") {
+            add(param.id, format!("{adapter}:{name}"));
+        }
+    }
+    names
+}
 
 /// The parameters that weight decay leaves alone, as `transformers.Trainer.get_decay_parameter_names` does: norms, and
 /// whatever is called a bias, T5's table of relative position biases among them.

@@ -1,0 +1,64 @@
+//! A run on the terminal.
+
+use std::io::Write;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::{Control, Observer, Run, RunInfo, StepRecord, TrainError};
+
+/// A progress bar on standard error with loss, learning rate, tokens per second and the time left.
+#[derive(Debug)]
+pub struct ProgressLine {
+    bar: ProgressBar,
+    /// The loss, and the tokens per second, averaged over about the last ten steps.
+    smoothed: Option<(f64, f64)>,
+}
+
+impl ProgressLine {
+    /// A bar; where standard error is not a terminal, about twenty plain lines instead.
+    pub fn new() -> Self {
+        let style =
+            ProgressStyle::with_template("{bar:32} {pos}/{len} {msg}, {eta} left").expect("a template without errors");
+        Self { bar: ProgressBar::hidden().with_style(style), smoothed: None }
+    }
+}
+
+impl Default for ProgressLine {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<M> Observer<M> for ProgressLine {
+    fn begin(&mut self, info: &RunInfo) -> Result<(), TrainError> {
+        self.bar.set_length(info.max_steps);
+        self.bar.set_position(info.first_step);
+        self.bar.reset_eta();
+        self.bar.set_draw_target(ProgressDrawTarget::stderr());
+        Ok(())
+    }
+
+    fn step(&mut self, record: &StepRecord, _: &Run<M>, _: &M) -> Result<Control, TrainError> {
+        let speed = record.tokens as f64 / record.seconds;
+        let (loss, speed) = match self.smoothed {
+            Some((old_loss, old_speed)) => (0.9 * old_loss + 0.1 * record.loss, 0.9 * old_speed + 0.1 * speed),
+            None => (record.loss, speed),
+        };
+        self.smoothed = Some((loss, speed));
+        let message = format!("loss {loss:.3}, lr {:.2e}, {speed:.0} tokens/s", record.learning_rate);
+        let (done, steps) = (record.step + 1, self.bar.length().unwrap_or(0));
+        if self.bar.is_hidden() && (done == steps || done.is_multiple_of(steps.div_ceil(20).max(1))) {
+            // A lost line is no reason to stop training.
+            let _ = writeln!(std::io::stderr(), "step {done}/{steps}: {message}");
+        }
+        self.bar.set_message(message);
+        self.bar.set_position(done);
+        Ok(Control::GoOn)
+    }
+}
+
+impl Drop for ProgressLine {
+    fn drop(&mut self) {
+        self.bar.abandon();
+    }
+}

@@ -1,0 +1,142 @@
+//! A run that is resumed at any step goes on as if it had never stopped.
+
+use std::convert::Infallible;
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::{Device, Tensor};
+use sideburn_adapters::{AdaLoraConfig, Key, LoraConfig, attach};
+use sideburn_batch::{PromptBatch, TokenRows};
+use sideburn_t5::{LanguageModel, T5, T5Config};
+use sideburn_train::{Control, Observer, Run, RunState, StepRecord, TrainConfig, TrainError, Trainer};
+
+const STEPS: u64 = 6;
+
+fn base() -> T5 {
+    let config = T5Config {
+        vocab_size: 64,
+        d_model: 16,
+        d_kv: 4,
+        d_ff: 32,
+        num_layers: 1,
+        num_heads: 4,
+        dropout_rate: 0.2,
+        ..T5Config::default()
+    };
+    T5::random(&config, Key::from_seed(7), &Device::flex().autodiff())
+}
+
+fn with_lora() -> T5 {
+    let mut model = base();
+    let lora = LoraConfig { r: 4, lora_dropout: 0.1, ..LoraConfig::new(["q", "v"]) };
+    attach(&mut model, "default", lora, Key::from_seed(8)).unwrap();
+    model
+}
+
+/// Takes ranks away at steps 1 to 4.
+fn with_adalora() -> T5 {
+    let mut model = base();
+    let adalora =
+        AdaLoraConfig { init_r: 4, target_r: 2, tinit: 1, tfinal: 1, ..AdaLoraConfig::new(["q", "v"], STEPS as usize) };
+    attach(&mut model, "default", adalora, Key::from_seed(8)).unwrap();
+    model
+}
+
+fn settings() -> TrainConfig {
+    let (gradient_accumulation_steps, warmup_steps) = (2, 2);
+    TrainConfig { learning_rate: 1e-2, gradient_accumulation_steps, warmup_steps, ..TrainConfig::new(STEPS) }
+}
+
+fn batch(index: u64) -> Result<PromptBatch, Infallible> {
+    let rows = |first: u32| TokenRows::from_rows([[first, 6, 1].as_slice(), &[first + 1, 1]]).unwrap();
+    Ok(PromptBatch::new(rows(5 + index as u32), rows(30 + index as u32)).unwrap())
+}
+
+/// All parameters, in the order of Burn's visitors.
+fn parameters(model: &T5) -> Vec<f32> {
+    struct Values(Vec<f32>);
+    impl ModuleVisitor for Values {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.0.extend(param.val().into_data().iter::<f32>());
+        }
+    }
+    let mut values = Values(Vec::new());
+    model.visit(&mut values);
+    values.0
+}
+
+/// Keeps the model and the run after every step, as a checkpoint does: as text.
+#[derive(Default)]
+struct Keep {
+    checkpoints: Vec<(T5, String)>,
+}
+
+impl Observer<T5> for Keep {
+    fn step(&mut self, record: &StepRecord, run: &Run<T5>, model: &T5) -> Result<Control, TrainError> {
+        assert_eq!(run.next_step(), record.step + 1);
+        self.checkpoints.push((model.clone(), serde_json::to_string(&run.state(model)).unwrap()));
+        Ok(Control::GoOn)
+    }
+}
+
+#[test]
+fn at_any_step_with_any_method() {
+    for (name, start) in [("lora", with_lora()), ("adalora", with_adalora()), ("full", base().unfreeze())] {
+        let mut keep = Keep::default();
+        let mut model = start.clone();
+        let trainer = Trainer::new(settings()).unwrap().observe(&mut keep);
+        let report = trainer.train(&mut model, batch, T5::token_losses).unwrap();
+        assert_ne!(parameters(&model), parameters(&start), "{name}");
+        assert_eq!(keep.checkpoints.len() as u64, STEPS);
+        for (after, (mut resumed, state)) in keep.checkpoints.into_iter().enumerate() {
+            let state: RunState = serde_json::from_str(&state).unwrap();
+            let trainer = Trainer::new(settings()).unwrap();
+            let rest = trainer.resume(state, &mut resumed, batch, T5::token_losses).unwrap();
+            let expected: Vec<f64> = report.losses()[after + 1..].to_vec();
+            assert_eq!(rest.losses(), expected, "{name}, after step {after}");
+            assert_eq!(parameters(&resumed), parameters(&model), "{name}, after step {after}");
+        }
+    }
+}
+
+#[test]
+fn moments_have_names_that_do_not_change() {
+    let state = |mut model: T5| {
+        let mut run = Run::begin(&model, &settings()).unwrap();
+        run.step(&mut model, &[batch(0).unwrap()], &T5::token_losses).unwrap();
+        run.state(&model)
+    };
+    let (first, again) = (state(with_lora()), state(with_lora()));
+    assert_eq!(first, again);
+    let name = "default:base_model.model.encoder.block.0.layer.0.SelfAttention.q.lora_A.weight";
+    assert_eq!(first.moments[name].time, 1);
+    assert_eq!(first.moments.len(), 12, "{:?}", first.moments.keys());
+    let full = state(base().unfreeze());
+    assert!(full.moments.contains_key("shared.weight"), "{:?}", full.moments.keys());
+    assert!(full.moments.contains_key("decoder.block.0.layer.2.DenseReluDense.wi.weight"));
+}
+
+#[test]
+fn states_of_other_runs_are_refused() {
+    let mut model = with_lora();
+    let mut run = Run::begin(&model, &settings()).unwrap();
+    run.step(&mut model, &[batch(0).unwrap()], &T5::token_losses).unwrap();
+    let state = run.state(&model);
+    let refused = |model: &T5, state: RunState| Run::resume(model, state).err().expect("an error").to_string();
+
+    let error = refused(&base().unfreeze(), state.clone());
+    assert!(error.contains("the model has no trained \"default:base_model.model.decoder.block.0"), "{error}");
+    let mut other = base();
+    attach(&mut other, "default", LoraConfig { r: 2, ..LoraConfig::new(["q", "v"]) }, Key::from_seed(8)).unwrap();
+    let error = refused(&other, state.clone());
+    assert!(error.contains("lora_A.weight has the shape [2, 16], its moments have [4, 16]"), "{error}");
+    let adapters = [("default".to_owned(), [("x".to_owned(), [1.0f32].into())].into())].into();
+    let error = refused(&model, RunState { adapters, ..state.clone() });
+    assert!(error.contains("the training of the adapter \"default\" cannot go on"), "{error}");
+    let adapters = [("default".to_owned(), [("q.lora_A.sensitivity".to_owned(), [1.0f32].into())].into())].into();
+    let error = refused(&with_adalora(), RunState { adapters, moments: [].into(), ..state.clone() });
+    assert!(error.contains("\"q.lora_A.sensitivity\" is not a matrix"), "{error}");
+
+    let other = TrainConfig { seed: 1, ..settings() };
+    let error = Trainer::new(other).unwrap().resume(state, &mut model, batch, T5::token_losses).unwrap_err();
+    assert!(error.to_string().starts_with("the run cannot be resumed: it was run with TrainConfig"), "{error}");
+}
