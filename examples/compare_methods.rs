@@ -49,7 +49,7 @@ struct Args {
 /// A method with the learning rate that suits it, and the second factor's over the first's.
 struct Candidate {
     name: &'static str,
-    attach: fn(&mut T5, &Run<'_>) -> anyhow::Result<()>,
+    attach: fn(&mut AutoModel, &Run<'_>) -> anyhow::Result<()>,
     learning_rate: f64,
     loraplus_lr_ratio: f64,
 }
@@ -65,11 +65,11 @@ fn candidates() -> Vec<Candidate> {
     fn lora() -> LoraConfig {
         LoraConfig { r: 32, lora_alpha: 64.0, lora_dropout: 0.05, ..LoraConfig::new(["q", "v"]) }
     }
-    fn add(model: &mut T5, method: impl Method, run: &Run<'_>) -> anyhow::Result<()> {
+    fn add(model: &mut AutoModel, method: impl Method, run: &Run<'_>) -> anyhow::Result<()> {
         attach(model, "adapter", method, run.key)?;
         Ok(())
     }
-    fn prompt(model: &mut T5, run: &Run<'_>) -> anyhow::Result<()> {
+    fn prompt(model: &mut AutoModel, run: &Run<'_>) -> anyhow::Result<()> {
         let text = "Summarize the following conversation.".to_owned();
         let prompt_tuning_init = PromptInit::Text { ids: run.tokenizer.encode_prompt(&text, None)?.ids, text };
         add(model, PromptTuningConfig { prompt_tuning_init, ..PromptTuningConfig::new(20) }, run)
@@ -122,7 +122,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         ensure!(known.contains(&name.as_str()), "no method {name:?}; choose among {known:?}");
     }
     ensure!(args.max_eval_samples > 0, "--max-eval-samples is 0, so that nothing would be measured; give at least 1");
-    let base = T5::from_dir(&model_dir, &device)?;
+    let base = AutoModel::from_dir(&model_dir, &device)?;
     let tokenizer = Tokenizer::from_dir(&model_dir)?;
     let dialogsum = Dataset::dialogsum();
     let mut test = dialogsum.read(&dataset, Split::Test)?;
@@ -136,7 +136,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         "{:18}{:>12}{:>14}{:>10}{:>10}{:>9}{:>9}",
         "", "trained", "bytes", "seconds", "rouge1", "rouge2", "rougeL"
     );
-    let rouge = |model: &T5| -> anyhow::Result<[f64; 3]> {
+    let rouge = |model: &AutoModel| -> anyhow::Result<[f64; 3]> {
         let summaries = summarise(model, &tokenizer, &test_set.examples, args.batch_size)?;
         let references: Vec<&[String]> = test.iter().map(|example| example.targets.as_slice()).collect();
         let scores = mean(&RougeScorer::all().with_stemmer(true).score_corpus(&references, &summaries)?)?;
@@ -162,7 +162,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         let clock = Instant::now();
         let report = Trainer::new(config)?
             .observe(Interrupt::listen()?)
-            .train(&mut model, |step| train_set.batch(&sampler.batch(step)), T5::token_losses)
+            .train(&mut model, |step| train_set.batch(&sampler.batch(step)), AutoModel::token_losses)
             .context(name)?;
         let seconds = clock.elapsed().as_secs_f64();
         if let Some(reason) = divergence(&report.steps) {

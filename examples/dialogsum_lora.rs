@@ -70,9 +70,9 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let clock = Instant::now();
     let device = parse_device(&args.device)?.autodiff();
     let model_dir = asset_or(&args.model, "t5-mini");
-    let base = T5::from_dir(&model_dir, &device)?;
+    let base = AutoModel::from_dir(&model_dir, &device)?;
     let tokenizer = Tokenizer::from_dir(&model_dir)?;
-    tokenizer.check_fits(base.config().vocab_size)?;
+    tokenizer.check_fits(base.vocab_size())?;
     let (dialogsum, directory) = (Dataset::dialogsum(), asset_or(&args.dataset, "dialogsum-sample"));
     let mut test = dialogsum.read(&directory, Split::Test)?;
     test.truncate(args.max_eval_samples);
@@ -82,7 +82,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
     writeln!(out, "train: {train_set}\ntest: {test_set}");
     let seconds_load = clock.elapsed().as_secs_f64();
 
-    let summarise = |model: &T5, examples: &[TokenizedExample]| summarise(model, &tokenizer, examples, args.batch_size);
+    let summarise =
+        |model: &AutoModel, examples: &[TokenizedExample]| summarise(model, &tokenizer, examples, args.batch_size);
     let zero_shot = summarise(&base, &test_set.examples[..1])?;
     writeln!(out, "\n{}\n\nzero-shot: {}\n", test[0].fields["dialogue"], zero_shot[0]);
 
@@ -99,7 +100,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
 
     // The saved adapter on a base read anew, and the untouched base.
     let clock = Instant::now();
-    let mut reloaded = T5::from_dir(&model_dir, &device)?;
+    let mut reloaded = AutoModel::from_dir(&model_dir, &device)?;
     load_adapter(&mut reloaded, "dialogsum", &adapter)?;
     let zero_shot = summarise(&base, &test_set.examples)?;
     let tuned = summarise(&reloaded, &test_set.examples)?;
@@ -150,7 +151,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
 /// Adapter and log of a run that fails, diverges or is interrupted stay in `unfinished`, so that they never replace one
 /// that is well, and no log ever stands beside an adapter of another run.
 fn train(
-    model: &mut T5,
+    model: &mut AutoModel,
     batches: impl Fn(u64) -> Result<PromptBatch, DataError>,
     args: &Args,
 ) -> anyhow::Result<(PathBuf, Vec<f64>)> {
@@ -167,7 +168,7 @@ fn train(
         .observe(JsonLinesLog::create(unfinished.join("training.jsonl"))?)
         .observe(args.profile.as_ref().map(ChromeTrace::create).transpose()?)
         .observe(Interrupt::listen()?)
-        .train(model, batches, T5::token_losses)
+        .train(model, batches, AutoModel::token_losses)
         .map_err(anyhow::Error::from)
         .and_then(|report| divergence(&report.steps).map_or(Ok(report), |reason| Err(anyhow!(reason))));
     let report = match ended {

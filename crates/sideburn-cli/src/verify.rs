@@ -7,7 +7,7 @@ use anyhow::ensure;
 use serde::Serialize;
 use sideburn::prelude::*;
 
-use crate::model::{Model, logits, max_difference, mean_loss, open_on, vocabulary, write_greedily};
+use crate::model::{logits, max_difference, mean_loss, open_on, write_greedily};
 use crate::reference::{Rectangle, Reference};
 use crate::report::{Finding, Verdict, count, in_line, number, shown, table};
 
@@ -153,7 +153,12 @@ fn read_logits(reference: &mut Reference) -> anyhow::Result<(Logits, f64)> {
     Ok((Logits { shape, values }, variance.sqrt()))
 }
 
-fn check_all(model: &Model, reference: &mut Reference, expected: &Logits, limit: &Limit) -> anyhow::Result<Vec<Check>> {
+fn check_all(
+    model: &AutoModel,
+    reference: &mut Reference,
+    expected: &Logits,
+    limit: &Limit,
+) -> anyhow::Result<Vec<Check>> {
     let mask = reference.integers("attention_mask")?;
     ensure!(mask.values.iter().all(|kept| matches!(kept, 0 | 1)), "`attention_mask` has other values than 0 and 1");
     let source = reference.integers("input_ids")?;
@@ -171,7 +176,7 @@ fn check_all(model: &Model, reference: &mut Reference, expected: &Logits, limit:
     let input = reference.integers("decoder_input_ids")?;
     ensure!(input.rows == rows, "`decoder_input_ids` has {} rows, `input_ids` has {rows}", input.rows);
     let Logits { shape, values: expected } = expected;
-    let own_shape = [rows, input.columns, vocabulary(model)];
+    let own_shape = [rows, input.columns, model.vocab_size()];
     ensure!(*shape == own_shape, "`logits` has the shape {shape:?}, those of this model have {own_shape:?}");
     let found = logits(model, &source, &input.whole()?)?;
     let mut checks = vec![Check::numbers("logits", max_difference(&found, expected), limit)];

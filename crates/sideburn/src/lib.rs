@@ -8,7 +8,7 @@
 //! | [`batch`] | `sideburn-batch` | token rows with lengths, keyed random draws |
 //! | [`data`] | `sideburn-data` | data sets, prompt templates, tokenisation, sampling |
 //! | [`files`] | `sideburn-files` | files opened with care, directories replaced as one thing |
-//! | [`generate`] | `sideburn-generate` | greedy decoding over any decoder |
+//! | [`generate`] | `sideburn-generate` | generation over any decoder, token by token |
 //! | [`kernels`] | `sideburn-kernels` | fused differentiable operations |
 //! | [`nn`] | `sideburn-nn` | blocks of language models, the files of a model directory |
 //! | [`rouge`] | `sideburn-rouge` | ROUGE, as `rouge_score` computes it |
@@ -16,7 +16,7 @@
 //! | [`train`] | `sideburn-train` | the training loop |
 //! | [`weights`] | `sideburn-weights` | safetensors, strictly read |
 //!
-//! [`device`] turns a name such as `flex` or `cuda:1` into a Burn device, and [`prelude`] holds what most programs
+//! [`AutoModel`] reads a model of whichever family a directory holds. [`device`] turns a name such as `flex` or `cuda:1` into a Burn device, and [`prelude`] holds what most programs
 //! import.
 
 #![forbid(unsafe_code)]
@@ -61,7 +61,10 @@ mod methods {
     struct Vera;
 }
 
+mod auto;
 pub mod device;
+
+pub use auto::{AutoDecoding, AutoError, AutoModel};
 
 pub use sideburn_adapters as adapters;
 pub use sideburn_batch as batch;
@@ -93,5 +96,6 @@ pub mod prelude {
     pub use sideburn_t5::{T5, T5Config};
     pub use sideburn_train::{ChromeTrace, JsonLinesLog, ProgressLine, Schedule, TrainConfig, Trainer};
 
+    pub use crate::AutoModel;
     pub use crate::device::parse_device;
 }

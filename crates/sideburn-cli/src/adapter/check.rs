@@ -14,7 +14,7 @@ use sideburn::weights::TensorSource;
 use super::halves::{Halves, base_fingerprint, is_float};
 use super::on_base::OnBase;
 use super::tensors::lora_updates;
-use crate::model::{Model, open};
+use crate::model::open;
 use crate::report::{Finding, Verdict, count, in_line, shown, table};
 
 /// Check that an adapter is whole and fits a base model
@@ -70,7 +70,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Checkup> {
 }
 
 /// Makes the checks, up to those that need what has failed.
-fn look_into(adapter: &Path, base: &mut Model, found: &mut Found) {
+fn look_into(adapter: &Path, base: &mut AutoModel, found: &mut Found) {
     let halves = match Halves::open(adapter) {
         Ok(halves) => halves,
         Err(error) => return found.add("configuration", Verdict::Failed, error.to_string()),
@@ -158,7 +158,7 @@ fn check_training(tensors: &dyn TensorSource, config: &Value, lora: Option<&Lora
 }
 
 /// Whether the tensors are those that the configuration means on this base.
-fn check_fit(adapter: &Path, method: &dyn Method, tensors: &dyn TensorSource, base: &mut Model, found: &mut Found) {
+fn check_fit(adapter: &Path, method: &dyn Method, tensors: &dyn TensorSource, base: &mut AutoModel, found: &mut Found) {
     match load_adapter(base, "default", adapter) {
         Ok(()) => {
             found.add_places(method);

@@ -1,5 +1,6 @@
 //! The same model on every backend that is compiled in.
 
+mod auto;
 #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal", feature = "cuda"))]
 mod gpu_parity;
 mod half_precision;

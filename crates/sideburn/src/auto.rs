@@ -1,0 +1,221 @@
+//! A model of whichever family a directory holds.
+
+use std::path::{Path, PathBuf};
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use sideburn_adapters::{AdaptedModel, AdapterSet, ModelShape, Pass, Precision, Weight, WeightMut};
+use sideburn_batch::{PromptBatch, TokenRows};
+use sideburn_files::printable;
+use sideburn_generate::Decoder;
+use sideburn_nn::{LanguageModel, ModelDir, NnError, SpecialTokens};
+
+/// Writes [`AutoModel`], what it decodes with and its errors, from one line for each family: the name of its variant, its
+/// model, its decoding, its error, and the `model_type`s of `config.json` that it reads, or refuses in words of its own.
+macro_rules! families {
+    ($($family:ident: $model:ty, $decoding:ty, $error:ty, reads $known:expr, refuses $refused:expr;)+) => {
+        /// A model of the family that `config.json` names: `AutoModelForSeq2SeqLM` and `AutoModelForCausalLM` of
+        /// `transformers` in one.
+        ///
+        /// Adapters, training and generation do not ask which family it is of:
+        ///
+        /// ```no_run
+        /// use sideburn::prelude::*;
+        ///
+        /// let mut model = AutoModel::from_dir("flan-t5-small", &Device::flex().autodiff())?;
+        /// load_adapter(&mut model, "summaries", "adapters/summaries")?;
+        /// let prompts = TokenRows::from_rows([[363, 19, 48, 58, 1]])?;
+        /// let decoding = model.start_decoding(&prompts, Pass::evaluate())?;
+        /// println!("{:?}", greedy(decoding, &model.generation_config(20))?);
+        /// # Ok::<(), Box<dyn std::error::Error>>(())
+        /// ```
+        #[derive(Module, Debug)]
+        pub enum AutoModel {
+            $(
+                #[doc = concat!("Of the family ", stringify!($family), ".")]
+                $family($model),
+            )+
+        }
+
+        /// An [`AutoModel`] in the middle of writing.
+        #[derive(Clone, Debug)]
+        pub enum AutoDecoding {
+            $(
+                #[doc = concat!("Of the family ", stringify!($family), ".")]
+                $family($decoding),
+            )+
+        }
+
+        /// Why an [`AutoModel`] cannot be read, or cannot compute.
+        #[derive(Debug, thiserror::Error)]
+        #[non_exhaustive]
+        pub enum AutoError {
+            /// A directory of a family that is not here.
+            #[error(
+                "{}: `model_type` is {}, expected one of {}; no other family of models is here yet",
+                printable(path),
+                printable(model_type),
+                known_types().join(", ")
+            )]
+            UnknownFamily {
+                /// The configuration.
+                path: PathBuf,
+                /// What it says.
+                model_type: String,
+            },
+            /// A directory whose configuration cannot be read.
+            #[error(transparent)]
+            Nn(#[from] NnError),
+            $(
+                #[doc = concat!("An error of the family ", stringify!($family), ".")]
+                #[error(transparent)]
+                $family(#[from] $error),
+            )+
+        }
+
+        /// The `model_type`s that can be read.
+        fn known_types() -> Vec<&'static str> {
+            let known: &[&[&'static str]] = &[$($known),+];
+            known.concat()
+        }
+
+        impl AutoModel {
+            /// Reads a model directory onto `device`. The weights are frozen and in `f32`.
+            ///
+            /// # Errors
+            /// If the family is not here, a file is missing or broken, or the weights do not fit.
+            pub fn from_dir(directory: impl AsRef<Path>, device: &Device) -> Result<Self, AutoError> {
+                let (directory, files) = (directory.as_ref(), ModelDir::new(directory.as_ref()));
+                let config = files.config()?;
+                let model_type = config.get("model_type").and_then(|name| name.as_str()).unwrap_or("(absent)");
+                $(
+                    if $known.iter().chain($refused).any(|own| *own == model_type) {
+                        return Ok(Self::$family(<$model>::from_dir(directory, device)?));
+                    }
+                )+
+                Err(AutoError::UnknownFamily { path: files.config_path(), model_type: model_type.to_owned() })
+            }
+
+            /// Writes a model directory that `transformers` reads, without adapters. It appears whole or not at all.
+            ///
+            /// # Errors
+            /// If it cannot be written.
+            pub fn save_dir(&self, directory: impl AsRef<Path>, precision: Precision) -> Result<(), AutoError> {
+                match self {
+                    $(Self::$family(model) => Ok(model.save_dir(directory, precision)?),)+
+                }
+            }
+        }
+
+        impl AdaptedModel for AutoModel {
+            fn weights(&self) -> Vec<(String, Weight<'_>)> {
+                match self {
+                    $(Self::$family(model) => model.weights(),)+
+                }
+            }
+
+            fn weights_mut(&mut self) -> Vec<(String, WeightMut<'_>)> {
+                match self {
+                    $(Self::$family(model) => model.weights_mut(),)+
+                }
+            }
+
+            fn shape(&self) -> ModelShape {
+                match self {
+                    $(Self::$family(model) => model.shape(),)+
+                }
+            }
+
+            fn device(&self) -> Device {
+                match self {
+                    $(Self::$family(model) => model.device(),)+
+                }
+            }
+
+            fn adapters(&self) -> &AdapterSet {
+                match self {
+                    $(Self::$family(model) => model.adapters(),)+
+                }
+            }
+
+            fn adapters_mut(&mut self) -> &mut AdapterSet {
+                match self {
+                    $(Self::$family(model) => model.adapters_mut(),)+
+                }
+            }
+        }
+
+        impl LanguageModel for AutoModel {
+            type Error = AutoError;
+            type Decoding = AutoDecoding;
+
+            fn vocab_size(&self) -> usize {
+                match self {
+                    $(Self::$family(model) => model.vocab_size(),)+
+                }
+            }
+
+            fn special_tokens(&self) -> &SpecialTokens {
+                match self {
+                    $(Self::$family(model) => model.special_tokens(),)+
+                }
+            }
+
+            fn token_losses(&self, batch: &PromptBatch, pass: &mut Pass) -> Result<Tensor<1>, AutoError> {
+                match self {
+                    $(Self::$family(model) => Ok(model.token_losses(batch, pass)?),)+
+                }
+            }
+
+            fn logits(
+                &self,
+                prompts: &TokenRows,
+                written: &TokenRows,
+                pass: &mut Pass,
+            ) -> Result<Tensor<2>, AutoError> {
+                match self {
+                    $(Self::$family(model) => Ok(model.logits(prompts, written, pass)?),)+
+                }
+            }
+
+            fn start_decoding(&self, prompts: &TokenRows, pass: Pass) -> Result<AutoDecoding, AutoError> {
+                match self {
+                    $(Self::$family(model) => Ok(AutoDecoding::$family(model.start_decoding(prompts, pass)?)),)+
+                }
+            }
+        }
+
+        impl Decoder for AutoDecoding {
+            type Error = AutoError;
+
+            fn rows(&self) -> usize {
+                match self {
+                    $(Self::$family(decoding) => decoding.rows(),)+
+                }
+            }
+
+            fn history(&self, row: usize) -> &[u32] {
+                match self {
+                    $(Self::$family(decoding) => decoding.history(row),)+
+                }
+            }
+
+            fn next_logits(&mut self, tokens: &[u32]) -> Result<Tensor<2>, AutoError> {
+                match self {
+                    $(Self::$family(decoding) => Ok(decoding.next_logits(tokens)?),)+
+                }
+            }
+
+            fn select_rows(&mut self, rows: &[usize]) {
+                match self {
+                    $(Self::$family(decoding) => decoding.select_rows(rows),)+
+                }
+            }
+        }
+    };
+}
+
+families! {
+    T5: sideburn_t5::T5, sideburn_t5::Decoding, sideburn_t5::T5Error,
+        reads &["t5", "mt5", "umt5"], refuses &["longt5", "switch_transformers", "t5gemma", "t5gemma2"];
+}

@@ -1,0 +1,60 @@
+//! A model of whichever family a directory holds.
+
+use sideburn::AutoError;
+use sideburn::prelude::*;
+use sideburn_testing::{Golden, values};
+
+const FAMILY: &str = "t5_gated_untied";
+
+#[test]
+fn it_is_the_model_of_its_family() {
+    let (directory, device) = (sideburn_testing::path(FAMILY), Device::flex());
+    let (auto, own) = (AutoModel::from_dir(&directory, &device).unwrap(), T5::from_dir(&directory, &device).unwrap());
+    let io = Golden::open(&format!("{FAMILY}/io.safetensors"));
+    let prompts = io.batch().prompts().clone();
+    let written = io.full_rows("decoder_input_ids");
+    let logits = |logits: Tensor<2>| values(logits);
+    assert_eq!(
+        logits(auto.logits(&prompts, &written, &mut Pass::evaluate()).unwrap()),
+        logits(own.logits(&prompts, &written, &mut Pass::evaluate()).unwrap())
+    );
+    let config = auto.generation_config(8);
+    let greedy_of_auto = greedy(auto.start_decoding(&prompts, Pass::evaluate()).unwrap(), &config).unwrap();
+    assert_eq!(greedy_of_auto, greedy(own.start_decoding(&prompts, Pass::evaluate()).unwrap(), &config).unwrap());
+    assert_eq!((auto.vocab_size(), auto.shape()), (own.vocab_size(), own.shape()));
+}
+
+#[test]
+fn an_adapter_is_trained_saved_and_loaded() {
+    let (directory, device) = (sideburn_testing::path(FAMILY), Device::flex().autodiff());
+    let mut model = AutoModel::from_dir(&directory, &device).unwrap();
+    attach(&mut model, "default", LoraConfig::new(["q", "v"]), Key::from_seed(1)).unwrap();
+    let batch = Golden::open(&format!("{FAMILY}/io.safetensors")).batch();
+    let trainer = Trainer::new(TrainConfig { learning_rate: 1e-3, ..TrainConfig::new(2) }).unwrap();
+    let batches = |_| Ok::<_, std::convert::Infallible>(batch.clone());
+    trainer.train(&mut model, batches, AutoModel::token_losses).unwrap();
+    let saved = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("auto_adapter");
+    save_adapter(&model, "default", &saved).unwrap();
+    let mut loaded = AutoModel::from_dir(&directory, &device).unwrap();
+    load_adapter(&mut loaded, "default", &saved).unwrap();
+    let losses = |model: &AutoModel| values(model.token_losses(&batch, &mut Pass::evaluate()).unwrap());
+    assert_eq!(losses(&loaded), losses(&model));
+}
+
+#[test]
+fn families_that_are_not_here_are_named() {
+    let directory = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("auto_families");
+    std::fs::create_dir_all(&directory).unwrap();
+    let error = |config: &str| {
+        std::fs::write(directory.join("config.json"), config).unwrap();
+        AutoModel::from_dir(&directory, &Device::flex()).unwrap_err()
+    };
+    let unknown = error(r#"{"model_type": "gpt\u001b2"}"#);
+    assert!(matches!(unknown, AutoError::UnknownFamily { .. }));
+    let text = unknown.to_string();
+    assert!(text.contains(r"config.json: `model_type` is gpt\u{1b}2, expected one of t5, mt5, umt5;"), "{text}");
+    assert!(error("{}").to_string().contains("`model_type` is (absent), expected one of t5"));
+    let long = error(r#"{"model_type": "longt5", "architectures": ["LongT5Model"]}"#).to_string();
+    assert!(long.contains("which is LongT5, whose encoder attends in windows"), "{long}");
+    assert!(error("[]").to_string().contains("`model_type` is (absent)"));
+}
