@@ -10,7 +10,7 @@ use std::hint::black_box;
 use burn::tensor::{Device, Distribution, Int, Tensor};
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime};
 use sideburn::kernels::{
-    Dropout, Key, LowRank, Path, RowLayout, Sight, Site, adapted_linear, adapted_linears, add_dropout, embedding,
+    Dropout, Key, LinearOp, LowRank, Path, RowLayout, Sight, adapted_linear, adapted_linears, add_dropout, embedding,
     gelu_gate, linear, linear_cross_entropy, on_workers, rms_norm, self_attention, set_path,
 };
 
@@ -97,7 +97,7 @@ fn operations(criterion: &mut Criterion) {
         [vec![branch(4)], vec![], vec![branch(6)]]
             .into_iter()
             .zip(&x[1..4])
-            .map(|(branches, weight)| Site { weight: weight.clone(), branches })
+            .map(|(branches, weight)| LinearOp { weight: Some(weight.clone().into()), branches })
             .collect::<Vec<_>>()
     };
     time(&mut group, "queries, keys, values one by one", &work, &inputs, |x| {

@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
-use sideburn_kernels::{Key, LowRank, Site, adapted_linears, linear};
+use sideburn_kernels::{Key, LinearOp, LowRank, adapted_linears, linear};
 
 use crate::TokenPass;
 use crate::rule::{Call, Rule, Weights};
@@ -47,7 +47,7 @@ impl AdaptedLinear {
     }
 
     /// The layer as a base with low-rank branches, if that is all that its adapters make of it in this pass.
-    fn site(&self, dtype: DType, pass: &mut TokenPass<'_>) -> Option<Site> {
+    fn site(&self, dtype: DType, pass: &mut TokenPass<'_>) -> Option<LinearOp> {
         let mut branches = Vec::new();
         match pass.routes() {
             None => {
@@ -63,7 +63,7 @@ impl AdaptedLinear {
                 }
             }
         }
-        self.bias.is_none().then(|| Site { weight: self.weight.val(), branches })
+        self.bias.is_none().then(|| LinearOp { weight: Some(self.weight.val().into()), branches })
     }
 
     /// The same step by step, whatever the adapters do.

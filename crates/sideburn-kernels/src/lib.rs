@@ -48,11 +48,14 @@ pub use ops::adamw::{AdamWStep, AdamWUpdate, adamw_step, adamw_steps, adamw_undo
 pub use ops::attention::{Sight, attention, self_attention};
 pub use ops::dropout::{add_dropout, dropout};
 pub use ops::embedding::embedding;
+pub use ops::fused;
 pub use ops::gate::gelu_gate;
-pub use ops::linear::{LowRank, Site, adapted_linear, adapted_linears, linear, low_rank};
+pub use ops::linear::{LinearOp, LowRank, adapted_linear, adapted_linears, linear, low_rank};
 pub use ops::loss::{cross_entropy, linear_cross_entropy};
 pub use ops::many::AnyRank;
+pub use ops::matrix::Matrix;
 pub use ops::norm::rms_norm;
+pub use ops::tape::{BackwardPass, record};
 #[cfg(feature = "gpu")]
 pub use runtime::launches::count_launches;
 #[cfg(feature = "flex")]

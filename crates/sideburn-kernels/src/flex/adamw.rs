@@ -5,10 +5,9 @@ use burn::tensor::{DType, TensorData};
 use rayon::prelude::*;
 
 use super::simd::vector_fn;
-use super::{Primitive, TASK, contiguous, is_f32, overwritable, values};
-use crate::ops::adamw::{AdamWStep, Coefficients, OptimizerOps, composed_norm, composed_step, in_dtype};
+use super::{Primitive, TASK, are_f32, contiguous, overwritable, values};
+use crate::ops::adamw::{AdamWStep, Coefficients, OptimizerKernels, composed_step, in_dtype};
 use crate::ops::many::Many;
-use crate::runtime::profile::Span;
 
 /// Accumulators of a sum in `f64`: a fixed order whatever the machine, and vectorised.
 const LANES: usize = 8;
@@ -32,12 +31,14 @@ impl Update {
     /// Composed of Burn's operations, for other dtypes than `f32`.
     fn composed(self, scale: Primitive) -> Self {
         let Self { parameter, gradient, moments, step } = self;
-        let (parameter, first, second) = composed_step::<Flex>(parameter, gradient.clone(), moments, scale, &step);
+        let [first, second] = moments;
+        let inputs = [parameter, gradient.clone(), first, second];
+        let [parameter, first, second] = composed_step::<Flex>(inputs, scale, &step);
         Self { parameter, gradient, moments: [first, second], step }
     }
 
     fn is_f32(&self) -> bool {
-        is_f32(&[&self.parameter, &self.gradient, &self.moments[0], &self.moments[1]])
+        are_f32([&self.parameter, &self.gradient].into_iter().chain(&self.moments))
     }
 
     /// The parts that tasks update: parameter, moments and gradient.
@@ -48,25 +49,21 @@ impl Update {
     }
 }
 
-impl OptimizerOps for Flex {
-    fn adamw_steps(
-        parameters: Many<Flex>,
-        gradients: Many<Flex>,
-        firsts: Many<Flex>,
-        seconds: Many<Flex>,
-        scale: Primitive,
-        steps: Vec<AdamWStep>,
-    ) -> (Many<Flex>, Many<Flex>, Many<Flex>) {
-        let _span = Span::new("adamw_steps");
+impl OptimizerKernels for Flex {
+    fn try_steps(
+        [parameters, gradients, firsts, seconds]: [Many<Flex>; 4],
+        scale: &Primitive,
+        steps: &[AdamWStep],
+    ) -> Result<[Many<Flex>; 3], [Many<Flex>; 4]> {
         let moments = firsts.0.into_iter().zip(seconds.0).map(<[Primitive; 2]>::from);
         let parameters = parameters.0.into_iter().zip(gradients.0);
         let mut updates: Vec<Update> = parameters
             .zip(moments)
             .zip(steps)
-            .map(|(((parameter, gradient), moments), step)| Update { parameter, gradient, moments, step })
+            .map(|(((parameter, gradient), moments), step)| Update { parameter, gradient, moments, step: *step })
             .map(|update| if update.is_f32() { update.prepared() } else { update.composed(scale.clone()) })
             .collect();
-        let scale = values(&in_dtype::<Flex>(scale, DType::F32))[0];
+        let scale = values(&in_dtype::<Flex>(scale.clone(), DType::F32))[0];
         if scale > 0.0 {
             // Many small tensors and a few large ones: the parts of all of them are shared out together.
             let tasks: Vec<_> = updates.iter_mut().filter(|update| update.is_f32()).flat_map(Update::tasks).collect();
@@ -77,18 +74,18 @@ impl OptimizerOps for Flex {
             (parameter, (first, second))
         });
         let (parameters, (firsts, seconds)) = updated.unzip();
-        (Many(parameters), Many(firsts), Many(seconds))
+        Ok([parameters, firsts, seconds].map(Many))
     }
 
-    fn norm(tensors: Many<Flex>) -> Primitive {
-        let _span = Span::new("norm");
-        if !tensors.0.iter().all(|tensor| is_f32(&[tensor])) {
-            return composed_norm::<Flex>(tensors);
+    fn try_norm(tensors: Many<Flex>) -> Result<Primitive, Many<Flex>> {
+        if !are_f32(&tensors.0) {
+            return Err(tensors);
         }
         let tensors: Vec<Primitive> = tensors.0.into_iter().map(contiguous).collect();
         let tasks: Vec<&[f32]> = tensors.iter().flat_map(|tensor| values(tensor).chunks(TASK)).collect();
         let squares: Vec<f64> = tasks.into_par_iter().map(squares).collect();
-        Primitive::from_data(TensorData::new(vec![squares.into_iter().sum::<f64>().sqrt() as f32], [1]))
+        let norm = squares.into_iter().sum::<f64>().sqrt() as f32;
+        Ok(Primitive::from_data(TensorData::new(vec![norm], [1])))
     }
 }
 
@@ -128,9 +125,9 @@ mod tests {
         let (held, before) = (second.clone(), [&parameter, &first, &second].map(place));
         let gradient = tensor(2.0);
         let kept = gradient.clone();
-        let [p, g, m, v] = [parameter, gradient, first, second].map(|tensor| Many(vec![tensor]));
+        let inputs = [parameter, gradient, first, second].map(|tensor| Many(vec![tensor]));
         let scale = Primitive::from_data(TensorData::new(vec![1f32], [1]));
-        let (Many(p), Many(m), Many(v)) = Flex::adamw_steps(p, g, m, v, scale, vec![step]);
+        let [Many(p), Many(m), Many(v)] = Flex::try_steps(inputs, &scale, &[step]).unwrap();
         let [parameter, first, second] = [&p[0], &m[0], &v[0]];
         assert_eq!([parameter, first].map(place), before[..2]);
         assert_ne!(place(second), before[2], "somebody else has the old moments");

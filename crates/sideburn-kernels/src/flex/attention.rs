@@ -6,48 +6,31 @@ use sideburn_batch::Dropout;
 
 use super::products::{Before, Mat, MatMut, Parts, Workers, product};
 use super::simd::{LINE, dots, exp, fetch_ahead, largest, sum, vector_fn};
-use super::{Primitive, contiguous, is_fused, matrix};
-use crate::ops::attention::{self, AttentionOps, Sight};
+use super::{Primitive, matrix, row_major};
+use crate::ops::attention::{AttentionKernels, Sight};
 use crate::runtime::memory::Buffer;
-use crate::runtime::profile::Span;
 
 /// Queries that a task takes at once.
 const BLOCK: usize = 128;
 
-impl AttentionOps for Flex {
-    fn attention_forward(
-        q: Primitive,
-        k: Primitive,
-        v: Primitive,
-        bias: Primitive,
-        sight: Sight,
+impl AttentionKernels for Flex {
+    fn try_attention(
+        inputs: [Primitive; 4],
+        sight: &Sight,
         dropout: Option<Dropout>,
-    ) -> Primitive {
-        let _span = Span::new("attention_forward");
-        if !is_fused(&[&q, &k, &v, &bias]) {
-            return attention::composed::<Flex>(q, k, v, bias, &sight, dropout);
-        }
-        let tensors = [q, k, v, bias].map(contiguous);
-        Heads::new(tensors.each_ref().map(matrix), &sight, dropout).forward()
+    ) -> Result<Primitive, [Primitive; 4]> {
+        let inputs = row_major(inputs)?;
+        Ok(Heads::new(inputs.each_ref().map(matrix), sight, dropout).forward())
     }
 
-    fn attention_backward(
-        q: Primitive,
-        k: Primitive,
-        v: Primitive,
-        bias: Primitive,
-        gradient: Primitive,
-        sight: Sight,
+    fn try_attention_backward(
+        inputs: [Primitive; 5],
+        sight: &Sight,
         of_bias: bool,
         dropout: Option<Dropout>,
-    ) -> (Primitive, Primitive, Primitive, Primitive) {
-        let _span = Span::new("attention_backward");
-        if !is_fused(&[&q, &k, &v, &bias, &gradient]) {
-            let inputs = [q, k, v, bias];
-            return attention::composed_backward::<Flex>(inputs, gradient, &sight, of_bias, dropout);
-        }
-        let [q, k, v, bias, gradient] = [q, k, v, bias, gradient].map(contiguous);
-        let heads = Heads::new([&q, &k, &v, &bias].map(matrix), &sight, dropout);
+    ) -> Result<[Primitive; 4], [Primitive; 5]> {
+        let [q, k, v, bias, gradient] = row_major(inputs)?;
+        let heads = Heads::new([&q, &k, &v, &bias].map(matrix), sight, dropout);
         let mut of_q = zeros_if(sight.queries.has_padding(), &q);
         let [mut of_k, mut of_v] = [&k, &v].map(|x| zeros_if(sight.keys.has_padding(), x));
         let out = Gradients {
@@ -57,39 +40,33 @@ impl AttentionOps for Flex {
             first: [0; 3],
         };
         let of_bias = heads.backward(matrix(&gradient), &out, of_bias);
-        (of_q.into_tensor(q.shape()), of_k.into_tensor(k.shape()), of_v.into_tensor(v.shape()), of_bias)
+        Ok([of_q.into_tensor(q.shape()), of_k.into_tensor(k.shape()), of_v.into_tensor(v.shape()), of_bias])
     }
 
-    fn self_attention_forward(qkv: Primitive, bias: Primitive, sight: Sight, dropout: Option<Dropout>) -> Primitive {
-        let _span = Span::new("self_attention_forward");
-        if !is_fused(&[&qkv, &bias]) {
-            return attention::in_parts::<Flex>(&qkv, bias, sight, dropout);
-        }
-        let [qkv, bias] = [qkv, bias].map(contiguous);
+    fn try_self_attention(
+        inputs: [Primitive; 2],
+        sight: &Sight,
+        dropout: Option<Dropout>,
+    ) -> Result<Primitive, [Primitive; 2]> {
+        let [qkv, bias] = row_major(inputs)?;
         let [q, k, v] = parts(matrix(&qkv));
-        Heads::new([q, k, v, matrix(&bias)], &sight, dropout).forward()
+        Ok(Heads::new([q, k, v, matrix(&bias)], sight, dropout).forward())
     }
 
-    fn self_attention_backward(
-        qkv: Primitive,
-        bias: Primitive,
-        gradient: Primitive,
-        sight: Sight,
+    fn try_self_attention_backward(
+        inputs: [Primitive; 3],
+        sight: &Sight,
         of_bias: bool,
         dropout: Option<Dropout>,
-    ) -> (Primitive, Primitive) {
-        let _span = Span::new("self_attention_backward");
-        if !is_fused(&[&qkv, &bias, &gradient]) {
-            return attention::in_parts_backward::<Flex>([qkv, bias, gradient], sight, of_bias, dropout);
-        }
-        let [qkv, bias, gradient] = [qkv, bias, gradient].map(contiguous);
+    ) -> Result<[Primitive; 2], [Primitive; 3]> {
+        let [qkv, bias, gradient] = row_major(inputs)?;
         let ([q, k, v], [tokens, columns]) = (parts(matrix(&qkv)), matrix(&qkv).shape());
-        let heads = Heads::new([q, k, v, matrix(&bias)], &sight, dropout);
+        let heads = Heads::new([q, k, v, matrix(&bias)], sight, dropout);
         let mut of_qkv = zeros_if(sight.queries.has_padding() || sight.keys.has_padding(), &qkv);
         let of = Parts::new(&mut of_qkv, tokens, columns);
         let out = Gradients { q: of, k: of, v: of, first: [0, columns / 3, columns / 3 * 2] };
         let of_bias = heads.backward(matrix(&gradient), &out, of_bias);
-        (of_qkv.into_tensor(qkv.shape()), of_bias)
+        Ok([of_qkv.into_tensor(qkv.shape()), of_bias])
     }
 }
 

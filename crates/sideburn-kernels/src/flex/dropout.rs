@@ -1,36 +1,27 @@
 //! Dropout on the CPU: one pass over memory.
 
-use burn::backend::ops::FloatTensorOps;
 use burn::backend::{Flex, TensorMetadata};
 use rayon::prelude::*;
 use sideburn_batch::Dropout;
 
 use super::simd::{vector_fn, vectorized};
-use super::{Primitive, TASK, contiguous, is_fused, overwritable, values};
-use crate::ops::dropout::{self, DropoutOps, drop};
+use super::{Primitive, TASK, overwritable, row_major, values};
+use crate::ops::dropout::DropoutKernels;
 use crate::runtime::memory::Buffer;
-use crate::runtime::profile::Span;
 
-impl DropoutOps for Flex {
-    fn keyed_dropout(x: Primitive, dropout: Dropout) -> Primitive {
-        let _span = Span::new("keyed_dropout");
-        if !is_fused(&[&x]) {
-            return dropout::composed::<Flex>(x, dropout);
-        }
-        let x = contiguous(x);
+impl DropoutKernels for Flex {
+    fn try_dropout(x: Primitive, dropout: Dropout) -> Result<Primitive, Primitive> {
+        let [x] = row_major([x]).map_err(|[x]| x)?;
         let mut out = Buffer::new(values(&x).len());
         out.par_chunks_mut(TASK).zip(values(&x).par_chunks(TASK)).enumerate().for_each(|(task, (out, x))| {
             masked(out, x, dropout, task * TASK);
         });
-        out.into_tensor(x.shape())
+        Ok(out.into_tensor(x.shape()))
     }
 
-    fn add_dropout(residual: Primitive, x: Primitive, dropout: Dropout) -> Primitive {
-        let _span = Span::new("add_dropout");
-        if !is_fused(&[&residual, &x]) {
-            return Flex::float_add(residual, drop::<Flex>(x, Some(dropout)));
-        }
-        let (residual, mut x) = (contiguous(residual), overwritable(x));
+    fn try_add_dropout(inputs: [Primitive; 2], dropout: Dropout) -> Result<Primitive, [Primitive; 2]> {
+        let [residual, x] = row_major(inputs)?;
+        let mut x = overwritable(x);
         let tasks = x.storage_mut::<f32>().par_chunks_mut(TASK).zip(values(&residual).par_chunks(TASK)).enumerate();
         tasks.for_each(|(task, (x, residual))| {
             vectorized(|| {
@@ -40,7 +31,7 @@ impl DropoutOps for Flex {
                 });
             });
         });
-        x
+        Ok(x)
     }
 }
 

@@ -1,24 +1,22 @@
 //! Rows of a table on the CPU: copied, and added up, in one pass each.
 
-use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::IntTensor;
 use burn::backend::{Flex, TensorMetadata};
 use rayon::prelude::*;
 
 use super::simd::vectorized;
-use super::{Primitive, contiguous, is_fused, rows_per_task, values};
-use crate::ops::embedding::{EmbeddingOps, composed_backward};
+use super::{Primitive, are_f32, contiguous, indices, rows_per_task, values};
+use crate::ops::embedding::EmbeddingKernels;
 use crate::runtime::memory::Buffer;
-use crate::runtime::profile::Span;
 
-impl EmbeddingOps for Flex {
-    fn table_rows(table: Primitive, ids: IntTensor<Flex>) -> Primitive {
-        let _span = Span::new("table_rows");
-        let [rows, width] = [table.shape()[0], table.shape()[1]];
-        let indices = row_indices(&ids, rows);
-        if !is_fused(&[&table]) {
-            return Flex::float_select(table, 0, ids);
+type Pair = (Primitive, IntTensor<Flex>);
+
+impl EmbeddingKernels for Flex {
+    fn try_table_rows((table, ids): Pair) -> Result<Primitive, Pair> {
+        if !are_f32([&table]) {
+            return Err((table, ids));
         }
+        let (width, indices) = (table.shape()[1], indices(ids));
         // The table is read where it lies, also if it is a view: it is larger than what is taken of it.
         let (layout, stored) = (table.layout(), table.storage::<f32>());
         let &[down, across] = layout.strides() else { panic!("a matrix") };
@@ -35,17 +33,16 @@ impl EmbeddingOps for Flex {
                 }
             }
         });
-        out.into_tensor([indices.len(), width])
+        Ok(out.into_tensor([indices.len(), width]))
     }
 
-    fn table_rows_backward(ids: IntTensor<Flex>, gradient: Primitive, rows: usize) -> Primitive {
-        let _span = Span::new("table_rows_backward");
-        if !is_fused(&[&gradient]) {
-            return composed_backward::<Flex>(ids, gradient, rows);
+    fn try_table_rows_backward((gradient, ids): Pair, rows: usize) -> Result<Primitive, Pair> {
+        if !are_f32([&gradient]) {
+            return Err((gradient, ids));
         }
         let (width, gradient) = (gradient.shape()[1], contiguous(gradient));
         // Tokens by the row that they add to, those of one row in their order.
-        let mut tokens: Vec<(usize, usize)> = row_indices(&ids, rows).into_iter().zip(0..).collect();
+        let mut tokens: Vec<(usize, usize)> = indices(ids).into_iter().zip(0..).collect();
         tokens.sort_unstable();
         let (values, many) = (values(&gradient), rows_per_task(width));
         let mut out = Buffer::new(rows * width);
@@ -61,15 +58,6 @@ impl EmbeddingOps for Flex {
                 }
             });
         });
-        out.into_tensor([rows, width])
+        Ok(out.into_tensor([rows, width]))
     }
-}
-
-/// The ids, which must be rows.
-fn row_indices(ids: &IntTensor<Flex>, rows: usize) -> Vec<usize> {
-    let index = |id: i64| {
-        let index = usize::try_from(id).ok().filter(|index| *index < rows);
-        index.unwrap_or_else(|| panic!("id {id} is none of the table's {rows} rows"))
-    };
-    ids.clone().into_data().iter::<i64>().map(index).collect()
 }

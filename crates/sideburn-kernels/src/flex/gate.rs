@@ -1,25 +1,18 @@
 //! The gate on the CPU: one pass over memory, shared out by rows.
 
-use burn::backend::Flex;
-use burn::backend::TensorMetadata;
+use burn::backend::{Flex, TensorMetadata};
 use rayon::prelude::*;
 use sideburn_batch::Dropout;
 
 use super::dropout::{drop_in_place, masked};
 use super::simd::{exp, vector_fn};
-use super::{Primitive, contiguous, is_fused, rows_per_task, values};
-use crate::ops::dropout::drop;
-use crate::ops::gate::{self, GELU_CUBIC, GateOps, SQRT_2_OVER_PI};
+use super::{Primitive, row_major, rows_per_task, values};
+use crate::ops::gate::{GELU_CUBIC, GateKernels, SQRT_2_OVER_PI};
 use crate::runtime::memory::Buffer;
-use crate::runtime::profile::Span;
 
-impl GateOps for Flex {
-    fn gelu_gate(gate_up: Primitive, dropout: Option<Dropout>) -> Primitive {
-        let _span = Span::new("gelu_gate");
-        if !is_fused(&[&gate_up]) {
-            return drop::<Flex>(gate::composed::<Flex>(gate_up), dropout);
-        }
-        let gate_up = contiguous(gate_up);
+impl GateKernels for Flex {
+    fn try_gelu_gate(gate_up: Primitive, dropout: Option<Dropout>) -> Result<Primitive, Primitive> {
+        let [gate_up] = row_major([gate_up]).map_err(|[gate_up]| gate_up)?;
         let [n, width] = [gate_up.shape()[0], gate_up.shape()[1] / 2];
         let mut out = Buffer::new(n * width);
         let rows = rows_per_task(width);
@@ -34,16 +27,11 @@ impl GateOps for Flex {
                 drop_in_place(out, dropout, task * rows * width);
             }
         });
-        out.into_tensor([n, width])
+        Ok(out.into_tensor([n, width]))
     }
 
-    fn gelu_gate_backward(gate_up: Primitive, gradient: Primitive, dropout: Option<Dropout>) -> Primitive {
-        let _span = Span::new("gelu_gate_backward");
-        if !is_fused(&[&gate_up, &gradient]) {
-            let gradient = drop::<Flex>(gradient, dropout);
-            return gate::composed_backward::<Flex>(gate_up, gradient);
-        }
-        let (gate_up, gradient) = (contiguous(gate_up), contiguous(gradient));
+    fn try_gelu_gate_backward(inputs: [Primitive; 2], dropout: Option<Dropout>) -> Result<Primitive, [Primitive; 2]> {
+        let [gate_up, gradient] = row_major(inputs)?;
         let (shape, width) = (gate_up.shape(), gate_up.shape()[1] / 2);
         let mut out = Buffer::new(values(&gate_up).len());
         let rows = rows_per_task(width);
@@ -61,7 +49,7 @@ impl GateOps for Flex {
                 gate_backward_of_row(of_gate, of_up, gate, up);
             }
         });
-        out.into_tensor(shape)
+        Ok(out.into_tensor(shape))
     }
 }
 

@@ -5,15 +5,15 @@ use std::ops::Range;
 use burn::backend::tensor::IntTensor;
 use burn::backend::{Flex, TensorMetadata};
 use rayon::prelude::*;
-use sideburn_batch::Dropout;
 
 use super::dropout::masked;
 use super::products::{Before, Mat, MatMut, Parts, Workers, product};
 use super::simd::{dots, vector_fn, vectorized};
-use super::{Primitive, contiguous, is_fused, matrix, values};
-use crate::ops::linear::{self, Inputs, Joined, JoinedBranch, LinearBackward, LinearGradients, LinearOps, Sites};
+use super::{Primitive, are_f32, contiguous, indices, matrix, values};
+use crate::ops::linear::{
+    Inputs, Kept, LayerGradients, Layers, LinearGradients, LinearKernels, LinearOp, Linears, LowRank, columns,
+};
 use crate::runtime::memory::Buffer;
-use crate::runtime::profile::Span;
 
 /// Rows that a task of the low-rank branches takes at once.
 const BLOCK: usize = 256;
@@ -22,74 +22,67 @@ const BLOCK: usize = 256;
 /// all that costs.
 const FEW: usize = 8;
 
-impl LinearOps for Flex {
-    fn linears(x: Primitive, sites: Sites<Flex>) -> Primitive {
-        let _span = Span::new("linears");
-        if !is_fused(&all(Some(&x), &sites)) {
-            return linear::composed::<Flex>(&x, &sites);
+/// A layer whose tensors are in row-major order, with the rows that each of its branches is for.
+type Layer = LinearOp<Primitive, Vec<usize>>;
+type Branch = LowRank<Primitive, Vec<usize>>;
+
+impl LinearKernels for Flex {
+    fn try_linears((x, layers): Layers<Flex>) -> Result<Primitive, Layers<Flex>> {
+        if !are_f32([&x].into_iter().chain(layers.floats())) {
+            return Err((x, layers));
         }
-        let (x, given) = (contiguous(x), all_contiguous(sites));
-        let wiring = &given.wiring;
-        let n = x.shape()[0];
-        let sites = joined(&given, n);
-        let len = n * wiring.width();
-        let mut y = if sites.iter().all(|site| site.weight.is_some()) { Buffer::new(len) } else { Buffer::zeros(len) };
-        let parts = Parts::new(&mut y, n, wiring.width());
-        let x = matrix(&x);
+        let (n, x) = (x.shape()[0], contiguous(x));
+        let (layers, x) = (prepared(layers, n), matrix(&x));
+        let width = columns(&layers).last().map_or(0, |columns| columns.end);
+        let covered = layers.iter().all(|layer| layer.weight.is_some());
+        let mut y = if covered { Buffer::new(n * width) } else { Buffer::zeros(n * width) };
+        let parts = Parts::new(&mut y, n, width);
         if n <= FEW {
-            few_rows(parts, x, &sites);
+            few_rows(parts, x, &layers);
         } else {
-            for (columns, weight) in sites.iter().filter_map(Site::base) {
+            for (columns, weight) in weights(&layers) {
                 // SAFETY: nobody else writes yet.
                 let y = unsafe { parts.part(0..n, columns) };
-                product(y, x, matrix(weight).t(), 1.0, Before::Forgotten, Workers::All);
+                product(y, x, weight.t(), 1.0, Before::Forgotten, Workers::All);
             }
         }
-        if !given.factors.is_empty() {
+        if branches(&layers).next().is_some() {
             blocks(n).for_each(|block| {
-                for (site, branch) in branches(&sites) {
-                    branch.add_to(parts, block.clone(), site.columns.clone(), x);
+                for (columns, branch) in branches(&layers) {
+                    branch.add_to(parts, block.clone(), columns, x);
                 }
             });
         }
-        y.into_tensor([n, wiring.width()])
+        Ok(y.into_tensor([n, width]))
     }
-}
 
-impl LinearBackward for Flex {
-    fn linears_backward(inputs: &Inputs<Flex>, gradient: Primitive) -> LinearGradients<Flex> {
-        let _span = Span::new("linears_backward");
-        let Inputs { x, sites, wanted } = inputs;
-        let mut tensors = all(x.as_ref(), sites);
-        tensors.push(&gradient);
-        if !is_fused(&tensors) {
-            return linear::composed_backward::<Flex>(inputs, gradient);
+    fn try_linears_backward((inputs, gradient): Kept<Flex>) -> Result<LinearGradients<Flex>, Kept<Flex>> {
+        if !are_f32(inputs.x.iter().chain(inputs.layers.floats()).chain([&gradient])) {
+            return Err((inputs, gradient));
         }
-        let (x, gradient, given) = (x.clone().map(contiguous), contiguous(gradient), all_contiguous(sites.clone()));
-        let (n, wiring, factors) = (gradient.shape()[0], &given.wiring, &given.factors);
-        let sites = joined(&given, n);
-        let (x, gradient) = (x.as_ref().map(matrix), matrix(&gradient));
+        let Inputs { x, layers, wanted } = inputs;
+        let (n, x, gradient) = (gradient.shape()[0], x.map(contiguous), contiguous(gradient));
+        let (layers, x, gradient) = (prepared(layers, n), x.as_ref().map(matrix), matrix(&gradient));
 
-        let of_weights = sites.iter().zip(wiring.of_sites(&wanted.weights)).filter_map(|(site, wanted)| {
-            let gradient = gradient.columns(site.columns.clone());
-            Some(wanted?.then(|| {
+        let of_weights = layers.iter().zip(&wanted.layers).zip(columns(&layers)).map(|((_, wanted), columns)| {
+            wanted.weight().then(|| {
                 let x = x.expect("it is kept for the gradients of weights");
-                let shape = [site.columns.len(), x.shape()[1]];
+                let shape = [columns.len(), x.shape()[1]];
                 let mut of_weight = Buffer::new(shape[0] * shape[1]);
                 let to = MatMut::new(&mut of_weight, shape[0], shape[1]);
-                product(to, gradient.t(), x, 1.0, Before::Forgotten, Workers::All);
+                product(to, gradient.columns(columns).t(), x, 1.0, Before::Forgotten, Workers::All);
                 of_weight.into_tensor(shape)
-            }))
+            })
         });
-        let of_weights = of_weights.collect();
+        let of_weights: Vec<_> = of_weights.collect();
 
         let mut of_x = wanted.x.then(|| {
-            let input = sites[0].input();
+            let input = layers[0].floats().next().expect("a weight or a branch").shape()[1];
             let mut of_x = Buffer::new(n * input);
             let mut before = Before::Forgotten;
-            for (columns, weight) in sites.iter().filter_map(Site::base) {
+            for (columns, weight) in weights(&layers) {
                 let to = MatMut::new(&mut of_x, n, input);
-                product(to, gradient.columns(columns), matrix(weight), 1.0, before, Workers::All);
+                product(to, gradient.columns(columns), weight, 1.0, before, Workers::All);
                 before = Before::Kept;
             }
             if before == Before::Forgotten {
@@ -98,17 +91,16 @@ impl LinearBackward for Flex {
             (of_x, input)
         });
 
-        let wanted_branches: Vec<bool> = wanted.branches().collect();
-        let mut totals: Vec<Option<[Buffer; 2]>> = wanted_branches.iter().map(|_| None).collect();
-        if of_x.is_some() && !factors.is_empty() || wanted_branches.contains(&true) {
+        let wanted_branches = || wanted.layers.iter().flat_map(|layer| &layer.branches).map(LowRank::factors);
+        let mut totals: Vec<Option<[Buffer; 2]>> = branches(&layers).map(|_| None).collect();
+        if of_x.is_some() && !totals.is_empty() || wanted_branches().any(|wanted| wanted) {
             let of_x = of_x.as_mut().map(|(of_x, input)| Parts::new(of_x, n, *input));
             let sums: Vec<Vec<Option<[Buffer; 2]>>> = blocks(n)
                 .map(|block| {
-                    let branch = |((site, branch), wanted): ((&Site<'_>, &Branch<'_>), &bool)| {
-                        let gradient = gradient.columns(site.columns.clone());
-                        branch.backward(block.clone(), x.filter(|_| *wanted), gradient, of_x)
+                    let branch = |((columns, branch), wanted): ((Range<usize>, &Branch), bool)| {
+                        branch.backward(block.clone(), x.filter(|_| wanted), gradient.columns(columns), of_x)
                     };
-                    branches(&sites).zip(&wanted_branches).map(branch).collect()
+                    branches(&layers).zip(wanted_branches()).map(branch).collect()
                 })
                 .collect();
             // The blocks are the same and summed in the same order whatever the number of threads.
@@ -121,26 +113,52 @@ impl LinearBackward for Flex {
                 }
             }
         }
-        let of_factors =
-            totals.into_iter().zip(factors.chunks(2)).zip(wanted_branches).map(|((total, pair), wanted)| {
+        let mut totals = totals.into_iter();
+        let of_layers = layers.iter().zip(&wanted.layers).zip(of_weights).map(|((layer, wanted), weight)| {
+            let factors = layer.branches.iter().zip(&wanted.branches).zip(&mut totals);
+            let branches = factors.map(|((LowRank { a, b, .. }, wanted), total)| {
                 // A branch none of whose rows are there has gradients, too.
-                let zeros = || [&pair[0], &pair[1]].map(|factor| Buffer::zeros(values(factor).len()));
-                let [of_a, of_b] = wanted.then(|| total.unwrap_or_else(zeros))?;
-                Some([of_a.into_tensor(pair[0].shape()), of_b.into_tensor(pair[1].shape())])
+                let zeros = || [a, b].map(|factor| Buffer::zeros(values(factor).len()));
+                let [of_a, of_b] = wanted.factors().then(|| total.unwrap_or_else(zeros))?;
+                Some([of_a.into_tensor(a.shape()), of_b.into_tensor(b.shape())])
             });
-        let of_factors = of_factors.collect();
+            LayerGradients { weight, branches: branches.collect() }
+        });
+        let of_layers = of_layers.collect();
         let of_x = of_x.map(|(of_x, input)| of_x.into_tensor([n, input]));
-        LinearGradients { x: of_x, weights: of_weights, factors: of_factors }
+        Ok(LinearGradients { x: of_x, layers: of_layers })
     }
 }
 
-fn all<'a>(x: Option<&'a Primitive>, sites: &'a Sites<Flex>) -> Vec<&'a Primitive> {
-    x.into_iter().chain(&sites.weights).chain(&sites.factors).collect()
+/// The layers of an operation on `n` rows.
+fn prepared(layers: Linears<Flex>, n: usize) -> Vec<Layer> {
+    layers.0.into_iter().map(|layer| layer.map(contiguous, |rows| ascending(rows, n))).collect()
 }
 
-fn all_contiguous(sites: Sites<Flex>) -> Sites<Flex> {
-    let list = |list: Vec<Primitive>| list.into_iter().map(contiguous).collect();
-    Sites { weights: list(sites.weights), factors: list(sites.factors), ..sites }
+/// The rows that a branch is for.
+fn ascending(rows: IntTensor<Flex>, n: usize) -> Vec<usize> {
+    let rows = indices(rows);
+    let fit = rows.is_sorted_by(|before, row| before < row) && rows.last().is_none_or(|last| *last < n);
+    assert!(fit, "the rows of a branch must be ascending rows of x, each once");
+    rows
+}
+
+/// Every weight with the columns of its layer among those of all.
+fn weights(layers: &[Layer]) -> impl Iterator<Item = (Range<usize>, Mat<'_>)> {
+    let weight = |(layer, columns): (_, _)| {
+        let LinearOp { weight, .. }: &Layer = layer;
+        Some((columns, matrix(weight.as_ref()?.floats())))
+    };
+    layers.iter().zip(columns(layers)).filter_map(weight)
+}
+
+/// Every branch with the columns of its layer among those of all.
+fn branches(layers: &[Layer]) -> impl Iterator<Item = (Range<usize>, &Branch)> {
+    let of_layer = |(layer, columns): (_, Range<usize>)| {
+        let LinearOp { branches, .. }: &Layer = layer;
+        branches.iter().map(move |branch| (columns.clone(), branch))
+    };
+    layers.iter().zip(columns(layers)).flat_map(of_layer)
 }
 
 fn added(mut total: [Buffer; 2], sum: [Buffer; 2]) -> [Buffer; 2] {
@@ -150,65 +168,18 @@ fn added(mut total: [Buffer; 2], sum: [Buffer; 2]) -> [Buffer; 2] {
     total
 }
 
-/// A site: its columns among those of all, its base layer and its branches.
-struct Site<'a> {
-    columns: Range<usize>,
-    weight: Option<&'a Primitive>,
-    branches: Vec<Branch<'a>>,
-}
-
-impl<'a> Site<'a> {
-    fn base(&self) -> Option<(Range<usize>, &'a Primitive)> {
-        Some((self.columns.clone(), self.weight?))
-    }
-
-    /// The width of what it sees.
-    fn input(&self) -> usize {
-        let seen = self.weight.or_else(|| self.branches.first().map(|branch| branch.a));
-        seen.expect("a site has a base layer or a branch").shape()[1]
-    }
-}
-
-/// The sites of an operation on `n` rows, whose tensors are contiguous.
-fn joined(sites: &Sites<Flex>, n: usize) -> Vec<Site<'_>> {
-    let rows = sites.rows.iter().map(|rows| ascending(rows, n));
-    let joined = sites.wiring.join(&sites.weights, &sites.factors, rows).into_iter().zip(sites.wiring.columns());
-    let site = |(Joined { weight, branches, .. }, columns)| Site {
-        columns,
-        weight,
-        branches: branches.into_iter().map(Branch::new).collect(),
-    };
-    joined.map(site).collect()
-}
-
-/// The rows that a branch is for.
-fn ascending(rows: &IntTensor<Flex>, n: usize) -> Vec<usize> {
-    let rows: Vec<usize> = rows.clone().into_data().iter::<i64>().map(|row| row as usize).collect();
-    let fit = rows.is_sorted_by(|before, row| before < row) && rows.last().is_none_or(|last| *last < n);
-    assert!(fit, "the rows of a branch must be ascending rows of x, each once");
-    rows
-}
-
-/// Every branch with its site.
-fn branches<'b, 'a>(sites: &'b [Site<'a>]) -> impl Iterator<Item = (&'b Site<'a>, &'b Branch<'a>)> {
-    sites.iter().flat_map(|site| site.branches.iter().map(move |branch| (site, branch)))
-}
-
-/// `y = x W^T` at each site for a few rows: dot products of rows, with each row of a weight read once.
-fn few_rows(y: Parts<'_>, x: Mat<'_>, sites: &[Site<'_>]) {
+/// `y = x W^T` at each layer for a few rows: dot products of rows, with each row of a weight read once.
+fn few_rows(y: Parts<'_>, x: Mat<'_>, layers: &[Layer]) {
     let [n, input] = x.shape();
-    let all: usize = sites.iter().filter_map(Site::base).map(|(columns, _)| columns.len()).sum();
+    let all: usize = weights(layers).map(|(columns, _)| columns.len()).sum();
     if n == 0 || all == 0 {
         return;
     }
     // A task reads 192 KiB of a weight at least: less takes no longer than finding somebody to share it with.
     let tasks = (all * input / 49_152).clamp(1, rayon::current_num_threads() * 4);
     let count = all.div_ceil(tasks);
-    let tasks: Vec<_> = sites
-        .iter()
-        .filter_map(Site::base)
+    let tasks: Vec<_> = weights(layers)
         .flat_map(|(columns, weight)| {
-            let weight = matrix(weight);
             (0..columns.len()).step_by(count).map(move |first| {
                 let rows = first..(first + count).min(columns.len());
                 (columns.start + rows.start..columns.start + rows.end, weight.rows(rows))
@@ -246,16 +217,6 @@ fn dots_of_rows(y: &mut MatMut<'_>, x: Mat<'_>, weight: Mat<'_>) {
             }
         }
     }
-}
-
-/// A low-rank branch.
-struct Branch<'a> {
-    a: &'a Primitive,
-    b: &'a Primitive,
-    scale: f32,
-    dropout: Option<Dropout>,
-    /// Its rows, if it is not for all.
-    rows: Option<Vec<usize>>,
 }
 
 /// Rows of a matrix.
@@ -318,12 +279,7 @@ impl Rows<'_> {
     }
 }
 
-impl<'a> Branch<'a> {
-    fn new(joined: JoinedBranch<&'a Primitive, Vec<usize>>) -> Self {
-        let JoinedBranch { a, b, rows, numbers } = joined;
-        Self { a, b, rows, scale: numbers.scale as f32, dropout: numbers.dropout }
-    }
-
+impl Branch {
     /// Those of its rows that are in the block, and how many come before.
     fn rows_in(&self, block: Range<usize>) -> (Rows<'_>, usize) {
         let Some(rows) = &self.rows else { return (Rows::Range(block.clone()), block.start) };
@@ -354,9 +310,9 @@ impl<'a> Branch<'a> {
         };
         let mut narrow = Buffer::new(size * r);
         let to = MatMut::new(&mut narrow, size, r);
-        product(to, x, matrix(self.a).t(), self.scale, Before::Forgotten, Workers::One);
+        product(to, x, matrix(&self.a).t(), self.scale as f32, Before::Forgotten, Workers::One);
         // SAFETY: the block is the caller's.
-        unsafe { rows.add(y, columns, [Mat::new(&narrow, size, r), matrix(self.b).t()], None) };
+        unsafe { rows.add(y, columns, [Mat::new(&narrow, size, r), matrix(&self.b).t()], None) };
     }
 
     /// In a block of rows, which is the caller's alone: adds the gradient of the input to `of_x`, and returns those of `A`
@@ -369,7 +325,7 @@ impl<'a> Branch<'a> {
         of_x: Option<Parts<'_>>,
     ) -> Option<[Buffer; 2]> {
         let (rows, before) = self.rows_in(block);
-        let (size, [r, input], out) = (rows.len(), dims(self.a), gradient.shape()[1]);
+        let (size, [r, input], out) = (rows.len(), dims(&self.a), gradient.shape()[1]);
         if size == 0 {
             return None;
         }
@@ -381,11 +337,11 @@ impl<'a> Branch<'a> {
         let gradient = rows.of(gradient, &mut gathered);
         let mut outer = Buffer::new(size * r);
         let to = MatMut::new(&mut outer, size, r);
-        product(to, gradient, matrix(self.b), self.scale, Before::Forgotten, Workers::One);
+        product(to, gradient, matrix(&self.b), self.scale as f32, Before::Forgotten, Workers::One);
         let outer = Mat::new(&outer, size, r);
         if let Some(of_x) = of_x {
             // SAFETY: the block is the caller's.
-            unsafe { rows.add(of_x, 0..input, [outer, matrix(self.a)], factors.as_deref()) };
+            unsafe { rows.add(of_x, 0..input, [outer, matrix(&self.a)], factors.as_deref()) };
         }
         let x = rows.of(x?, &mut gathered_x);
         let x = match &mut factors {
@@ -397,7 +353,7 @@ impl<'a> Branch<'a> {
         };
         let mut inner = Buffer::new(size * r);
         let to = MatMut::new(&mut inner, size, r);
-        product(to, x, matrix(self.a).t(), self.scale, Before::Forgotten, Workers::One);
+        product(to, x, matrix(&self.a).t(), self.scale as f32, Before::Forgotten, Workers::One);
         let (mut of_a, mut of_b) = (Buffer::new(r * input), Buffer::new(out * r));
         product(MatMut::new(&mut of_a, r, input), outer.t(), x, 1.0, Before::Forgotten, Workers::One);
         let inner = Mat::new(&inner, size, r);

@@ -6,11 +6,9 @@ use rayon::prelude::*;
 
 use super::products::{Before, Mat, MatMut, Parts, Workers, product};
 use super::simd::{exp, largest, sum, vectorized};
-use super::{Primitive, contiguous, is_fused, matrix, overwritable, values};
-use crate::ops::linear::product_with_transposed;
-use crate::ops::loss::{self, LossOps};
+use super::{Primitive, indices, matrix, overwritable, values};
+use crate::ops::loss::LossKernels;
 use crate::runtime::memory::Buffer;
-use crate::runtime::profile::Span;
 
 /// Rows of hidden states that a task takes.
 const ROWS: usize = 128;
@@ -19,31 +17,32 @@ const CHUNK: usize = 512;
 /// Tasks that there are at least, if there are classes enough: with few rows, the classes are shared out.
 const TASKS: usize = 8;
 
-impl LossOps for Flex {
-    fn cross_entropy(logits: Primitive, labels: IntTensor<Flex>) -> Primitive {
-        let _span = Span::new("cross_entropy");
+/// Float tensors and the labels.
+type Labelled<const N: usize> = ([Primitive; N], IntTensor<Flex>);
+
+/// The floats in row-major order, and the classes of the labels.
+fn row_major<const N: usize>((floats, labels): Labelled<N>) -> Result<([Primitive; N], Vec<usize>), Labelled<N>> {
+    match super::row_major(floats) {
+        Ok(floats) => Ok((floats, indices(labels))),
+        Err(floats) => Err((floats, labels)),
+    }
+}
+
+impl LossKernels for Flex {
+    fn try_cross_entropy(inputs: Labelled<1>) -> Result<Primitive, Labelled<1>> {
+        let ([logits], labels) = row_major(inputs)?;
         let classes = logits.shape()[1];
-        let indices = class_indices(labels.clone(), classes);
-        if !is_fused(&[&logits]) {
-            return loss::composed::<Flex>(logits, labels);
-        }
-        let logits = contiguous(logits);
-        let mut out = Buffer::new(indices.len());
-        out.par_iter_mut().zip(values(&logits).par_chunks(classes)).zip(&indices).for_each(|((out, row), label)| {
+        let mut out = Buffer::new(labels.len());
+        out.par_iter_mut().zip(values(&logits).par_chunks(classes)).zip(&labels).for_each(|((out, row), label)| {
             let (max, sum) = vectorized(|| softmax_normaliser(row));
             *out = max + sum.ln() - row[*label];
         });
-        out.into_tensor([indices.len()])
+        Ok(out.into_tensor([labels.len()]))
     }
 
-    fn cross_entropy_backward(logits: Primitive, labels: IntTensor<Flex>, gradient: Primitive) -> Primitive {
-        let _span = Span::new("cross_entropy_backward");
-        if !is_fused(&[&logits, &gradient]) {
-            return loss::composed_backward::<Flex>(logits, labels, gradient);
-        }
-        let (mut logits, gradient) = (overwritable(logits), contiguous(gradient));
-        let classes = logits.shape()[1];
-        let labels = class_indices(labels, classes);
+    fn try_cross_entropy_backward(inputs: Labelled<2>) -> Result<Primitive, Labelled<2>> {
+        let ([logits, gradient], labels) = row_major(inputs)?;
+        let (classes, mut logits) = (logits.shape()[1], overwritable(logits));
         let rows = logits.storage_mut::<f32>().par_chunks_mut(classes);
         rows.zip(labels.par_iter().zip(values(&gradient))).for_each(|(row, (label, gradient))| {
             vectorized(|| {
@@ -53,63 +52,26 @@ impl LossOps for Flex {
             });
             row[*label] -= gradient;
         });
-        logits
+        Ok(logits)
     }
 
-    fn linear_cross_entropy(
-        hidden: Primitive,
-        weight: Primitive,
-        labels: IntTensor<Flex>,
-        smoothing: f64,
-    ) -> Primitive {
-        let _span = Span::new("linear_cross_entropy");
-        let indices = class_indices(labels.clone(), weight.shape()[0]);
-        if !is_fused(&[&hidden, &weight]) {
-            return loss::composed_smoothed::<Flex>(product_with_transposed::<Flex>(hidden, weight), labels, smoothing);
-        }
-        let (hidden, weight) = (contiguous(hidden), contiguous(weight));
-        Head { hidden: &hidden, weight: &weight, labels: &indices, smoothing: smoothing as f32 }.run(false).0
+    fn try_head(inputs: Labelled<2>, smoothing: f64) -> Result<Primitive, Labelled<2>> {
+        let ([hidden, weight], labels) = row_major(inputs)?;
+        let head = Head { hidden: &hidden, weight: &weight, labels: &labels, smoothing: smoothing as f32 };
+        Ok(head.run(false).0)
     }
 
-    fn linear_cross_entropy_and_gradient(
-        hidden: Primitive,
-        weight: Primitive,
-        labels: IntTensor<Flex>,
-        smoothing: f64,
-    ) -> (Primitive, Primitive) {
-        let _span = Span::new("linear_cross_entropy_and_gradient");
-        let indices = class_indices(labels.clone(), weight.shape()[0]);
-        if !is_fused(&[&hidden, &weight]) {
-            return loss::composed_linear_and_gradient::<Flex>(hidden, weight, labels, smoothing);
-        }
-        let (hidden, weight) = (contiguous(hidden), contiguous(weight));
-        Head { hidden: &hidden, weight: &weight, labels: &indices, smoothing: smoothing as f32 }.run(true)
+    fn try_head_and_gradient(inputs: Labelled<2>, smoothing: f64) -> Result<[Primitive; 2], Labelled<2>> {
+        let ([hidden, weight], labels) = row_major(inputs)?;
+        let head = Head { hidden: &hidden, weight: &weight, labels: &labels, smoothing: smoothing as f32 };
+        Ok(head.run(true).into())
     }
 
-    fn linear_cross_entropy_backward_weight(
-        hidden: Primitive,
-        weight: Primitive,
-        labels: IntTensor<Flex>,
-        gradient: Primitive,
-        smoothing: f64,
-    ) -> Primitive {
-        let _span = Span::new("linear_cross_entropy_backward_weight");
-        if !is_fused(&[&hidden, &weight, &gradient]) {
-            return loss::composed_linear_backward_weight::<Flex>(hidden, weight, labels, gradient, smoothing);
-        }
-        let indices = class_indices(labels, weight.shape()[0]);
-        let [hidden, weight, gradient] = [hidden, weight, gradient].map(contiguous);
-        let head = Head { hidden: &hidden, weight: &weight, labels: &indices, smoothing: smoothing as f32 };
-        head.backward_weight(values(&gradient))
+    fn try_head_backward_weight(inputs: Labelled<3>, smoothing: f64) -> Result<Primitive, Labelled<3>> {
+        let ([hidden, weight, gradient], labels) = row_major(inputs)?;
+        let head = Head { hidden: &hidden, weight: &weight, labels: &labels, smoothing: smoothing as f32 };
+        Ok(head.backward_weight(values(&gradient)))
     }
-}
-
-fn class_indices(labels: IntTensor<Flex>, classes: usize) -> Vec<usize> {
-    let index = |label: i64| {
-        let index = usize::try_from(label).ok().filter(|index| *index < classes);
-        index.unwrap_or_else(|| panic!("label {label} is none of {classes} classes"))
-    };
-    labels.into_data().iter::<i64>().map(index).collect()
 }
 
 /// The largest logit, and the sum of `exp(logit - largest)`.

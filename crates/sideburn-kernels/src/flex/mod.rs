@@ -1,4 +1,4 @@
-//! CPU kernels for the Flex backend in `f32`; other dtypes take the composed form.
+//! CPU kernels for the Flex backend in `f32`.
 //!
 //! Work is shared out in tasks whose sizes follow from the shapes alone, and sums are taken in the order of the tasks, so
 //! that results do not depend on the number of threads.
@@ -14,12 +14,11 @@ mod norm;
 mod products;
 mod simd;
 
-use burn::backend::tensor::FloatTensor;
+use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::DType;
 
 use crate::runtime::memory::Buffer;
-use crate::runtime::path::{Path, path};
 
 use products::Mat;
 
@@ -28,13 +27,23 @@ type Primitive = FloatTensor<Flex>;
 /// Elements that one task works on: large enough to hide the scheduling, small enough to share out.
 const TASK: usize = 16 * 1024;
 
-/// Whether the fused form is to be run on these tensors.
-fn is_fused(tensors: &[&Primitive]) -> bool {
-    path() == Path::Fused && is_f32(tensors)
+fn are_f32<'a>(tensors: impl IntoIterator<Item = &'a Primitive>) -> bool {
+    tensors.into_iter().all(|tensor| tensor.dtype() == DType::F32)
 }
 
-fn is_f32(tensors: &[&Primitive]) -> bool {
-    tensors.iter().all(|tensor| tensor.dtype() == DType::F32)
+/// The tensors, if all are `f32`.
+fn f32s<const N: usize>(tensors: [Primitive; N]) -> Result<[Primitive; N], [Primitive; N]> {
+    if are_f32(&tensors) { Ok(tensors) } else { Err(tensors) }
+}
+
+/// The tensors in row-major order, if all are `f32`.
+fn row_major<const N: usize>(tensors: [Primitive; N]) -> Result<[Primitive; N], [Primitive; N]> {
+    Ok(f32s(tensors)?.map(contiguous))
+}
+
+/// What an integer tensor holds, which its caller has seen to be indices.
+fn indices(x: IntTensor<Flex>) -> Vec<usize> {
+    x.into_data().iter::<i64>().map(|index| index as usize).collect()
 }
 
 /// The tensor in row-major order, so that [`values`] can borrow it.

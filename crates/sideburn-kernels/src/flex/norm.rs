@@ -1,52 +1,39 @@
 //! The norm on the CPU: one pass over memory, shared out by rows.
 
-use burn::backend::Flex;
-use burn::backend::TensorMetadata;
+use burn::backend::{Flex, TensorMetadata};
 use rayon::prelude::*;
 
 use super::simd::{sum, vector_fn};
-use super::{Primitive, contiguous, is_fused, overwritable, rows_per_task, values};
-use crate::ops::norm::{self, NormOps};
+use super::{Primitive, overwritable, row_major, rows_per_task, values};
+use crate::ops::norm::NormKernels;
 use crate::runtime::memory::Buffer;
-use crate::runtime::profile::Span;
 
-impl NormOps for Flex {
-    fn rms_norm(x: Primitive, weight: Primitive, epsilon: f64) -> Primitive {
-        let _span = Span::new("rms_norm");
-        if !is_fused(&[&x, &weight]) {
-            return norm::composed::<Flex>(x, weight, epsilon);
-        }
-        let (x, weight) = (contiguous(x), contiguous(weight));
+impl NormKernels for Flex {
+    fn try_rms_norm(inputs: [Primitive; 2], epsilon: f64) -> Result<Primitive, [Primitive; 2]> {
+        let [x, weight] = row_major(inputs)?;
         let (width, weight) = (values(&weight).len(), values(&weight));
         let mut out = Buffer::new(values(&x).len());
         let chunk = rows_per_task(width) * width;
         out.par_chunks_mut(chunk).zip(values(&x).par_chunks(chunk)).for_each(|(out, x)| {
             normalise(out, x, weight, epsilon);
         });
-        out.into_tensor(x.shape())
+        Ok(out.into_tensor(x.shape()))
     }
 
-    fn rms_norm_backward_x(x: Primitive, weight: Primitive, gradient: Primitive, epsilon: f64) -> Primitive {
-        let _span = Span::new("rms_norm_backward_x");
-        if !is_fused(&[&x, &weight, &gradient]) {
-            return norm::composed_backward_x::<Flex>(x, weight, gradient, epsilon);
-        }
-        let (x, weight, mut gradient) = (contiguous(x), contiguous(weight), overwritable(gradient));
+    fn try_backward_x(inputs: [Primitive; 3], epsilon: f64) -> Result<Primitive, [Primitive; 3]> {
+        let [x, weight, gradient] = row_major(inputs)?;
+        let mut gradient = overwritable(gradient);
         let (width, weight) = (values(&weight).len(), values(&weight));
         let chunk = rows_per_task(width) * width;
         let tasks = gradient.storage_mut::<f32>().par_chunks_mut(chunk).zip(values(&x).par_chunks(chunk));
         tasks.for_each(|(gradient, x)| {
             normalise_backward(gradient, x, weight, epsilon);
         });
-        gradient
+        Ok(gradient)
     }
 
-    fn rms_norm_backward_weight(x: Primitive, gradient: Primitive, epsilon: f64) -> Primitive {
-        let _span = Span::new("rms_norm_backward_weight");
-        if !is_fused(&[&x, &gradient]) {
-            return norm::composed_backward_weight::<Flex>(x, gradient, epsilon);
-        }
-        let (x, gradient) = (contiguous(x), contiguous(gradient));
+    fn try_backward_weight(inputs: [Primitive; 2], epsilon: f64) -> Result<Primitive, [Primitive; 2]> {
+        let [x, gradient] = row_major(inputs)?;
         let width = x.shape()[1];
         let chunk = rows_per_task(width) * width;
         // One sum for each task, and these in order: the same whatever the number of threads.
@@ -60,7 +47,7 @@ impl NormOps for Flex {
         for sums in sums {
             total.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
         }
-        total.into_tensor([width])
+        Ok(total.into_tensor([width]))
     }
 }
 

@@ -7,28 +7,19 @@ use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::{CubeBackend, cubecl};
 
 use super::sums::sum_of_cube;
-use super::{Primitive, UNITS, contiguous, cube_each, element, fresh, fresh_of, is_fused, shared_out, together};
-use crate::ops::adamw::{AdamWStep, Coefficients, OptimizerOps, composed_square_sum, composed_step, in_dtype};
+use super::{Primitive, UNITS, accepted, contiguous, cube_each, element, fresh, fresh_of, shared_out, together};
+use crate::ops::adamw::{AdamWStep, Coefficients, OptimizerKernels, in_dtype};
 
 /// Cubes that share a sum over a large tensor, and the elements that make one large.
 const CUBES: usize = 256;
 const LARGE: usize = 1 << 16;
 
-impl OptimizerOps for CubeBackend {
-    fn adamw_step(
-        parameter: Primitive,
-        gradient: Primitive,
-        first: Primitive,
-        second: Primitive,
-        scale: Primitive,
-        step: AdamWStep,
-    ) -> (Primitive, Primitive, Primitive) {
-        if !is_fused(&[&parameter, &gradient, &first, &second]) {
-            return composed_step::<CubeBackend>(parameter, gradient, [first, second], scale, &step);
-        }
+impl OptimizerKernels for CubeBackend {
+    fn try_step(inputs: [Primitive; 4], scale: &Primitive, step: &AdamWStep) -> Result<[Primitive; 3], [Primitive; 4]> {
+        let [parameter, gradient, first, second] = accepted(inputs)?;
         let [first, second] = [first, second].map(overwritable);
         let [parameter, gradient] = [parameter, gradient].map(contiguous);
-        let scale = in_dtype::<CubeBackend>(scale, DType::F32);
+        let scale = in_dtype::<CubeBackend>(scale.clone(), DType::F32);
         // Whoever trains may keep the weights before an update: then these are left as they are.
         let in_place = parameter.can_mut() && parameter.is_nonoverlapping();
         let out = if in_place { None } else { Some(fresh(&parameter, parameter.shape())) };
@@ -56,18 +47,13 @@ impl OptimizerOps for CubeBackend {
                 dtype,
             );
         }
-        (out.unwrap_or(parameter), first, second)
+        Ok([out.unwrap_or(parameter), first, second])
     }
 
-    fn square_sum(x: Primitive) -> Primitive {
-        if !is_fused(&[&x]) {
-            return composed_square_sum::<CubeBackend>(x);
-        }
-        let x = contiguous(x);
-        if x.shape().num_elements() < LARGE {
-            return sums(x, 1, true);
-        }
-        sums(sums(x, CUBES, true), 1, false)
+    fn try_square_sum(x: Primitive) -> Result<Primitive, Primitive> {
+        let [x] = accepted([x]).map_err(|[x]| x)?.map(contiguous);
+        let is_large = x.shape().num_elements() >= LARGE;
+        Ok(if is_large { sums(sums(x, CUBES, true), 1, false) } else { sums(x, 1, true) })
     }
 }
 

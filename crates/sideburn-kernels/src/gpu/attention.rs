@@ -17,28 +17,24 @@ use sideburn_batch::Dropout;
 
 use super::mask::{self, MaskLaunch};
 use super::sums::sum_rows;
-use super::{Primitive, element, fresh, fresh_of, is_fused};
-use crate::ops::attention::{self, AttentionOps, Sight};
-use crate::runtime::profile::Span;
+use super::{Primitive, accepted, element, fresh, fresh_of};
+use crate::ops::attention::{AttentionKernels, Sight};
 use kernels::{LANES, SizesLaunch, Tiles, UNITS, bias_kernel, forward_kernel, keys_kernel, queries_kernel};
 
 /// The widest head that fits into shared memory.
 const WIDEST: usize = 128;
 
-impl AttentionOps for CubeBackend {
-    fn attention_forward(
-        q: Primitive,
-        k: Primitive,
-        v: Primitive,
-        bias: Primitive,
-        sight: Sight,
+impl AttentionKernels for CubeBackend {
+    fn try_attention(
+        inputs: [Primitive; 4],
+        sight: &Sight,
         dropout: Option<Dropout>,
-    ) -> Primitive {
-        let _span = Span::new("attention_forward");
-        let launch = Launch::new(&q, &bias, &sight, dropout);
+    ) -> Result<Primitive, [Primitive; 4]> {
+        let [q, k, v, bias] = accepted(inputs)?;
+        let launch = Launch::new(&q, &bias, sight, dropout);
         let tiles = launch.tiles(launch.forward_tiles());
-        if !is_fused(&[&q, &k, &v, &bias]) || !launch.fits(tiles) {
-            return attention::composed::<CubeBackend>(q, k, v, bias, &sight, dropout);
+        if !launch.fits(tiles) {
+            return Err([q, k, v, bias]);
         }
         let (out, dtype) = (fresh(&q, q.shape()), element(&q));
         let (rows, client) = (launch.rows(), q.client.clone());
@@ -61,25 +57,20 @@ impl AttentionOps for CubeBackend {
                 dtype,
             );
         }
-        out
+        Ok(out)
     }
 
-    fn attention_backward(
-        q: Primitive,
-        k: Primitive,
-        v: Primitive,
-        bias: Primitive,
-        gradient: Primitive,
-        sight: Sight,
+    fn try_attention_backward(
+        inputs: [Primitive; 5],
+        sight: &Sight,
         of_bias: bool,
         dropout: Option<Dropout>,
-    ) -> (Primitive, Primitive, Primitive, Primitive) {
-        let _span = Span::new("attention_backward");
-        let launch = Launch::new(&q, &bias, &sight, dropout);
+    ) -> Result<[Primitive; 4], [Primitive; 5]> {
+        let [q, k, v, bias, gradient] = accepted(inputs)?;
+        let launch = Launch::new(&q, &bias, sight, dropout);
         let tiles = launch.tiles(launch.backward_tiles());
-        if !is_fused(&[&q, &k, &v, &bias, &gradient]) || !launch.fits(tiles) {
-            let inputs = [q, k, v, bias];
-            return attention::composed_backward::<CubeBackend>(inputs, gradient, &sight, of_bias, dropout);
+        if !launch.fits(tiles) {
+            return Err([q, k, v, bias, gradient]);
         }
         let (client, dtype) = (q.client.clone(), element(&q));
         let [of_q, of_k, of_v] = [&q, &k, &v].map(|x| fresh(x, x.shape()));
@@ -158,7 +149,7 @@ impl AttentionOps for CubeBackend {
                 sum_rows(partial, &bias, bias.shape())
             }
         };
-        (of_q, of_k, of_v, of_bias)
+        Ok([of_q, of_k, of_v, of_bias])
     }
 }
 

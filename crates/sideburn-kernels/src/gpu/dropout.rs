@@ -1,24 +1,18 @@
 //! Dropout on a GPU: one launch, a vector of elements for each unit.
 
 use burn::backend::TensorMetadata;
-use burn::backend::ops::FloatTensorOps;
 use burn_cubecl::cubecl::ir::ElemType;
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::{CubeBackend, cubecl};
 use sideburn_batch::Dropout;
 
 use super::mask::{self, Mask};
-use super::{Primitive, contiguous, element, fresh, is_fused, shared_out, together};
-use crate::ops::dropout::{self, DropoutOps, drop};
-use crate::runtime::profile::Span;
+use super::{Primitive, accepted, contiguous, element, fresh, shared_out, together};
+use crate::ops::dropout::DropoutKernels;
 
-impl DropoutOps for CubeBackend {
-    fn keyed_dropout(x: Primitive, dropout: Dropout) -> Primitive {
-        let _span = Span::new("keyed_dropout");
-        if !is_fused(&[&x]) {
-            return dropout::composed::<CubeBackend>(x, dropout);
-        }
-        let x = contiguous(x);
+impl DropoutKernels for CubeBackend {
+    fn try_dropout(x: Primitive, dropout: Dropout) -> Result<Primitive, Primitive> {
+        let [x] = accepted([x]).map_err(|[x]| x)?.map(contiguous);
         let (client, out, dtype) = (x.client.clone(), fresh(&x, x.shape()), element(&x));
         let count = x.shape().num_elements();
         let vector = together(count, &[&x]);
@@ -36,15 +30,11 @@ impl DropoutOps for CubeBackend {
                 dtype,
             );
         }
-        out
+        Ok(out)
     }
 
-    fn add_dropout(residual: Primitive, x: Primitive, dropout: Dropout) -> Primitive {
-        let _span = Span::new("add_dropout");
-        if !is_fused(&[&residual, &x]) {
-            return CubeBackend::float_add(residual, drop::<CubeBackend>(x, Some(dropout)));
-        }
-        let [residual, x] = [residual, x].map(contiguous);
+    fn try_add_dropout(inputs: [Primitive; 2], dropout: Dropout) -> Result<Primitive, [Primitive; 2]> {
+        let [residual, x] = accepted(inputs)?.map(contiguous);
         let (client, out, dtype) = (x.client.clone(), fresh(&x, x.shape()), element(&x));
         let count = x.shape().num_elements();
         let vector = together(count, &[&residual, &x]);
@@ -63,7 +53,7 @@ impl DropoutOps for CubeBackend {
                 dtype,
             );
         }
-        out
+        Ok(out)
     }
 }
 

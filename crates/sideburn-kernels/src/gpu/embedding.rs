@@ -2,6 +2,6 @@
 
 use burn_cubecl::CubeBackend;
 
-use crate::ops::embedding::EmbeddingOps;
+use crate::ops::embedding::EmbeddingKernels;
 
-impl EmbeddingOps for CubeBackend {}
+impl EmbeddingKernels for CubeBackend {}

@@ -7,18 +7,12 @@ use burn_cubecl::{CubeBackend, cubecl};
 use sideburn_batch::Dropout;
 
 use super::mask::{self, Mask};
-use super::{Primitive, contiguous, element, fresh, is_fused, shared_out, together};
-use crate::ops::dropout::drop;
-use crate::ops::gate::{self, GELU_CUBIC, GateOps, SQRT_2_OVER_PI};
-use crate::runtime::profile::Span;
+use super::{Primitive, accepted, contiguous, element, fresh, shared_out, together};
+use crate::ops::gate::{GELU_CUBIC, GateKernels, SQRT_2_OVER_PI};
 
-impl GateOps for CubeBackend {
-    fn gelu_gate(gate_up: Primitive, dropout: Option<Dropout>) -> Primitive {
-        let _span = Span::new("gelu_gate");
-        if !is_fused(&[&gate_up]) {
-            return drop::<CubeBackend>(gate::composed::<CubeBackend>(gate_up), dropout);
-        }
-        let gate_up = by_rows(gate_up);
+impl GateKernels for CubeBackend {
+    fn try_gelu_gate(gate_up: Primitive, dropout: Option<Dropout>) -> Result<Primitive, Primitive> {
+        let [gate_up] = accepted([gate_up]).map_err(|[gate_up]| gate_up)?.map(by_rows);
         let [n, width] = [gate_up.shape()[0], gate_up.shape()[1] / 2];
         let (client, out, dtype) = (gate_up.client.clone(), fresh(&gate_up, [n, width]), element(&gate_up));
         let vector = together(width, &[&gate_up]);
@@ -38,16 +32,11 @@ impl GateOps for CubeBackend {
                 dtype,
             );
         }
-        out
+        Ok(out)
     }
 
-    fn gelu_gate_backward(gate_up: Primitive, gradient: Primitive, dropout: Option<Dropout>) -> Primitive {
-        let _span = Span::new("gelu_gate_backward");
-        if !is_fused(&[&gate_up, &gradient]) {
-            let gradient = drop::<CubeBackend>(gradient, dropout);
-            return gate::composed_backward::<CubeBackend>(gate_up, gradient);
-        }
-        let [gate_up, gradient] = [gate_up, gradient].map(by_rows);
+    fn try_gelu_gate_backward(inputs: [Primitive; 2], dropout: Option<Dropout>) -> Result<Primitive, [Primitive; 2]> {
+        let [gate_up, gradient] = accepted(inputs)?.map(by_rows);
         let (client, dtype, shape) = (gate_up.client.clone(), element(&gate_up), gate_up.shape());
         let (out, width) = (fresh(&gate_up, shape.clone()), shape[1] / 2);
         let vector = together(width, &[&gate_up, &gradient]);
@@ -67,7 +56,7 @@ impl GateOps for CubeBackend {
                 dtype,
             );
         }
-        out
+        Ok(out)
     }
 }
 

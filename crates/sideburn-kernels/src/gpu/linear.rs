@@ -2,7 +2,6 @@
 
 use burn_cubecl::CubeBackend;
 
-use crate::ops::linear::{LinearBackward, LinearOps};
+use crate::ops::linear::LinearKernels;
 
-impl LinearOps for CubeBackend {}
-impl LinearBackward for CubeBackend {}
+impl LinearKernels for CubeBackend {}

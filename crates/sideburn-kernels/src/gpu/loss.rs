@@ -12,69 +12,59 @@ use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::{CubeBackend, cubecl};
 
 use super::sums::{largest_of_cube, sum_of_cube};
-use super::{Primitive, UNITS, contiguous, cube_each, element, fresh, is_fused};
+use super::{Primitive, UNITS, contiguous, cube_each, element, fresh};
 use crate::ops::linear::product_with_transposed;
-use crate::ops::loss::{self, LossOps};
-use crate::runtime::profile::Span;
+use crate::ops::loss::LossKernels;
 
 /// The most logits that are in memory at once, unless [`ROWS`] rows have more: what the cache of a large GPU holds.
 const LOGITS: usize = 1 << 22;
 /// What the rows of a block are a multiple of, so that products have no ragged edge.
 const ROWS: usize = 64;
 
-impl LossOps for CubeBackend {
-    fn cross_entropy(logits: Primitive, labels: IntTensor<CubeBackend>) -> Primitive {
-        let _span = Span::new("cross_entropy");
-        if !is_fused(&[&logits]) || integer(&labels).is_none() {
-            return loss::composed::<CubeBackend>(logits, labels);
-        }
+/// Float tensors and the labels.
+type Labelled<const N: usize> = ([Primitive; N], IntTensor<CubeBackend>);
+
+/// The tensors, if the kernels take them, the labels in row-major order.
+fn accepted<const N: usize>((floats, labels): Labelled<N>) -> Result<Labelled<N>, Labelled<N>> {
+    if integer(&labels).is_none() {
+        return Err((floats, labels));
+    }
+    match super::accepted(floats) {
+        Ok(floats) => Ok((floats, contiguous(labels))),
+        Err(floats) => Err((floats, labels)),
+    }
+}
+
+impl LossKernels for CubeBackend {
+    fn try_cross_entropy(inputs: Labelled<1>) -> Result<Primitive, Labelled<1>> {
+        let ([logits], labels) = accepted(inputs)?;
         let losses = fresh(&logits, [logits.shape()[0]]);
-        Softmax { labels: contiguous(labels), smoothing: 0.0 }.losses(&contiguous(logits), &losses, 0);
-        losses
+        Softmax { labels, smoothing: 0.0 }.losses(&contiguous(logits), &losses, 0);
+        Ok(losses)
     }
 
-    fn cross_entropy_backward(logits: Primitive, labels: IntTensor<CubeBackend>, gradient: Primitive) -> Primitive {
-        let _span = Span::new("cross_entropy_backward");
-        if !is_fused(&[&logits, &gradient]) || integer(&labels).is_none() {
-            return loss::composed_backward::<CubeBackend>(logits, labels, gradient);
-        }
+    fn try_cross_entropy_backward(inputs: Labelled<2>) -> Result<Primitive, Labelled<2>> {
+        let ([logits, gradient], labels) = accepted(inputs)?;
         let logits = contiguous(logits);
         let logits = if logits.can_mut() && logits.is_nonoverlapping() { logits } else { logits.copy() };
-        Softmax { labels: contiguous(labels), smoothing: 0.0 }.gradients(&logits, &contiguous(gradient), 0);
-        logits
+        Softmax { labels, smoothing: 0.0 }.gradients(&logits, &contiguous(gradient), 0);
+        Ok(logits)
     }
 
-    fn linear_cross_entropy(
-        hidden: Primitive,
-        weight: Primitive,
-        labels: IntTensor<CubeBackend>,
-        smoothing: f64,
-    ) -> Primitive {
-        let _span = Span::new("linear_cross_entropy");
-        if !is_fused(&[&hidden, &weight]) || integer(&labels).is_none() {
-            let logits = product_with_transposed::<CubeBackend>(hidden, weight);
-            return loss::composed_smoothed::<CubeBackend>(logits, labels, smoothing);
-        }
+    fn try_head(inputs: Labelled<2>, smoothing: f64) -> Result<Primitive, Labelled<2>> {
+        let ([hidden, weight], labels) = accepted(inputs)?;
         let losses = fresh(&hidden, [hidden.shape()[0]]);
-        let softmax = Softmax { labels: contiguous(labels), smoothing };
+        let softmax = Softmax { labels, smoothing };
         for (first, hidden) in blocks(&hidden, &weight) {
             softmax.losses(&logits(hidden, &weight), &losses, first);
         }
-        losses
+        Ok(losses)
     }
 
-    fn linear_cross_entropy_and_gradient(
-        hidden: Primitive,
-        weight: Primitive,
-        labels: IntTensor<CubeBackend>,
-        smoothing: f64,
-    ) -> (Primitive, Primitive) {
-        let _span = Span::new("linear_cross_entropy_and_gradient");
-        if !is_fused(&[&hidden, &weight]) || integer(&labels).is_none() {
-            return loss::composed_linear_and_gradient::<CubeBackend>(hidden, weight, labels, smoothing);
-        }
+    fn try_head_and_gradient(inputs: Labelled<2>, smoothing: f64) -> Result<[Primitive; 2], Labelled<2>> {
+        let ([hidden, weight], labels) = accepted(inputs)?;
         let losses = fresh(&hidden, [hidden.shape()[0]]);
-        let softmax = Softmax { labels: contiguous(labels), smoothing };
+        let softmax = Softmax { labels, smoothing };
         let of_block = |(first, hidden)| {
             let logits = logits(hidden, &weight);
             softmax.losses_and_gradients(&logits, &losses, first);
@@ -85,29 +75,19 @@ impl LossOps for CubeBackend {
             1 => of_hidden.remove(0),
             _ => CubeBackend::float_cat(of_hidden, 0),
         };
-        (losses, of_hidden)
+        Ok([losses, of_hidden])
     }
 
-    fn linear_cross_entropy_backward_weight(
-        hidden: Primitive,
-        weight: Primitive,
-        labels: IntTensor<CubeBackend>,
-        gradient: Primitive,
-        smoothing: f64,
-    ) -> Primitive {
-        let _span = Span::new("linear_cross_entropy_backward_weight");
-        if !is_fused(&[&hidden, &weight, &gradient]) || integer(&labels).is_none() {
-            return loss::composed_linear_backward_weight::<CubeBackend>(hidden, weight, labels, gradient, smoothing);
-        }
-        let softmax = Softmax { labels: contiguous(labels), smoothing };
-        let gradient = contiguous(gradient);
+    fn try_head_backward_weight(inputs: Labelled<3>, smoothing: f64) -> Result<Primitive, Labelled<3>> {
+        let ([hidden, weight, gradient], labels) = accepted(inputs)?;
+        let (softmax, gradient) = (Softmax { labels, smoothing }, contiguous(gradient));
         let of_block = |(first, hidden): (usize, Primitive)| {
             let logits = logits(hidden.clone(), &weight);
             softmax.gradients(&logits, &gradient, first);
             CubeBackend::float_matmul(CubeBackend::float_transpose(logits), hidden)
         };
         let of_blocks = blocks(&hidden, &weight).into_iter().map(of_block);
-        of_blocks.reduce(CubeBackend::float_add).expect("a tensor with elements has a block")
+        Ok(of_blocks.reduce(CubeBackend::float_add).expect("a tensor with elements has a block"))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Kernels for the CubeCL backends in `f32`, `f16` and `bf16`; other dtypes take the composed form.
+//! Kernels for the CubeCL backends in `f32`, `f16` and `bf16`.
 //!
 //! Numbers are read and written in the tensors' dtype, and everything between is `f32`. Sums are taken in an order that
 //! follows from the shapes alone, without atomic additions: the same inputs give the same bytes. No kernel needs
@@ -26,21 +26,19 @@ use burn_cubecl::kernel::into_contiguous as contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::{CubeBackend, cubecl};
 
-use crate::runtime::path::{Path, path};
-
 type Primitive = FloatTensor<CubeBackend>;
 
 /// Units of a cube that works on one row together.
 const UNITS: usize = 256;
 
-/// Whether the kernels are to be run on these tensors. Indices are 32 bits wide.
-fn is_fused(tensors: &[&Primitive]) -> bool {
-    let fits = |tensor: &&Primitive| {
+/// The tensors, if the kernels take them. Indices are 32 bits wide.
+fn accepted<const N: usize>(tensors: [Primitive; N]) -> Result<[Primitive; N], [Primitive; N]> {
+    let fits = |tensor: &Primitive| {
         let elements = tensor.shape().num_elements();
         let same = tensor.dtype == tensors[0].dtype && tensor.device == tensors[0].device;
         same && !tensor.meta.is_tiled() && elements > 0 && span(tensor) < 1 << 32
     };
-    path() == Path::Fused && float(tensors[0].dtype).is_some() && tensors.iter().all(fits)
+    if float(tensors[0].dtype).is_some() && tensors.iter().all(fits) { Ok(tensors) } else { Err(tensors) }
 }
 
 /// The elements of memory between the first and the last of a tensor, both included.
@@ -59,7 +57,7 @@ fn float(dtype: DType) -> Option<ElemType> {
     }
 }
 
-/// The same of a tensor that [`is_fused`] has seen.
+/// The same of a tensor that is [`accepted`].
 fn element(tensor: &Primitive) -> ElemType {
     float(tensor.dtype).expect("a dtype that the kernels take")
 }

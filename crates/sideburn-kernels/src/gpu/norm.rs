@@ -7,20 +7,15 @@ use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::{CubeBackend, cubecl};
 
 use super::sums::{sum_of_cube, sum_rows};
-use super::{Primitive, UNITS, contiguous, cube_each, element, fresh, fresh_of, is_fused};
-use crate::ops::norm::{self, NormOps};
-use crate::runtime::profile::Span;
+use super::{Primitive, UNITS, accepted, contiguous, cube_each, element, fresh, fresh_of};
+use crate::ops::norm::NormKernels;
 
 /// Rows whose gradients of the weight a cube sums.
 const ROWS: usize = 16;
 
-impl NormOps for CubeBackend {
-    fn rms_norm(x: Primitive, weight: Primitive, epsilon: f64) -> Primitive {
-        let _span = Span::new("rms_norm");
-        if !is_fused(&[&x, &weight]) {
-            return norm::composed::<CubeBackend>(x, weight, epsilon);
-        }
-        let [x, weight] = [x, weight].map(contiguous);
+impl NormKernels for CubeBackend {
+    fn try_rms_norm(inputs: [Primitive; 2], epsilon: f64) -> Result<Primitive, [Primitive; 2]> {
+        let [x, weight] = accepted(inputs)?.map(contiguous);
         let (client, out, dtype, rows) = (x.client.clone(), fresh(&x, x.shape()), element(&x), x.shape()[0]);
         let (cubes, dim) = cube_each(&client, rows);
         // SAFETY: cubes beyond the rows stop at once, and units stay within the width of a row.
@@ -37,15 +32,11 @@ impl NormOps for CubeBackend {
                 dtype,
             );
         }
-        out
+        Ok(out)
     }
 
-    fn rms_norm_backward_x(x: Primitive, weight: Primitive, gradient: Primitive, epsilon: f64) -> Primitive {
-        let _span = Span::new("rms_norm_backward_x");
-        if !is_fused(&[&x, &weight, &gradient]) {
-            return norm::composed_backward_x::<CubeBackend>(x, weight, gradient, epsilon);
-        }
-        let [x, weight, gradient] = [x, weight, gradient].map(contiguous);
+    fn try_backward_x(inputs: [Primitive; 3], epsilon: f64) -> Result<Primitive, [Primitive; 3]> {
+        let [x, weight, gradient] = accepted(inputs)?.map(contiguous);
         let (client, out, dtype, rows) = (x.client.clone(), fresh(&x, x.shape()), element(&x), x.shape()[0]);
         let (cubes, dim) = cube_each(&client, rows);
         // SAFETY: as above.
@@ -63,15 +54,11 @@ impl NormOps for CubeBackend {
                 dtype,
             );
         }
-        out
+        Ok(out)
     }
 
-    fn rms_norm_backward_weight(x: Primitive, gradient: Primitive, epsilon: f64) -> Primitive {
-        let _span = Span::new("rms_norm_backward_weight");
-        if !is_fused(&[&x, &gradient]) {
-            return norm::composed_backward_weight::<CubeBackend>(x, gradient, epsilon);
-        }
-        let [x, gradient] = [x, gradient].map(contiguous);
+    fn try_backward_weight(inputs: [Primitive; 2], epsilon: f64) -> Result<Primitive, [Primitive; 2]> {
+        let [x, gradient] = accepted(inputs)?.map(contiguous);
         let (client, dtype) = (x.client.clone(), element(&x));
         let [rows, width] = [x.shape()[0], x.shape()[1]];
         let blocks = rows.div_ceil(ROWS);
@@ -93,7 +80,7 @@ impl NormOps for CubeBackend {
                 dtype,
             );
         }
-        sum_rows(partial, &like, [width])
+        Ok(sum_rows(partial, &like, [width]))
     }
 }
 

@@ -5,7 +5,8 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, TensorMetadata, backend_extension, get_or_init_device_settings};
 use burn::tensor::{DType, FloatDType, Shape, Tensor};
 
-use crate::ops::many::{AnyRank, Many};
+use super::fused_always;
+use super::many::{AnyRank, Many};
 
 /// The numbers of one update by AdamW (Loshchilov and Hutter, 2019, algorithm 2, with the learning rate inside the decay
 /// as `torch.optim.AdamW` has it).
@@ -169,13 +170,7 @@ pub(crate) trait OptimizerOps: Backend {
         scale: FloatTensor<Self>,
         steps: Vec<AdamWStep>,
     ) -> (Many<Self>, Many<Self>, Many<Self>) {
-        let moments = firsts.0.into_iter().zip(seconds.0);
-        let updates = parameters.0.into_iter().zip(gradients.0).zip(moments).zip(steps);
-        let updated = updates.map(|(((parameter, gradient), (first, second)), step)| {
-            Self::adamw_step(parameter, gradient, first, second, scale.clone(), step)
-        });
-        let (parameters, (firsts, seconds)) = updated.map(|(p, m, v)| (p, (m, v))).unzip();
-        (Many(parameters), Many(firsts), Many(seconds))
+        one_by_one::<Self>([parameters, gradients, firsts, seconds], &scale, &steps).into()
     }
 
     /// See [`norm`].
@@ -194,7 +189,7 @@ pub(crate) trait OptimizerOps: Backend {
         scale: FloatTensor<Self>,
         step: AdamWStep,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        composed_step::<Self>(parameter, gradient, [first, second], scale, &step)
+        composed_step::<Self>([parameter, gradient, first, second], scale, &step).into()
     }
 
     /// The sum of squares, `[1]`.
@@ -204,18 +199,104 @@ pub(crate) trait OptimizerOps: Backend {
     }
 }
 
+/// [`OptimizerOps`] by kernels. They are run always, since a norm must not depend on the number of threads, which Burn's sum
+/// does.
+pub(crate) trait OptimizerKernels: Backend {
+    /// Of parameters, gradients, first and second moments: all but the gradients after their updates.
+    fn try_steps(
+        inputs: [Many<Self>; 4],
+        _scale: &FloatTensor<Self>,
+        _steps: &[AdamWStep],
+    ) -> Result<[Many<Self>; 3], [Many<Self>; 4]> {
+        Err(inputs)
+    }
+
+    /// The same for one parameter.
+    fn try_step(
+        inputs: [FloatTensor<Self>; 4],
+        _scale: &FloatTensor<Self>,
+        _step: &AdamWStep,
+    ) -> Result<[FloatTensor<Self>; 3], [FloatTensor<Self>; 4]> {
+        Err(inputs)
+    }
+
+    fn try_norm(tensors: Many<Self>) -> Result<FloatTensor<Self>, Many<Self>> {
+        Err(tensors)
+    }
+
+    fn try_square_sum(x: FloatTensor<Self>) -> Result<FloatTensor<Self>, FloatTensor<Self>> {
+        Err(x)
+    }
+}
+
+impl<B: OptimizerKernels> OptimizerOps for B {
+    fn adamw_steps(
+        parameters: Many<B>,
+        gradients: Many<B>,
+        firsts: Many<B>,
+        seconds: Many<B>,
+        scale: FloatTensor<B>,
+        steps: Vec<AdamWStep>,
+    ) -> (Many<B>, Many<B>, Many<B>) {
+        fused_always(
+            "adamw_steps",
+            [parameters, gradients, firsts, seconds],
+            |inputs| B::try_steps(inputs, &scale, &steps),
+            |inputs| one_by_one::<B>(inputs, &scale, &steps),
+        )
+        .into()
+    }
+
+    fn norm(tensors: Many<B>) -> FloatTensor<B> {
+        fused_always("norm", tensors, B::try_norm, composed_norm::<B>)
+    }
+
+    fn adamw_step(
+        parameter: FloatTensor<B>,
+        gradient: FloatTensor<B>,
+        first: FloatTensor<B>,
+        second: FloatTensor<B>,
+        scale: FloatTensor<B>,
+        step: AdamWStep,
+    ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
+        fused_always(
+            "adamw_step",
+            [parameter, gradient, first, second],
+            |inputs| B::try_step(inputs, &scale, &step),
+            |inputs| composed_step::<B>(inputs, scale.clone(), &step),
+        )
+        .into()
+    }
+
+    fn square_sum(x: FloatTensor<B>) -> FloatTensor<B> {
+        fused_always("square_sum", x, B::try_square_sum, composed_square_sum::<B>)
+    }
+}
+
+fn one_by_one<B: OptimizerOps>(
+    [parameters, gradients, firsts, seconds]: [Many<B>; 4],
+    scale: &FloatTensor<B>,
+    steps: &[AdamWStep],
+) -> [Many<B>; 3] {
+    let moments = firsts.0.into_iter().zip(seconds.0);
+    let updates = parameters.0.into_iter().zip(gradients.0).zip(moments).zip(steps);
+    let updated = updates.map(|(((parameter, gradient), (first, second)), step)| {
+        B::adamw_step(parameter, gradient, first, second, scale.clone(), *step)
+    });
+    let (parameters, (firsts, seconds)) = updated.map(|(p, m, v)| (p, (m, v))).unzip();
+    [parameters, firsts, seconds].map(Many)
+}
+
 /// A sum of squares is not kept in 16 bits.
 fn sum_dtype(dtype: DType) -> DType {
     if matches!(dtype, DType::F16 | DType::BF16) { DType::F32 } else { dtype }
 }
 
 pub(crate) fn composed_step<B: Backend>(
-    parameter: FloatTensor<B>,
-    gradient: FloatTensor<B>,
-    [first, second]: [FloatTensor<B>; 2],
+    [parameter, gradient, first, second]: [FloatTensor<B>; 4],
     scale: FloatTensor<B>,
     step: &AdamWStep,
-) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
+) -> [FloatTensor<B>; 3] {
     let shape = parameter.shape();
     let scale = in_dtype::<B>(scale, parameter.dtype());
     let scale = B::float_reshape(scale, Shape::from(vec![1; shape.num_dims()]));
@@ -234,15 +315,15 @@ pub(crate) fn composed_step<B: Backend>(
     let root = scaled(B::float_sqrt(new_second.clone()), 1.0 / (1.0 - step.beta2.powf(time)).sqrt());
     let update = B::float_div(unbiased, B::float_add_scalar(root, step.epsilon.into()));
     let new = B::float_sub(scaled(parameter.clone(), step.keep()), scaled(update, step.learning_rate));
-    (unless_it_stays(new, parameter), unless_it_stays(new_first, first), unless_it_stays(new_second, second))
+    [unless_it_stays(new, parameter), unless_it_stays(new_first, first), unless_it_stays(new_second, second)]
 }
 
-pub(crate) fn composed_norm<B: OptimizerOps>(tensors: Many<B>) -> FloatTensor<B> {
+fn composed_norm<B: OptimizerOps>(tensors: Many<B>) -> FloatTensor<B> {
     let squares = B::float_cat(tensors.0.into_iter().map(B::square_sum).collect(), 0);
     B::float_sqrt(B::float_reshape(B::float_sum(squares), Shape::new([1])))
 }
 
-pub(crate) fn composed_square_sum<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+fn composed_square_sum<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     let dtype = sum_dtype(x.dtype());
     let x = in_dtype::<B>(x, dtype);
     B::float_reshape(B::float_sum(B::float_mul(x.clone(), x)), Shape::new([1]))

@@ -1,16 +1,16 @@
 //! Attention over rows of tokens, each row by itself.
 
-use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
-use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::tensor::{BoolTensor, Device, FloatTensor, IntTensor};
 use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension, get_or_init_device_settings};
 use burn::tensor::{IndexingUpdateOp, IntDType, Shape, Tensor, TensorData};
 use sideburn_batch::Dropout;
 
+use super::dropout::{DropoutOps, drop};
+use super::fused;
+use super::linear::parts;
+use super::tape::record;
 use crate::RowLayout;
-use crate::ops::dropout::{DropoutOps, drop};
-use crate::ops::linear::parts;
 
 /// Which keys a query looks at, and what is added to its scores.
 #[derive(Clone, Debug)]
@@ -134,7 +134,7 @@ pub(crate) trait AttentionOps: DropoutOps {
         sight: Sight,
         dropout: Option<Dropout>,
     ) -> FloatTensor<Self> {
-        composed::<Self>(q, k, v, bias, &sight, dropout)
+        composed::<Self>([q, k, v, bias], &sight, dropout)
     }
 
     /// Its gradients with respect to `q`, `k`, `v` and, if it is asked for, `bias` (otherwise anything).
@@ -152,7 +152,7 @@ pub(crate) trait AttentionOps: DropoutOps {
         of_bias: bool,
         dropout: Option<Dropout>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        composed_backward::<Self>([q, k, v, bias], gradient, &sight, of_bias, dropout)
+        composed_backward::<Self>([q, k, v, bias, gradient], &sight, of_bias, dropout).into()
     }
 
     /// See [`self_attention`].
@@ -163,7 +163,7 @@ pub(crate) trait AttentionOps: DropoutOps {
         sight: Sight,
         dropout: Option<Dropout>,
     ) -> FloatTensor<Self> {
-        in_parts::<Self>(&qkv, bias, sight, dropout)
+        in_parts::<Self>([qkv, bias], sight, dropout)
     }
 
     /// Its gradients with respect to `qkv` and, if it is asked for, `bias` (otherwise anything).
@@ -180,19 +180,126 @@ pub(crate) trait AttentionOps: DropoutOps {
     }
 }
 
+/// [`AttentionOps`] by kernels.
+pub(crate) trait AttentionKernels: DropoutOps {
+    /// Of queries, keys, values and bias.
+    fn try_attention(
+        inputs: [FloatTensor<Self>; 4],
+        _sight: &Sight,
+        _dropout: Option<Dropout>,
+    ) -> Result<FloatTensor<Self>, [FloatTensor<Self>; 4]> {
+        Err(inputs)
+    }
+
+    /// The gradients of these, from them and the gradient of the output.
+    fn try_attention_backward(
+        inputs: [FloatTensor<Self>; 5],
+        _sight: &Sight,
+        _of_bias: bool,
+        _dropout: Option<Dropout>,
+    ) -> Result<[FloatTensor<Self>; 4], [FloatTensor<Self>; 5]> {
+        Err(inputs)
+    }
+
+    /// Of queries, keys and values in one matrix, and the bias.
+    fn try_self_attention(
+        inputs: [FloatTensor<Self>; 2],
+        _sight: &Sight,
+        _dropout: Option<Dropout>,
+    ) -> Result<FloatTensor<Self>, [FloatTensor<Self>; 2]> {
+        Err(inputs)
+    }
+
+    /// The gradients of these, from them and the gradient of the output.
+    fn try_self_attention_backward(
+        inputs: [FloatTensor<Self>; 3],
+        _sight: &Sight,
+        _of_bias: bool,
+        _dropout: Option<Dropout>,
+    ) -> Result<[FloatTensor<Self>; 2], [FloatTensor<Self>; 3]> {
+        Err(inputs)
+    }
+}
+
+impl<B: AttentionKernels> AttentionOps for B {
+    fn attention_forward(
+        q: FloatTensor<B>,
+        k: FloatTensor<B>,
+        v: FloatTensor<B>,
+        bias: FloatTensor<B>,
+        sight: Sight,
+        dropout: Option<Dropout>,
+    ) -> FloatTensor<B> {
+        fused(
+            "attention_forward",
+            [q, k, v, bias],
+            |inputs| B::try_attention(inputs, &sight, dropout),
+            |inputs| composed::<B>(inputs, &sight, dropout),
+        )
+    }
+
+    fn attention_backward(
+        q: FloatTensor<B>,
+        k: FloatTensor<B>,
+        v: FloatTensor<B>,
+        bias: FloatTensor<B>,
+        gradient: FloatTensor<B>,
+        sight: Sight,
+        of_bias: bool,
+        dropout: Option<Dropout>,
+    ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
+        fused(
+            "attention_backward",
+            [q, k, v, bias, gradient],
+            |inputs| B::try_attention_backward(inputs, &sight, of_bias, dropout),
+            |inputs| composed_backward::<B>(inputs, &sight, of_bias, dropout),
+        )
+        .into()
+    }
+
+    fn self_attention_forward(
+        qkv: FloatTensor<B>,
+        bias: FloatTensor<B>,
+        sight: Sight,
+        dropout: Option<Dropout>,
+    ) -> FloatTensor<B> {
+        fused(
+            "self_attention_forward",
+            [qkv, bias],
+            |inputs| B::try_self_attention(inputs, &sight, dropout),
+            |inputs| in_parts::<B>(inputs, sight.clone(), dropout),
+        )
+    }
+
+    fn self_attention_backward(
+        qkv: FloatTensor<B>,
+        bias: FloatTensor<B>,
+        gradient: FloatTensor<B>,
+        sight: Sight,
+        of_bias: bool,
+        dropout: Option<Dropout>,
+    ) -> (FloatTensor<B>, FloatTensor<B>) {
+        fused(
+            "self_attention_backward",
+            [qkv, bias, gradient],
+            |inputs| B::try_self_attention_backward(inputs, &sight, of_bias, dropout).map(Into::into),
+            |inputs| in_parts_backward::<B>(inputs, sight.clone(), of_bias, dropout),
+        )
+    }
+}
+
 /// [`self_attention`] with its parts taken out of their matrix.
-pub(crate) fn in_parts<B: AttentionOps>(
-    qkv: &FloatTensor<B>,
-    bias: FloatTensor<B>,
+fn in_parts<B: AttentionOps>(
+    [qkv, bias]: [FloatTensor<B>; 2],
     sight: Sight,
     dropout: Option<Dropout>,
 ) -> FloatTensor<B> {
-    let [q, k, v] = parts::<B, 3>(qkv);
+    let [q, k, v] = parts::<B, 3>(&qkv);
     B::attention_forward(q, k, v, bias, sight, dropout)
 }
 
 /// Its gradients, put together again.
-pub(crate) fn in_parts_backward<B: AttentionOps>(
+fn in_parts_backward<B: AttentionOps>(
     [qkv, bias, gradient]: [FloatTensor<B>; 3],
     sight: Sight,
     of_bias: bool,
@@ -299,11 +406,8 @@ fn weights<B: Backend>(q: FloatTensor<B>, k: FloatTensor<B>, bias: FloatTensor<B
     B::softmax(B::float_mask_fill(scores, mask, MASKED.into()), 3)
 }
 
-pub(crate) fn composed<B: DropoutOps>(
-    q: FloatTensor<B>,
-    k: FloatTensor<B>,
-    v: FloatTensor<B>,
-    bias: FloatTensor<B>,
+fn composed<B: DropoutOps>(
+    [q, k, v, bias]: [FloatTensor<B>; 4],
     sight: &Sight,
     dropout: Option<Dropout>,
 ) -> FloatTensor<B> {
@@ -313,13 +417,12 @@ pub(crate) fn composed<B: DropoutOps>(
     to_tokens::<B>(B::float_matmul(weights, v), &sight.queries)
 }
 
-pub(crate) fn composed_backward<B: DropoutOps>(
-    [q, k, v, bias]: [FloatTensor<B>; 4],
-    gradient: FloatTensor<B>,
+fn composed_backward<B: DropoutOps>(
+    [q, k, v, bias, gradient]: [FloatTensor<B>; 5],
     sight: &Sight,
     of_bias: bool,
     dropout: Option<Dropout>,
-) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
+) -> [FloatTensor<B>; 4] {
     let [q, gradient] = [q, gradient].map(|x| to_rows::<B>(x, &sight.queries, sight.heads));
     let gradient = without_padding::<B>(gradient, &sight.queries);
     let [k, v] = [k, v].map(|x| to_rows::<B>(x, &sight.keys, sight.heads));
@@ -345,12 +448,8 @@ pub(crate) fn composed_backward<B: DropoutOps>(
     };
     let of_k = B::float_matmul(B::float_swap_dims(scores.clone(), 2, 3), q);
     let of_q = B::float_matmul(scores, k);
-    (
-        to_tokens::<B>(of_q, &sight.queries),
-        to_tokens::<B>(of_k, &sight.keys),
-        to_tokens::<B>(of_v, &sight.keys),
-        of_bias,
-    )
+    let [of_k, of_v] = [of_k, of_v].map(|x| to_tokens::<B>(x, &sight.keys));
+    [to_tokens::<B>(of_q, &sight.queries), of_k, of_v, of_bias]
 }
 
 impl<B: AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff<B, C> {
@@ -362,43 +461,17 @@ impl<B: AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff<B, C> {
         sight: Sight,
         dropout: Option<Dropout>,
     ) -> FloatTensor<Self> {
-        #[derive(Debug)]
-        struct Attention;
-        #[derive(Clone, Debug)]
-        struct Kept<B: Backend> {
-            q: FloatTensor<B>,
-            k: FloatTensor<B>,
-            v: FloatTensor<B>,
-            bias: FloatTensor<B>,
-            sight: Sight,
-            dropout: Option<Dropout>,
-        }
-        impl<B: AttentionOps> Backward<B, 4> for Attention {
-            type State = Kept<B>;
-            fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, _: &mut Checkpointer) {
-                let gradient = grads.consume::<B>(&ops.node);
-                let Kept { q, k, v, bias, sight, dropout } = ops.state;
-                let of_bias = ops.parents[3].is_some();
-                let (q, k, v, bias) = B::attention_backward(q, k, v, bias, gradient, sight, of_bias, dropout);
-                for (node, gradient) in ops.parents.into_iter().zip([q, k, v, bias]) {
-                    if let Some(node) = node {
-                        grads.register::<B>(node.id, gradient);
-                    }
-                }
-            }
-        }
-
-        let ((q, node_q), (k, node_k)) = (q.into_parts(), k.into_parts());
-        let ((v, node_v), (bias, node_bias)) = (v.into_parts(), bias.into_parts());
-        let nodes = [node_q, node_k, node_v, node_bias];
-        match Backward::<B, 4>::prepare::<C>(Attention, nodes).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => {
-                let [q2, k2, v2, bias2] = [&q, &k, &v, &bias].map(Clone::clone);
-                let output = B::attention_forward(q2, k2, v2, bias2, sight.clone(), dropout);
-                prep.finish(Kept { q, k, v, bias, sight, dropout }, output)
-            }
-            OpsKind::UnTracked(prep) => prep.finish(B::attention_forward(q, k, v, bias, sight, dropout)),
-        }
+        record::<B, C, _, 4>(
+            [q, k, v, bias],
+            |inputs| {
+                let [q, k, v, bias] = inputs.clone();
+                (B::attention_forward(q, k, v, bias, sight.clone(), dropout), (inputs, sight, dropout))
+            },
+            |([q, k, v, bias], sight, dropout), gradient, [.., of_bias]| {
+                let gradients = B::attention_backward(q, k, v, bias, gradient, sight, of_bias, dropout);
+                <[_; 4]>::from(gradients).map(Some)
+            },
+        )
     }
 
     fn self_attention_forward(
@@ -407,30 +480,16 @@ impl<B: AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff<B, C> {
         sight: Sight,
         dropout: Option<Dropout>,
     ) -> FloatTensor<Self> {
-        #[derive(Debug)]
-        struct SelfAttention;
-        impl<B: AttentionOps> Backward<B, 2> for SelfAttention {
-            type State = (FloatTensor<B>, FloatTensor<B>, Sight, Option<Dropout>);
-            fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
-                let gradient = grads.consume::<B>(&ops.node);
-                let (qkv, bias, sight, dropout) = ops.state;
-                let of_bias = ops.parents[1].is_some();
-                let (qkv, bias) = B::self_attention_backward(qkv, bias, gradient, sight, of_bias, dropout);
-                for (node, gradient) in ops.parents.into_iter().zip([qkv, bias]) {
-                    if let Some(node) = node {
-                        grads.register::<B>(node.id, gradient);
-                    }
-                }
-            }
-        }
-
-        let ((qkv, node_qkv), (bias, node_bias)) = (qkv.into_parts(), bias.into_parts());
-        match Backward::<B, 2>::prepare::<C>(SelfAttention, [node_qkv, node_bias]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => {
-                let kept = (qkv.clone(), bias.clone(), sight.clone(), dropout);
-                prep.finish(kept, B::self_attention_forward(qkv, bias, sight, dropout))
-            }
-            OpsKind::UnTracked(prep) => prep.finish(B::self_attention_forward(qkv, bias, sight, dropout)),
-        }
+        record::<B, C, _, 2>(
+            [qkv, bias],
+            |[qkv, bias]| {
+                let output = B::self_attention_forward(qkv.clone(), bias.clone(), sight.clone(), dropout);
+                (output, (qkv, bias, sight, dropout))
+            },
+            |(qkv, bias, sight, dropout), gradient, [_, of_bias]| {
+                let gradients = B::self_attention_backward(qkv, bias, gradient, sight, of_bias, dropout);
+                <[_; 2]>::from(gradients).map(Some)
+            },
+        )
     }
 }

@@ -1,12 +1,13 @@
 //! Dropout whose mask is a function of a key.
 
-use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
-use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension};
 use burn::tensor::{Tensor, TensorData};
 use sideburn_batch::Dropout;
+
+use super::fused;
+use super::tape::record;
 
 /// Drops elements of `x`, if there is dropout. Which ones is a function of its key and their places alone, on any device,
 /// and is worked out again in the backward pass.
@@ -37,7 +38,32 @@ pub(crate) trait DropoutOps: Backend {
     /// See [`add_dropout`].
     #[fusion(dtype = x, shape = x)]
     fn add_dropout(residual: FloatTensor<Self>, x: FloatTensor<Self>, dropout: Dropout) -> FloatTensor<Self> {
-        Self::float_add(residual, drop::<Self>(x, Some(dropout)))
+        composed_sum::<Self>([residual, x], dropout)
+    }
+}
+
+/// [`DropoutOps`] by kernels: of `x`; of the residual and `x`.
+pub(crate) trait DropoutKernels: Backend {
+    fn try_dropout(x: FloatTensor<Self>, _: Dropout) -> Result<FloatTensor<Self>, FloatTensor<Self>> {
+        Err(x)
+    }
+
+    fn try_add_dropout(
+        inputs: [FloatTensor<Self>; 2],
+        _: Dropout,
+    ) -> Result<FloatTensor<Self>, [FloatTensor<Self>; 2]> {
+        Err(inputs)
+    }
+}
+
+impl<B: DropoutKernels> DropoutOps for B {
+    fn keyed_dropout(x: FloatTensor<B>, dropout: Dropout) -> FloatTensor<B> {
+        fused("keyed_dropout", x, |x| B::try_dropout(x, dropout), |x| composed::<B>(x, dropout))
+    }
+
+    fn add_dropout(residual: FloatTensor<B>, x: FloatTensor<B>, dropout: Dropout) -> FloatTensor<B> {
+        let inputs = [residual, x];
+        fused("add_dropout", inputs, |x| B::try_add_dropout(x, dropout), |x| composed_sum::<B>(x, dropout))
     }
 }
 
@@ -50,7 +76,7 @@ pub(crate) fn drop<B: DropoutOps>(x: FloatTensor<B>, dropout: Option<Dropout>) -
 }
 
 /// The mask is made by the host. The backend's generator is not used: all threads share it.
-pub(crate) fn composed<B: Backend>(x: FloatTensor<B>, dropout: Dropout) -> FloatTensor<B> {
+fn composed<B: Backend>(x: FloatTensor<B>, dropout: Dropout) -> FloatTensor<B> {
     let mut factors = vec![0f32; x.shape().num_elements()];
     dropout.factors(0, &mut factors);
     let factors = B::float_from_data(TensorData::new(factors, x.shape()), &x.device());
@@ -58,48 +84,27 @@ pub(crate) fn composed<B: Backend>(x: FloatTensor<B>, dropout: Dropout) -> Float
     B::float_mul_scalar(B::float_mul(x, kept), dropout.scale().into())
 }
 
+fn composed_sum<B: DropoutOps>([residual, x]: [FloatTensor<B>; 2], dropout: Dropout) -> FloatTensor<B> {
+    B::float_add(residual, B::keyed_dropout(x, dropout))
+}
+
 impl<B: DropoutOps, C: CheckpointStrategy> DropoutOps for Autodiff<B, C> {
     fn keyed_dropout(x: FloatTensor<Self>, dropout: Dropout) -> FloatTensor<Self> {
-        #[derive(Debug)]
-        struct KeyedDropout;
-        impl<B: DropoutOps> Backward<B, 1> for KeyedDropout {
-            type State = Dropout;
-            fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-                let dropout = ops.state;
-                unary::<B, _>(ops.parents, ops.node, grads, |gradient| B::keyed_dropout(gradient, dropout));
-            }
-        }
-
-        let (x, node) = x.into_parts();
-        let output = B::keyed_dropout(x, dropout);
-        match Backward::<B, 1>::prepare::<C>(KeyedDropout, [node]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish(dropout, output),
-            OpsKind::UnTracked(prep) => prep.finish(output),
-        }
+        record::<B, C, _, 1>(
+            [x],
+            |[x]| (B::keyed_dropout(x, dropout), dropout),
+            |dropout, gradient, _| [Some(B::keyed_dropout(gradient, dropout))],
+        )
     }
 
     fn add_dropout(residual: FloatTensor<Self>, x: FloatTensor<Self>, dropout: Dropout) -> FloatTensor<Self> {
-        #[derive(Debug)]
-        struct AddDropout;
-        impl<B: DropoutOps> Backward<B, 2> for AddDropout {
-            type State = Dropout;
-            fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
-                let gradient = grads.consume::<B>(&ops.node);
-                let [node_residual, node_x] = ops.parents;
-                if let Some(node) = node_x {
-                    grads.register::<B>(node.id, B::keyed_dropout(gradient.clone(), ops.state));
-                }
-                if let Some(node) = node_residual {
-                    grads.register::<B>(node.id, gradient);
-                }
-            }
-        }
-
-        let ((residual, node_residual), (x, node_x)) = (residual.into_parts(), x.into_parts());
-        let output = B::add_dropout(residual, x, dropout);
-        match Backward::<B, 2>::prepare::<C>(AddDropout, [node_residual, node_x]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish(dropout, output),
-            OpsKind::UnTracked(prep) => prep.finish(output),
-        }
+        record::<B, C, _, 2>(
+            [residual, x],
+            |[residual, x]| (B::add_dropout(residual, x, dropout), dropout),
+            |dropout, gradient, [_, of_x]| {
+                let of_x = of_x.then(|| B::keyed_dropout(gradient.clone(), dropout));
+                [Some(gradient), of_x]
+            },
+        )
     }
 }

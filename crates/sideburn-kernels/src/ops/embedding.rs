@@ -1,11 +1,12 @@
 //! Rows of a table.
 
-use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
-use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension};
 use burn::tensor::{IndexingUpdateOp, Int, Shape, Tensor};
+
+use super::tape::record;
+use super::{assert_below, fused};
 
 /// The rows `ids` of `table`, in that order; a row may be asked for any number of times.
 ///
@@ -17,6 +18,8 @@ use burn::tensor::{IndexingUpdateOp, Int, Shape, Tensor};
 /// # Panics
 /// On the CPU, if an id is no row. A GPU is not asked: it would have to be waited for.
 pub fn embedding(table: Tensor<2>, ids: Tensor<1, Int>) -> Tensor<2> {
+    let [rows, _] = table.dims();
+    assert_below(rows, &ids, |id| format!("id {id} is none of the table's {rows} rows"));
     Tensor::from_dispatch(Dispatch::table_rows(table.into_dispatch(), ids.into_dispatch()))
 }
 
@@ -36,11 +39,36 @@ pub(crate) trait EmbeddingOps: Backend {
     }
 }
 
-pub(crate) fn composed_backward<B: Backend>(
-    ids: IntTensor<B>,
-    gradient: FloatTensor<B>,
-    rows: usize,
-) -> FloatTensor<B> {
+/// A float and an integer tensor.
+type Pair<B> = (FloatTensor<B>, IntTensor<B>);
+
+/// [`EmbeddingOps`] by kernels: of the table and the ids; of the gradient and the ids.
+pub(crate) trait EmbeddingKernels: Backend {
+    fn try_table_rows(inputs: Pair<Self>) -> Result<FloatTensor<Self>, Pair<Self>> {
+        Err(inputs)
+    }
+
+    fn try_table_rows_backward(inputs: Pair<Self>, _rows: usize) -> Result<FloatTensor<Self>, Pair<Self>> {
+        Err(inputs)
+    }
+}
+
+impl<B: EmbeddingKernels> EmbeddingOps for B {
+    fn table_rows(table: FloatTensor<B>, ids: IntTensor<B>) -> FloatTensor<B> {
+        fused("table_rows", (table, ids), B::try_table_rows, |(table, ids)| B::float_select(table, 0, ids))
+    }
+
+    fn table_rows_backward(ids: IntTensor<B>, gradient: FloatTensor<B>, rows: usize) -> FloatTensor<B> {
+        fused(
+            "table_rows_backward",
+            (gradient, ids),
+            |inputs| B::try_table_rows_backward(inputs, rows),
+            |(gradient, ids)| composed_backward::<B>(ids, gradient, rows),
+        )
+    }
+}
+
+fn composed_backward<B: Backend>(ids: IntTensor<B>, gradient: FloatTensor<B>, rows: usize) -> FloatTensor<B> {
     let shape = Shape::from([rows, gradient.shape()[1]]);
     let zeros = B::float_zeros(shape, &gradient.device(), gradient.dtype().into());
     B::float_select_assign(zeros, 0, ids, gradient, IndexingUpdateOp::Add)
@@ -48,20 +76,13 @@ pub(crate) fn composed_backward<B: Backend>(
 
 impl<B: EmbeddingOps, C: CheckpointStrategy> EmbeddingOps for Autodiff<B, C> {
     fn table_rows(table: FloatTensor<Self>, ids: IntTensor<Self>) -> FloatTensor<Self> {
-        #[derive(Debug)]
-        struct Embedding;
-        impl<B: EmbeddingOps> Backward<B, 1> for Embedding {
-            type State = (IntTensor<B>, usize);
-            fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-                let (ids, rows) = ops.state;
-                unary::<B, _>(ops.parents, ops.node, grads, |gradient| B::table_rows_backward(ids, gradient, rows));
-            }
-        }
-
-        let (table, node) = table.into_parts();
-        match Backward::<B, 1>::prepare::<C>(Embedding, [node]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((ids.clone(), table.shape()[0]), B::table_rows(table, ids)),
-            OpsKind::UnTracked(prep) => prep.finish(B::table_rows(table, ids)),
-        }
+        record::<B, C, _, 1>(
+            [table],
+            |[table]| {
+                let rows = table.shape()[0];
+                (B::table_rows(table, ids.clone()), (ids, rows))
+            },
+            |(ids, rows), gradient, _| [Some(B::table_rows_backward(ids, gradient, rows))],
+        )
     }
 }

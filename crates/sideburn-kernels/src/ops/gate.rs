@@ -1,8 +1,6 @@
 //! The gated activation of T5 1.1's feed-forward layer.
 
-use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
-use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
 #[cfg(feature = "gpu")]
@@ -10,15 +8,17 @@ use burn::tensor::Shape;
 use burn::tensor::Tensor;
 use sideburn_batch::Dropout;
 
-use crate::ops::dropout::{DropoutOps, drop};
-use crate::ops::linear::parts;
+use super::dropout::{DropoutOps, drop};
+use super::fused;
+use super::linear::parts;
+use super::tape::record;
 
 /// `dropout(gelu(gate) * up)` with the tanh approximation of GELU (`gelu_new` of `transformers`): the inside of T5 1.1's
 /// feed-forward layer (Shazeer, 2020).
 ///
 /// # Shapes
-/// `gate_up [n, 2 * d]`, the gate and beside it what it is for, as [`adapted_linears`](crate::adapted_linears) gives them,
-/// makes `[n, d]`.
+/// `gate_up [n, 2 * d]`, `gate` in the first `d` columns and `up` in the others, as
+/// [`adapted_linears`](crate::adapted_linears) gives them, makes `[n, d]`.
 ///
 /// # Panics
 /// If the number of columns is odd.
@@ -38,7 +38,7 @@ pub(crate) trait GateOps: DropoutOps {
     /// See [`gelu_gate`].
     #[fusion(dtype = gate_up, shape = half_as_wide(gate_up))]
     fn gelu_gate(gate_up: FloatTensor<Self>, dropout: Option<Dropout>) -> FloatTensor<Self> {
-        drop::<Self>(composed::<Self>(gate_up), dropout)
+        composed::<Self>(gate_up, dropout)
     }
 
     /// Its gradient.
@@ -48,7 +48,40 @@ pub(crate) trait GateOps: DropoutOps {
         gradient: FloatTensor<Self>,
         dropout: Option<Dropout>,
     ) -> FloatTensor<Self> {
-        composed_backward::<Self>(gate_up, drop::<Self>(gradient, dropout))
+        composed_backward::<Self>([gate_up, gradient], dropout)
+    }
+}
+
+/// [`GateOps`] by kernels: of `gate_up`; of `gate_up` and the gradient.
+pub(crate) trait GateKernels: DropoutOps {
+    fn try_gelu_gate(gate_up: FloatTensor<Self>, _: Option<Dropout>) -> Result<FloatTensor<Self>, FloatTensor<Self>> {
+        Err(gate_up)
+    }
+
+    fn try_gelu_gate_backward(
+        inputs: [FloatTensor<Self>; 2],
+        _: Option<Dropout>,
+    ) -> Result<FloatTensor<Self>, [FloatTensor<Self>; 2]> {
+        Err(inputs)
+    }
+}
+
+impl<B: GateKernels> GateOps for B {
+    fn gelu_gate(gate_up: FloatTensor<B>, dropout: Option<Dropout>) -> FloatTensor<B> {
+        fused("gelu_gate", gate_up, |x| B::try_gelu_gate(x, dropout), |x| composed::<B>(x, dropout))
+    }
+
+    fn gelu_gate_backward(
+        gate_up: FloatTensor<B>,
+        gradient: FloatTensor<B>,
+        dropout: Option<Dropout>,
+    ) -> FloatTensor<B> {
+        fused(
+            "gelu_gate_backward",
+            [gate_up, gradient],
+            |x| B::try_gelu_gate_backward(x, dropout),
+            |x| composed_backward::<B>(x, dropout),
+        )
     }
 }
 
@@ -64,9 +97,9 @@ fn tanh_term<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     B::float_tanh(B::float_mul_scalar(B::float_mul(inner, x), SQRT_2_OVER_PI.into()))
 }
 
-pub(crate) fn composed<B: Backend>(gate_up: FloatTensor<B>) -> FloatTensor<B> {
+fn composed<B: DropoutOps>(gate_up: FloatTensor<B>, dropout: Option<Dropout>) -> FloatTensor<B> {
     let [gate, up] = parts::<B, 2>(&gate_up);
-    gated::<B>(gate, up)
+    drop::<B>(gated::<B>(gate, up), dropout)
 }
 
 fn gated<B: Backend>(gate: FloatTensor<B>, up: FloatTensor<B>) -> FloatTensor<B> {
@@ -76,8 +109,11 @@ fn gated<B: Backend>(gate: FloatTensor<B>, up: FloatTensor<B>) -> FloatTensor<B>
 }
 
 /// `gelu'(x) = (1 + t) / 2 + x (1 - t^2) / 2 * sqrt(2 / pi) (1 + 3 * 0.044715 x^2)` with the tanh term `t`.
-pub(crate) fn composed_backward<B: Backend>(gate_up: FloatTensor<B>, gradient: FloatTensor<B>) -> FloatTensor<B> {
-    let [gate, up] = parts::<B, 2>(&gate_up);
+fn composed_backward<B: DropoutOps>(
+    [gate_up, gradient]: [FloatTensor<B>; 2],
+    dropout: Option<Dropout>,
+) -> FloatTensor<B> {
+    let ([gate, up], gradient) = (parts::<B, 2>(&gate_up), drop::<B>(gradient, dropout));
     let tanh = tanh_term::<B>(gate.clone());
     let square = B::float_mul(gate.clone(), gate.clone());
     let inner = B::float_add_scalar(
@@ -93,25 +129,10 @@ pub(crate) fn composed_backward<B: Backend>(gate_up: FloatTensor<B>, gradient: F
 
 impl<B: GateOps, C: CheckpointStrategy> GateOps for Autodiff<B, C> {
     fn gelu_gate(gate_up: FloatTensor<Self>, dropout: Option<Dropout>) -> FloatTensor<Self> {
-        #[derive(Debug)]
-        struct GeluGate;
-        impl<B: GateOps> Backward<B, 1> for GeluGate {
-            type State = (FloatTensor<B>, Option<Dropout>);
-            fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-                let (gate_up, dropout) = ops.state;
-                unary::<B, _>(ops.parents, ops.node, grads, |gradient| {
-                    B::gelu_gate_backward(gate_up, gradient, dropout)
-                });
-            }
-        }
-
-        let (gate_up, node) = gate_up.into_parts();
-        match Backward::<B, 1>::prepare::<C>(GeluGate, [node]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => {
-                let kept = (gate_up.clone(), dropout);
-                prep.finish(kept, B::gelu_gate(gate_up, dropout))
-            }
-            OpsKind::UnTracked(prep) => prep.finish(B::gelu_gate(gate_up, dropout)),
-        }
+        record::<B, C, _, 1>(
+            [gate_up],
+            |[gate_up]| (B::gelu_gate(gate_up.clone(), dropout), (gate_up, dropout)),
+            |(gate_up, dropout), gradient, _| [Some(B::gelu_gate_backward(gate_up, gradient, dropout))],
+        )
     }
 }

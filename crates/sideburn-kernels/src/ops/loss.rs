@@ -1,13 +1,13 @@
 //! Cross-entropy, from logits or from what the output head makes them of.
 
-use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
-use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension};
 use burn::tensor::{IndexingUpdateOp, Int, Shape, Tensor};
 
-use crate::ops::linear::product_with_transposed;
+use super::linear::product_with_transposed;
+use super::tape::record;
+use super::{assert_below, fused};
 
 /// The negative log-likelihood, in nats, of each row's label under the softmax of its logits.
 ///
@@ -21,6 +21,7 @@ use crate::ops::linear::product_with_transposed;
 /// waited for.
 pub fn cross_entropy(logits: Tensor<2>, labels: Tensor<1, Int>) -> Tensor<1> {
     assert_eq!(logits.dims()[0], labels.dims()[0], "every row of logits needs one label");
+    assert_classes(&labels, logits.dims()[1]);
     Tensor::from_dispatch(Dispatch::cross_entropy(logits.into_dispatch(), labels.into_dispatch()))
 }
 
@@ -40,8 +41,13 @@ pub fn linear_cross_entropy(hidden: Tensor<2>, weight: Tensor<2>, labels: Tensor
     assert_eq!(hidden.dims()[0], labels.dims()[0], "every row of hidden states needs one label");
     assert_eq!(hidden.dims()[1], weight.dims()[1], "hidden [n, d] and weight [classes, d] must fit");
     assert!((0.0..=1.0).contains(&smoothing), "label smoothing lies in [0, 1], not at {smoothing}");
+    assert_classes(&labels, weight.dims()[0]);
     let [hidden, weight] = [hidden, weight].map(Tensor::into_dispatch);
     Tensor::from_dispatch(Dispatch::linear_cross_entropy(hidden, weight, labels.into_dispatch(), smoothing))
+}
+
+fn assert_classes(labels: &Tensor<1, Int>, classes: usize) {
+    assert_below(classes, labels, |label| format!("label {label} is none of {classes} classes"));
 }
 
 /// The losses on a backend's tensors.
@@ -50,7 +56,7 @@ pub(crate) trait LossOps: Backend {
     /// See [`cross_entropy`].
     #[fusion(dtype = logits, shape = Shape::from([logits[0]]))]
     fn cross_entropy(logits: FloatTensor<Self>, labels: IntTensor<Self>) -> FloatTensor<Self> {
-        composed::<Self>(logits, labels)
+        composed::<Self>(logits, labels, 0.0)
     }
 
     /// Its gradient with respect to `logits`, from the gradient `[n]` of its output.
@@ -60,7 +66,7 @@ pub(crate) trait LossOps: Backend {
         labels: IntTensor<Self>,
         gradient: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        composed_backward::<Self>(logits, labels, gradient)
+        composed_backward::<Self>(logits, labels, gradient, 0.0)
     }
 
     /// See [`linear_cross_entropy`].
@@ -71,7 +77,7 @@ pub(crate) trait LossOps: Backend {
         labels: IntTensor<Self>,
         smoothing: f64,
     ) -> FloatTensor<Self> {
-        composed_smoothed::<Self>(product_with_transposed::<Self>(hidden, weight), labels, smoothing)
+        composed_head::<Self>(([hidden, weight], labels), smoothing)
     }
 
     /// The same with the gradient `[n, d]` of each row's loss with respect to its hidden state.
@@ -82,7 +88,7 @@ pub(crate) trait LossOps: Backend {
         labels: IntTensor<Self>,
         smoothing: f64,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        composed_linear_and_gradient::<Self>(hidden, weight, labels, smoothing)
+        composed_head_and_gradient::<Self>(([hidden, weight], labels), smoothing)
     }
 
     /// The gradient with respect to `weight`, from the gradient `[n]` of the losses.
@@ -94,7 +100,108 @@ pub(crate) trait LossOps: Backend {
         gradient: FloatTensor<Self>,
         smoothing: f64,
     ) -> FloatTensor<Self> {
-        composed_linear_backward_weight::<Self>(hidden, weight, labels, gradient, smoothing)
+        composed_head_backward_weight::<Self>(([hidden, weight, gradient], labels), smoothing)
+    }
+}
+
+/// Float tensors and the labels.
+pub(crate) type Labelled<B, const N: usize> = ([FloatTensor<B>; N], IntTensor<B>);
+
+/// [`LossOps`] by kernels.
+pub(crate) trait LossKernels: Backend {
+    /// Of the logits.
+    fn try_cross_entropy(inputs: Labelled<Self, 1>) -> Result<FloatTensor<Self>, Labelled<Self, 1>> {
+        Err(inputs)
+    }
+
+    /// Of the logits and the gradient.
+    fn try_cross_entropy_backward(inputs: Labelled<Self, 2>) -> Result<FloatTensor<Self>, Labelled<Self, 2>> {
+        Err(inputs)
+    }
+
+    /// Of the hidden states and the weight.
+    fn try_head(inputs: Labelled<Self, 2>, _smoothing: f64) -> Result<FloatTensor<Self>, Labelled<Self, 2>> {
+        Err(inputs)
+    }
+
+    /// The losses, and the gradients of the hidden states.
+    fn try_head_and_gradient(
+        inputs: Labelled<Self, 2>,
+        _smoothing: f64,
+    ) -> Result<[FloatTensor<Self>; 2], Labelled<Self, 2>> {
+        Err(inputs)
+    }
+
+    /// Of the hidden states, the weight and the gradient.
+    fn try_head_backward_weight(
+        inputs: Labelled<Self, 3>,
+        _smoothing: f64,
+    ) -> Result<FloatTensor<Self>, Labelled<Self, 3>> {
+        Err(inputs)
+    }
+}
+
+impl<B: LossKernels> LossOps for B {
+    fn cross_entropy(logits: FloatTensor<B>, labels: IntTensor<B>) -> FloatTensor<B> {
+        fused("cross_entropy", ([logits], labels), B::try_cross_entropy, |([logits], labels)| {
+            composed::<B>(logits, labels, 0.0)
+        })
+    }
+
+    fn cross_entropy_backward(
+        logits: FloatTensor<B>,
+        labels: IntTensor<B>,
+        gradient: FloatTensor<B>,
+    ) -> FloatTensor<B> {
+        fused(
+            "cross_entropy_backward",
+            ([logits, gradient], labels),
+            B::try_cross_entropy_backward,
+            |([logits, gradient], labels)| composed_backward::<B>(logits, labels, gradient, 0.0),
+        )
+    }
+
+    fn linear_cross_entropy(
+        hidden: FloatTensor<B>,
+        weight: FloatTensor<B>,
+        labels: IntTensor<B>,
+        smoothing: f64,
+    ) -> FloatTensor<B> {
+        fused(
+            "linear_cross_entropy",
+            ([hidden, weight], labels),
+            |inputs| B::try_head(inputs, smoothing),
+            |inputs| composed_head::<B>(inputs, smoothing),
+        )
+    }
+
+    fn linear_cross_entropy_and_gradient(
+        hidden: FloatTensor<B>,
+        weight: FloatTensor<B>,
+        labels: IntTensor<B>,
+        smoothing: f64,
+    ) -> (FloatTensor<B>, FloatTensor<B>) {
+        fused(
+            "linear_cross_entropy_and_gradient",
+            ([hidden, weight], labels),
+            |inputs| B::try_head_and_gradient(inputs, smoothing).map(Into::into),
+            |inputs| composed_head_and_gradient::<B>(inputs, smoothing),
+        )
+    }
+
+    fn linear_cross_entropy_backward_weight(
+        hidden: FloatTensor<B>,
+        weight: FloatTensor<B>,
+        labels: IntTensor<B>,
+        gradient: FloatTensor<B>,
+        smoothing: f64,
+    ) -> FloatTensor<B> {
+        fused(
+            "linear_cross_entropy_backward_weight",
+            ([hidden, weight, gradient], labels),
+            |inputs| B::try_head_backward_weight(inputs, smoothing),
+            |inputs| composed_head_backward_weight::<B>(inputs, smoothing),
+        )
     }
 }
 
@@ -104,48 +211,30 @@ fn of_rows(matrix: &burn::backend::fusion::custom::TensorSpec) -> burn::backend:
     burn::backend::fusion::custom::TensorSpec::new(Shape::from([matrix.shape[0]]), matrix.dtype)
 }
 
-pub(crate) fn composed<B: Backend>(logits: FloatTensor<B>, labels: IntTensor<B>) -> FloatTensor<B> {
-    composed_smoothed::<B>(logits, labels, 0.0)
+fn composed_head<B: Backend>(([hidden, weight], labels): Labelled<B, 2>, smoothing: f64) -> FloatTensor<B> {
+    composed::<B>(product_with_transposed::<B>(hidden, weight), labels, smoothing)
 }
 
-/// `gradient * (softmax(logits) - one_hot(labels))`.
-pub(crate) fn composed_backward<B: Backend>(
-    logits: FloatTensor<B>,
-    labels: IntTensor<B>,
-    gradient: FloatTensor<B>,
-) -> FloatTensor<B> {
-    composed_smoothed_backward::<B>(logits, labels, gradient, 0.0)
-}
-
-pub(crate) fn composed_linear_and_gradient<B: Backend>(
-    hidden: FloatTensor<B>,
-    weight: FloatTensor<B>,
-    labels: IntTensor<B>,
+fn composed_head_and_gradient<B: Backend>(
+    ([hidden, weight], labels): Labelled<B, 2>,
     smoothing: f64,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
     let logits = product_with_transposed::<B>(hidden, weight.clone());
     let ones = B::float_ones(Shape::from([logits.shape()[0]]), &logits.device(), logits.dtype().into());
-    let of_logits = composed_smoothed_backward::<B>(logits.clone(), labels.clone(), ones, smoothing);
-    (composed_smoothed::<B>(logits, labels, smoothing), B::float_matmul(of_logits, weight))
+    let of_logits = composed_backward::<B>(logits.clone(), labels.clone(), ones, smoothing);
+    (composed::<B>(logits, labels, smoothing), B::float_matmul(of_logits, weight))
 }
 
-pub(crate) fn composed_linear_backward_weight<B: Backend>(
-    hidden: FloatTensor<B>,
-    weight: FloatTensor<B>,
-    labels: IntTensor<B>,
-    gradient: FloatTensor<B>,
+fn composed_head_backward_weight<B: Backend>(
+    ([hidden, weight, gradient], labels): Labelled<B, 3>,
     smoothing: f64,
 ) -> FloatTensor<B> {
     let logits = product_with_transposed::<B>(hidden.clone(), weight);
-    let of_logits = composed_smoothed_backward::<B>(logits, labels, gradient, smoothing);
+    let of_logits = composed_backward::<B>(logits, labels, gradient, smoothing);
     B::float_matmul(B::float_transpose(of_logits), hidden)
 }
 
-pub(crate) fn composed_smoothed<B: Backend>(
-    logits: FloatTensor<B>,
-    labels: IntTensor<B>,
-    smoothing: f64,
-) -> FloatTensor<B> {
+fn composed<B: Backend>(logits: FloatTensor<B>, labels: IntTensor<B>, smoothing: f64) -> FloatTensor<B> {
     let rows = logits.shape()[0];
     let index = B::int_reshape(labels, Shape::from([rows, 1]));
     let log_softmax = B::log_softmax(logits, 1);
@@ -160,7 +249,7 @@ pub(crate) fn composed_smoothed<B: Backend>(
 }
 
 /// `gradient * (softmax(logits) - (1 - smoothing) one_hot(labels) - smoothing / classes)`.
-fn composed_smoothed_backward<B: Backend>(
+fn composed_backward<B: Backend>(
     logits: FloatTensor<B>,
     labels: IntTensor<B>,
     gradient: FloatTensor<B>,
@@ -180,23 +269,11 @@ fn composed_smoothed_backward<B: Backend>(
 
 impl<B: LossOps, C: CheckpointStrategy> LossOps for Autodiff<B, C> {
     fn cross_entropy(logits: FloatTensor<Self>, labels: IntTensor<Self>) -> FloatTensor<Self> {
-        #[derive(Debug)]
-        struct CrossEntropy;
-        impl<B: LossOps> Backward<B, 1> for CrossEntropy {
-            type State = (FloatTensor<B>, IntTensor<B>);
-            fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-                let (logits, labels) = ops.state;
-                unary::<B, _>(ops.parents, ops.node, grads, |gradient| {
-                    B::cross_entropy_backward(logits, labels, gradient)
-                });
-            }
-        }
-
-        let (logits, node) = logits.into_parts();
-        match Backward::<B, 1>::prepare::<C>(CrossEntropy, [node]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((logits.clone(), labels.clone()), B::cross_entropy(logits, labels)),
-            OpsKind::UnTracked(prep) => prep.finish(B::cross_entropy(logits, labels)),
-        }
+        record::<B, C, _, 1>(
+            [logits],
+            |[logits]| (B::cross_entropy(logits.clone(), labels.clone()), (logits, labels)),
+            |(logits, labels), gradient, _| [Some(B::cross_entropy_backward(logits, labels, gradient))],
+        )
     }
 
     fn linear_cross_entropy(
@@ -205,56 +282,37 @@ impl<B: LossOps, C: CheckpointStrategy> LossOps for Autodiff<B, C> {
         labels: IntTensor<Self>,
         smoothing: f64,
     ) -> FloatTensor<Self> {
-        #[derive(Debug)]
-        struct LinearCrossEntropy;
         #[derive(Clone, Debug)]
         struct Kept<B: Backend> {
             /// The gradient of each row's loss with respect to its hidden state.
             of_hidden: FloatTensor<B>,
             /// What the gradient of the weight is made of, if it is trained.
-            for_weight: Option<Inputs<B>>,
-        }
-        #[derive(Clone, Debug)]
-        struct Inputs<B: Backend> {
-            hidden: FloatTensor<B>,
-            weight: FloatTensor<B>,
-            labels: IntTensor<B>,
-            smoothing: f64,
-        }
-        impl<B: LossOps> Backward<B, 2> for LinearCrossEntropy {
-            type State = Kept<B>;
-            fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
-                let gradient = grads.consume::<B>(&ops.node);
-                let [node_hidden, node_weight] = ops.parents;
-                let Kept { of_hidden, for_weight } = ops.state;
-                if let (Some(node), Some(Inputs { hidden, weight, labels, smoothing })) = (node_weight, for_weight) {
-                    let of_weight =
-                        B::linear_cross_entropy_backward_weight(hidden, weight, labels, gradient.clone(), smoothing);
-                    grads.register::<B>(node.id, of_weight);
-                }
-                if let Some(node) = node_hidden {
-                    let rows = gradient.shape()[0];
-                    let column = B::float_reshape(gradient, Shape::from([rows, 1]));
-                    grads.register::<B>(node.id, B::float_mul(of_hidden, column));
-                }
-            }
+            for_weight: Option<([FloatTensor<B>; 2], IntTensor<B>, f64)>,
         }
 
         let is_trained = weight.is_tracked();
-        let ((hidden, node_hidden), (weight, node_weight)) = (hidden.into_parts(), weight.into_parts());
-        match Backward::<B, 2>::prepare::<C>(LinearCrossEntropy, [node_hidden, node_weight]).compute_bound().stateful()
-        {
-            OpsKind::Tracked(prep) => {
-                let for_weight = is_trained.then(|| Inputs {
-                    hidden: hidden.clone(),
-                    weight: weight.clone(),
-                    labels: labels.clone(),
-                    smoothing,
-                });
-                let (loss, of_hidden) = B::linear_cross_entropy_and_gradient(hidden, weight, labels, smoothing);
-                prep.finish(Kept { of_hidden, for_weight }, loss)
-            }
-            OpsKind::UnTracked(prep) => prep.finish(B::linear_cross_entropy(hidden, weight, labels, smoothing)),
+        if !is_trained && !hidden.is_tracked() {
+            let forward = |[hidden, weight]: [_; 2]| (B::linear_cross_entropy(hidden, weight, labels, smoothing), ());
+            return record::<B, C, _, 2>([hidden, weight], forward, |(), _, _| [None, None]);
         }
+        record::<B, C, _, 2>(
+            [hidden, weight],
+            |[hidden, weight]| {
+                let inputs = || ([hidden.clone(), weight.clone()], labels.clone(), smoothing);
+                let for_weight = is_trained.then(inputs);
+                let (loss, of_hidden) = B::linear_cross_entropy_and_gradient(hidden, weight, labels, smoothing);
+                (loss, Kept::<B> { of_hidden, for_weight })
+            },
+            |Kept { of_hidden, for_weight }, gradient, [wants_hidden, _]| {
+                let of_weight = for_weight.map(|([hidden, weight], labels, smoothing)| {
+                    B::linear_cross_entropy_backward_weight(hidden, weight, labels, gradient.clone(), smoothing)
+                });
+                let column = |gradient: FloatTensor<B>| {
+                    let rows = gradient.shape()[0];
+                    B::float_reshape(gradient, Shape::from([rows, 1]))
+                };
+                [wants_hidden.then(|| B::float_mul(of_hidden, column(gradient))), of_weight]
+            },
+        )
     }
 }

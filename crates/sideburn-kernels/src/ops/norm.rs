@@ -1,11 +1,12 @@
 //! Root-mean-square normalisation.
 
-use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
-use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension};
 use burn::tensor::{Shape, Tensor};
+
+use super::fused;
+use super::tape::record;
 
 /// `x / sqrt(mean(x^2) + epsilon) * weight` over the last dimension: layer normalisation without mean and bias (Zhang
 /// and Sennrich, 2019), `T5LayerNorm` of `transformers`. Sums are taken in `f32` or wider.
@@ -26,7 +27,7 @@ pub(crate) trait NormOps: Backend {
     /// See [`rms_norm`].
     #[fusion(dtype = x, shape = x)]
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
-        composed::<Self>(x, weight, epsilon)
+        composed::<Self>([x, weight], epsilon)
     }
 
     /// Its gradient with respect to `x`.
@@ -37,13 +38,62 @@ pub(crate) trait NormOps: Backend {
         gradient: FloatTensor<Self>,
         epsilon: f64,
     ) -> FloatTensor<Self> {
-        composed_backward_x::<Self>(x, weight, gradient, epsilon)
+        composed_backward_x::<Self>([x, weight, gradient], epsilon)
     }
 
     /// Its gradient with respect to `weight`.
     #[fusion(dtype = x, shape = Shape::from([x[1]]))]
     fn rms_norm_backward_weight(x: FloatTensor<Self>, gradient: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
-        composed_backward_weight::<Self>(x, gradient, epsilon)
+        composed_backward_weight::<Self>([x, gradient], epsilon)
+    }
+}
+
+/// [`NormOps`] by kernels: of `x` and `weight`; of `x`, `weight` and the gradient; of `x` and the gradient.
+pub(crate) trait NormKernels: Backend {
+    fn try_rms_norm(inputs: [FloatTensor<Self>; 2], _: f64) -> Result<FloatTensor<Self>, [FloatTensor<Self>; 2]> {
+        Err(inputs)
+    }
+
+    fn try_backward_x(inputs: [FloatTensor<Self>; 3], _: f64) -> Result<FloatTensor<Self>, [FloatTensor<Self>; 3]> {
+        Err(inputs)
+    }
+
+    fn try_backward_weight(
+        inputs: [FloatTensor<Self>; 2],
+        _: f64,
+    ) -> Result<FloatTensor<Self>, [FloatTensor<Self>; 2]> {
+        Err(inputs)
+    }
+}
+
+impl<B: NormKernels> NormOps for B {
+    fn rms_norm(x: FloatTensor<B>, weight: FloatTensor<B>, epsilon: f64) -> FloatTensor<B> {
+        fused("rms_norm", [x, weight], |x| B::try_rms_norm(x, epsilon), |x| composed::<B>(x, epsilon))
+    }
+
+    fn rms_norm_backward_x(
+        x: FloatTensor<B>,
+        weight: FloatTensor<B>,
+        gradient: FloatTensor<B>,
+        epsilon: f64,
+    ) -> FloatTensor<B> {
+        let inputs = [x, weight, gradient];
+        fused(
+            "rms_norm_backward_x",
+            inputs,
+            |x| B::try_backward_x(x, epsilon),
+            |x| composed_backward_x::<B>(x, epsilon),
+        )
+    }
+
+    fn rms_norm_backward_weight(x: FloatTensor<B>, gradient: FloatTensor<B>, epsilon: f64) -> FloatTensor<B> {
+        let inputs = [x, gradient];
+        fused(
+            "rms_norm_backward_weight",
+            inputs,
+            |x| B::try_backward_weight(x, epsilon),
+            |x| composed_backward_weight::<B>(x, epsilon),
+        )
     }
 }
 
@@ -58,18 +108,13 @@ fn as_row<B: Backend>(weight: FloatTensor<B>) -> FloatTensor<B> {
     B::float_reshape(weight, Shape::from([1, width]))
 }
 
-pub(crate) fn composed<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>, epsilon: f64) -> FloatTensor<B> {
+fn composed<B: Backend>([x, weight]: [FloatTensor<B>; 2], epsilon: f64) -> FloatTensor<B> {
     let inverse = inverse_rms::<B>(x.clone(), epsilon);
     B::float_mul(B::float_mul(x, inverse), as_row::<B>(weight))
 }
 
 /// With `r = 1 / rms(x)` and `g = gradient * weight`: `r g - r^3 x mean(g x)`.
-pub(crate) fn composed_backward_x<B: Backend>(
-    x: FloatTensor<B>,
-    weight: FloatTensor<B>,
-    gradient: FloatTensor<B>,
-    epsilon: f64,
-) -> FloatTensor<B> {
+fn composed_backward_x<B: Backend>([x, weight, gradient]: [FloatTensor<B>; 3], epsilon: f64) -> FloatTensor<B> {
     let inverse = inverse_rms::<B>(x.clone(), epsilon);
     let g = B::float_mul(gradient, as_row::<B>(weight));
     let normalised = B::float_mul(x, inverse.clone());
@@ -77,11 +122,7 @@ pub(crate) fn composed_backward_x<B: Backend>(
     B::float_mul(B::float_sub(g, B::float_mul(normalised, mean)), inverse)
 }
 
-pub(crate) fn composed_backward_weight<B: Backend>(
-    x: FloatTensor<B>,
-    gradient: FloatTensor<B>,
-    epsilon: f64,
-) -> FloatTensor<B> {
+fn composed_backward_weight<B: Backend>([x, gradient]: [FloatTensor<B>; 2], epsilon: f64) -> FloatTensor<B> {
     let width = x.shape()[1];
     let inverse = inverse_rms::<B>(x.clone(), epsilon);
     let product = B::float_mul(B::float_mul(x, inverse), gradient);
@@ -90,30 +131,14 @@ pub(crate) fn composed_backward_weight<B: Backend>(
 
 impl<B: NormOps, C: CheckpointStrategy> NormOps for Autodiff<B, C> {
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
-        #[derive(Debug)]
-        struct RmsNorm;
-        impl<B: NormOps> Backward<B, 2> for RmsNorm {
-            type State = (FloatTensor<B>, FloatTensor<B>, f64);
-            fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
-                let gradient = grads.consume::<B>(&ops.node);
-                let [node_x, node_weight] = ops.parents;
-                let (x, weight, epsilon) = ops.state;
-                if let Some(node) = node_weight {
-                    let value = B::rms_norm_backward_weight(x.clone(), gradient.clone(), epsilon);
-                    grads.register::<B>(node.id, value);
-                }
-                if let Some(node) = node_x {
-                    grads.register::<B>(node.id, B::rms_norm_backward_x(x, weight, gradient, epsilon));
-                }
-            }
-        }
-
-        let ((x, node_x), (weight, node_weight)) = (x.into_parts(), weight.into_parts());
-        match Backward::<B, 2>::prepare::<C>(RmsNorm, [node_x, node_weight]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => {
-                prep.finish((x.clone(), weight.clone(), epsilon), B::rms_norm(x, weight, epsilon))
-            }
-            OpsKind::UnTracked(prep) => prep.finish(B::rms_norm(x, weight, epsilon)),
-        }
+        record::<B, C, _, 2>(
+            [x, weight],
+            |[x, weight]| (B::rms_norm(x.clone(), weight.clone(), epsilon), (x, weight, epsilon)),
+            |(x, weight, epsilon), gradient, [of_x, of_weight]| {
+                let backward_weight = || B::rms_norm_backward_weight(x.clone(), gradient.clone(), epsilon);
+                let of_weight = of_weight.then(backward_weight);
+                [of_x.then(|| B::rms_norm_backward_x(x, weight, gradient, epsilon)), of_weight]
+            },
+        )
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// How operations are computed.
+/// How operations are computed. Those of the optimiser, which are no part of a model, are always computed by kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Path {
     /// By the kernels of this crate: the default.

@@ -6,9 +6,9 @@
 use crate::loops::{assert_near, bits, f32s, numbers, tensor, values};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use sideburn_kernels::{
-    AdamWStep, Dropout, Key, LowRank, RowLayout, Sight, Site, adamw_step, adapted_linear, adapted_linears, add_dropout,
-    attention, cross_entropy, dropout, embedding, gelu_gate, linear_cross_entropy, low_rank, norm, rms_norm,
-    self_attention,
+    AdamWStep, Dropout, Key, LinearOp, LowRank, RowLayout, Sight, adamw_step, adapted_linear, adapted_linears,
+    add_dropout, attention, cross_entropy, dropout, embedding, gelu_gate, linear_cross_entropy, low_rank, norm,
+    rms_norm, self_attention,
 };
 
 const KEY: Key = Key::from_seed(5);
@@ -294,8 +294,8 @@ fn sites_that_share_an_input() {
         };
         let some = Tensor::from_ints([0, 2, 3], &x[0].device());
         let sites = vec![
-            Site { weight: x[1].clone(), branches: vec![branch(3, None)] },
-            Site { weight: x[2].clone(), branches: vec![branch(5, Some(some))] },
+            LinearOp { weight: Some(x[1].clone().into()), branches: vec![branch(3, None)] },
+            LinearOp { weight: Some(x[2].clone().into()), branches: vec![branch(5, Some(some))] },
         ];
         adapted_linears(x[0].clone(), sites)
     });

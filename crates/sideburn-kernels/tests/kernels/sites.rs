@@ -3,7 +3,7 @@
 use crate::loops::{check_at_scale, numbers, values};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use proptest::prelude::*;
-use sideburn_kernels::{Dropout, Key, LowRank, Path, Site, adapted_linears, dropout, path};
+use sideburn_kernels::{Dropout, Key, LinearOp, LowRank, Path, adapted_linears, dropout, path};
 
 const KEY: Key = Key::from_seed(5);
 const SCALE: f64 = 1.7;
@@ -81,8 +81,8 @@ impl Case {
             dropout: Dropout::new(self.probability, self.key(branch)),
             rows: self.branches[branch].1.as_ref().map(|rows| indices(rows, &device)),
         };
-        let site = |(site, out): (usize, &usize)| Site {
-            weight: matrix(1 + site, *out, d),
+        let site = |(site, out): (usize, &usize)| LinearOp {
+            weight: Some(matrix(1 + site, *out, d).into()),
             branches: self.branches_of(site).map(branch).collect(),
         };
         let width: usize = self.outs.iter().sum();
@@ -143,7 +143,7 @@ fn rows_in_disorder_or_outside_are_refused() {
 }
 
 #[test]
-#[should_panic(expected = "there is no site to apply")]
-fn no_site_is_refused() {
+#[should_panic(expected = "there is no layer to apply")]
+fn no_layer_is_refused() {
     adapted_linears(Tensor::zeros([4, 3], &Device::flex()), Vec::new());
 }
