@@ -1,7 +1,7 @@
 //! Decoding one token at a time, with cached keys and values.
 
 use burn::module::Module;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::Tensor;
 use sideburn_adapters::{AdaptedModel, Pass};
 use sideburn_batch::TokenRows;
 use sideburn_generate::Decoder;
@@ -77,13 +77,9 @@ impl Decoder for Decoding {
     }
 
     fn select_rows(&mut self, rows: &[usize]) {
-        let device = self.model.device();
-        self.own.select_rows(rows, &device);
-        let tokens: Vec<i32> = self.cross.layout.tokens_of_rows(rows).into_iter().map(|token| token as i32).collect();
-        let length = tokens.len();
-        let tokens = Tensor::<1, Int>::from_data(TensorData::new(tokens, [length]), &device);
-        self.cross.blocks.iter_mut().for_each(|block| *block = block.select(&tokens));
-        self.cross.layout = self.cross.layout.select_rows(rows);
+        self.own.select_rows(rows, &self.model.device());
+        // The source stays where it is: rows that go on from one row look at the same keys and values.
+        self.cross.layout = self.cross.layout.rows_of(rows);
         self.pass.select_rows(rows);
     }
 }

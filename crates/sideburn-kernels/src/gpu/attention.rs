@@ -211,8 +211,7 @@ impl<'a> Launch<'a> {
     fn rows(&self) -> Handle {
         let places = |layout: &crate::RowLayout, row: usize| {
             let tokens = layout.row(row);
-            let places = if layout.is_packed() { tokens.len() } else { layout.columns() };
-            [tokens.start as u32, tokens.len() as u32, places as u32]
+            [tokens.start as u32, tokens.len() as u32, layout.places(row) as u32]
         };
         let of_row = |row| [places(&self.sight.queries, row), places(&self.sight.keys, row)].concat();
         let rows: Vec<u32> = (0..self.sight.queries.rows()).flat_map(of_row).collect();

@@ -103,6 +103,7 @@ impl Sight {
         assert_eq!(k, v, "k and v must have one shape");
         assert_eq!(q[1], k[1], "q [queries, heads * width] and k must fit");
         assert_eq!(queries.rows(), keys.rows(), "every row of queries needs one row of keys");
+        assert!(!queries.is_shared(), "every row needs queries of its own");
         assert_eq!((q[0], k[0]), (queries.tokens(), keys.tokens()), "q and k must be as their rows are laid out");
         let far = self.first + queries.columns() - 1;
         assert!(
@@ -468,6 +469,7 @@ impl<B: AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff<B, C> {
                 (B::attention_forward(q, k, v, bias, sight.clone(), dropout), (inputs, sight, dropout))
             },
             |([q, k, v, bias], sight, dropout), gradient, [.., of_bias]| {
+                assert!(!sight.keys.is_shared(), "rows that share their keys have no gradient");
                 let gradients = B::attention_backward(q, k, v, bias, gradient, sight, of_bias, dropout);
                 <[_; 4]>::from(gradients).map(Some)
             },

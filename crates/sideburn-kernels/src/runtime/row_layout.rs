@@ -11,13 +11,21 @@ use sideburn_batch::TokenRows;
 /// A batch is *packed* on the CPU: the matrix holds real tokens only, row after row, so that padding costs nothing at
 /// all. On a GPU it is *padded*: the matrix is the rectangle of all rows, with the columns rounded up so that shapes, and
 /// with them compiled and tuned kernels, repeat. Either way the lengths say what is padding, never a token's value.
-/// No other type knows which of the two a batch is.
+///
+/// Rows may also [look into the matrix of others](Self::rows_of), several into one row: so beams share the source that they
+/// were read from.
 #[derive(Clone, Debug)]
 pub struct RowLayout {
     lengths: Arc<[usize]>,
     columns: usize,
-    /// Where each row begins, if they follow each other without padding.
-    packed: Option<Arc<[usize]>>,
+    /// Where each row begins, unless the matrix is the rectangle of all rows.
+    starts: Option<Arc<[usize]>>,
+    /// The number of tokens in the matrix.
+    tokens: usize,
+    /// Whether the matrix has a place for every column of a row.
+    padded: bool,
+    /// Whether these are rows of another layout, so that a token may be in several or in none.
+    shared: bool,
     device: Device,
 }
 
@@ -42,11 +50,12 @@ impl RowLayout {
         if !layout.has_padding() {
             return layout;
         }
-        let starts = lengths.iter().scan(0, |end, length| {
-            *end += length;
-            Some(*end - length)
+        let mut tokens = 0;
+        let starts = lengths.iter().map(|length| {
+            tokens += length;
+            tokens - length
         });
-        Self { packed: Some(starts.collect()), ..layout }
+        Self { starts: Some(starts.collect()), tokens, padded: false, ..layout }
     }
 
     /// A layout of full rows, with the columns rounded up to a multiple of `bucket`.
@@ -65,7 +74,9 @@ impl RowLayout {
     pub fn in_columns(lengths: &[usize], columns: usize, device: &Device) -> Self {
         assert!(!lengths.is_empty() && !lengths.contains(&0), "every row of a batch needs a token");
         assert!(lengths.iter().all(|length| *length <= columns), "a row is longer than {columns} columns");
-        Self { lengths: lengths.into(), columns, packed: None, device: device.clone() }
+        let tokens = lengths.len() * columns;
+        let device = device.clone();
+        Self { lengths: lengths.into(), columns, starts: None, tokens, padded: true, shared: false, device }
     }
 
     /// The number of rows.
@@ -85,67 +96,71 @@ impl RowLayout {
 
     /// The number of tokens in the matrix.
     pub fn tokens(&self) -> usize {
-        match self.packed {
-            Some(_) => self.lengths.iter().sum(),
-            None => self.rows() * self.columns,
-        }
+        self.tokens
     }
 
     /// Where the real tokens of a row are in the matrix.
     pub fn row(&self, row: usize) -> Range<usize> {
-        let start = self.packed.as_ref().map_or(row * self.columns, |starts| starts[row]);
+        let start = self.starts.as_ref().map_or(row * self.columns, |starts| starts[row]);
         start..start + self.lengths[row]
     }
 
-    /// Whether rows follow each other without padding.
+    /// The number of places of a row in the matrix, those of padding included.
     #[cfg(feature = "gpu")]
-    pub(crate) fn is_packed(&self) -> bool {
-        self.packed.is_some()
+    pub(crate) fn places(&self, row: usize) -> usize {
+        if self.padded { self.columns } else { self.lengths[row] }
     }
 
-    /// Whether there are tokens in the matrix that belong to no row.
+    /// Whether these are [rows of another layout](Self::rows_of).
+    pub(crate) fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    /// Whether there may be tokens in the matrix that belong to no row.
     pub fn has_padding(&self) -> bool {
-        self.packed.is_none() && self.lengths.iter().any(|length| *length < self.columns)
+        self.shared || (self.padded && self.lengths.iter().any(|length| *length < self.columns))
     }
 
-    /// The tokens, padding and all, of these rows, in the order in which [`select_rows`](Self::select_rows) lays them out.
-    pub fn tokens_of_rows(&self, rows: &[usize]) -> Vec<usize> {
-        let tokens = |row: &usize| match self.packed {
-            Some(_) => self.row(*row),
-            None => row * self.columns..(row + 1) * self.columns,
-        };
-        rows.iter().flat_map(tokens).collect()
-    }
-
-    /// The layout of these rows alone, in this order.
-    pub fn select_rows(&self, rows: &[usize]) -> Self {
-        let lengths: Vec<usize> = rows.iter().map(|row| self.lengths[*row]).collect();
-        match self.packed {
-            Some(_) => Self::packed(&lengths, &self.device),
-            None => Self::in_columns(&lengths, self.columns, &self.device),
+    /// A layout of other rows in the same matrix: row `i` is what row `rows[i]` is here. Rows may be left out and repeated,
+    /// and nothing is copied.
+    ///
+    /// Attention may look at keys so laid out, without an autodiff graph: a gradient would have to be summed over the rows
+    /// that share a token.
+    ///
+    /// # Panics
+    /// If there is no row, or one of `rows` does not exist.
+    pub fn rows_of(&self, rows: &[usize]) -> Self {
+        assert!(!rows.is_empty(), "a layout needs a row");
+        Self {
+            lengths: rows.iter().map(|row| self.lengths[*row]).collect(),
+            starts: Some(rows.iter().map(|row| self.row(*row).start).collect()),
+            shared: true,
+            ..self.clone()
         }
     }
 
-    /// For each place in the rectangle of all rows, the token that stands there, if the matrix is not that rectangle. In
-    /// a place of padding it is some token of the matrix; it is never to be looked at.
+    /// For each place in the rectangle of all rows, the token that stands there; `None` if the matrix is that rectangle. A
+    /// place of padding is given some token of the matrix, which is not to be looked at.
     pub(crate) fn token_of_each_place(&self) -> Option<Vec<i32>> {
-        self.packed.as_ref()?;
+        self.starts.as_ref()?;
         let place = |row| self.row(row).chain(std::iter::repeat(0)).take(self.columns);
         Some((0..self.rows()).flat_map(place).map(|token| token as i32).collect())
     }
 
     /// The inverse: the place of each token.
     pub(crate) fn place_of_each_token(&self) -> Option<Vec<i32>> {
-        self.packed.as_ref()?;
+        assert!(!self.shared, "a token of shared rows has several places, or none");
+        self.starts.as_ref()?;
         let places = |row| row * self.columns..row * self.columns + self.lengths[row];
         Some((0..self.rows()).flat_map(places).map(|place| place as i32).collect())
     }
 
     /// For each row of the token matrix, the row of the batch that it belongs to.
     pub fn token_rows(&self) -> Vec<usize> {
-        match self.packed {
-            Some(_) => self.real_token_rows(),
-            None => (0..self.rows()).flat_map(|row| std::iter::repeat_n(row, self.columns)).collect(),
+        assert!(!self.shared, "a token of shared rows belongs to several, or to none");
+        match self.padded {
+            false => self.real_token_rows(),
+            true => (0..self.rows()).flat_map(|row| std::iter::repeat_n(row, self.columns)).collect(),
         }
     }
 
@@ -165,9 +180,10 @@ impl RowLayout {
     /// If `rows` has other lengths than this layout.
     pub fn ids(&self, rows: &TokenRows, pad: u32) -> Tensor<1, Int> {
         assert_eq!(rows.lengths(), &*self.lengths, "these rows belong to another layout");
-        let ids: Vec<i32> = match self.packed {
-            Some(_) => rows.ids().iter().map(|id| *id as i32).collect(),
-            None => rows
+        assert!(!self.shared, "shared rows have no tokens of their own");
+        let ids: Vec<i32> = match self.padded {
+            false => rows.ids().iter().map(|id| *id as i32).collect(),
+            true => rows
                 .iter()
                 .flat_map(|row| (0..self.columns).map(|column| row.get(column).copied().unwrap_or(pad) as i32))
                 .collect(),

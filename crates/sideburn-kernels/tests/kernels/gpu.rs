@@ -250,6 +250,35 @@ fn attention_of_many_tiles() {
     check_attention(&[37], &[41], 5, [1, 100], true, &KINDS[3..4]);
 }
 
+/// Without a gradient, for which rows would have to be summed.
+#[test]
+fn attention_of_rows_that_share_their_keys() {
+    let attend = |device: &Device, packed: bool| {
+        let queries = layouts(&[1, 1, 2, 1], packed, device);
+        let keys = layouts(&[4, 2, 3], packed, device).rows_of(&[2, 0, 0, 2]);
+        let on = |values: Tensor<2>| Tensor::<2>::from_data(values.into_data(), device);
+        let tokens = RowLayout::packed(&[4, 2, 3], &Device::flex());
+        let real = [2, 3].map(|seed| f32s(seed, [tokens.tokens(), 8], &Device::flex()));
+        // The real tokens where the layout has them.
+        let [k, v] = real.map(|x| {
+            let of_row = |row: usize| {
+                let own = x.clone().slice([tokens.row(row)]);
+                let padding = if packed { 0 } else { 4 - tokens.lengths()[row] };
+                let padding = (0..padding).map(|_| Tensor::full([1, 8], 1e3, &Device::flex()));
+                Tensor::cat([own].into_iter().chain(padding).collect(), 0)
+            };
+            on(Tensor::cat((0..3).map(of_row).collect(), 0))
+        });
+        let q = on(f32s(1, [queries.tokens(), 8], &Device::flex()));
+        let sight = Sight::everything(2, &queries, &keys);
+        let y = attention(q, k, v, Tensor::zeros([1, 1], device), &sight, None);
+        values(queries.real_tokens(y))
+    };
+    for packed in [true, false] {
+        assert_near("shared keys", &attend(&gpu(), packed), &attend(&Device::flex(), packed), TOLERANCE);
+    }
+}
+
 #[test]
 fn attention_of_windows() {
     let inputs = [scaled(1, [6, 16], 0.3), input(2, [9, 16]), input(3, [9, 16]), input(4, [2, 7])];

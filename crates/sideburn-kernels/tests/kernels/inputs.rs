@@ -193,6 +193,40 @@ fn padding_changes_nothing() {
     }
 }
 
+/// Rows that look into the rows of others see what they would see in copies.
+#[test]
+fn rows_may_share_their_keys() {
+    let (device, looking) = (Device::flex(), [2, 0, 0, 2]);
+    for queries in [[1, 1, 1, 1], [2, 1, 3, 1]] {
+        let queries = RowLayout::packed(&queries, &device);
+        let q = f32s(1, [queries.tokens(), 8], &device);
+        for keys in [RowLayout::packed(&[4, 2, 3], &device), RowLayout::in_columns(&[4, 2, 3], 5, &device)] {
+            let [k, v] = [2, 3].map(|seed| f32s(seed, [keys.tokens(), 8], &device));
+            let attend = |k: &Tensor<2>, v: &Tensor<2>, keys: &RowLayout| {
+                let sight = Sight::everything(2, &queries, keys);
+                values(attention(q.clone(), k.clone(), v.clone(), Tensor::zeros([1, 1], &device), &sight, None))
+            };
+            let copies = |x: &Tensor<2>| Tensor::cat(looking.map(|row| x.clone().slice([keys.row(row)])).to_vec(), 0);
+            let copied = RowLayout::packed(&looking.map(|row| keys.lengths()[row]), &device);
+            let (shared, apart) = (attend(&k, &v, &keys.rows_of(&looking)), attend(&copies(&k), &copies(&v), &copied));
+            assert_near("shared keys", &shared, &apart, 1e-6);
+            // Rows of rows: beams are reordered again and again.
+            let again = keys.rows_of(&[1, 0, 2]).rows_of(&[2, 1, 1, 2]);
+            assert_eq!(attend(&k, &v, &again), shared);
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "rows that share their keys have no gradient")]
+fn shared_keys_have_no_gradient() {
+    let device = Device::flex().autodiff();
+    let keys = RowLayout::packed(&[2], &device).rows_of(&[0, 0]);
+    let [q, k, v] = [1, 2, 3].map(|seed| f32s(seed, [2, 4], &device).require_grad());
+    let sight = Sight::everything(1, &RowLayout::packed(&[1, 1], &device), &keys);
+    attention(q, k, v, Tensor::zeros([1, 1], &device), &sight, None).sum().backward();
+}
+
 #[test]
 fn what_is_not_finite_is_not_hidden() {
     let device = Device::flex();

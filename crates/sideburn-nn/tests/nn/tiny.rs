@@ -387,7 +387,7 @@ impl Decoder for TinyDecoding {
     fn select_rows(&mut self, rows: &[usize]) {
         let held: Vec<usize> = self.written.lengths.iter().map(|length| self.written.prefix + length).collect();
         let layout = RowLayout::packed(&held, &self.model.device());
-        let tokens: Vec<i32> = layout.tokens_of_rows(rows).into_iter().map(|token| token as i32).collect();
+        let tokens: Vec<i32> = rows.iter().flat_map(|row| layout.row(*row)).map(|token| token as i32).collect();
         let length = tokens.len();
         let data = burn::tensor::TensorData::new(tokens, [length]);
         let tokens = Tensor::<1, Int>::from_data(data, &self.model.device());

@@ -4,7 +4,7 @@
 use burn::tensor::{Device, Tensor};
 use sideburn_adapters::{Key, Pass};
 use sideburn_batch::{PromptBatch, TokenRows};
-use sideburn_generate::{GenerationConfig, greedy};
+use sideburn_generate::{Decoder, GenerationConfig, greedy};
 use sideburn_t5::{LanguageModel, T5, T5Config};
 
 #[allow(dead_code)]
@@ -172,4 +172,31 @@ fn the_flan_t5_small_architecture() {
     let loss = model.token_losses(&PromptBatch::new(source, target).unwrap(), &mut Pass::evaluate()).unwrap();
     let difference = relative_difference(&values(loss.mean()), &io.floats("loss"));
     assert!(difference <= 1e-5, "loss differs by {difference:e}");
+}
+
+/// A row that goes on from another, as beams do, writes what it would have written alone; the source is not copied.
+#[test]
+fn rows_are_dropped_and_repeated() {
+    let (model, io) = (model("t5_gated_untied"), Golden::open("t5_gated_untied/io.safetensors"));
+    let source = io.source();
+    let start = |rows: &[usize]| {
+        let rows = TokenRows::from_rows(rows.iter().map(|row| source.iter().nth(*row).unwrap())).unwrap();
+        model.start_decoding(&rows, Pass::evaluate()).unwrap()
+    };
+    let mut decoding = start(&[0, 1, 2]);
+    decoding.next_logits(&[0, 0, 0]).unwrap();
+    decoding.select_rows(&[2, 0, 2]);
+    decoding.next_logits(&[5, 6, 7]).unwrap();
+    decoding.select_rows(&[1, 2, 0, 1]);
+    assert_eq!(decoding.rows(), 4);
+    let together = values(decoding.next_logits(&[8, 9, 10, 11]).unwrap());
+    let width = together.len() / 4;
+    for (row, (of, tokens)) in
+        [(0, [0, 6, 8]), (2, [0, 7, 9]), (2, [0, 5, 10]), (0, [0, 6, 11])].into_iter().enumerate()
+    {
+        let mut alone = start(&[of]);
+        let logits = tokens.map(|token| alone.next_logits(&[token]).unwrap());
+        let difference = max_difference(&together[row * width..][..width], &values(logits[2].clone()));
+        assert!(difference <= 1e-4, "row {row}: {difference:e}");
+    }
 }
