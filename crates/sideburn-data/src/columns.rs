@@ -14,6 +14,8 @@ use crate::{
 
 /// Which columns of a CSV file, or fields of JSON objects, make an [`Example`].
 ///
+/// Records with one id and the same required texts are one example with several references.
+///
 /// A name that a file does not have is looked for without regard to upper and lower case: `Dialogue` is `dialogue`, if
 /// there is no `dialogue`.
 ///
@@ -226,8 +228,16 @@ impl<'a> Gatherer<'a> {
     fn insert(&mut self, gathered: Gathered) -> Result<(), DataError> {
         let id = gathered.example.id.clone();
         if let Some(&first) = self.by_id.get(&id) {
-            let at = Place::new(&self.path, gathered.line);
-            return Err(DataError::DuplicateId { at, id, first: self.gathered[first].line });
+            let (known, example) = (&mut self.gathered[first], gathered.example);
+            let is_numbered = !known.numbers.is_empty() || !gathered.numbers.is_empty();
+            let is_equal = |field: &String| known.example.fields.get(field) == example.fields.get(field);
+            let is_known = |target: &String| known.example.targets.contains(target);
+            if is_numbered || !self.columns.required.iter().all(is_equal) || example.targets.iter().any(is_known) {
+                let at = Place::new(&self.path, gathered.line);
+                return Err(DataError::DuplicateId { at, id, first: known.line });
+            }
+            known.example.targets.extend(example.targets);
+            return Ok(());
         }
         self.by_id.insert(id, self.gathered.len());
         self.gathered.push(gathered);
@@ -377,6 +387,25 @@ mod tests {
         assert!(matches!(error, DataError::DifferentFields { first: 2, .. }), "{error}");
         let error = add(&mut gatherer, 5, ["test_0", "hi", "b"]).unwrap_err();
         assert!(matches!(error, DataError::DuplicateId { first: 2, .. }), "{error}");
+    }
+
+    #[test]
+    fn records_that_repeat_an_example_add_references() {
+        let columns = columns();
+        let mut gatherer = Gatherer::new(Path::new("f"), &columns);
+        add(&mut gatherer, 2, ["a", "hi", "x"]).unwrap();
+        add(&mut gatherer, 3, ["b", "ho", "x"]).unwrap();
+        add(&mut gatherer, 4, ["a", "hi", "y"]).unwrap();
+        for values in [["a", "hi", "x"], ["a", "ho", "z"]] {
+            let error = add(&mut gatherer, 5, values).unwrap_err();
+            assert!(matches!(error, DataError::DuplicateId { first: 2, .. }), "{error}");
+        }
+        let examples = gatherer.finish(true).unwrap();
+        assert_eq!(
+            (examples[0].targets.as_slice(), examples[1].targets.len()),
+            (["x", "y"].map(String::from).as_slice(), 1)
+        );
+        assert_eq!(examples[0].field("topic"), Some("topic of x"));
     }
 
     #[test]

@@ -256,7 +256,7 @@ pub enum DataError {
     },
 
     /// Two records have the same id.
-    #[error("{at}: the id \"{id}\" is already that of line {first}; give every record an id of its own", id = printable(id))]
+    #[error("{at}: the id \"{id}\" is already that of line {first}; give the record an id of its own, or let it repeat that example with another reference", id = printable(id))]
     DuplicateId {
         /// The second record.
         at: Place,
