@@ -1,7 +1,8 @@
 //! ROUGE over a synthetic test set of the size of DialogSum's: 1,500 pairs of about 25 words.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use sideburn_rouge::{BootstrapConfig, RougeScorer, aggregate};
+use sideburn_eval::{BootstrapConfig, bootstrap};
+use sideburn_rouge::{Metric, RougeScorer};
 use std::hint::black_box;
 
 const PAIRS: usize = 1500;
@@ -70,8 +71,9 @@ fn rouge(criterion: &mut Criterion) {
         });
     }
     let scores = RougeScorer::all().score_pairs(&references, &predictions).expect("equal lengths");
+    let values: Vec<f64> = scores.iter().map(|scores| scores[Metric::RougeL].fmeasure).collect();
     group.bench_function("bootstrap_1000_of_1500", |bencher| {
-        bencher.iter(|| aggregate(black_box(&scores), &BootstrapConfig::default()).expect("scores"));
+        bencher.iter(|| bootstrap(black_box(&values), &BootstrapConfig::default()).expect("values"));
     });
     group.finish();
 

@@ -136,14 +136,14 @@ fn run(args: &Args) -> anyhow::Result<()> {
         "{:18}{:>12}{:>14}{:>10}{:>10}{:>9}{:>9}",
         "", "trained", "bytes", "seconds", "rouge1", "rouge2", "rougeL"
     );
-    let rouge = |model: &AutoModel| -> anyhow::Result<[f64; 3]> {
+    let mut evaluation = Evaluation::new(test, BootstrapConfig::default());
+    let rouge = RougeScorer::new(&[Metric::Rouge1, Metric::Rouge2, Metric::RougeL]).with_stemmer(true);
+    let mut scores = |name: &str, model: &AutoModel| -> anyhow::Result<String> {
         let summaries = summarise(model, &tokenizer, &test_set.examples, args.batch_size)?;
-        let references: Vec<&[String]> = test.iter().map(|example| example.targets.as_slice()).collect();
-        let scores = mean(&RougeScorer::all().with_stemmer(true).score_corpus(&references, &summaries)?)?;
-        Ok([Metric::Rouge1, Metric::Rouge2, Metric::RougeL].map(|metric| 100.0 * scores[metric].fmeasure))
+        let system = evaluation.add(name, summaries, &[&rouge])?;
+        Ok(system.scores.iter().map(|scored| format!("{scored:>9}")).collect())
     };
-    let [r1, r2, rl] = rouge(&base)?;
-    writeln!(out, "{:18}{:>12}{:>14}{:>10}{r1:>10.2}{r2:>9.2}{rl:>9.2}", "zero-shot", 0, 0, 0);
+    writeln!(out, "{:18}{:>12}{:>14}{:>10} {}", "zero-shot", 0, 0, 0, scores("zero-shot", &base)?);
     for Candidate { name, attach, learning_rate, loraplus_lr_ratio } in candidates {
         if !args.methods.is_empty() && !args.methods.iter().any(|chosen| chosen == name) {
             continue;
@@ -173,9 +173,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
         for difference in save_adapter(&model, "adapter", &adapter)? {
             eprintln!("{name}: {difference}");
         }
-        let [r1, r2, rl] = rouge(&model)?;
-        let bytes = size(&adapter)?;
-        writeln!(out, "{name:18}{trained:>12}{bytes:>14}{seconds:>10.0}{r1:>10.2}{r2:>9.2}{rl:>9.2}");
+        let (scores, bytes) = (scores(name, &model)?, size(&adapter)?);
+        writeln!(out, "{name:18}{trained:>12}{bytes:>14}{seconds:>10.0} {scores}");
     }
     out.finish()
 }

@@ -287,7 +287,7 @@ impl Corpus {
                         keywords: list(keywords(&text.dialogue, &in_dialogues, texts.len(), 6))?,
                         summary: ids(&text.summary)?,
                         summary_keywords: list(keywords(&text.summary, &in_summaries, texts.len(), 8))?,
-                        salient: most_salient(&lines),
+                        salient: most_salient(&lines)?,
                     })
                 })
                 .collect::<anyhow::Result<_>>()?,
@@ -417,13 +417,13 @@ fn keywords<'a>(text: &'a str, frequencies: &HashMap<String, usize>, texts: usiz
 }
 
 /// The turn with the highest ROUGE-1 against all other turns together, the first of several.
-fn most_salient(turns: &[&str]) -> usize {
+fn most_salient(turns: &[&str]) -> anyhow::Result<usize> {
     let scorer = RougeScorer::new(&[Metric::Rouge1]);
     let scores: Vec<f64> = (0..turns.len())
         .map(|index| {
             let others = [&turns[..index], &turns[index + 1..]].concat().join("\n");
-            scorer.score(&others, turns[index])[Metric::Rouge1].fmeasure
+            Ok(scorer.score(&others, turns[index])?[Metric::Rouge1].fmeasure)
         })
-        .collect();
-    (0..turns.len()).rev().max_by(|a, b| scores[*a].total_cmp(&scores[*b])).unwrap_or(0)
+        .collect::<anyhow::Result<_>>()?;
+    Ok((0..turns.len()).rev().max_by(|a, b| scores[*a].total_cmp(&scores[*b])).unwrap_or(0))
 }

@@ -89,8 +89,8 @@ impl Vocabulary {
         self.ids.clear();
     }
 
-    /// Numbers the words of a text.
-    pub(crate) fn encode(&mut self, text: &str, stemmer: bool) -> Document {
+    /// Numbers the words of a text, or of its first lines if these have more than `limit`.
+    pub(crate) fn encode(&mut self, text: &str, stemmer: bool, limit: usize) -> Document {
         let mut document = Document::default();
         for line in text.split('\n') {
             let before = document.tokens.len();
@@ -98,7 +98,7 @@ impl Vocabulary {
                 let id = match self.ids.get(word) {
                     Some(&id) => id,
                     None => {
-                        // 2^32 different words would take a text of more than 25 GB.
+                        // 2^32 different words would take a line of more than 25 GB.
                         let id = self.ids.len() as u32;
                         self.ids.insert(word.into(), id);
                         id
@@ -108,6 +108,9 @@ impl Vocabulary {
             });
             if document.tokens.len() > before {
                 document.ends.push(document.tokens.len());
+            }
+            if document.tokens.len() > limit {
+                break;
             }
         }
         document
@@ -129,7 +132,7 @@ mod tests {
     #[test]
     fn sentences_are_lines_with_words() {
         let mut vocabulary = Vocabulary::default();
-        let document = vocabulary.encode("a b\n\n...\nb c\n", false);
+        let document = vocabulary.encode("a b\n\n...\nb c\n", false, 100);
         assert_eq!(document.tokens, [0, 1, 1, 2]);
         assert_eq!(document.sentences().collect::<Vec<_>>(), [&[0, 1], &[1, 2]]);
         assert_eq!(vocabulary.len(), 3);

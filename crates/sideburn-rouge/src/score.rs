@@ -1,4 +1,4 @@
-//! The results: one score, and one value per metric.
+//! The results: one score, and one per metric.
 
 use std::ops::Index;
 
@@ -28,101 +28,71 @@ impl Score {
         let fmeasure = if sum > 0.0 { 2.0 * precision * recall / sum } else { 0.0 };
         Self { precision, recall, fmeasure }
     }
-
-    pub(crate) fn to_array(self) -> [f64; 3] {
-        [self.precision, self.recall, self.fmeasure]
-    }
-
-    pub(crate) fn from_array([precision, recall, fmeasure]: [f64; 3]) -> Self {
-        Self { precision, recall, fmeasure }
-    }
 }
 
-/// A bootstrap confidence interval of a mean score. Each of the three numbers of a [`Score`] has its own interval.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Interval {
-    /// Lower end.
-    pub low: Score,
-    /// Median of the resampled means: close to the mean, not equal to it.
-    pub mid: Score,
-    /// Upper end.
-    pub high: Score,
-}
-
-/// One value per metric, in the order in which the scorer was given its metrics.
+/// The scores of one prediction: one per metric, in the order in which the scorer was given its metrics.
 ///
-/// Index it by [`Metric`], or ask with [`get`](ByMetric::get) where the metric may be missing. It serializes as a map
+/// Index them by [`Metric`], or ask with [`get`](Scores::get) where the metric may be missing. They serialize as a map
 /// from the metric's name.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ByMetric<T> {
-    entries: Vec<(Metric, T)>,
+pub struct Scores {
+    entries: Vec<(Metric, Score)>,
 }
 
-/// The scores of one prediction, or their mean over many.
-pub type Scores = ByMetric<Score>;
-
-/// The confidence intervals over many predictions.
-pub type AggregateScores = ByMetric<Interval>;
-
-impl<T> ByMetric<T> {
-    /// The value of a metric, if it was computed.
-    pub fn get(&self, metric: Metric) -> Option<&T> {
-        self.entries.iter().find(|(key, _)| *key == metric).map(|(_, value)| value)
+impl Scores {
+    /// The score of a metric, if it was computed.
+    pub fn get(&self, metric: Metric) -> Option<&Score> {
+        self.entries.iter().find(|(key, _)| *key == metric).map(|(_, score)| score)
     }
 
-    /// The metrics, in order.
-    pub fn metrics(&self) -> impl ExactSizeIterator<Item = Metric> + '_ {
-        self.entries.iter().map(|(metric, _)| *metric)
+    /// The metrics and their scores, in order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (Metric, &Score)> {
+        self.entries.iter().map(|(metric, score)| (*metric, score))
     }
 
-    /// The metrics and their values, in order.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = (Metric, &T)> {
-        self.entries.iter().map(|(metric, value)| (*metric, value))
-    }
-
-    pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        self.entries.iter_mut().map(|(_, value)| value)
+    pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = &mut Score> {
+        self.entries.iter_mut().map(|(_, score)| score)
     }
 }
 
-impl<T> FromIterator<(Metric, T)> for ByMetric<T> {
-    /// Of two values for one metric, the later one is kept.
-    fn from_iter<I: IntoIterator<Item = (Metric, T)>>(items: I) -> Self {
-        let mut entries: Vec<(Metric, T)> = Vec::new();
-        for (metric, value) in items {
+impl FromIterator<(Metric, Score)> for Scores {
+    /// Of two scores for one metric, the later one is kept.
+    fn from_iter<I: IntoIterator<Item = (Metric, Score)>>(items: I) -> Self {
+        let mut entries: Vec<(Metric, Score)> = Vec::new();
+        for (metric, score) in items {
             match entries.iter_mut().find(|(key, _)| *key == metric) {
-                Some(entry) => entry.1 = value,
-                None => entries.push((metric, value)),
+                Some(entry) => entry.1 = score,
+                None => entries.push((metric, score)),
             }
         }
         Self { entries }
     }
 }
 
-impl<'a, T> IntoIterator for &'a ByMetric<T> {
-    type Item = (Metric, &'a T);
-    type IntoIter = std::iter::Map<std::slice::Iter<'a, (Metric, T)>, fn(&'a (Metric, T)) -> (Metric, &'a T)>;
+impl<'a> IntoIterator for &'a Scores {
+    type Item = (Metric, &'a Score);
+    type IntoIter = std::iter::Map<std::slice::Iter<'a, (Metric, Score)>, fn(&'a (Metric, Score)) -> Self::Item>;
 
     fn into_iter(self) -> Self::IntoIter {
-        self.entries.iter().map(|(metric, value)| (*metric, value))
+        self.entries.iter().map(|(metric, score)| (*metric, score))
     }
 }
 
-impl<T> Index<Metric> for ByMetric<T> {
-    type Output = T;
+impl Index<Metric> for Scores {
+    type Output = Score;
 
     /// # Panics
     /// If the metric is not among those computed, as indexing a map does.
-    fn index(&self, metric: Metric) -> &T {
+    fn index(&self, metric: Metric) -> &Score {
         self.get(metric).unwrap_or_else(|| panic!("{metric} was not among the metrics of the scorer"))
     }
 }
 
-impl<T: Serialize> Serialize for ByMetric<T> {
+impl Serialize for Scores {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(self.entries.len()))?;
-        for (metric, value) in self {
-            map.serialize_entry(metric.name(), value)?;
+        for (metric, score) in self {
+            map.serialize_entry(metric.name(), score)?;
         }
         map.end()
     }

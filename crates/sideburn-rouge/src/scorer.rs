@@ -1,5 +1,6 @@
 //! Scoring of texts, alone and in bulk.
 
+#[cfg(feature = "threads")]
 use rayon::prelude::*;
 
 use crate::encode::{Document, Vocabulary};
@@ -15,9 +16,10 @@ use crate::score::{Score, Scores};
 /// use sideburn_rouge::{Metric, RougeScorer};
 ///
 /// let scorer = RougeScorer::new(&[Metric::Rouge1, Metric::RougeL]).with_stemmer(true);
-/// let scores = scorer.score("The quick brown fox jumps over the lazy dog", "The quick brown dog jumps on the log.");
+/// let scores = scorer.score("The quick brown fox jumps over the lazy dog", "The quick brown dog jumps on the log.")?;
 /// assert_eq!(scores[Metric::Rouge1].precision, 0.75);
 /// assert_eq!(scores[Metric::RougeL].recall, 5.0 / 9.0);
+/// # Ok::<(), sideburn_rouge::RougeError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RougeScorer {
@@ -35,6 +37,13 @@ struct Workspace {
 }
 
 impl RougeScorer {
+    /// The most words that a text may have.
+    pub const MAX_WORDS: usize = 1 << 16;
+
+    /// The most lines with words that a text may have where [`Metric::RougeLsum`] is computed, which compares each line of
+    /// the reference with each of the prediction.
+    pub const MAX_LINES: usize = 1 << 13;
+
     /// A scorer without stemming, for these metrics; a repeated one is taken once.
     pub fn new(metrics: &[Metric]) -> Self {
         let mut unique = Vec::with_capacity(metrics.len());
@@ -64,83 +73,100 @@ impl RougeScorer {
     }
 
     /// Scores a prediction against one reference. Texts without words score 0.
-    pub fn score(&self, reference: &str, prediction: &str) -> Scores {
-        self.score_one(reference, prediction, &mut Workspace::default())
+    ///
+    /// # Errors
+    /// [`RougeError::TooLong`] if a text has more than [`MAX_WORDS`](RougeScorer::MAX_WORDS) words, or for ROUGE-Lsum more
+    /// than [`MAX_LINES`](RougeScorer::MAX_LINES) lines.
+    pub fn score(&self, reference: &str, prediction: &str) -> Result<Scores, RougeError> {
+        self.score_best(0, &[reference], prediction, &mut Workspace::default())
     }
 
     /// Scores a prediction against several references: for each metric, the score of the reference with the highest
     /// F-measure, the first of them on a tie.
     ///
     /// # Errors
-    /// [`RougeError::NoReferences`] if the list is empty.
+    /// [`RougeError::NoReferences`] if the list is empty, [`RougeError::TooLong`] as for [`score`](RougeScorer::score).
     pub fn score_multi<T: AsRef<str>>(&self, references: &[T], prediction: &str) -> Result<Scores, RougeError> {
-        let best = self.score_best(references, prediction, &mut Workspace::default());
-        best.ok_or(RougeError::NoReferences { sample: 0 })
+        self.score_best(0, references, prediction, &mut Workspace::default())
     }
 
     /// Scores each prediction against the reference at the same place, on all threads of the current rayon pool.
     /// Results are in the order of the input.
     ///
     /// # Errors
-    /// [`RougeError::LengthMismatch`] if the lists differ in length.
+    /// [`RougeError::LengthMismatch`] if the lists differ in length, [`RougeError::TooLong`] for the first sample with a
+    /// text that is too long.
     pub fn score_pairs<T, P>(&self, references: &[T], predictions: &[P]) -> Result<Vec<Scores>, RougeError>
     where
         T: AsRef<str> + Sync,
         P: AsRef<str> + Sync,
     {
-        check_lengths(references.len(), predictions.len())?;
-        let pairs = references.par_iter().zip(predictions);
-        Ok(pairs
-            .map_init(Workspace::default, |workspace, (reference, prediction)| {
-                self.score_one(reference.as_ref(), prediction.as_ref(), workspace)
-            })
-            .collect())
+        self.score_all(references, predictions, std::slice::from_ref)
     }
 
     /// Scores each prediction against the references at the same place, as [`score_multi`](RougeScorer::score_multi)
     /// does, on all threads of the current rayon pool. Results are in the order of the input.
     ///
     /// # Errors
-    /// [`RougeError::LengthMismatch`] if the lists differ in length, [`RougeError::NoReferences`] for the first sample
-    /// without references.
+    /// [`RougeError::LengthMismatch`] if the lists differ in length, [`RougeError::NoReferences`] or
+    /// [`RougeError::TooLong`] for the first sample without references or with a text that is too long.
     pub fn score_corpus<R, T, P>(&self, references: &[R], predictions: &[P]) -> Result<Vec<Scores>, RougeError>
     where
         R: AsRef<[T]> + Sync,
         T: AsRef<str>,
         P: AsRef<str> + Sync,
     {
-        check_lengths(references.len(), predictions.len())?;
-        // Checked beforehand, so that the sample named does not depend on which thread is first.
-        if let Some(sample) = references.iter().position(|list| list.as_ref().is_empty()) {
-            return Err(RougeError::NoReferences { sample });
+        self.score_all(references, predictions, |references| references.as_ref())
+    }
+
+    /// `texts` gives the references of a sample.
+    fn score_all<R: Sync, T: AsRef<str>, P: AsRef<str> + Sync>(
+        &self,
+        references: &[R],
+        predictions: &[P],
+        texts: impl Fn(&R) -> &[T] + Sync,
+    ) -> Result<Vec<Scores>, RougeError> {
+        if references.len() != predictions.len() {
+            let (references, predictions) = (references.len(), predictions.len());
+            return Err(RougeError::LengthMismatch { references, predictions });
         }
-        let samples = references.par_iter().zip(predictions).enumerate();
-        samples
-            .map_init(Workspace::default, |workspace, (sample, (references, prediction))| {
-                let best = self.score_best(references.as_ref(), prediction.as_ref(), workspace);
-                best.ok_or(RougeError::NoReferences { sample })
-            })
-            .collect()
+        let score = |workspace: &mut Workspace, sample: usize| {
+            self.score_best(sample, texts(&references[sample]), predictions[sample].as_ref(), workspace)
+        };
+        #[cfg(feature = "threads")]
+        let all: Vec<_> = (0..predictions.len()).into_par_iter().map_init(Workspace::default, score).collect();
+        #[cfg(not(feature = "threads"))]
+        let all: Vec<_> = {
+            let mut workspace = Workspace::default();
+            (0..predictions.len()).map(|sample| score(&mut workspace, sample)).collect()
+        };
+        // One after the other, so that the sample named does not depend on which thread is first.
+        all.into_iter().collect()
     }
 
-    fn score_one(&self, reference: &str, prediction: &str, workspace: &mut Workspace) -> Scores {
-        workspace.vocabulary.clear();
-        let prediction = workspace.vocabulary.encode(prediction, self.stemmer);
-        let reference = workspace.vocabulary.encode(reference, self.stemmer);
-        self.score_documents(&reference, &prediction, workspace)
-    }
-
+    /// The best score of each metric over all references.
     fn score_best<T: AsRef<str>>(
         &self,
+        sample: usize,
         references: &[T],
         prediction: &str,
         workspace: &mut Workspace,
-    ) -> Option<Scores> {
+    ) -> Result<Scores, RougeError> {
         workspace.vocabulary.clear();
-        let prediction = workspace.vocabulary.encode(prediction, self.stemmer);
+        let max_lines = if self.metrics.contains(&Metric::RougeLsum) { Self::MAX_LINES } else { usize::MAX };
+        let encode = |vocabulary: &mut Vocabulary, text: &'static str, words: &str| {
+            let document = vocabulary.encode(words, self.stemmer, Self::MAX_WORDS);
+            let too_long = |limit, unit| Err(RougeError::TooLong { sample, text, limit, unit });
+            match (document.tokens.len(), document.sentences().count()) {
+                (words, _) if words > Self::MAX_WORDS => too_long(Self::MAX_WORDS, "words"),
+                (_, lines) if lines > max_lines => too_long(max_lines, "lines"),
+                _ => Ok(document),
+            }
+        };
+        let prediction = encode(&mut workspace.vocabulary, "prediction", prediction)?;
         let mut best: Option<Scores> = None;
         for reference in references {
-            let reference = workspace.vocabulary.encode(reference.as_ref(), self.stemmer);
+            let reference = encode(&mut workspace.vocabulary, "reference", reference.as_ref())?;
             let scores = self.score_documents(&reference, &prediction, workspace);
             match &mut best {
                 None => best = Some(scores),
@@ -153,7 +179,7 @@ impl RougeScorer {
                 }
             }
         }
-        best
+        best.ok_or(RougeError::NoReferences { sample })
     }
 
     fn score_documents(&self, reference: &Document, prediction: &Document, workspace: &mut Workspace) -> Scores {
@@ -220,10 +246,6 @@ fn ngram_size(metric: Metric) -> Option<usize> {
     }
 }
 
-fn check_lengths(references: usize, predictions: usize) -> Result<(), RougeError> {
-    if references == predictions { Ok(()) } else { Err(RougeError::LengthMismatch { references, predictions }) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -231,14 +253,14 @@ mod tests {
     #[test]
     fn summary_level_clips_repeated_words() {
         // Both lines of the reference match "a b", but the prediction has it once.
-        let scores = RougeScorer::all().score("a b\na b", "a b");
+        let scores = RougeScorer::all().score("a b\na b", "a b").unwrap();
         assert_eq!(scores[Metric::RougeLsum], Score::from_counts(2, 2, 4));
     }
 
     #[test]
     fn texts_without_words_score_nothing() {
         for (reference, prediction) in [("", ""), ("a", ""), ("", "a"), ("\n\n", "..."), ("\u{e9}", "\u{e9}")] {
-            for (_, score) in &RougeScorer::all().score(reference, prediction) {
+            for (_, score) in &RougeScorer::all().score(reference, prediction).unwrap() {
                 assert_eq!(*score, Score::default());
             }
         }
@@ -257,7 +279,25 @@ mod tests {
     fn long_texts_take_little_memory() {
         // A full table of counts would take 40,000 x 40,000 cells.
         let text: String = (0..40_000).map(|i| format!("w{} ", i * i % 9973)).collect();
-        let scores = RougeScorer::all().score(&text, &text);
+        let scores = RougeScorer::all().score(&text, &text).unwrap();
         assert!(scores.iter().all(|(_, score)| score.fmeasure == 1.0));
+    }
+
+    #[test]
+    fn a_text_has_a_cap() {
+        let (most, more) = ("a ".repeat(RougeScorer::MAX_WORDS), "a\n".repeat(RougeScorer::MAX_WORDS + 1));
+        let scorer = RougeScorer::new(&[Metric::RougeL, Metric::Rouge1]);
+        assert_eq!(scorer.score(&most, &most).unwrap()[Metric::RougeL].fmeasure, 1.0);
+        let message = scorer.score_pairs(&["a", &most, &more], &["a", "a", "a"]).unwrap_err().to_string();
+        assert!(
+            message.starts_with("the reference of sample 2 (counted from 0) has more than 65536 words;"),
+            "{message}"
+        );
+        let error = scorer.score_multi(&["a"], &more).unwrap_err();
+        assert_eq!(error, RougeError::TooLong { sample: 0, text: "prediction", limit: 65536, unit: "words" });
+        let lines = "a\n".repeat(RougeScorer::MAX_LINES + 1);
+        assert_eq!(scorer.score(&lines, "a").unwrap()[Metric::Rouge1].precision, 1.0);
+        let message = RougeScorer::all().score(&lines, "a").unwrap_err().to_string();
+        assert!(message.contains("has more than 8192 lines; ROUGE is for summaries"), "{message}");
     }
 }

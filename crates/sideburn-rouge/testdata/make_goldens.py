@@ -187,7 +187,7 @@ def dialogue(index):
 
 
 def bootstrap(rows, seed, samples, confidence):
-    """What our `aggregate` must give: rouge_score's formulas over our draws."""
+    """What `bootstrap` of sideburn-eval must give: rouge_score's formulas over our draws."""
     means = np.zeros((samples, rows.shape[1]))
     for resample in range(samples):
         key = mix(mix((seed + GOLDEN) & MASK) ^ mix(((resample + 1) * GOLDEN) & MASK))

@@ -7,6 +7,7 @@
 //! | [`adapters`] | `sideburn-adapters` | the linear layer with adapter slots, LoRA, PEFT directories |
 //! | [`batch`] | `sideburn-batch` | token rows with lengths, keyed random draws |
 //! | [`data`] | `sideburn-data` | data sets, prompt templates, tokenisation, sampling |
+//! | [`eval`] | `sideburn-eval` | what models wrote, scored, with intervals |
 //! | [`files`] | `sideburn-files` | files opened with care, directories replaced as one thing |
 //! | [`generate`] | `sideburn-generate` | generation over any decoder, token by token |
 //! | [`kernels`] | `sideburn-kernels` | fused differentiable operations |
@@ -69,6 +70,7 @@ pub use auto::{AutoDecoding, AutoError, AutoModel};
 pub use sideburn_adapters as adapters;
 pub use sideburn_batch as batch;
 pub use sideburn_data as data;
+pub use sideburn_eval as eval;
 pub use sideburn_files as files;
 pub use sideburn_generate as generate;
 pub use sideburn_kernels as kernels;
@@ -90,9 +92,10 @@ pub mod prelude {
         Dataset, Example, Fields, Limits, Sampler, ShuffledSampler, Split, Template, TokenizedExample, Tokenizer,
         tokenize,
     };
+    pub use sideburn_eval::{BootstrapConfig, Evaluation, Score};
     pub use sideburn_generate::{GenerationConfig, greedy};
     pub use sideburn_nn::LanguageModel;
-    pub use sideburn_rouge::{BootstrapConfig, Metric, RougeScorer, aggregate, mean};
+    pub use sideburn_rouge::{Metric, RougeScorer};
     pub use sideburn_t5::{T5, T5Config};
     pub use sideburn_train::{ChromeTrace, JsonLinesLog, ProgressLine, Schedule, TrainConfig, Trainer};
 

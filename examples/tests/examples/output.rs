@@ -15,7 +15,17 @@ fn a_run_leaves_an_adapter_and_its_log() {
         let results: serde_json::Value = serde_json::from_slice(&fs::read(job.path("results.json")).unwrap()).unwrap();
         assert_eq!(results["losses"].as_array().unwrap().len(), 2);
         assert_eq!(results["config"]["max_steps"], serde_json::json!(2));
-        assert!(results["rouge"]["lora"]["rougeLsum"]["fmeasure"].is_number());
+        let systems = results["systems"].as_array().unwrap();
+        assert_eq!(
+            systems.iter().map(|system| &system["name"]).collect::<Vec<_>>(),
+            ["zero_shot", "first_line", "lora"]
+        );
+        for system in systems {
+            assert_eq!(system["outputs"].as_array().unwrap().len(), 2);
+            let score = &system["scores"][3];
+            assert_eq!(score["name"], "rougeLsum");
+            assert!(["mean", "low", "high"].iter().all(|number| score[*number].is_number()), "{score}");
+        }
     }
 }
 
@@ -52,7 +62,7 @@ fn results_are_written_to_a_device_and_do_not_replace_it() {
     assert!(!fs::symlink_metadata("/dev/full").unwrap().is_file());
     let output = job.run(args!["--json", "/dev/stdout", "--max-steps", "0"]);
     assert_ended(&output, 0, &[]);
-    assert!(String::from_utf8(output.stdout).unwrap().contains("\"rouge\": {"));
+    assert!(String::from_utf8(output.stdout).unwrap().contains("\"systems\": ["));
 }
 
 #[test]

@@ -1,0 +1,172 @@
+//! Results: what systems wrote, and what it is worth.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sideburn_data::Example;
+
+use crate::{
+    bootstrap::{BootstrapConfig, Interval, bootstrap},
+    error::EvalError,
+    score::{Score, Values},
+};
+
+/// All that an evaluation has found, to be kept as JSON and shown in any form. As text it is a table of means with their
+/// intervals.
+///
+/// ```
+/// use sideburn_data::{Example, Fields};
+/// use sideburn_eval::{BootstrapConfig, Evaluation};
+/// use sideburn_rouge::RougeScorer;
+///
+/// let fields = Fields::from([("dialogue".to_owned(), "Ann: Tea?\nBob: Please.".to_owned())]);
+/// let example = Example { id: "test_0".into(), fields, targets: vec!["Bob wants tea.".into()] };
+/// let mut evaluation = Evaluation::new([example], BootstrapConfig::default());
+/// evaluation.add("first line", vec!["Ann: Tea?".into()], &[&RougeScorer::all()])?;
+/// evaluation.add("a model", vec!["Bob would like tea.".into()], &[&RougeScorer::all()])?;
+/// println!("{evaluation}");
+/// // mean [95 %]  rouge1                rouge2            rougeL                rougeLsum
+/// // first line   40.00 [40.00, 40.00]  0.00 [0.00, 0.00] ...
+/// let again: Evaluation = serde_json::from_str(&serde_json::to_string(&evaluation)?)?;
+/// assert_eq!(again, evaluation);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Evaluation {
+    /// What was run, such as the flags of a program; null, if nothing was said.
+    pub config: Value,
+    /// How the intervals were found.
+    pub bootstrap: BootstrapConfig,
+    /// What was asked, with its references.
+    pub examples: Vec<Example>,
+    /// Who answered, in the order they were added.
+    pub systems: Vec<System>,
+}
+
+/// A system: a model, an adapter, or a rule that answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct System {
+    /// What it is called.
+    pub name: String,
+    /// What it wrote for each example.
+    pub outputs: Vec<String>,
+    /// What that is worth.
+    pub scores: Vec<Scored>,
+}
+
+/// One measure of all outputs of a system.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Scored {
+    /// What was measured, such as `rougeL`.
+    pub name: String,
+    /// Whether the values are shares of 1, which people read in percent.
+    pub is_share: bool,
+    /// The mean over all examples, and its interval.
+    #[serde(flatten)]
+    pub interval: Interval,
+    /// The value for each example.
+    pub values: Vec<f64>,
+}
+
+impl Evaluation {
+    /// An evaluation on these examples, to which systems are [added](Self::add).
+    pub fn new(examples: impl Into<Vec<Example>>, bootstrap: BootstrapConfig) -> Self {
+        Self { config: Value::Null, bootstrap, examples: examples.into(), systems: Vec::new() }
+    }
+
+    /// Scores what a system wrote, one output for each example in their order, and keeps it.
+    ///
+    /// # Errors
+    /// If the name is taken, if there is not one output for each example, and at least one of them; if a score fails or
+    /// gives anything but a finite number for each output.
+    pub fn add(
+        &mut self,
+        name: impl Into<String>,
+        outputs: Vec<String>,
+        scores: &[&dyn Score],
+    ) -> Result<&System, EvalError> {
+        let (name, expected) = (name.into(), self.examples.len());
+        if self.systems.iter().any(|system| system.name == name) {
+            return Err(EvalError::SameName { name });
+        }
+        if outputs.len() != expected {
+            return Err(EvalError::Outputs { system: name, found: outputs.len(), expected });
+        }
+        let mut scored = Vec::new();
+        for score in scores {
+            let columns = score.score(&self.examples, &outputs);
+            for values in columns.map_err(|source| EvalError::Score { system: name.clone(), source })? {
+                scored.push(self.scored(values)?);
+            }
+        }
+        let place = self.systems.len();
+        self.systems.push(System { name, outputs, scores: scored });
+        Ok(&self.systems[place])
+    }
+
+    fn scored(&self, Values { name, is_share, values }: Values) -> Result<Scored, EvalError> {
+        let expected = self.examples.len();
+        if values.len() != expected {
+            return Err(EvalError::Values { score: name, found: values.len(), expected });
+        }
+        if let Some((value, example)) = values.iter().zip(&self.examples).find(|(value, _)| !value.is_finite()) {
+            return Err(EvalError::NotFinite { score: name, id: example.id.clone(), value: *value });
+        }
+        Ok(Scored { name, is_share, interval: bootstrap(&values, &self.bootstrap)?, values })
+    }
+}
+
+impl System {
+    /// The measure of this name, such as `rougeL`.
+    pub fn score(&self, name: &str) -> Option<&Scored> {
+        self.scores.iter().find(|scored| scored.name == name)
+    }
+}
+
+impl Scored {
+    /// A number as people read it: a share of 1 in percent.
+    fn shown(&self, value: f64) -> f64 {
+        if self.is_share { 100.0 * value } else { value }
+    }
+}
+
+/// The mean, with two digits behind the point; with `{:#}` its interval as well.
+impl fmt::Display for Scored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [mean, low, high] =
+            [self.interval.mean, self.interval.low, self.interval.high].map(|value| self.shown(value));
+        match f.alternate() {
+            true => write!(f, "{mean:.2} [{low:.2}, {high:.2}]"),
+            false => f.pad(&format!("{mean:.2}")),
+        }
+    }
+}
+
+/// A row for each system, a column for each measure.
+impl fmt::Display for Evaluation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut names: Vec<&str> = Vec::new();
+        for scored in self.systems.iter().flat_map(|system| &system.scores) {
+            if !names.contains(&scored.name.as_str()) {
+                names.push(&scored.name);
+            }
+        }
+        let corner = format!("mean [{} %]", 100.0 * self.bootstrap.confidence);
+        let mut rows =
+            vec![[corner].into_iter().chain(names.iter().map(|name| (*name).to_owned())).collect::<Vec<_>>()];
+        for system in &self.systems {
+            let cell = |name: &&str| system.score(name).map_or_else(|| "-".to_owned(), |scored| format!("{scored:#}"));
+            rows.push([system.name.clone()].into_iter().chain(names.iter().map(cell)).collect());
+        }
+        let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+        let widths: Vec<usize> = (0..=names.len()).map(width).collect();
+        for row in &rows {
+            let cells: Vec<String> =
+                row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}", width = *width)).collect();
+            writeln!(f, "{}", cells.join("  ").trim_end())?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,5 @@
+//! From outputs to results.
+
+mod goldens;
+mod intervals;
+mod outside;
