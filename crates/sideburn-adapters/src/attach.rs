@@ -1,20 +1,20 @@
 //! Making adapters: what a method plans becomes slots of a model.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 
+use burn::tensor::Device;
 use sideburn_kernels::Key;
 
 use crate::AdapterError;
 use crate::choose::{set_active, set_trainable};
-use crate::held::try_each_slots;
 use crate::method::{Method, Plan};
 use crate::methods::{OwnHead, Replace};
 use crate::model::{AdaptedModel, WeightMut};
 use crate::outline::{ModelShape, Outline, Place, ends_with};
-use crate::rule::{Rule, Weights};
+use crate::rule::{AtLinear, Rule, Weights};
 use crate::set::Entry;
-use crate::slot::{Base, Shared, Slot};
+use crate::slot::{Base, Ruled, Shared, Slot};
 
 /// Attaches a new adapter called `name`, alone active and alone trainable; all that was there before is frozen. Returns
 /// the names of the adapted places.
@@ -70,30 +70,77 @@ pub(crate) fn add<M: AdaptedModel>(
     check_size(model, &plan)?;
     let (key, device) = (key.fold_in_name(name), model.device());
     let (mut shared, mut adapted) = (Shared::new(), Vec::new());
-    let mut planned: HashMap<String, Vec<Arc<dyn Rule>>> = HashMap::new();
-    for (place, rule) in plan.places {
-        planned.entry(place).or_default().push(rule);
-    }
+    let Plan { linears, tables, vectors, input } = plan;
+    let (mut linears, mut tables, mut vectors) = (grouped(linears), grouped(tables), grouped(vectors));
     for (place, weight) in model.weights_mut() {
         let place = Place::name_of(&place);
-        let Some(rules) = planned.remove(place) else { continue };
-        let (base, key) = (base_of(&weight), key.fold_in_name(place));
-        let slots = weight.into_slots_mut();
-        for (index, rule) in rules.into_iter().enumerate() {
-            slots.push(Slot::new(name, rule, key.fold_in(index as u64), (base.clone(), &device), &mut shared));
+        let site = Site { name, place, key: key.fold_in_name(place), base: base_of(&weight), device: &device };
+        let is_adapted = match weight {
+            WeightMut::Linear(linear) => {
+                site.attach(linear.ruled_mut(), linears.remove(place), AtLinear::rule, &mut shared)
+            }
+            WeightMut::Table(table) => {
+                site.attach(table.ruled_mut(), tables.remove(place), |rule| &**rule, &mut shared)
+            }
+            WeightMut::Vector(vector) => {
+                site.attach(vector.ruled_mut(), vectors.remove(place), |rule| &**rule, &mut shared)
+            }
+        };
+        if is_adapted {
+            adapted.push(place.to_owned());
         }
-        adapted.push(place.to_owned());
     }
-    if let Some(rule) = plan.input {
+    if let Some(rule) = input {
         let embedding = outline.shape.embedding;
         let base = model.weights_mut().into_iter().find(|(name, _)| Place::name_of(name) == embedding);
-        let base = base_of(&base.expect("every model embeds its tokens").1);
-        let slot = Slot::new(name, rule, key.fold_in_name("input"), (base, &device), &mut shared);
-        model.adapters_mut().input.push(slot);
+        let base = (base_of(&base.expect("every model embeds its tokens").1), &device);
+        let slot = Slot::new(name, "", rule.tensors(), key.fold_in_name("input"), base, &mut shared);
+        model.adapters_mut().input.push(Ruled { slot, rule });
     }
     let entry = Entry { name: name.to_owned(), method, active: false, merged: false, carried: Vec::new(), not_by_row };
     model.adapters_mut().entries.push(entry);
     Ok(adapted)
+}
+
+/// The rules of each place, in their order.
+fn grouped<R>(planned: Vec<(String, R)>) -> HashMap<String, Vec<R>> {
+    let mut by_place: HashMap<String, Vec<R>> = HashMap::new();
+    for (place, rule) in planned {
+        by_place.entry(place).or_default().push(rule);
+    }
+    by_place
+}
+
+/// Where the slots of a new adapter are made.
+struct Site<'a> {
+    /// The adapter.
+    name: &'a str,
+    place: &'a str,
+    /// What its tensors there are drawn with.
+    key: Key,
+    base: Base,
+    device: &'a Device,
+}
+
+impl Site<'_> {
+    /// Makes a slot for each of these rules. Returns whether there are any.
+    fn attach<R>(
+        &self,
+        slots: &mut Vec<Ruled<R>>,
+        rules: Option<Vec<R>>,
+        as_rule: impl Fn(&R) -> &dyn Rule,
+        shared: &mut Shared,
+    ) -> bool {
+        let Self { name, place, key, base, device } = self;
+        let rules = rules.unwrap_or_default();
+        let is_adapted = !rules.is_empty();
+        for (index, rule) in rules.into_iter().enumerate() {
+            let (key, base) = (key.fold_in(index as u64), (base.clone(), *device));
+            let slot = Slot::new(name, place, as_rule(&rule).tensors(), key, base, shared);
+            slots.push(Ruled { slot, rule });
+        }
+        is_adapted
+    }
 }
 
 /// An adapter may have at least so many elements, 1 GiB as `f32`, however small its base is.
@@ -106,14 +153,13 @@ fn check_size<M: AdaptedModel>(model: &M, plan: &Plan) -> Result<(), AdapterErro
     let product = |shape: &[usize]| shape.iter().fold(1u128, |product, dim| product.saturating_mul(*dim as u128));
     let base = model.weights().iter().map(|(_, weight)| weight.elements() as u128).sum::<u128>();
     let most = MIN_BOUND.max(MOST_COPIES * base);
-    let places = plan.places.iter().map(|(place, rule)| (place.as_str(), rule));
     let (mut elements, mut largest, mut tensor) = (0u128, 0, String::new());
-    for (place, rule) in places.chain(plan.input.as_ref().map(|rule| ("", rule))) {
+    for (place, rule) in plan.rules() {
         for spec in rule.tensors() {
             let own = product(&spec.shape);
             elements = elements.saturating_add(own);
             if own > largest {
-                (largest, tensor) = (own, spec.name.at(place));
+                (largest, tensor) = (own, spec.key(place).to_string());
             }
         }
     }
@@ -127,19 +173,19 @@ fn whole_plan(outline: &Outline, method: &dyn Method) -> Result<(Plan, Option<&'
     let mut copies = outline.saved_modules(modules_to_save)?;
     copies.retain(|place| !outline.is_idle_to_save(place, modules_to_save));
     // A copy takes the place of whatever else the adapter would do there.
-    plan.places.retain(|(planned, _)| !copies.iter().any(|copied| copied.name == *planned));
+    plan.clear(|planned| copies.iter().any(|copied| copied.name == planned));
     for copied in copies {
-        plan.add(copied, Replace::all(copied));
+        Replace::all(copied).add_to(&mut plan, copied);
     }
     let ModelShape { head, tied_head, .. } = outline.shape;
     if tied_head && modules_to_save.iter().any(|name| ends_with(head, name)) {
         for place in outline.places.iter().filter(|place| place.is_embedding()) {
-            plan.add(place, OwnHead::new(head, place));
+            plan.add_table(place, OwnHead::new(head, place));
         }
     }
     let not_by_row = match &plan {
         plan if plan.input.is_some() => Some("it acts on the model's input"),
-        plan if plan.places.iter().any(|(name, _)| !outline.is_by_row(name)) => {
+        plan if plan.rules().any(|(place, _)| !outline.is_by_row(place)) => {
             Some("it has its own weights for parts that all rows share")
         }
         _ => None,
@@ -148,18 +194,24 @@ fn whole_plan(outline: &Outline, method: &dyn Method) -> Result<(Plan, Option<&'
 }
 
 /// Gives the adapter called `name` one more rule at `place`, for what its file holds and its configuration does not name.
-pub(crate) fn add_carried<M: AdaptedModel>(model: &mut M, name: &str, place: &Place, rule: Replace) {
-    let (device, rule) = (model.device(), Arc::new(rule));
+pub(crate) fn add_carried<M: AdaptedModel>(model: &mut M, name: &str, place: &Place, rule: &Replace) {
+    let device = model.device();
     let entries = &mut model.adapters_mut().entries;
     let Some(entry) = entries.iter_mut().find(|entry| entry.name == name) else { return };
     entry.carried.push(place.name.clone());
     let active = entry.active;
     for (at, weight) in model.weights_mut() {
         if Place::name_of(&at) == place.name {
-            let base = base_of(&weight);
-            let mut slot = Slot::new(name, rule.clone(), Key::from_seed(0), (base, &device), &mut Shared::new());
+            let base = (base_of(&weight), &device);
+            let mut slot = Slot::new(name, &place.name, rule.tensors(), Key::from_seed(0), base, &mut Shared::new());
             slot.set_active(active);
-            weight.into_slots_mut().push(slot);
+            match weight {
+                WeightMut::Linear(linear) => {
+                    linear.ruled_mut().push(Ruled { slot, rule: AtLinear::General(Arc::new(rule.clone())) });
+                }
+                WeightMut::Table(table) => table.ruled_mut().push(Ruled { slot, rule: Arc::new(rule.clone()) }),
+                WeightMut::Vector(vector) => vector.ruled_mut().push(Ruled { slot, rule: Arc::new(rule.clone()) }),
+            }
         }
     }
 }
@@ -179,25 +231,44 @@ pub(crate) fn reconfigure<M: AdaptedModel>(
 ) -> Result<(), AdapterError> {
     let carried = model.adapters().get(name)?.carried.clone();
     let (plan, not_by_row) = whole_plan(&model.outline(), method.as_ref())?;
-    let mut planned: HashMap<String, VecDeque<Arc<dyn Rule>>> = HashMap::new();
-    for (place, rule) in plan.places.into_iter().chain(plan.input.map(|rule| (String::new(), rule))) {
-        planned.entry(place).or_default().push_back(rule);
-    }
-    try_each_slots(model, |place, slots| {
-        for slot in slots.iter_mut().filter(|slot| slot.name() == name) {
-            let rule = planned.get_mut(place).and_then(VecDeque::pop_front);
-            if rule.is_none() && carried.iter().any(|carried| carried == place) {
-                continue; // It is in no configuration.
-            }
-            slot.set_rule(rule.unwrap_or_else(|| panic!("the new configuration has nothing at {place:?}")));
+    let Plan { linears, tables, vectors, input } = plan;
+    let (mut linears, mut tables, mut vectors) = (grouped(linears), grouped(tables), grouped(vectors));
+    for (place, weight) in model.weights_mut() {
+        let place = Place::name_of(&place);
+        // What is carried is in no configuration.
+        let of = (name, place, carried.iter().any(|carried| carried == place));
+        match weight {
+            WeightMut::Linear(linear) => replan(linear.ruled_mut(), of, linears.remove(place), AtLinear::rule),
+            WeightMut::Table(table) => replan(table.ruled_mut(), of, tables.remove(place), |rule| &**rule),
+            WeightMut::Vector(vector) => replan(vector.ruled_mut(), of, vectors.remove(place), |rule| &**rule),
         }
-        Ok(())
-    })?;
+    }
+    let input = input.map(|rule| vec![rule]);
+    replan(&mut model.adapters_mut().input, (name, "", false), input, |rule| &**rule);
     let entries = &mut model.adapters_mut().entries;
     for entry in entries.iter_mut().filter(|entry| entry.name == name) {
         (entry.method, entry.not_by_row) = (method.clone(), not_by_row);
     }
     Ok(())
+}
+
+/// Gives the slots of an adapter at a place their new rules.
+fn replan<R>(
+    slots: &mut [Ruled<R>],
+    (name, place, is_carried): (&str, &str, bool),
+    rules: Option<Vec<R>>,
+    as_rule: impl Fn(&R) -> &dyn Rule,
+) {
+    let mut rules = rules.into_iter().flatten();
+    for Ruled { slot, rule } in slots.iter_mut().filter(|ruled| ruled.slot.name() == name) {
+        match rules.next() {
+            Some(new) => {
+                slot.set_specs(as_rule(&new).tensors());
+                *rule = new;
+            }
+            None => assert!(is_carried, "the new configuration has nothing at {place:?}"),
+        }
+    }
 }
 
 /// The base weights of a place, as a function that shares them.

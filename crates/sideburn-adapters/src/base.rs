@@ -7,9 +7,8 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use sideburn_weights::{TensorSource, write_safetensors};
 
-use crate::held::for_each_slots;
+use crate::held::for_each_slot;
 use crate::model::{AdaptedModel, Weight, WeightMut};
-use crate::slot::Slot;
 use crate::tensors::{from_param, frozen_param};
 use crate::{AdapterError, Misshapen};
 
@@ -28,7 +27,7 @@ pub fn freeze<M: AdaptedModel>(model: &mut M) {
             WeightMut::Table(table) => stop(table.weight_mut()),
         }
     }
-    for_each_slots(model, |slots| slots.iter_mut().flat_map(Slot::tensors_mut).for_each(stop));
+    for_each_slot(model, |slot| slot.tensors_mut().for_each(|(_, tensor)| stop(tensor)));
 }
 
 /// Fills `model` from `source`, frozen, in `f32`.

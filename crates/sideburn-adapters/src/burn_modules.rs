@@ -13,6 +13,7 @@ use sideburn_weights::TensorSource;
 
 use crate::method::Method;
 use crate::peft_dir::{AdapterDir, Files, pretty};
+use crate::peft_names::name_at;
 use crate::tensors::to_file;
 use crate::{AdapterError, LoraConfig, Misshapen, TargetModules};
 
@@ -43,7 +44,7 @@ pub fn save_burn_lora<M: Module>(
         };
         let site = site(weight);
         let tensor = to_file(factor.clone().transpose(), vec![columns, rows]);
-        if tensors.insert(format!("base_model.model.{site}.{name}.weight"), tensor).is_some() {
+        if tensors.insert(name_at(&site, &format!("{name}.weight")), tensor).is_some() {
             return Err(AdapterError::SiteTaken { weight: weight.to_owned(), site });
         }
         ranks.insert(site, r);
@@ -146,7 +147,7 @@ impl<S: Fn(&str) -> String> Attaching<'_, S> {
     ) -> Result<Option<LoraAdapter>, AdapterError> {
         let site = (self.site)(path);
         let (r, scale) = self.config.rank_and_scaling(&site)?;
-        let names = ["A", "B"].map(|factor| format!("base_model.model.{site}.lora_{factor}.weight"));
+        let names = ["A", "B"].map(|factor| name_at(&site, &format!("lora_{factor}.weight")));
         if names.iter().all(|name| self.file.info(name).is_none()) {
             return Ok(None);
         }

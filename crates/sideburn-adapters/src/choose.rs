@@ -2,7 +2,7 @@
 
 use crate::AdapterError;
 use crate::base::freeze;
-use crate::held::for_each_slots;
+use crate::held::{for_each_slot, retain_slots};
 use crate::method::Company;
 use crate::model::AdaptedModel;
 use crate::set::Entry;
@@ -23,9 +23,7 @@ pub fn set_active<M: AdaptedModel>(model: &mut M, names: &[&str]) -> Result<(), 
     for entry in &mut model.adapters_mut().entries {
         entry.active = names.contains(&entry.name.as_str());
     }
-    for_each_slots(model, |slots| {
-        slots.iter_mut().for_each(|slot| slot.set_active(names.contains(&slot.name())));
-    });
+    for_each_slot(model, |slot| slot.set_active(names.contains(&slot.name())));
     Ok(())
 }
 
@@ -63,11 +61,10 @@ pub fn set_trainable<M: AdaptedModel>(model: &mut M, names: &[&str]) -> Result<(
         model.adapters().get(name)?;
     }
     freeze(model);
-    for_each_slots(model, |slots| {
-        for slot in slots.iter_mut().filter(|slot| names.contains(&slot.name())) {
-            let trainable: Vec<bool> = slot.rule().tensors().into_iter().map(|spec| spec.trainable).collect();
-            for (tensor, trainable) in slot.tensors_mut().iter_mut().zip(trainable) {
-                *tensor = tensor.clone().set_require_grad(trainable);
+    for_each_slot(model, |slot| {
+        if names.contains(&slot.name()) {
+            for (spec, tensor) in slot.tensors_mut() {
+                *tensor = tensor.clone().set_require_grad(spec.trainable);
             }
         }
     });
@@ -83,6 +80,6 @@ pub fn delete<M: AdaptedModel>(model: &mut M, name: &str) -> Result<(), AdapterE
         return Err(AdapterError::IsMerged { name: name.to_owned() });
     }
     model.adapters_mut().entries.retain(|entry| entry.name != name);
-    for_each_slots(model, |slots| slots.retain(|slot| slot.name() != name));
+    retain_slots(model, |slot| slot.name() != name);
     Ok(())
 }

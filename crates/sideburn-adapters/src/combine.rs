@@ -9,7 +9,7 @@ use sideburn_kernels::Key;
 
 use crate::AdapterError;
 use crate::attach::add;
-use crate::held::{slots_of, try_each_slots};
+use crate::held::{slots_of, try_each_slot};
 use crate::linalg::Svd;
 use crate::methods::{LoraConfig, LoraInit, check_rank};
 use crate::model::AdaptedModel;
@@ -303,10 +303,10 @@ fn config<'a, M: AdaptedModel>(model: &'a M, name: &str) -> Result<&'a LoraConfi
 /// by what takes it out: `[A; A_0]` and `[B, -B_0]`.
 fn factors<M: AdaptedModel>(model: &M, name: &str) -> Result<BTreeMap<String, Factors>, AdapterError> {
     let mut factors = BTreeMap::new();
-    for (place, slot) in slots_of(model, name) {
-        let specs = slot.rule().tensors();
-        let names: Vec<&str> = specs.iter().map(|spec| spec.name.part()).collect();
-        let own: Vec<_> = slot.tensors().iter().map(|param| param.val().inner().cast(DType::F32)).collect();
+    for slot in slots_of(model, name) {
+        let names: Vec<&str> = slot.tensors().map(|(spec, _)| spec.part.as_ref()).collect();
+        let own: Vec<_> = slot.tensors().map(|(_, param)| param.val().inner().cast(DType::F32)).collect();
+        let place = slot.site();
         let [a, b] = match (&names[..], &own[..]) {
             (["lora_A.weight", "lora_B.weight"] | ["lora_embedding_A", "lora_embedding_B"], [a, b]) => {
                 [a.clone(), b.clone()]
@@ -321,7 +321,7 @@ fn factors<M: AdaptedModel>(model: &M, name: &str) -> Result<BTreeMap<String, Fa
                 return Err(not_combinable(name, reason));
             }
         };
-        factors.insert(place, [a, b]);
+        factors.insert(place.to_owned(), [a, b]);
     }
     Ok(factors)
 }
@@ -335,17 +335,16 @@ fn attach_factors<M: AdaptedModel>(
 ) -> Result<(), AdapterError> {
     let mut attached = model.clone();
     add(&mut attached, &model.outline(), name, Arc::new(config), Key::from_seed(0))?;
-    try_each_slots(&mut attached, |place, slots| {
-        for slot in slots.iter_mut().filter(|slot| slot.name() == name) {
-            for (index, param) in slot.tensors_mut().iter_mut().enumerate() {
-                *param = match factors.get(place) {
-                    Some(factors) => {
-                        let values = factors[index].clone().into_data().try_into_vec().expect("factors in f32");
-                        frozen_param(values, &factors[index].dims(), &param.lazy_device())
-                    }
-                    None => param.clone().no_grad(),
-                };
-            }
+    try_each_slot(&mut attached, name, |slot| {
+        let factors = factors.get(slot.site());
+        for (index, (_, param)) in slot.tensors_mut().enumerate() {
+            *param = match factors {
+                Some(factors) => {
+                    let values = factors[index].clone().into_data().try_into_vec().expect("factors in f32");
+                    frozen_param(values, &factors[index].dims(), &param.lazy_device())
+                }
+                None => param.clone().no_grad(),
+            };
         }
         Ok(())
     })?;

@@ -1,19 +1,24 @@
 //! Tables and vectors with adapter slots.
 
+use std::sync::Arc;
+
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
 use sideburn_kernels::{embedding, linear};
 
 use crate::TokenPass;
-use crate::rule::{Rule, Weights};
-use crate::slot::{Slot, is_adapted, replaced, values};
+use crate::rule::{BoundTable, TableRule, VectorRule};
+use crate::slot::{Ruled, Slot, is_adapted};
 
 /// A table that adapters can attach to, such as an embedding `[rows, width]`.
 #[derive(Module, Debug)]
 pub struct AdaptedTable {
     weight: Param<Tensor<2>>,
-    slots: Vec<Slot>,
+    slots: Vec<Ruled<Arc<dyn TableRule>>>,
 }
+
+/// Rules at a table, with their tensors.
+type Bound<'a> = [Box<dyn BoundTable + 'a>];
 
 impl AdaptedTable {
     /// A table around existing weights.
@@ -23,30 +28,30 @@ impl AdaptedTable {
 
     /// The rows of the tokens `ids [n]`: `[n, width]`.
     pub fn rows(&self, ids: Tensor<1, Int>, pass: &TokenPass<'_>) -> Tensor<2> {
-        let rows = |ids: &Tensor<1, Int>, slots: Vec<(&dyn Rule, Vec<Tensor<2>>)>| {
-            let rows = embedding(self.table(&slots), ids.clone());
-            slots.iter().fold(rows, |rows, (rule, own)| rule.rows(rows, ids, own))
+        let rows = |ids: &Tensor<1, Int>, rules: &Bound<'_>| {
+            let rows = embedding(self.table(rules), ids.clone());
+            rules.iter().fold(rows, |rows, rule| rule.rows(rows, ids))
         };
         match pass.routes() {
-            None => rows(&ids, self.active()),
+            None => rows(&ids, &self.bound(None)),
             Some(routes) => {
                 let parts = routes.adapters().iter().zip(routes.split_ids(&ids));
-                routes.join(parts.map(|(adapter, ids)| rows(&ids, self.of(adapter.as_deref()))).collect())
+                routes.join(parts.map(|(adapter, ids)| rows(&ids, &self.bound(Some(adapter.as_deref())))).collect())
             }
         }
     }
 
     /// The products of `x [n, width]` with all rows: `[n, rows]`, where the table is an output head as well.
     pub fn scores(&self, x: Tensor<2>, pass: &TokenPass<'_>) -> Tensor<2> {
-        let scores = |x: Tensor<2>, slots: Vec<(&dyn Rule, Vec<Tensor<2>>)>| {
-            let scores = linear(x.clone(), self.table(&slots));
-            slots.iter().fold(scores, |scores, (rule, own)| rule.scores(scores, &x, own))
+        let scores = |x: Tensor<2>, rules: &Bound<'_>| {
+            let scores = linear(x.clone(), self.table(rules));
+            rules.iter().fold(scores, |scores, rule| rule.scores(scores, &x))
         };
         match pass.routes() {
-            None => scores(x, self.active()),
+            None => scores(x, &self.bound(None)),
             Some(routes) => {
                 let parts = routes.adapters().iter().zip(routes.split(x));
-                routes.join(parts.map(|(adapter, x)| scores(x, self.of(adapter.as_deref()))).collect())
+                routes.join(parts.map(|(adapter, x)| scores(x, &self.bound(Some(adapter.as_deref())))).collect())
             }
         }
     }
@@ -59,19 +64,17 @@ impl AdaptedTable {
     /// The whole table, with whatever stands in for it. Adapters that rows choose have nothing here, which
     /// [`AdapterSet::enter`](crate::AdapterSet::enter) sees to.
     pub fn value(&self, _pass: &TokenPass<'_>) -> Tensor<2> {
-        self.table(&self.active())
+        self.table(&self.bound(None))
     }
 
-    fn table(&self, slots: &[(&dyn Rule, Vec<Tensor<2>>)]) -> Tensor<2> {
-        replaced(Weights { weight: self.weight.val(), bias: None }, slots).weight
+    fn table(&self, rules: &Bound<'_>) -> Tensor<2> {
+        rules.iter().rev().find_map(|rule| rule.replacement()).unwrap_or_else(|| self.weight.val())
     }
 
-    fn active(&self) -> Vec<(&dyn Rule, Vec<Tensor<2>>)> {
-        values(self.slots.iter().filter(|slot| slot.is_active()))
-    }
-
-    fn of(&self, adapter: Option<&str>) -> Vec<(&dyn Rule, Vec<Tensor<2>>)> {
-        values(self.slots.iter().filter(|slot| Some(slot.name()) == adapter))
+    /// What is done here by the active adapters, or by the one that a route names.
+    fn bound(&self, routed: Option<Option<&str>>) -> Vec<Box<dyn BoundTable + '_>> {
+        let chosen = self.slots.iter().filter(|ruled| ruled.is_chosen(routed));
+        chosen.map(|ruled| ruled.rule.bind(&ruled.slot.own())).collect()
     }
 
     /// `[rows, width]`, without initialising the table.
@@ -96,11 +99,15 @@ impl AdaptedTable {
     }
 
     /// What adapters have here, in the order in which they were attached.
-    pub fn slots(&self) -> &[Slot] {
+    pub fn slots(&self) -> impl ExactSizeIterator<Item = &Slot> {
+        self.slots.iter().map(|ruled| &ruled.slot)
+    }
+
+    pub(crate) fn ruled(&self) -> &[Ruled<Arc<dyn TableRule>>] {
         &self.slots
     }
 
-    pub(crate) fn slots_mut(&mut self) -> &mut Vec<Slot> {
+    pub(crate) fn ruled_mut(&mut self) -> &mut Vec<Ruled<Arc<dyn TableRule>>> {
         &mut self.slots
     }
 }
@@ -109,7 +116,7 @@ impl AdaptedTable {
 #[derive(Module, Debug)]
 pub struct AdaptedVector {
     weight: Param<Tensor<1>>,
-    slots: Vec<Slot>,
+    slots: Vec<Ruled<Arc<dyn VectorRule>>>,
 }
 
 impl AdaptedVector {
@@ -121,11 +128,8 @@ impl AdaptedVector {
     /// The vector, or what an active adapter has in its place. Adapters that rows choose have nothing here, which
     /// [`AdapterSet::enter`](crate::AdapterSet::enter) sees to.
     pub fn value(&self, _pass: &TokenPass<'_>) -> Tensor<1> {
-        let active = values(self.slots.iter().filter(|slot| slot.is_active()));
-        if active.is_empty() {
-            return self.weight.val();
-        }
-        replaced(Weights { weight: self.weight.val().unsqueeze(), bias: None }, &active).weight.squeeze_dim(0)
+        let active = self.slots.iter().filter(|ruled| ruled.slot.is_active());
+        active.fold(self.weight.val(), |value, ruled| ruled.rule.value(value, &ruled.slot.own()))
     }
 
     /// Its length, without initialising it.
@@ -149,11 +153,15 @@ impl AdaptedVector {
     }
 
     /// What adapters have here, in the order in which they were attached.
-    pub fn slots(&self) -> &[Slot] {
+    pub fn slots(&self) -> impl ExactSizeIterator<Item = &Slot> {
+        self.slots.iter().map(|ruled| &ruled.slot)
+    }
+
+    pub(crate) fn ruled(&self) -> &[Ruled<Arc<dyn VectorRule>>] {
         &self.slots
     }
 
-    pub(crate) fn slots_mut(&mut self) -> &mut Vec<Slot> {
+    pub(crate) fn ruled_mut(&mut self) -> &mut Vec<Ruled<Arc<dyn VectorRule>>> {
         &mut self.slots
     }
 }

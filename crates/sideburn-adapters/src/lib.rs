@@ -17,7 +17,7 @@
 //! * [`ParameterReport`] counts, and [`fingerprint`] tells bases apart.
 //!
 //! A method is one file: a configuration, which is a [`Method`], and what it does at a place of a model, which is a
-//! [`Rule`].
+//! rule for that kind of place ([`LinearRule`], [`TableRule`], ...).
 //!
 //! What a method does in training beside having its tensors trained is its [`Regimen`]; [`Regimens`] are those of a model.
 //!
@@ -65,6 +65,7 @@ mod outline;
 mod pass;
 mod pattern;
 mod peft_dir;
+mod peft_names;
 mod report;
 mod rule;
 mod set;
@@ -82,7 +83,6 @@ pub use embedding::{AdaptedTable, AdaptedVector};
 pub use error::{AdapterError, Misshapen};
 pub use fields::Fields;
 pub use fingerprint::fingerprint;
-pub use held::{adapter_tensors, set_adapter_tensors};
 pub use in_peft::PeftDifference;
 pub use linear::{AdaptedLinear, forward_together};
 pub use merge::{merge, merge_and_unload, merge_drift, unmerge};
@@ -95,9 +95,14 @@ pub use methods::{
 pub use model::{AdaptedModel, Weight, WeightMut};
 pub use outline::{ModelShape, Outline, Place, PlaceKind, Usual};
 pub use pass::{Pass, TokenPass};
-pub use peft_dir::{AdapterDir, load_adapter, read_adapter_json, save_adapter, swap_adapter};
+pub use peft_dir::{
+    AdapterDir, adapter_tensors, load_adapter, read_adapter_json, save_adapter, set_adapter_tensors, swap_adapter,
+};
 pub use report::{ParameterReport, is_trainable};
-pub use rule::{Call, Init, Prefix, Rule, TensorName, TensorSpec, Weights};
+pub use rule::{
+    AtLinear, BoundLinear, BoundTable, Branch, Call, Init, InputRule, LinearRule, LowRankRule, Own, Prefix, Rule,
+    TableRule, TensorKey, TensorSpec, VectorRule, Weights,
+};
 pub use set::{AdapterSet, Entry};
 pub use sideburn_kernels::Key;
 pub use slot::Slot;

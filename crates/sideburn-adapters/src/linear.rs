@@ -2,11 +2,11 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
-use sideburn_kernels::{Key, LinearOp, LowRank, adapted_linears, linear};
+use sideburn_kernels::{Key, LinearOp, adapted_linears, linear};
 
 use crate::TokenPass;
-use crate::rule::{Call, Rule, Weights};
-use crate::slot::{Slot, is_adapted, replaced, values};
+use crate::rule::{AtLinear, AtLinearBound, Call, Weights};
+use crate::slot::{Ruled, Slot, is_adapted};
 use crate::tensors::random_weight;
 
 /// A linear layer that adapters can attach to: a *site*.
@@ -20,7 +20,7 @@ use crate::tensors::random_weight;
 pub struct AdaptedLinear {
     weight: Param<Tensor<2>>,
     bias: Option<Param<Tensor<1>>>,
-    slots: Vec<Slot>,
+    slots: Vec<Ruled<AtLinear>>,
 }
 
 impl AdaptedLinear {
@@ -46,47 +46,50 @@ impl AdaptedLinear {
         forward_together([self], x, pass)
     }
 
-    /// The layer as a base with low-rank branches, if that is all that its adapters make of it in this pass.
-    fn site(&self, dtype: DType, pass: &mut TokenPass<'_>) -> Option<LinearOp> {
-        let mut branches = Vec::new();
+    /// What adapters do here in this pass: all active ones, or those of each route.
+    fn bound(&self, pass: &TokenPass<'_>) -> Vec<Vec<AtLinearBound<'_>>> {
+        let of = |routed| {
+            let chosen = self.slots.iter().filter(|ruled| ruled.is_chosen(routed));
+            chosen.map(|ruled| ruled.rule.bind(&ruled.slot.own())).collect()
+        };
         match pass.routes() {
-            None => {
-                for slot in self.slots.iter().filter(|slot| slot.is_active()) {
-                    branches.push(slot.low_rank(dtype, pass)?);
-                }
-            }
-            Some(routes) => {
-                for (adapter, rows) in routes.adapters().iter().zip(routes.rows()) {
-                    for slot in self.slots_of(adapter.as_deref()) {
-                        branches.push(LowRank { rows: rows.clone(), ..slot.low_rank(dtype, pass)? });
-                    }
-                }
-            }
+            None => vec![of(None)],
+            Some(routes) => routes.adapters().iter().map(|adapter| of(Some(adapter.as_deref()))).collect(),
         }
-        self.bias.is_none().then(|| LinearOp { weight: Some(self.weight.val().into()), branches })
     }
 
-    /// The same step by step, whatever the adapters do.
-    fn forward_by_steps(&self, x: Tensor<2>, pass: &mut TokenPass<'_>) -> Tensor<2> {
-        let Some(routes) = pass.routes() else {
-            let slots = values(self.slots.iter().filter(|slot| slot.is_active()));
-            return forward(x, replaced(self.base(), &slots), &slots, pass);
+    /// Whether the layer is a base with low-rank branches in a pass in which adapters do this.
+    fn is_fused(&self, bound: &[Vec<AtLinearBound<'_>>], dtype: DType) -> bool {
+        self.bias.is_none() && bound.iter().flatten().all(|rule| rule.branch(dtype).is_some())
+    }
+
+    /// The base with its branches, where [`is_fused`](Self::is_fused) has found that there is nothing else.
+    fn operation(&self, bound: &[Vec<AtLinearBound<'_>>], dtype: DType, pass: &mut TokenPass<'_>) -> LinearOp {
+        let rows = pass.routes().map_or_else(|| vec![None], |routes| routes.rows().to_vec());
+        let branches = bound.iter().zip(rows).flat_map(|(rules, rows)| {
+            let branches = rules.iter().filter_map(|rule| rule.branch(dtype));
+            branches.map(|branch| branch.drawn(rows.clone(), pass)).collect::<Vec<_>>()
+        });
+        LinearOp { weight: Some(self.weight.val().into()), branches: branches.collect() }
+    }
+
+    /// The layer step by step, whatever the adapters do.
+    fn forward_by_steps(&self, x: Tensor<2>, bound: &[Vec<AtLinearBound<'_>>], pass: &mut TokenPass<'_>) -> Tensor<2> {
+        let (base, routes) = (self.base(), pass.routes());
+        let Some(routes) = routes else {
+            let weights = replaced(&base, &bound[0]).unwrap_or(base);
+            return forward(x, &weights, &bound[0], pass);
         };
-        let base = self.base();
-        let slots: Vec<_> = routes.adapters().iter().map(|name| values(self.slots_of(name.as_deref()))).collect();
-        if slots.iter().all(Vec::is_empty) {
+        if bound.iter().all(Vec::is_empty) {
             return product(x, &base);
         }
         // The base layer runs once over all rows; each adapter sees its own rows only.
         let parts = routes.split(x);
-        let inputs = parts.iter().zip(&slots).map(|(x, slots)| input(x, slots)).collect();
+        let inputs = parts.iter().zip(bound).map(|(x, rules)| input(x, rules)).collect();
         let products = routes.split_sorted(product(Tensor::cat(inputs, 0), &base));
-        let outputs = parts.iter().zip(&slots).zip(products).map(|((x, slots), y)| {
-            if slots.iter().any(|(rule, _)| rule.replaces()) {
-                forward(x.clone(), replaced(base.clone(), slots), slots, pass)
-            } else {
-                output(y, x, &base, slots, pass)
-            }
+        let outputs = parts.iter().zip(bound).zip(products).map(|((x, rules), y)| match replaced(&base, rules) {
+            Some(weights) => forward(x.clone(), &weights, rules, pass),
+            None => output(y, x, &base, rules, pass),
         });
         routes.join(outputs.collect())
     }
@@ -133,16 +136,15 @@ impl AdaptedLinear {
     }
 
     /// What adapters have here, in the order in which they were attached.
-    pub fn slots(&self) -> &[Slot] {
+    pub fn slots(&self) -> impl ExactSizeIterator<Item = &Slot> {
+        self.slots.iter().map(|ruled| &ruled.slot)
+    }
+
+    pub(crate) fn ruled(&self) -> &[Ruled<AtLinear>] {
         &self.slots
     }
 
-    /// What the adapter of that name has here; nothing for the bare base.
-    pub fn slots_of<'a>(&'a self, adapter: Option<&'a str>) -> impl Iterator<Item = &'a Slot> {
-        self.slots.iter().filter(move |slot| Some(slot.name()) == adapter)
-    }
-
-    pub(crate) fn slots_mut(&mut self) -> &mut Vec<Slot> {
+    pub(crate) fn ruled_mut(&mut self) -> &mut Vec<Ruled<AtLinear>> {
         &mut self.slots
     }
 }
@@ -157,20 +159,27 @@ pub fn forward_together<const N: usize>(
     x: Tensor<2>,
     pass: &mut TokenPass<'_>,
 ) -> Tensor<2> {
-    let sites = pass.attempt(|pass| layers.iter().map(|layer| layer.site(x.dtype(), pass)).collect());
-    match sites {
-        Some(sites) => adapted_linears(x, sites),
-        None if N == 1 => layers[0].forward_by_steps(x, pass),
-        None => Tensor::cat(layers.iter().map(|layer| layer.forward_by_steps(x.clone(), pass)).collect(), 1),
+    let (dtype, bound) = (x.dtype(), layers.map(|layer| layer.bound(pass)));
+    if layers.iter().zip(&bound).all(|(layer, bound)| layer.is_fused(bound, dtype)) {
+        let operations = layers.iter().zip(&bound).map(|(layer, bound)| layer.operation(bound, dtype, pass)).collect();
+        return adapted_linears(x, operations);
     }
+    let steps = layers.iter().zip(&bound).map(|(layer, bound)| layer.forward_by_steps(x.clone(), bound, pass));
+    let mut outputs: Vec<Tensor<2>> = steps.collect();
+    if N == 1 { outputs.remove(0) } else { Tensor::cat(outputs, 1) }
 }
 
-/// Rules with the values of their tensors.
-type Slots<'a> = [(&'a dyn Rule, Vec<Tensor<2>>)];
+/// The layer with these weights and what the rules do to it.
+fn forward(x: Tensor<2>, weights: &Weights, rules: &[AtLinearBound<'_>], pass: &mut TokenPass<'_>) -> Tensor<2> {
+    output(product(input(&x, rules), weights), &x, weights, rules, pass)
+}
 
-/// The layer with these weights and what the slots do to it.
-fn forward(x: Tensor<2>, weights: Weights, slots: &Slots<'_>, pass: &mut TokenPass<'_>) -> Tensor<2> {
-    output(product(input(&x, slots), &weights), &x, &weights, slots, pass)
+/// The weights that stand in for those of the base, if there are any.
+fn replaced(base: &Weights, rules: &[AtLinearBound<'_>]) -> Option<Weights> {
+    rules.iter().fold(None, |weights, rule| {
+        let replacement = rule.steps().replacement(weights.as_ref().unwrap_or(base));
+        replacement.or(weights)
+    })
 }
 
 fn product(x: Tensor<2>, Weights { weight, bias }: &Weights) -> Tensor<2> {
@@ -181,11 +190,17 @@ fn product(x: Tensor<2>, Weights { weight, bias }: &Weights) -> Tensor<2> {
     }
 }
 
-fn input(x: &Tensor<2>, slots: &Slots<'_>) -> Tensor<2> {
-    slots.iter().fold(x.clone(), |x, (rule, own)| rule.input(x, own))
+fn input(x: &Tensor<2>, rules: &[AtLinearBound<'_>]) -> Tensor<2> {
+    rules.iter().fold(x.clone(), |x, rule| rule.steps().input(x))
 }
 
-fn output(y: Tensor<2>, x: &Tensor<2>, weights: &Weights, slots: &Slots<'_>, pass: &mut TokenPass<'_>) -> Tensor<2> {
+fn output(
+    y: Tensor<2>,
+    x: &Tensor<2>,
+    weights: &Weights,
+    rules: &[AtLinearBound<'_>],
+    pass: &mut TokenPass<'_>,
+) -> Tensor<2> {
     let call = Call { x, weights };
-    slots.iter().fold(y, |y, (rule, own)| rule.output(y, &call, own, pass))
+    rules.iter().fold(y, |y, rule| rule.steps().output(y, &call, pass))
 }

@@ -1,17 +1,18 @@
 //! Working adapters into the base weights, and taking them out again.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor};
 
 use crate::AdapterError;
 use crate::choose::set_active;
-use crate::held::for_each_slots;
+use crate::held::retain_slots;
 use crate::model::{AdaptedModel, WeightMut};
 use crate::outline::Place;
-use crate::rule::Weights;
-use crate::slot::{Slot, values};
+use crate::rule::{AtLinearBound, BoundTable, VectorRule, Weights};
+use crate::slot::{Ruled, Slot};
 use crate::tensors::in_dtype;
 
 /// Works the active adapters into the base weights, after which they cost nothing. Returns their names.
@@ -25,7 +26,7 @@ use crate::tensors::in_dtype;
 pub fn merge<M: AdaptedModel>(model: &mut M) -> Result<Vec<String>, AdapterError> {
     let active = model.adapters().list().iter().filter(|entry| entry.is_active());
     let names: Vec<String> = active.map(|entry| entry.name().to_owned()).collect();
-    if let Some(slot) = model.adapters().input_slots().iter().find(|slot| slot.is_active()) {
+    if let Some(slot) = model.adapters().input_slots().find(|slot| slot.is_active()) {
         let (name, place) = (slot.name().to_owned(), "the model's input".to_owned());
         return Err(AdapterError::CannotMerge { name, place, reason: "its tokens are no weights" });
     }
@@ -36,7 +37,10 @@ pub fn merge<M: AdaptedModel>(model: &mut M) -> Result<Vec<String>, AdapterError
         match weight {
             WeightMut::Linear(linear) => {
                 let before = linear.base();
-                let Some(after) = merged_weights(place, before.clone(), linear.slots())? else { continue };
+                let active = linear.ruled().iter().filter(|ruled| ruled.slot.is_active());
+                let rules = active.map(|ruled| (&ruled.slot, ruled.rule.bind(&ruled.slot.own())));
+                let merge = |rule: &AtLinearBound<'_>, base| rule.steps().merge(base);
+                let Some(after) = merged_weights(place, &before, rules, merge)? else { continue };
                 replace(linear.weight_mut(), after.weight);
                 match (linear.bias_mut(), after.bias) {
                     (Some(bias), Some(after)) => replace(bias, after.squeeze_dim(0)),
@@ -47,13 +51,24 @@ pub fn merge<M: AdaptedModel>(model: &mut M) -> Result<Vec<String>, AdapterError
             }
             WeightMut::Table(table) => {
                 let before = Weights { weight: table.weight().val(), bias: None };
-                let Some(after) = merged_weights(place, before.clone(), table.slots())? else { continue };
+                let active = table.ruled().iter().filter(|ruled| ruled.slot.is_active());
+                let rules = active.map(|ruled| (&ruled.slot, ruled.rule.bind(&ruled.slot.own())));
+                let merge = |rule: &Box<dyn BoundTable + '_>, base: Weights| {
+                    Ok(Weights { weight: rule.merge(base.weight)?, ..base })
+                };
+                let Some(after) = merged_weights(place, &before, rules, merge)? else { continue };
                 replace(table.weight_mut(), after.weight);
                 originals.insert(place.to_owned(), before);
             }
             WeightMut::Vector(vector) => {
                 let before = Weights { weight: vector.weight().val().unsqueeze(), bias: None };
-                let Some(after) = merged_weights(place, before.clone(), vector.slots())? else { continue };
+                let active = vector.ruled().iter().filter(|ruled| ruled.slot.is_active());
+                let rules = active.map(|ruled| (&ruled.slot, ruled));
+                let merge = |ruled: &&Ruled<Arc<dyn VectorRule>>, base: Weights| {
+                    let value = ruled.rule.value(base.weight.squeeze_dim(0), &ruled.slot.own());
+                    Ok(Weights { weight: value.unsqueeze(), ..base })
+                };
+                let Some(after) = merged_weights(place, &before, rules, merge)? else { continue };
                 replace(vector.weight_mut(), after.weight.squeeze_dim(0));
                 originals.insert(place.to_owned(), before);
             }
@@ -126,25 +141,28 @@ pub fn unmerge<M: AdaptedModel>(model: &mut M) -> Result<Vec<String>, AdapterErr
 /// As for [`merge`]. The model is then as before.
 pub fn merge_and_unload<M: AdaptedModel>(model: &mut M) -> Result<Vec<String>, AdapterError> {
     let names = merge(model)?;
-    for_each_slots(model, Vec::clear);
+    retain_slots(model, |_| false);
     model.adapters_mut().clear();
     Ok(names)
 }
 
-/// The weights of a place with its active adapters worked in; none if there are none.
-fn merged_weights(place: &str, base: Weights, slots: &[Slot]) -> Result<Option<Weights>, AdapterError> {
-    let active: Vec<&Slot> = slots.iter().filter(|slot| slot.is_active()).collect();
-    if active.is_empty() {
-        return Ok(None);
-    }
-    let mut weights = base;
-    for (slot, (rule, own)) in active.iter().zip(values(active.iter().copied())) {
+/// The weights of a place with these rules worked in; none if there are none.
+fn merged_weights<'a, R>(
+    place: &str,
+    base: &Weights,
+    rules: impl Iterator<Item = (&'a Slot, R)>,
+    merge: impl Fn(&R, Weights) -> Result<Weights, &'static str>,
+) -> Result<Option<Weights>, AdapterError> {
+    let mut merged = None;
+    for (slot, rule) in rules {
         let (name, place) = (slot.name().to_owned(), place.to_owned());
-        if let Some(own) = own.first() {
-            weights.weight = in_dtype(weights.weight, own.dtype());
-            weights.bias = weights.bias.map(|bias| in_dtype(bias, own.dtype()));
+        let mut weights: Weights = merged.take().unwrap_or_else(|| base.clone());
+        if let Some((_, own)) = slot.tensors().next() {
+            let dtype = own.val().dtype();
+            weights.weight = in_dtype(weights.weight, dtype);
+            weights.bias = weights.bias.map(|bias| in_dtype(bias, dtype));
         }
-        weights = match rule.merge(weights, &own) {
+        weights = match merge(&rule, weights) {
             Ok(weights) => weights,
             Err(reason) => return Err(AdapterError::CannotMerge { name, place, reason }),
         };
@@ -152,8 +170,9 @@ fn merged_weights(place: &str, base: Weights, slots: &[Slot]) -> Result<Option<W
         if parts.into_iter().flatten().any(|part| !is_finite(part)) {
             return Err(AdapterError::MergeNotFinite { name, place });
         }
+        merged = Some(weights);
     }
-    Ok(Some(weights))
+    Ok(merged)
 }
 
 fn is_finite(tensor: &Tensor<2>) -> bool {

@@ -1,6 +1,7 @@
 //! What a kind of adapter is: its configuration, and where it puts which rules.
 
 use std::any::Any;
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use crate::AdapterError;
 use crate::fields::Fields;
 use crate::in_peft::PeftDifference;
 use crate::outline::{Outline, Place};
-use crate::rule::Rule;
+use crate::rule::{AtLinear, InputRule, LinearRule, LowRankRule, Rule, TableRule, TensorKey, VectorRule};
 use crate::targets::Targets;
 
 /// A method of fine-tuning, configured.
@@ -165,57 +166,120 @@ impl Common {
     }
 }
 
-/// Which rules go where.
+/// Which rules go where in a model, each at a place of its kind.
+///
+/// A rule for places of another kind does not compile:
+///
+/// ```compile_fail,E0277
+/// fn plan(plan: &mut sideburn_adapters::Plan, layer: &sideburn_adapters::Place, rule: impl sideburn_adapters::InputRule + 'static) {
+///     plan.add_linear(layer, rule);
+/// }
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
-    /// Rules at places, by the places' names.
-    pub places: Vec<(String, Arc<dyn Rule>)>,
-    /// A rule at the model's input.
-    pub input: Option<Arc<dyn Rule>>,
+    pub(crate) linears: Vec<(String, AtLinear)>,
+    pub(crate) tables: Vec<(String, Arc<dyn TableRule>)>,
+    pub(crate) vectors: Vec<(String, Arc<dyn VectorRule>)>,
+    pub(crate) input: Option<Arc<dyn InputRule>>,
 }
 
 impl Plan {
-    /// One rule for each of `places`.
+    /// A rule at each of these linear layers.
     ///
     /// # Errors
     /// If `rule` fails for one.
-    pub fn of<R: Rule + 'static>(
-        places: impl IntoIterator<Item = impl std::borrow::Borrow<Place>>,
+    ///
+    /// # Panics
+    /// If one is no linear layer.
+    pub fn of_linears<R: LinearRule + 'static>(
+        places: impl IntoIterator<Item = impl Borrow<Place>>,
         rule: impl Fn(&Place) -> Result<R, AdapterError>,
     ) -> Result<Self, AdapterError> {
-        let planned = |place: &Place| Ok((place.name.clone(), Arc::new(rule(place)?) as Arc<dyn Rule>));
-        let places = places.into_iter().map(|place| planned(place.borrow())).collect::<Result<_, AdapterError>>()?;
-        Ok(Self { places, input: None })
+        let mut plan = Self::default();
+        for place in places {
+            plan.add_linear(place.borrow(), rule(place.borrow())?);
+        }
+        Ok(plan)
     }
 
     /// A rule at the model's input, and nothing else.
-    pub fn at_input(rule: impl Rule + 'static) -> Self {
-        Self { places: Vec::new(), input: Some(Arc::new(rule)) }
+    pub fn at_input(rule: impl InputRule + 'static) -> Self {
+        Self { input: Some(Arc::new(rule)), ..Self::default() }
     }
 
-    /// One more rule at a place.
-    pub fn add(&mut self, place: &Place, rule: impl Rule + 'static) {
-        self.places.push((place.name.clone(), Arc::new(rule)));
+    /// One more rule at a linear layer, which adds a low-rank branch and nothing else.
+    ///
+    /// # Panics
+    /// If the place is no linear layer.
+    pub fn add_branch(&mut self, place: &Place, rule: impl LowRankRule + 'static) {
+        self.add_at_linear(place, AtLinear::Branch(Arc::new(rule)));
+    }
+
+    /// One more rule at a linear layer.
+    ///
+    /// # Panics
+    /// If the place is no linear layer.
+    pub fn add_linear(&mut self, place: &Place, rule: impl LinearRule + 'static) {
+        self.add_at_linear(place, AtLinear::General(Arc::new(rule)));
+    }
+
+    fn add_at_linear(&mut self, place: &Place, rule: AtLinear) {
+        assert!(place.is_linear(), "{} is no linear layer", place.name);
+        self.linears.push((place.name.clone(), rule));
+    }
+
+    /// One more rule at a table.
+    ///
+    /// # Panics
+    /// If the place is no table.
+    pub fn add_table(&mut self, place: &Place, rule: impl TableRule + 'static) {
+        assert!(place.is_table(), "{} is no table", place.name);
+        self.tables.push((place.name.clone(), Arc::new(rule)));
+    }
+
+    /// One more rule at a vector.
+    ///
+    /// # Panics
+    /// If the place is no vector.
+    pub fn add_vector(&mut self, place: &Place, rule: impl VectorRule + 'static) {
+        assert!(place.is_vector(), "{} is no vector", place.name);
+        self.vectors.push((place.name.clone(), Arc::new(rule)));
+    }
+
+    /// All rules with the names of their places; that of the input is empty.
+    pub(crate) fn rules(&self) -> impl Iterator<Item = (&str, &dyn Rule)> {
+        let linears = self.linears.iter().map(|(place, rule)| (place.as_str(), rule.rule()));
+        let tables = self.tables.iter().map(|(place, rule)| (place.as_str(), rule.as_ref() as &dyn Rule));
+        let vectors = self.vectors.iter().map(|(place, rule)| (place.as_str(), rule.as_ref() as &dyn Rule));
+        let input = self.input.iter().map(|rule| ("", rule.as_ref() as &dyn Rule));
+        linears.chain(tables).chain(vectors).chain(input)
+    }
+
+    /// Takes away all rules at these places.
+    pub(crate) fn clear(&mut self, is_cleared: impl Fn(&str) -> bool) {
+        self.linears.retain(|(place, _)| !is_cleared(place));
+        self.tables.retain(|(place, _)| !is_cleared(place));
+        self.vectors.retain(|(place, _)| !is_cleared(place));
     }
 }
 
 /// What a method does in the training of one adapter: what it adds to the loss, and what it makes of an update.
 ///
-/// Tensors are given and returned by their names in [`adapter_tensors`](crate::adapter_tensors). Every method has a default that does nothing.
+/// Tensors are given and returned by their sites and parts. Every method has a default that does nothing.
 /// What a regimen remembers from step to step is in it, so that a copy of it goes on from where it was copied.
 pub trait Regimen: Debug + Send {
     /// What is added to the mean loss of a step, once for all its micro-batches: a function of the tensors alone.
-    fn penalty(&self, _tensors: BTreeMap<String, Tensor<2>>) -> Option<Tensor<1>> {
+    fn penalty(&self, _tensors: BTreeMap<TensorKey, Tensor<2>>) -> Option<Tensor<1>> {
         None
     }
 
     /// Takes note of the update of a step, counted from 0. Returns what must now stand in some of the tensors.
-    fn after_update(&mut self, _step: u64, _tensors: BTreeMap<String, Updated>) -> BTreeMap<String, Tensor<2>> {
+    fn after_update(&mut self, _step: u64, _tensors: BTreeMap<TensorKey, Updated>) -> BTreeMap<TensorKey, Tensor<2>> {
         BTreeMap::new()
     }
 
     /// What the adapter is at the end of training, if that is another than the one that was trained.
-    fn finish(&self, _tensors: BTreeMap<String, Tensor<2>>) -> Option<Finished> {
+    fn finish(&self, _tensors: BTreeMap<TensorKey, Tensor<2>>) -> Option<Finished> {
         None
     }
 
@@ -254,5 +318,5 @@ pub struct Finished {
     /// Its configuration, which has rules for the same places.
     pub method: Arc<dyn Method>,
     /// Those tensors that are others, with the shapes that the configuration gives them.
-    pub tensors: BTreeMap<String, Tensor<2>>,
+    pub tensors: BTreeMap<TensorKey, Tensor<2>>,
 }

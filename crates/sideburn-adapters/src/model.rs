@@ -52,22 +52,31 @@ impl<'a> Weight<'a> {
         rows * columns
     }
 
-    /// What adapters have here.
-    pub fn slots(&self) -> &'a [Slot] {
+    /// What adapters have here, in the order in which they were attached.
+    pub fn slots(&self) -> Vec<&'a Slot> {
         match self {
-            Self::Linear(linear) => linear.slots(),
-            Self::Vector(vector) => vector.slots(),
-            Self::Table(table) => table.slots(),
+            Self::Linear(linear) => linear.slots().collect(),
+            Self::Vector(vector) => vector.slots().collect(),
+            Self::Table(table) => table.slots().collect(),
         }
     }
 }
 
 impl<'a> WeightMut<'a> {
-    pub(crate) fn into_slots_mut(self) -> &'a mut Vec<Slot> {
+    pub(crate) fn into_slots_mut(self) -> Vec<&'a mut Slot> {
         match self {
-            Self::Linear(linear) => linear.slots_mut(),
-            Self::Vector(vector) => vector.slots_mut(),
-            Self::Table(table) => table.slots_mut(),
+            Self::Linear(linear) => linear.ruled_mut().iter_mut().map(|ruled| &mut ruled.slot).collect(),
+            Self::Vector(vector) => vector.ruled_mut().iter_mut().map(|ruled| &mut ruled.slot).collect(),
+            Self::Table(table) => table.ruled_mut().iter_mut().map(|ruled| &mut ruled.slot).collect(),
+        }
+    }
+
+    /// Removes slots.
+    pub(crate) fn retain(self, is_kept: impl Fn(&Slot) -> bool) {
+        match self {
+            Self::Linear(linear) => linear.ruled_mut().retain(|ruled| is_kept(&ruled.slot)),
+            Self::Vector(vector) => vector.ruled_mut().retain(|ruled| is_kept(&ruled.slot)),
+            Self::Table(table) => table.ruled_mut().retain(|ruled| is_kept(&ruled.slot)),
         }
     }
 }

@@ -129,6 +129,16 @@ impl Place {
         matches!(self.kind, PlaceKind::Linear { .. })
     }
 
+    /// Whether it is a table, the embedding or another.
+    pub fn is_table(&self) -> bool {
+        matches!(self.kind, PlaceKind::Embedding { .. } | PlaceKind::Table { .. })
+    }
+
+    /// Whether it is a vector.
+    pub fn is_vector(&self) -> bool {
+        matches!(self.kind, PlaceKind::Vector { .. })
+    }
+
     /// Whether it embeds tokens.
     pub fn is_embedding(&self) -> bool {
         matches!(self.kind, PlaceKind::Embedding { .. })

@@ -115,16 +115,6 @@ impl<'p> TokenPass<'p> {
     pub(crate) fn routes(&self) -> Option<Arc<Routes>> {
         self.routes.clone()
     }
-
-    /// Runs `task`, and takes its draws back if nothing comes of it.
-    pub(crate) fn attempt<T>(&mut self, task: impl FnOnce(&mut Self) -> Option<T>) -> Option<T> {
-        let before = self.pass.draws.clone();
-        let result = task(self);
-        if result.is_none() {
-            self.pass.draws = before;
-        }
-        result
-    }
 }
 
 impl Deref for TokenPass<'_> {

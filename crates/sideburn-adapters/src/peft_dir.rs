@@ -14,11 +14,12 @@ use sideburn_weights::{StateDict, Tensor, TensorSource, write_safetensors};
 use crate::attach::attach_dyn;
 use crate::carried::carry_embeddings;
 use crate::fields::{DESCRIPTIVE, read_json};
-use crate::held::{slots_of, try_each_slots};
+use crate::held::{slots_of, tensors_of, try_each_slot};
 use crate::in_peft::PeftDifference;
 use crate::method::Method;
 use crate::methods::MethodRegistry;
 use crate::model_card::model_card;
+use crate::peft_names::{name_at, name_in_file};
 use crate::tensors::{param_like, to_file};
 use crate::{AdaptedModel, AdapterError, Misshapen, fingerprint};
 
@@ -48,14 +49,17 @@ pub fn save_adapter<M: AdaptedModel>(
     let method = model.adapters().get(name)?.method();
     method.check_storable()?;
     let mut tensors = BTreeMap::new();
-    for (place, slot) in slots_of(model, name) {
-        let own: Vec<_> = slot.tensors().iter().map(Param::val).collect();
-        for (spec, tensor) in slot.rule().saved(&own) {
-            let Some(name) = spec.name.in_file(&place) else { continue };
-            for copy in spec.copies {
-                tensors.entry(copy).or_insert_with(|| to_file(tensor.clone(), spec.shape.clone()));
+    for ruled in model.adapters().input.iter().filter(|ruled| ruled.slot.name() == name) {
+        if let Some((spec, tensor)) = ruled.rule.saved(&ruled.slot.own()) {
+            tensors.insert(name_in_file(&spec.key("")), to_file(tensor, spec.shape));
+        }
+    }
+    for slot in slots_of(model, name) {
+        for ((spec, param), (key, _)) in slot.tensors().zip(slot.keyed()).filter(|((spec, _), _)| spec.stored) {
+            let names = spec.copies.iter().map(|site| name_at(site, &spec.part)).chain([name_in_file(key)]);
+            for name in names {
+                tensors.entry(name).or_insert_with(|| to_file(param.val(), spec.shape.clone()));
             }
-            tensors.entry(name).or_insert_with(|| to_file(tensor, spec.shape));
         }
     }
     let mut config = method.to_json();
@@ -294,35 +298,32 @@ fn fill<M: AdaptedModel>(
     unexpected.retain(|tensor| !passed_over.contains(tensor));
     let (mut missing, mut misshapen) = (BTreeSet::new(), Vec::new());
     let mut read = HashMap::new();
-    try_each_slots(model, |place, slots| {
-        for slot in slots.iter_mut().filter(|slot| slot.name() == name) {
-            let specs = slot.rule().tensors();
-            for (spec, param) in specs.into_iter().zip(slot.tensors_mut()) {
-                let Some(tensor) = spec.name.in_file(place) else { continue };
-                unexpected.remove(&tensor);
-                let Some(info) = file.info(&tensor) else {
-                    missing.insert(tensor);
-                    continue;
-                };
-                if info.shape != spec.shape {
-                    misshapen.push(Misshapen { tensor, found: info.shape.to_vec(), expected: spec.shape });
-                    continue;
+    try_each_slot(model, name, |slot| {
+        let names: Vec<String> = slot.keyed().map(|(key, _)| name_in_file(key)).collect();
+        for ((spec, param), tensor) in slot.tensors_mut().zip(names).filter(|((spec, _), _)| spec.stored) {
+            unexpected.remove(&tensor);
+            let Some(info) = file.info(&tensor) else {
+                missing.insert(tensor);
+                continue;
+            };
+            if info.shape != spec.shape {
+                misshapen.push(Misshapen { tensor, found: info.shape.to_vec(), expected: spec.shape.clone() });
+                continue;
+            }
+            if !read.contains_key(&tensor) {
+                let values = file.read_f32(&tensor)?;
+                if let Some(index) = values.iter().position(|value| !value.is_finite()) {
+                    let path = file.path().to_owned();
+                    return Err(AdapterError::NotFinite { path, tensor, index, value: values[index] });
                 }
-                if !read.contains_key(&tensor) {
-                    let values = file.read_f32(&tensor)?;
-                    if let Some(index) = values.iter().position(|value| !value.is_finite()) {
-                        let path = file.path().to_owned();
-                        return Err(AdapterError::NotFinite { path, tensor, index, value: values[index] });
-                    }
-                    read.insert(tensor.clone(), param_like(param, values, &spec.dims()));
+                read.insert(tensor.clone(), param_like(param, values, &spec.dims()));
+            }
+            *param = read[&tensor].clone();
+            for copy in spec.copies.iter().map(|site| name_at(site, &spec.part)) {
+                if file.info(&copy).is_some() && file.read(&copy)? != file.read(&tensor)? {
+                    return Err(AdapterError::NotACopy { path: file.path().to_owned(), tensor: copy, of: tensor });
                 }
-                *param = read[&tensor].clone();
-                for copy in spec.copies {
-                    if file.info(&copy).is_some() && file.read(&copy)? != file.read(&tensor)? {
-                        return Err(AdapterError::NotACopy { path: file.path().to_owned(), tensor: copy, of: tensor });
-                    }
-                    unexpected.remove(&copy);
-                }
+                unexpected.remove(&copy);
             }
         }
         Ok(())
@@ -374,4 +375,44 @@ fn check_holds_adapter(directory: &Path) -> Result<(), AdapterError> {
         }
         None => Ok(()), // Whoever reads the configuration says that there is none.
     }
+}
+
+/// The tensors of an adapter, by their names in its file; those that are not saved have names of their own.
+///
+/// # Errors
+/// If there is no such adapter.
+pub fn adapter_tensors<'a, M: AdaptedModel>(
+    model: &'a M,
+    name: &str,
+) -> Result<BTreeMap<String, &'a Param<burn::tensor::Tensor<2>>>, AdapterError> {
+    model.adapters().get(name)?;
+    Ok(tensors_of(model, name).map(|(key, param)| (name_in_file(key), param)).collect())
+}
+
+/// Replaces tensors of an adapter: by the values, in row-major order, that `values` gives for their names, which are those
+/// of [`adapter_tensors`]. What is trainable stays so.
+///
+/// # Errors
+/// If there is no such adapter, or there are not as many values as a tensor has. The model is then as before.
+pub fn set_adapter_tensors<M: AdaptedModel>(
+    model: &mut M,
+    name: &str,
+    values: impl Fn(&str) -> Option<Vec<f32>>,
+) -> Result<(), AdapterError> {
+    model.adapters().get(name)?;
+    let mut changed = model.clone();
+    try_each_slot(&mut changed, name, |slot| {
+        let names: Vec<String> = slot.keyed().map(|(key, _)| name_in_file(key)).collect();
+        for ((spec, param), tensor) in slot.tensors_mut().zip(names) {
+            let Some(values) = values(&tensor) else { continue };
+            let dims = spec.dims();
+            if values.len() != dims[0] * dims[1] {
+                return Err(AdapterError::WrongLength { tensor, found: values.len(), shape: spec.shape.clone() });
+            }
+            *param = param_like(param, values, &dims);
+        }
+        Ok(())
+    })?;
+    *model = changed;
+    Ok(())
 }

@@ -1,79 +1,238 @@
 //! What an adapter does at one place of a model.
+//!
+//! What a rule can do depends on where it is, and each kind of place has a trait of its own: linear layers
+//! [`LinearRule`] and, for what is a low-rank branch and nothing else, [`LowRankRule`]; tables [`TableRule`], vectors
+//! [`VectorRule`], and the input of the model [`InputRule`]. A [`Plan`](crate::Plan) takes each at a place of its kind
+//! alone.
+//!
+//! A rule holds no tensors. It says which the adapter has ([`Rule::tensors`]), and for each pass they are handed to it,
+//! [`Own`], to be bound to what computes with them.
 
-use std::fmt::Debug;
+use std::borrow::Cow;
+use std::fmt::{self, Debug};
 use std::sync::Arc;
 
-use burn::tensor::{Int, Tensor};
-use sideburn_kernels::{Key, LowRank};
+use burn::tensor::{DType, Int, Tensor};
+use sideburn_kernels::{Key, LowRank, low_rank};
 
 use crate::Pass;
+use crate::tensors::in_dtype;
 
-/// What an adapter does at one place: a linear layer, a table, a vector, or the model's input.
-///
-/// A rule says which tensors the adapter has there, and computes with them; it holds no tensors itself. Its methods get
-/// them as `own`, in the order of [`tensors`](Self::tensors). Every method has a default that changes nothing, so that a
-/// rule consists of what its kind of adapter does.
+/// What rules of all kinds say.
 pub trait Rule: Debug + Send + Sync {
     /// The tensors of the adapter at this place.
     fn tensors(&self) -> Vec<TensorSpec>;
+}
 
-    /// At a linear layer: what the base layer sees instead of `x [n, in]`.
-    fn input(&self, x: Tensor<2>, _own: &[Tensor<2>]) -> Tensor<2> {
+/// What an adapter does at a linear layer.
+#[derive(Clone, Debug)]
+pub enum AtLinear {
+    /// It adds a low-rank branch: one operation computes the base and all such branches.
+    Branch(Arc<dyn LowRankRule>),
+    /// Anything else.
+    General(Arc<dyn LinearRule>),
+}
+
+/// A rule at a linear layer that adds a low-rank branch to its output, and nothing else.
+pub trait LowRankRule: Rule {
+    /// The branch.
+    fn branch(&self, own: &Own) -> Branch;
+}
+
+/// A low-rank branch of a linear layer, `scale * dropout(x) A^T B^T`.
+#[derive(Clone, Debug)]
+pub struct Branch {
+    /// `A [r, in]`.
+    pub a: Tensor<2>,
+    /// `B [out, r]`.
+    pub b: Tensor<2>,
+    /// What the branch is multiplied by.
+    pub scale: f64,
+    /// The probability with which an element of `x` is dropped in training.
+    pub dropout: f64,
+}
+
+/// A rule at a linear layer.
+pub trait LinearRule: Rule {
+    /// The rule with its tensors.
+    fn bind(&self, own: &Own) -> Box<dyn BoundLinear + '_>;
+}
+
+/// A rule at a linear layer, with its tensors. What is left out changes nothing.
+pub trait BoundLinear {
+    /// Weights that stand in for those of the base, if there are any.
+    fn replacement(&self, _base: &Weights) -> Option<Weights> {
+        None
+    }
+
+    /// What the layer sees instead of `x [n, in]`.
+    fn input(&self, x: Tensor<2>) -> Tensor<2> {
         x
     }
 
-    /// At a linear layer: the output `[n, out]`, given that of the base layer and the adapters before this one.
-    fn output(&self, y: Tensor<2>, _call: &Call<'_>, _own: &[Tensor<2>], _pass: &mut Pass) -> Tensor<2> {
+    /// The output `[n, out]`, given that of the layer and the adapters before this one.
+    fn output(&self, y: Tensor<2>, _call: &Call<'_>, _pass: &mut Pass) -> Tensor<2> {
         y
     }
 
-    /// At a linear layer: the branch, if adding a low-rank branch to the base layer is all that the rule does there; then
-    /// one operation computes both, and [`output`](Self::output) is not called.
-    fn low_rank(&self, _own: &[Tensor<2>], _pass: &mut Pass) -> Option<LowRank> {
-        None
-    }
-
-    /// At an embedding: the rows `[n, width]` of the tokens `ids [n]`.
-    fn rows(&self, rows: Tensor<2>, _ids: &Tensor<1, Int>, _own: &[Tensor<2>]) -> Tensor<2> {
-        rows
-    }
-
-    /// At an embedding that is the output head as well: the logits `[n, rows]` of `x [n, width]`.
-    fn scores(&self, scores: Tensor<2>, _x: &Tensor<2>, _own: &[Tensor<2>]) -> Tensor<2> {
-        scores
-    }
-
-    /// At any place: weights that stand in for those of the base, if [`replaces`](Self::replaces) says so.
-    fn replacement(&self, base: Weights, _own: &[Tensor<2>]) -> Weights {
-        base
-    }
-
-    /// Whether [`replacement`](Self::replacement) does anything.
-    fn replaces(&self) -> bool {
-        false
-    }
-
-    /// At the input of a model: embeddings `[tokens, width]` of virtual tokens before those of every row (of an
-    /// encoder-decoder: of every source row).
-    fn virtual_tokens(&self, _own: &[Tensor<2>], _pass: &mut Pass) -> Option<Tensor<2>> {
-        None
-    }
-
-    /// At the input of a model: keys and values of virtual tokens for each layer of the decoder.
-    fn prefix(&self, _own: &[Tensor<2>], _pass: &mut Pass) -> Option<Vec<Prefix>> {
-        None
-    }
-
-    /// What a file holds of the adapter at this place: its tensors, unless it says otherwise.
-    fn saved(&self, own: &[Tensor<2>]) -> Vec<(TensorSpec, Tensor<2>)> {
-        self.tensors().into_iter().zip(own.iter().cloned()).collect()
-    }
-
-    /// The weights of the place with the adapter worked into them, or why that cannot be.
+    /// The weights of the layer with the adapter worked into them, or why that cannot be.
     ///
     /// # Errors
     /// A reason, as the end of a sentence.
-    fn merge(&self, base: Weights, own: &[Tensor<2>]) -> Result<Weights, &'static str>;
+    fn merge(&self, base: Weights) -> Result<Weights, &'static str>;
+}
+
+/// A rule at a table.
+pub trait TableRule: Rule {
+    /// The rule with its tensors.
+    fn bind(&self, own: &Own) -> Box<dyn BoundTable + '_>;
+}
+
+/// A rule at a table, with its tensors. What is left out changes nothing.
+pub trait BoundTable {
+    /// A table `[rows, width]` that stands in for that of the base, if there is one.
+    fn replacement(&self) -> Option<Tensor<2>> {
+        None
+    }
+
+    /// The rows `[n, width]` of the tokens `ids [n]`.
+    fn rows(&self, rows: Tensor<2>, _ids: &Tensor<1, Int>) -> Tensor<2> {
+        rows
+    }
+
+    /// Where the table is the output head as well, the logits `[n, rows]` of `x [n, width]`.
+    fn scores(&self, scores: Tensor<2>, _x: &Tensor<2>) -> Tensor<2> {
+        scores
+    }
+
+    /// The table with the adapter worked into it, or why that cannot be.
+    ///
+    /// # Errors
+    /// A reason, as the end of a sentence.
+    fn merge(&self, table: Tensor<2>) -> Result<Tensor<2>, &'static str>;
+}
+
+/// A rule at a vector, such as the scale of a norm.
+pub trait VectorRule: Rule {
+    /// The vector `[n]` in the place of that of the base.
+    fn value(&self, base: Tensor<1>, own: &Own) -> Tensor<1>;
+}
+
+/// A rule at the input of a model. What is left out changes nothing.
+pub trait InputRule: Rule {
+    /// Embeddings `[tokens, width]` of virtual tokens before those of every row (of an encoder-decoder: of every source
+    /// row).
+    fn virtual_tokens(&self, _own: &Own) -> Option<Tensor<2>> {
+        None
+    }
+
+    /// Keys and values of virtual tokens for each layer of the decoder.
+    fn prefix(&self, _own: &Own) -> Option<Vec<Prefix>> {
+        None
+    }
+
+    /// What a file holds in place of the rule's tensors, if it is something else: what these make of the virtual tokens.
+    fn saved(&self, _own: &Own) -> Option<(TensorSpec, Tensor<2>)> {
+        None
+    }
+}
+
+impl AtLinear {
+    /// What rules of all kinds say.
+    pub(crate) fn rule(&self) -> &dyn Rule {
+        match self {
+            Self::Branch(rule) => rule.as_ref(),
+            Self::General(rule) => rule.as_ref(),
+        }
+    }
+
+    /// The rule with its tensors.
+    pub(crate) fn bind(&self, own: &Own) -> AtLinearBound<'_> {
+        match self {
+            Self::Branch(rule) => AtLinearBound::Branch(rule.branch(own)),
+            Self::General(rule) => AtLinearBound::General(rule.bind(own)),
+        }
+    }
+}
+
+/// What an adapter does at a linear layer, with its tensors.
+pub(crate) enum AtLinearBound<'a> {
+    Branch(Branch),
+    General(Box<dyn BoundLinear + 'a>),
+}
+
+impl AtLinearBound<'_> {
+    /// The branch, if it is one of tensors of this kind.
+    pub(crate) fn branch(&self, dtype: DType) -> Option<&Branch> {
+        match self {
+            Self::Branch(branch) if [&branch.a, &branch.b].iter().all(|factor| factor.dtype() == dtype) => Some(branch),
+            _ => None,
+        }
+    }
+
+    /// The rule step by step.
+    pub(crate) fn steps(&self) -> &dyn BoundLinear {
+        match self {
+            Self::Branch(branch) => branch,
+            Self::General(rule) => rule.as_ref(),
+        }
+    }
+}
+
+impl Branch {
+    /// The branch as the operation takes it, for these rows or for all.
+    pub(crate) fn drawn(&self, rows: Option<Tensor<1, Int>>, pass: &mut Pass) -> LowRank {
+        let Self { a, b, scale, dropout } = self.clone();
+        LowRank { a, b, scale, dropout: pass.next_dropout(dropout), rows }
+    }
+}
+
+impl Branch {
+    /// What the branch adds for `x`, in the dtype of its factors.
+    pub fn of(&self, x: &Tensor<2>, pass: &mut Pass) -> Tensor<2> {
+        let Self { a, b, scale, dropout } = self.clone();
+        low_rank(in_dtype(x.clone(), a.dtype()), a, b, scale, pass.next_dropout(dropout))
+    }
+}
+
+impl BoundLinear for Branch {
+    fn output(&self, y: Tensor<2>, call: &Call<'_>, pass: &mut Pass) -> Tensor<2> {
+        let outer = y.dtype();
+        y + in_dtype(self.of(call.x, pass), outer)
+    }
+
+    fn merge(&self, base: Weights) -> Result<Weights, &'static str> {
+        let delta = self.b.clone().matmul(self.a.clone()).mul_scalar(self.scale);
+        Ok(Weights { weight: in_dtype(base.weight, delta.dtype()) + delta, ..base })
+    }
+}
+
+/// The tensors of one adapter at one place, by their [parts](TensorSpec::part).
+#[derive(Clone, Debug)]
+pub struct Own {
+    specs: Arc<[TensorSpec]>,
+    tensors: Vec<Tensor<2>>,
+}
+
+impl Own {
+    /// Tensors in the order of their specs.
+    pub(crate) fn new(specs: Arc<[TensorSpec]>, tensors: Vec<Tensor<2>>) -> Self {
+        Self { specs, tensors }
+    }
+
+    /// A tensor.
+    ///
+    /// # Panics
+    /// If the rule has declared none of this name.
+    pub fn get(&self, part: &str) -> Tensor<2> {
+        let index = self.specs.iter().position(|spec| spec.part == part);
+        self.tensors[index.unwrap_or_else(|| panic!("{part} is not among the tensors of the rule"))].clone()
+    }
+
+    /// A tensor that the rule declares only sometimes.
+    pub fn find(&self, part: &str) -> Option<Tensor<2>> {
+        Some(self.tensors[self.specs.iter().position(|spec| spec.part == part)?].clone())
+    }
 }
 
 /// The weights of a place: `[out, in]` of a linear layer with its bias `[1, out]`, `[rows, width]` of a table, `[1, n]`
@@ -104,30 +263,52 @@ pub struct Call<'a> {
     pub weights: &'a Weights,
 }
 
-/// A tensor of an adapter: its name in `adapter_model.safetensors`, its shape there, and how it begins.
+/// A tensor of an adapter: what it is called, its shape, and how it begins.
 #[derive(Clone, Debug)]
 pub struct TensorSpec {
-    /// Its name in the file.
-    pub name: TensorName,
-    /// Its shape in the file: `[n]`, which is `[1, n]` in memory, or `[rows, columns]`.
+    /// What it is at its site, such as `lora_A.weight`; no two tensors of a rule are called alike.
+    pub part: Cow<'static, str>,
+    /// Its shape in a file: `[n]`, which is `[1, n]` in memory, or `[rows, columns]`.
     pub shape: Vec<usize>,
     /// What a new adapter has in it.
     pub init: Init,
     /// Whether it is trained.
     pub trainable: bool,
-    /// Names under which the file holds it once more.
+    /// Whether a file holds it; if not, it follows from the configuration and the base.
+    pub stored: bool,
+    /// The site that it belongs to, if that is another than its rule's; empty if it belongs to the adapter as a whole. What
+    /// two rules of an adapter have of one site and part is one tensor.
+    pub site: Option<String>,
+    /// Other sites under whose names a file holds it once more.
     pub copies: Vec<String>,
 }
 
 impl TensorSpec {
-    /// A trained tensor, called `base_model.model.{place}.{suffix}` in the file.
-    pub fn new(suffix: &'static str, shape: impl Into<Vec<usize>>, init: Init) -> Self {
-        Self { name: TensorName::AtPlace(suffix), shape: shape.into(), init, trainable: true, copies: Vec::new() }
+    /// A trained tensor of the rule's site, which a file holds.
+    pub fn new(part: impl Into<Cow<'static, str>>, shape: impl Into<Vec<usize>>, init: Init) -> Self {
+        let (part, shape) = (part.into(), shape.into());
+        Self { part, shape, init, trainable: true, stored: true, site: None, copies: Vec::new() }
     }
 
     /// The same, which is not trained.
     pub fn frozen(self) -> Self {
         Self { trainable: false, ..self }
+    }
+
+    /// The same, which no file holds.
+    pub fn not_stored(self) -> Self {
+        Self { stored: false, ..self }
+    }
+
+    /// The same of another site, or of the adapter as a whole if its name is empty.
+    pub fn of_site(self, site: impl Into<String>) -> Self {
+        Self { site: Some(site.into()), ..self }
+    }
+
+    /// What the tensor is called, of a rule at `site`.
+    pub(crate) fn key(&self, site: &str) -> TensorKey {
+        let site = self.site.as_deref().unwrap_or(site);
+        TensorKey { site: site.to_owned(), part: self.part.clone().into_owned() }
     }
 
     /// Its two dimensions in memory.
@@ -140,39 +321,18 @@ impl TensorSpec {
     }
 }
 
-/// What a tensor is called in `adapter_model.safetensors`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TensorName {
-    /// `base_model.model.{place}.{suffix}`, with the name of the place.
-    AtPlace(&'static str),
-    /// This very name: one tensor of the whole adapter, which all places share that name it.
-    Whole(String),
-    /// None: it follows from the configuration, and all places share it that give it one name.
-    Unsaved(String),
-    /// None: it follows from the configuration and from the base weight of its place.
-    UnsavedAtPlace(&'static str),
+/// What a tensor of an adapter is called: its site and what it is there.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TensorKey {
+    /// The name of the site; empty if the tensor belongs to the adapter as a whole.
+    pub site: String,
+    /// What the tensor is there, such as `lora_A.weight`.
+    pub part: String,
 }
 
-impl TensorName {
-    /// The name of the tensor at `place`.
-    pub(crate) fn at(&self, place: &str) -> String {
-        match self {
-            Self::AtPlace(suffix) | Self::UnsavedAtPlace(suffix) => format!("base_model.model.{place}.{suffix}"),
-            Self::Whole(name) | Self::Unsaved(name) => name.clone(),
-        }
-    }
-
-    /// The same without the name of the place.
-    pub(crate) fn part(&self) -> &str {
-        match self {
-            Self::AtPlace(suffix) | Self::UnsavedAtPlace(suffix) => suffix,
-            Self::Whole(name) | Self::Unsaved(name) => name,
-        }
-    }
-
-    /// The same, if the file holds it.
-    pub(crate) fn in_file(&self, place: &str) -> Option<String> {
-        (!matches!(self, Self::Unsaved(_) | Self::UnsavedAtPlace(_))).then(|| self.at(place))
+impl fmt::Display for TensorKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.site.is_empty() { f.write_str(&self.part) } else { write!(f, "{}.{}", self.site, self.part) }
     }
 }
 
@@ -214,7 +374,7 @@ impl Init {
 }
 
 impl Debug for Init {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Zeros => f.write_str("Zeros"),
             Self::Ones => f.write_str("Ones"),

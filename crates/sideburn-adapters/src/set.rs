@@ -9,15 +9,15 @@ use sideburn_kernels::RowLayout;
 
 use crate::method::{Company, Method};
 use crate::methods::MethodRegistry;
-use crate::rule::{Prefix, Weights};
-use crate::slot::{Slot, values};
+use crate::rule::{InputRule, Prefix, Weights};
+use crate::slot::{Ruled, Slot};
 use crate::{AdapterError, Pass, TokenPass};
 
 /// The adapters that a model has; a field of every model that can be adapted.
 #[derive(Module, Debug, Default)]
 pub struct AdapterSet {
     /// What adapters have at the model's input.
-    pub(crate) input: Vec<Slot>,
+    pub(crate) input: Vec<Ruled<Arc<dyn InputRule>>>,
     #[module(skip)]
     pub(crate) entries: Vec<Entry>,
     /// Base weights from before the first merge, by the names of their places.
@@ -155,19 +155,25 @@ impl AdapterSet {
 
     /// Embeddings `[tokens, width]` of virtual tokens before those of every source row, or in a model that is a decoder
     /// alone, of every row.
-    pub fn virtual_tokens(&self, pass: &mut Pass) -> Option<Tensor<2>> {
-        let slots = values(self.input.iter().filter(|slot| slot.is_active()));
-        slots.iter().find_map(|(rule, own)| rule.virtual_tokens(own, pass))
+    pub fn virtual_tokens(&self) -> Option<Tensor<2>> {
+        self.active_input().find_map(|ruled| ruled.rule.virtual_tokens(&ruled.slot.own()))
     }
 
     /// Keys and values of virtual tokens for each layer of the decoder.
-    pub fn prefix(&self, pass: &mut Pass) -> Option<Vec<Prefix>> {
-        let slots = values(self.input.iter().filter(|slot| slot.is_active()));
-        slots.iter().find_map(|(rule, own)| rule.prefix(own, pass))
+    pub fn prefix(&self) -> Option<Vec<Prefix>> {
+        self.active_input().find_map(|ruled| ruled.rule.prefix(&ruled.slot.own()))
+    }
+
+    fn active_input(&self) -> impl Iterator<Item = &Ruled<Arc<dyn InputRule>>> {
+        self.input.iter().filter(|ruled| ruled.slot.is_active())
     }
 
     /// What adapters have at the model's input.
-    pub fn input_slots(&self) -> &[Slot] {
-        &self.input
+    pub fn input_slots(&self) -> impl Iterator<Item = &Slot> {
+        self.input.iter().map(|ruled| &ruled.slot)
+    }
+
+    pub(crate) fn input_slots_mut(&mut self) -> impl Iterator<Item = &mut Slot> {
+        self.input.iter_mut().map(|ruled| &mut ruled.slot)
     }
 }

@@ -4,46 +4,56 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use burn::module::{Module, Param, ParamId};
-use burn::tensor::{DType, Device, Tensor, TensorData};
-use sideburn_kernels::{Key, LowRank};
+use burn::tensor::{Device, Tensor, TensorData};
+use sideburn_kernels::Key;
 
 use crate::TokenPass;
-use crate::rule::{Init, Rule, TensorName, TensorSpec, Weights};
+use crate::rule::{Init, Own, TensorKey, TensorSpec, Weights};
 use crate::tensors::lazy_weight;
 
-/// What an adapter has at one place of a model; it may have several slots at a place.
+/// The tensors of an adapter at one place of a model; it may have several slots at a place.
 #[derive(Module, Debug)]
 pub struct Slot {
     name: String,
+    site: String,
     active: bool,
     tensors: Vec<Param<Tensor<2>>>,
     #[module(skip)]
-    rule: Arc<dyn Rule>,
+    specs: Arc<[TensorSpec]>,
+    #[module(skip)]
+    keys: Arc<[TensorKey]>,
 }
 
-/// Tensors of one adapter that several of its places have in common.
-pub(crate) type Shared = HashMap<String, Param<Tensor<2>>>;
+/// A slot with the rule that computes with its tensors; `R` is the kind of rule that its place takes.
+#[derive(Module, Debug)]
+pub(crate) struct Ruled<R> {
+    pub(crate) slot: Slot,
+    #[module(skip)]
+    pub(crate) rule: R,
+}
+
+/// Tensors of a new adapter that several of its places may have in common.
+pub(crate) type Shared = HashMap<TensorKey, Param<Tensor<2>>>;
 
 impl Slot {
-    /// The slot of a new adapter, which is not active yet; what is drawn follows from `key`.
+    /// The slot at `site` of a new adapter, which is not active yet; what is drawn follows from `key`.
     pub(crate) fn new(
         name: &str,
-        rule: Arc<dyn Rule>,
+        site: &str,
+        specs: Vec<TensorSpec>,
         key: Key,
         (base, device): (Base, &Device),
         shared: &mut Shared,
     ) -> Self {
-        let mut tensor = |(index, spec): (usize, TensorSpec)| {
-            let init = || init(&spec, (key, index as u64), base.clone(), device);
-            match &spec.name {
-                TensorName::AtPlace(_) | TensorName::UnsavedAtPlace(_) => init(),
-                TensorName::Whole(whole) | TensorName::Unsaved(whole) => {
-                    shared.entry(whole.clone()).or_insert_with(init).clone()
-                }
-            }
+        let (name, at) = (name.to_owned(), site.to_owned());
+        let mut slot = Self { name, site: at, active: false, tensors: Vec::new(), specs: [].into(), keys: [].into() };
+        slot.set_specs(specs);
+        let tensor = |(index, (spec, tensor)): (usize, (&TensorSpec, &TensorKey))| {
+            let init = || init(spec, (key, index as u64), base.clone(), device);
+            shared.entry(tensor.clone()).or_insert_with(init).clone()
         };
-        let tensors = rule.tensors().into_iter().enumerate().map(&mut tensor).collect();
-        Self { name: name.to_owned(), active: false, tensors, rule }
+        slot.tensors = slot.specs.iter().zip(slot.keys.iter()).enumerate().map(tensor).collect();
+        slot
     }
 
     /// The adapter that this belongs to.
@@ -51,37 +61,59 @@ impl Slot {
         &self.name
     }
 
+    /// The name of the place; empty at the model's input.
+    pub fn site(&self) -> &str {
+        &self.site
+    }
+
     /// Whether it takes part in forward passes that do not name their adapters.
     pub fn is_active(&self) -> bool {
         self.active
     }
 
-    /// What it does.
-    pub fn rule(&self) -> &dyn Rule {
-        self.rule.as_ref()
+    /// Its tensors, each with what the rule says of it.
+    pub fn tensors(&self) -> impl Iterator<Item = (&TensorSpec, &Param<Tensor<2>>)> {
+        self.specs.iter().zip(&self.tensors)
     }
 
-    /// Its tensors, in the order of the rule's.
-    pub fn tensors(&self) -> &[Param<Tensor<2>>] {
-        &self.tensors
+    /// The same, to be changed.
+    pub(crate) fn tensors_mut(&mut self) -> impl Iterator<Item = (&TensorSpec, &mut Param<Tensor<2>>)> {
+        self.specs.iter().zip(&mut self.tensors)
     }
 
-    /// Its branch of a linear layer on tensors of this kind, if that is all that it does there.
-    pub(crate) fn low_rank(&self, dtype: DType, pass: &mut TokenPass<'_>) -> Option<LowRank> {
-        let own: Vec<Tensor<2>> = self.tensors.iter().map(Param::val).collect();
-        own.iter().all(|tensor| tensor.dtype() == dtype).then(|| self.rule.low_rank(&own, pass))?
+    /// Its tensors by their names.
+    pub(crate) fn keyed(&self) -> impl Iterator<Item = (&TensorKey, &Param<Tensor<2>>)> {
+        self.keys.iter().zip(&self.tensors)
     }
 
-    pub(crate) fn tensors_mut(&mut self) -> &mut [Param<Tensor<2>>] {
-        &mut self.tensors
+    /// The same, to be changed.
+    pub(crate) fn keyed_mut(&mut self) -> impl Iterator<Item = (&TensorKey, &mut Param<Tensor<2>>)> {
+        self.keys.iter().zip(&mut self.tensors)
     }
 
-    pub(crate) fn set_rule(&mut self, rule: Arc<dyn Rule>) {
-        self.rule = rule;
+    /// The values of its tensors.
+    pub(crate) fn own(&self) -> Own {
+        Own::new(self.specs.clone(), self.tensors.iter().map(Param::val).collect())
+    }
+
+    /// Describes its tensors anew, in the same order.
+    pub(crate) fn set_specs(&mut self, specs: Vec<TensorSpec>) {
+        self.keys = specs.iter().map(|spec| spec.key(&self.site)).collect();
+        self.specs = specs.into();
     }
 
     pub(crate) fn set_active(&mut self, active: bool) {
         self.active = active;
+    }
+}
+
+impl<R> Ruled<R> {
+    /// Whether the adapter takes part where the pass names `routed`, or none.
+    pub(crate) fn is_chosen(&self, routed: Option<Option<&str>>) -> bool {
+        match routed {
+            None => self.slot.active,
+            Some(adapter) => Some(self.slot.name.as_str()) == adapter,
+        }
     }
 }
 
@@ -124,20 +156,10 @@ fn init(spec: &TensorSpec, (slot, index): (Key, u64), base: Base, device: &Devic
     if spec.trainable { param } else { param.no_grad() }
 }
 
-/// The rules of `slots`, each with the values of its tensors.
-pub(crate) fn values<'a>(slots: impl Iterator<Item = &'a Slot>) -> Vec<(&'a dyn Rule, Vec<Tensor<2>>)> {
-    slots.map(|slot| (slot.rule(), slot.tensors().iter().map(Param::val).collect())).collect()
-}
-
 /// Whether adapters may take part at a place with these slots.
-pub(crate) fn is_adapted(slots: &[Slot], pass: &TokenPass<'_>) -> bool {
+pub(crate) fn is_adapted<R>(slots: &[Ruled<R>], pass: &TokenPass<'_>) -> bool {
     match pass.routes() {
         Some(_) => !slots.is_empty(),
-        None => slots.iter().any(Slot::is_active),
+        None => slots.iter().any(|ruled| ruled.slot.active),
     }
-}
-
-/// What the base weights of a place are, with what stands in for them.
-pub(crate) fn replaced(base: Weights, slots: &[(&dyn Rule, Vec<Tensor<2>>)]) -> Weights {
-    slots.iter().fold(base, |weights, (rule, own)| rule.replacement(weights, own))
 }

@@ -7,9 +7,11 @@ use burn::module::{Param, ParamId};
 use burn::tensor::{Tensor, TensorData};
 
 use crate::attach::reconfigure;
-use crate::held::{adapter_tensors, slots_of, try_each_slots};
+use crate::held::{slots_of, tensors_of, try_each_slot};
 use crate::method::{Finished, Regimen, Updated};
 use crate::report::is_trainable;
+use crate::rule::TensorKey;
+use crate::slot::Slot;
 use crate::{AdaptedModel, AdapterError};
 
 /// The regimens of all adapters of a model that are active and trained: what a training loop must do for them, whatever
@@ -33,7 +35,7 @@ impl Regimens {
     pub fn begin<M: AdaptedModel>(model: &M, steps: u64) -> Result<Self, AdapterError> {
         let mut of_adapters = Vec::new();
         for entry in model.adapters().list().iter().filter(|entry| entry.is_active()) {
-            let is_trained = adapter_tensors(model, entry.name())?.into_values().any(is_trainable);
+            let is_trained = tensors_of(model, entry.name()).any(|(_, param)| is_trainable(param));
             if !is_trained {
                 continue;
             }
@@ -90,13 +92,12 @@ impl Regimens {
         gradient: impl Fn(ParamId) -> Option<Tensor<2>>,
     ) {
         for (name, regimen) in &mut self.of_adapters {
-            let updated = |(name, param): (String, &Param<Tensor<2>>)| {
+            let updated = |(key, param): (&TensorKey, &Param<Tensor<2>>)| {
                 let value = param.val().inner();
                 let gradient = gradient(param.id).map_or_else(|| value.zeros_like(), Tensor::inner);
-                (name, Updated { value, gradient })
+                (key.clone(), Updated { value, gradient })
             };
-            let tensors = adapter_tensors(model, name).expect("it was there when training began");
-            let changed = regimen.after_update(step, tensors.into_iter().map(updated).collect());
+            let changed = regimen.after_update(step, tensors_of(model, name).map(updated).collect());
             replace(model, name, &changed);
         }
     }
@@ -110,11 +111,9 @@ impl Regimens {
             if let Some(Finished { method, tensors }) = regimen.finish(values(model, &name)) {
                 reconfigure(model, &name, method).expect("a configuration for the same model");
                 replace(model, &name, &tensors);
-                for (place, slot) in slots_of(model, &name) {
-                    for (spec, param) in slot.rule().tensors().iter().zip(slot.tensors()) {
-                        let (found, planned) = (param.lazy_shape(), spec.dims());
-                        assert_eq!(found.as_slice(), planned, "{:?} at {place:?}", spec.name);
-                    }
+                for (spec, param) in slots_of(model, &name).into_iter().flat_map(Slot::tensors) {
+                    let (found, planned) = (param.lazy_shape(), spec.dims());
+                    assert_eq!(found.as_slice(), planned, "{}", spec.part);
                 }
             }
         }
@@ -122,22 +121,21 @@ impl Regimens {
 }
 
 /// The tensors of an adapter.
-fn values<M: AdaptedModel>(model: &M, name: &str) -> BTreeMap<String, Tensor<2>> {
-    let tensors = adapter_tensors(model, name).expect("it was there when training began");
-    tensors.into_iter().map(|(name, param)| (name, param.val())).collect()
+fn values<M: AdaptedModel>(model: &M, name: &str) -> BTreeMap<TensorKey, Tensor<2>> {
+    tensors_of(model, name).map(|(key, param)| (key.clone(), param.val())).collect()
 }
 
-/// Puts tensors in the place of those of an adapter, by their names in [`adapter_tensors`]. What is trainable stays so.
-fn replace<M: AdaptedModel>(model: &mut M, name: &str, tensors: &BTreeMap<String, Tensor<2>>) {
-    try_each_slots(model, |place, slots| {
-        for slot in slots.iter_mut().filter(|slot| slot.name() == name) {
-            let specs = slot.rule().tensors();
-            for (spec, param) in specs.into_iter().zip(slot.tensors_mut()) {
-                let Some(tensor) = tensors.get(&spec.name.at(place)) else { continue };
-                let (tensor, trainable) = (tensor.clone().inner(), is_trainable(param));
-                let tensor = if param.lazy_device().is_autodiff() { Tensor::from_inner(tensor) } else { tensor };
-                *param = Param::initialized(param.id, tensor).set_require_grad(trainable);
-            }
+/// Puts tensors in the place of those of an adapter. What is trainable stays so.
+fn replace<M: AdaptedModel>(model: &mut M, name: &str, tensors: &BTreeMap<TensorKey, Tensor<2>>) {
+    if tensors.is_empty() {
+        return;
+    }
+    try_each_slot(model, name, |slot| {
+        for (key, param) in slot.keyed_mut() {
+            let Some(tensor) = tensors.get(key) else { continue };
+            let (tensor, trainable) = (tensor.clone().inner(), is_trainable(param));
+            let tensor = if param.lazy_device().is_autodiff() { Tensor::from_inner(tensor) } else { tensor };
+            *param = Param::initialized(param.id, tensor).set_require_grad(trainable);
         }
         Ok(())
     })

@@ -36,7 +36,7 @@ impl Decoding {
             let encoded = model.encode(prompts, &mut pass)?;
             model.cross(&encoded, &mut pass)
         })?;
-        let prefix = model.adapters.prefix(&mut pass).map(KeysValues::of_prefix).unwrap_or_default();
+        let prefix = model.adapters.prefix().map(KeysValues::of_prefix).unwrap_or_default();
         let own = Cache::new(model.decoder.blocks.len(), prompts.len(), prefix);
         Ok(Self { model, pass, start, cross, own })
     }

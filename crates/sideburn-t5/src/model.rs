@@ -67,7 +67,7 @@ impl T5 {
     /// # Errors
     /// If a token id is outside the vocabulary.
     pub fn encode(&self, source: &TokenRows, pass: &mut Pass) -> Result<Encoded, T5Error> {
-        let virtual_tokens = self.adapters.virtual_tokens(pass);
+        let virtual_tokens = self.adapters.virtual_tokens();
         let added = virtual_tokens.as_ref().map_or(0, |tokens| tokens.dims()[0]);
         let lengths: Vec<usize> = source.lengths().iter().map(|length| length + added).collect();
         let layout = RowLayout::new(&lengths, &self.device());
@@ -91,7 +91,7 @@ impl T5 {
     /// `[tokens, d_model]`, one for each real token of `input`, and where the rows lay.
     fn decode(&self, encoded: &Encoded, input: &TokenRows, pass: &mut Pass) -> Result<(Tensor<2>, RowLayout), T5Error> {
         let cross = self.cross(encoded, pass)?;
-        let prefix = self.adapters.prefix(pass).map(KeysValues::of_prefix);
+        let prefix = self.adapters.prefix().map(KeysValues::of_prefix);
         let layout = RowLayout::new(input.lengths(), &self.device());
         let pass = &mut self.adapters.enter(pass, &layout)?;
         let x = self.embed(input, &layout, pass)?;

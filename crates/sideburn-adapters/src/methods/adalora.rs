@@ -2,7 +2,6 @@
 
 use burn::tensor::Tensor;
 use serde_json::{Map, Value, json};
-use sideburn_kernels::low_rank;
 
 use super::adalora_config::{AdaLoraConfig, RANKS};
 use super::adalora_training::RankAllocator;
@@ -11,8 +10,7 @@ use super::lora::number;
 use crate::fields::fields;
 use crate::method::{About, Company, Method, Plan, Regimen};
 use crate::outline::{Outline, Place};
-use crate::rule::{Call, Init, Rule, TensorSpec, Weights};
-use crate::tensors::in_dtype;
+use crate::rule::{BoundLinear, Branch, Call, Init, LinearRule, LowRankRule, Own, Rule, TensorSpec, Weights};
 use crate::{AdapterError, Pass};
 
 impl Method for AdaLoraConfig {
@@ -79,12 +77,15 @@ impl Method for AdaLoraConfig {
             let (field, found) = ("rank_pattern", format!("such that it names {stranger:?}"));
             return Err(AdapterError::InvalidField { field, found, expected: "names of layers that are adapted" });
         }
-        Plan::of(places, |place| {
+        let mut plan = Plan::default();
+        for place in places {
             let kept = |kept: &Vec<bool>| kept.iter().filter(|kept| **kept).count();
             let r = self.rank_pattern.get(&place.name).map_or(self.init_r, kept);
             let scaling = self.lora_alpha / (self.init_r as f64 + 1e-5);
-            Ok(AdaLoraRule { shape: place.linear(), r, scaling, dropout: self.lora_dropout })
-        })
+            let rule = AdaLoraRule { shape: place.linear(), r, scaling, dropout: self.lora_dropout };
+            if r > 0 { plan.add_branch(place, rule) } else { plan.add_linear(place, rule) }
+        }
+        Ok(plan)
     }
 
     fn regimen(&self, steps: u64) -> Result<Option<Box<dyn Regimen>>, AdapterError> {
@@ -121,36 +122,49 @@ impl Rule for AdaLoraRule {
             TensorSpec::new("lora_E", [r, 1], Init::Zeros),
         ]
     }
+}
 
-    fn output(&self, y: Tensor<2>, call: &Call<'_>, own: &[Tensor<2>], pass: &mut Pass) -> Tensor<2> {
-        let dropout = pass.next_dropout(self.dropout);
-        if self.r == 0 {
-            return y;
-        }
-        let (outer, [a, b, e]) = (y.dtype(), [0, 1, 2].map(|index| own[index].clone()));
-        let x = in_dtype(call.x.clone(), a.dtype());
-        y + in_dtype(low_rank(x, a * e, b, self.scaling, dropout), outer)
+impl LowRankRule for AdaLoraRule {
+    fn branch(&self, own: &Own) -> Branch {
+        let a = own.get("lora_A") * own.get("lora_E");
+        Branch { a, b: own.get("lora_B"), scale: self.scaling, dropout: self.dropout }
+    }
+}
+
+/// What is left of a layer that has lost all its ranks: tensors without elements, and a place of dropout, so that those of
+/// other layers stay as they are.
+impl LinearRule for AdaLoraRule {
+    fn bind(&self, _own: &Own) -> Box<dyn BoundLinear + '_> {
+        Box::new(WithoutRanks { dropout: self.dropout })
+    }
+}
+
+struct WithoutRanks {
+    dropout: f64,
+}
+
+impl BoundLinear for WithoutRanks {
+    fn output(&self, y: Tensor<2>, _call: &Call<'_>, pass: &mut Pass) -> Tensor<2> {
+        pass.next_dropout(self.dropout);
+        y
     }
 
-    fn merge(&self, base: Weights, own: &[Tensor<2>]) -> Result<Weights, &'static str> {
-        if self.r == 0 {
-            return Ok(base);
-        }
-        let [a, b, e] = [0, 1, 2].map(|index| own[index].clone());
-        let delta = b.matmul(a * e).mul_scalar(self.scaling);
-        Ok(Weights { weight: in_dtype(base.weight, delta.dtype()) + delta, ..base })
+    fn merge(&self, base: Weights) -> Result<Weights, &'static str> {
+        Ok(base)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::assert_merged_as_computed;
+    use super::super::testing::{assert_branch_merged_as_computed, assert_merged_as_computed};
     use super::*;
 
     #[test]
     fn with_and_without_ranks() {
-        for r in [0, 1, 3] {
-            assert_merged_as_computed(&AdaLoraRule { shape: [7, 5], r, scaling: 2.0, dropout: 0.0 }, [7, 5]);
+        let rule = |r| AdaLoraRule { shape: [7, 5], r, scaling: 2.0, dropout: 0.0 };
+        for r in [1, 3] {
+            assert_branch_merged_as_computed(rule(r), [7, 5]);
         }
+        assert_merged_as_computed(rule(0), [7, 5]);
     }
 }

@@ -7,6 +7,7 @@ use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
 
 use super::adalora_config::AdaLoraConfig;
 use crate::method::{Finished, Regimen, Updated};
+use crate::rule::TensorKey;
 use crate::tensors::in_dtype;
 
 /// The training of one adapter: the regularisation of its vectors, and a budget of ranks as in `peft`'s class of that name.
@@ -33,14 +34,11 @@ const SENSITIVITY: &str = "sensitivity";
 const UNCERTAINTY: &str = "uncertainty";
 
 /// Those of every layer, by the layers' names.
-fn layers<T>(tensors: BTreeMap<String, T>) -> BTreeMap<String, [T; 3]> {
+fn layers<T>(tensors: BTreeMap<TensorKey, T>) -> BTreeMap<String, [T; 3]> {
     let mut layers: BTreeMap<String, [Option<T>; 3]> = BTreeMap::new();
-    for (name, tensor) in tensors {
-        let Some((layer, part)) = name.strip_prefix("base_model.model.").and_then(|name| name.rsplit_once('.')) else {
-            continue;
-        };
+    for (TensorKey { site, part }, tensor) in tensors {
         if let Some(index) = PARTS.iter().position(|known| *known == part) {
-            layers.entry(layer.to_owned()).or_default()[index] = Some(tensor);
+            layers.entry(site).or_default()[index] = Some(tensor);
         }
     }
     let whole = |(layer, [a, b, e]): (_, [Option<T>; 3])| Some((layer, [a?, b?, e?]));
@@ -48,8 +46,8 @@ fn layers<T>(tensors: BTreeMap<String, T>) -> BTreeMap<String, [T; 3]> {
 }
 
 /// The name of a part of a layer.
-fn tensor_name(layer: &str, part: &str) -> String {
-    format!("base_model.model.{layer}.{part}")
+fn key(layer: &str, part: &str) -> TensorKey {
+    TensorKey { site: layer.to_owned(), part: part.to_owned() }
 }
 
 /// Averages over steps of the sensitivity of each element of a tensor, and of its distance from that average.
@@ -115,7 +113,7 @@ impl RankAllocator {
 
 impl Regimen for RankAllocator {
     /// `orth_reg_weight` times the mean, over the `A` and `B` of all layers, of the norms `|A A^T - 1|` and `|B^T B - 1|`.
-    fn penalty(&self, tensors: BTreeMap<String, Tensor<2>>) -> Option<Tensor<1>> {
+    fn penalty(&self, tensors: BTreeMap<TensorKey, Tensor<2>>) -> Option<Tensor<1>> {
         let (mut norms, mut factors) = (Vec::new(), 0);
         for [a, b, _] in layers(tensors).into_values() {
             for rows in [a, b.transpose()] {
@@ -133,7 +131,7 @@ impl Regimen for RankAllocator {
         Some(sum.mul_scalar(self.config.orth_reg_weight / f64::from(factors)))
     }
 
-    fn after_update(&mut self, step: u64, tensors: BTreeMap<String, Updated>) -> BTreeMap<String, Tensor<2>> {
+    fn after_update(&mut self, step: u64, tensors: BTreeMap<TensorKey, Updated>) -> BTreeMap<TensorKey, Tensor<2>> {
         let (step, layers, last_cut) = (step as usize, layers(tensors), self.config.last_cut());
         if step < last_cut {
             // A layer without ranks has nothing to lose.
@@ -156,13 +154,13 @@ impl Regimen for RankAllocator {
             let [_, _, e] = layers.get(layer)?;
             let lost: Vec<bool> = kept.iter().map(|kept| !kept).collect();
             let lost = Tensor::<2, Bool>::from_data(TensorData::new(lost, [kept.len(), 1]), &e.value.device());
-            Some((tensor_name(layer, PARTS[2]), e.value.clone().mask_fill(lost, 0.0)))
+            Some((key(layer, PARTS[2]), e.value.clone().mask_fill(lost, 0.0)))
         };
         self.kept.iter().filter_map(masked).collect()
     }
 
     /// The adapter with the ranks that are left, in tensors of their own size.
-    fn finish(&self, tensors: BTreeMap<String, Tensor<2>>) -> Option<Finished> {
+    fn finish(&self, tensors: BTreeMap<TensorKey, Tensor<2>>) -> Option<Finished> {
         if self.kept.is_empty() {
             return None;
         }
@@ -172,7 +170,7 @@ impl Regimen for RankAllocator {
             let Some(parts) = layers.remove(layer) else { continue };
             for (part, tensor) in PARTS.into_iter().zip(parts) {
                 let dim = if part == "lora_B" { 1 } else { 0 };
-                cut.insert(tensor_name(layer, part), of_kept(tensor, kept, dim));
+                cut.insert(key(layer, part), of_kept(tensor, kept, dim));
             }
         }
         let config = AdaLoraConfig { rank_pattern: self.rank_pattern(), ..self.config.clone() };
@@ -269,14 +267,14 @@ mod tests {
         let tensors = |e: [f32; 2]| {
             let [a, b] = [[2, 1], [1, 2]].map(|dims| (tensor(&[1.0, 1.0], dims), tensor(&[0.5, -0.5], dims)));
             let parts = [a, b, (tensor(&e, [2, 1]), tensor(&[1.0, 1.0], [2, 1]))];
-            let named = PARTS.map(|part| tensor_name("q", part)).into_iter().zip(parts);
+            let named = PARTS.map(|part| key("q", part)).into_iter().zip(parts);
             named.map(|(name, (value, gradient))| (name, Updated { value, gradient })).collect()
         };
         let config = AdaLoraConfig { init_r: 2, target_r: 1, tinit: 1, tfinal: 1, ..AdaLoraConfig::new(["q"], 4) };
         let mut allocator = RankAllocator::new(&config);
         assert!(allocator.after_update(0, tensors([3.0, -2.0])).is_empty());
         assert!(allocator.after_update(1, tensors([3.0, -2.0])).is_empty() && allocator.rank_pattern().is_empty());
-        let masked = |changed: BTreeMap<String, Tensor<2>>| values(&changed["base_model.model.q.lora_E"]);
+        let masked = |changed: BTreeMap<TensorKey, Tensor<2>>| values(&changed[&key("q", "lora_E")]);
         let changed = allocator.after_update(2, tensors([-2.0, 3.0]));
         assert_eq!(allocator.rank_pattern()["q"], [true, false], "it mattered for longer");
         assert_eq!(masked(changed), [-2.0, 0.0]);
@@ -296,7 +294,7 @@ mod tests {
         let parts = |layer: &str, r: usize| {
             let numbers: Vec<f32> = (0..2 * r).map(|number| number as f32).collect();
             let parts = [tensor(&numbers, [r, 2]), tensor(&numbers, [2, r]), tensor(&numbers[..r], [r, 1])];
-            PARTS.map(|part| tensor_name(layer, part)).into_iter().zip(parts).collect::<Vec<_>>()
+            PARTS.map(|part| key(layer, part)).into_iter().zip(parts).collect::<Vec<_>>()
         };
         let tensors = [parts("q", 4), parts("v", 3), parts("o", 4)].concat();
         let Finished { method, tensors } = allocator.finish(tensors.into_iter().collect()).unwrap();
@@ -304,9 +302,9 @@ mod tests {
         // A layer that had lost ranks before has its pattern among all ranks, not among those that it had left.
         let expected = [("q", [false; 4]), ("v", [true, false, false, true])];
         assert_eq!(*pattern, expected.map(|(layer, kept)| (layer.to_owned(), kept.to_vec())).into());
-        let found = |layer: &str, part: &str| values(&tensors[&tensor_name(layer, part)]);
+        let found = |layer: &str, part: &str| values(&tensors[&key(layer, part)]);
         assert_eq!(tensors.len(), 6, "`o` stays as it is");
-        assert_eq!(PARTS.map(|part| tensors[&tensor_name("q", part)].dims()), [[0, 2], [2, 0], [0, 1]]);
+        assert_eq!(PARTS.map(|part| tensors[&key("q", part)].dims()), [[0, 2], [2, 0], [0, 1]]);
         assert_eq!(found("v", "lora_A"), [0.0, 1.0, 4.0, 5.0]);
         assert_eq!(found("v", "lora_B"), [0.0, 2.0, 3.0, 5.0]);
         assert_eq!(found("v", "lora_E"), [0.0, 2.0]);

@@ -7,7 +7,7 @@ use crate::fields::{Fields, fields};
 use crate::in_peft::PeftDifference;
 use crate::method::{About, Common, Company, Method, Plan};
 use crate::outline::{Outline, Place};
-use crate::rule::{Call, Init, Rule, TensorSpec, Weights};
+use crate::rule::{BoundLinear, Call, Init, LinearRule, Own, Rule, TensorSpec, Weights};
 use crate::targets::{TargetModules, Targets};
 use crate::tensors::in_dtype;
 use crate::{AdapterError, Pass};
@@ -66,7 +66,7 @@ impl Method for Ia3Config {
         let mut plan = Plan::default();
         for (place, of_input) in places.into_iter().zip(of_input) {
             let [out, input] = place.linear();
-            plan.add(place, Ia3Rule { width: if of_input { input } else { out }, of_input });
+            plan.add_linear(place, Ia3Rule { width: if of_input { input } else { out }, of_input });
         }
         Ok(plan)
     }
@@ -84,28 +84,40 @@ impl Rule for Ia3Rule {
         let shape = if self.of_input { [1, self.width] } else { [self.width, 1] };
         vec![TensorSpec::new("ia3_l", shape, Init::Ones)]
     }
+}
 
-    fn input(&self, x: Tensor<2>, own: &[Tensor<2>]) -> Tensor<2> {
-        if !self.of_input {
-            return x;
-        }
+impl LinearRule for Ia3Rule {
+    fn bind(&self, own: &Own) -> Box<dyn BoundLinear + '_> {
+        let factors = own.get("ia3_l");
+        if self.of_input { Box::new(InputScale(factors)) } else { Box::new(OutputScale(factors)) }
+    }
+}
+
+/// `[1, in]`.
+struct InputScale(Tensor<2>);
+
+impl BoundLinear for InputScale {
+    fn input(&self, x: Tensor<2>) -> Tensor<2> {
         let dtype = x.dtype();
-        x * in_dtype(own[0].clone(), dtype)
+        x * in_dtype(self.0.clone(), dtype)
     }
 
-    fn output(&self, y: Tensor<2>, _call: &Call<'_>, own: &[Tensor<2>], _pass: &mut Pass) -> Tensor<2> {
-        if self.of_input {
-            return y;
-        }
+    fn merge(&self, base: Weights) -> Result<Weights, &'static str> {
+        Ok(Weights { weight: base.weight * self.0.clone(), ..base })
+    }
+}
+
+/// `[out, 1]`.
+struct OutputScale(Tensor<2>);
+
+impl BoundLinear for OutputScale {
+    fn output(&self, y: Tensor<2>, _call: &Call<'_>, _pass: &mut Pass) -> Tensor<2> {
         let dtype = y.dtype();
-        y * in_dtype(own[0].clone().transpose(), dtype)
+        y * in_dtype(self.0.clone().transpose(), dtype)
     }
 
-    fn merge(&self, base: Weights, own: &[Tensor<2>]) -> Result<Weights, &'static str> {
-        let bias = match self.of_input {
-            true => base.bias,
-            false => base.bias.map(|bias| bias * own[0].clone().transpose()),
-        };
-        Ok(Weights { weight: base.weight * own[0].clone(), bias })
+    fn merge(&self, base: Weights) -> Result<Weights, &'static str> {
+        let bias = base.bias.map(|bias| bias * self.0.clone().transpose());
+        Ok(Weights { weight: base.weight * self.0.clone(), bias })
     }
 }

@@ -8,7 +8,7 @@ use super::lycoris::{Lycoris, Update};
 use crate::fields::Fields;
 use crate::method::{About, Common, Company, Method, Plan};
 use crate::outline::{Outline, Place};
-use crate::rule::{Call, Init, Rule, TensorSpec, Weights};
+use crate::rule::{BoundLinear, Call, Init, LinearRule, Own, Rule, TensorSpec, Weights};
 use crate::targets::Targets;
 use crate::tensors::in_dtype;
 use crate::{AdapterError, Pass};
@@ -53,7 +53,9 @@ impl Method for LoHaConfig {
 
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
         let places = self.targets.select(model, Place::is_linear, model.shape.usual.lora)?;
-        Plan::of(places, |place| Ok(LoHaRule { shape: place.linear(), update: self.lycoris.update(place, true)? }))
+        Plan::of_linears(places, |place| {
+            Ok(LoHaRule { shape: place.linear(), update: self.lycoris.update(place, true)? })
+        })
     }
 }
 
@@ -70,21 +72,6 @@ struct LoHaRule {
     update: Update,
 }
 
-impl LoHaRule {
-    fn delta(&self, own: &[Tensor<2>]) -> Tensor<2> {
-        let [w1, w2] = [0, 2].map(|first| own[first].clone().matmul(own[first + 1].clone()));
-        (w1 * w2).mul_scalar(self.update.scaling)
-    }
-
-    /// `[r^2, in]` and `[out, r^2]`.
-    fn factors(&self, own: &[Tensor<2>]) -> [Tensor<2>; 2] {
-        let ([out, input], rank) = (self.shape, self.update.r * self.update.r);
-        let rows = own[1].clone().unsqueeze_dim::<3>(1) * own[3].clone().unsqueeze_dim::<3>(0);
-        let columns = own[0].clone().unsqueeze_dim::<3>(2) * own[2].clone().unsqueeze_dim::<3>(1);
-        [rows.reshape([rank, input]), columns.reshape([out, rank])]
-    }
-}
-
 impl Rule for LoHaRule {
     fn tensors(&self) -> Vec<TensorSpec> {
         let ([out, input], r) = (self.shape, self.update.r);
@@ -95,20 +82,51 @@ impl Rule for LoHaRule {
             TensorSpec::new("hada_w2_b", [r, input], Init::Zeros),
         ]
     }
+}
 
-    fn output(&self, y: Tensor<2>, call: &Call<'_>, own: &[Tensor<2>], pass: &mut Pass) -> Tensor<2> {
-        let ([out, input], Update { r, scaling, .. }) = (self.shape, self.update);
-        self.update.add(y, call.x, own, pass, |x| {
-            if 2 * r * r * (input + out) > input * out {
-                return x.matmul(self.delta(own).transpose());
+impl LinearRule for LoHaRule {
+    fn bind(&self, own: &Own) -> Box<dyn BoundLinear + '_> {
+        let factors = |matrix: usize| ["a", "b"].map(|factor| own.get(&format!("hada_w{matrix}_{factor}")));
+        Box::new(BoundLoHa { rule: self, w1: factors(1), w2: factors(2) })
+    }
+}
+
+struct BoundLoHa<'a> {
+    rule: &'a LoHaRule,
+    w1: [Tensor<2>; 2],
+    w2: [Tensor<2>; 2],
+}
+
+impl BoundLoHa<'_> {
+    fn delta(&self) -> Tensor<2> {
+        let [w1, w2] = [&self.w1, &self.w2].map(|[a, b]| a.clone().matmul(b.clone()));
+        (w1 * w2).mul_scalar(self.rule.update.scaling)
+    }
+
+    /// `[r^2, in]` and `[out, r^2]`.
+    fn factors(&self) -> [Tensor<2>; 2] {
+        let ([out, input], rank) = (self.rule.shape, self.rule.update.r * self.rule.update.r);
+        let ([w1_a, w1_b], [w2_a, w2_b]) = (self.w1.clone(), self.w2.clone());
+        let rows = w1_b.unsqueeze_dim::<3>(1) * w2_b.unsqueeze_dim::<3>(0);
+        let columns = w1_a.unsqueeze_dim::<3>(2) * w2_a.unsqueeze_dim::<3>(1);
+        [rows.reshape([rank, input]), columns.reshape([out, rank])]
+    }
+}
+
+impl BoundLinear for BoundLoHa<'_> {
+    fn output(&self, y: Tensor<2>, call: &Call<'_>, pass: &mut Pass) -> Tensor<2> {
+        let LoHaRule { shape: [out, input], update } = *self.rule;
+        update.add(y, call.x, self.w1[0].dtype(), pass, |x| {
+            if 2 * update.r * update.r * (input + out) > input * out {
+                return x.matmul(self.delta().transpose());
             }
-            let [rows, columns] = self.factors(own);
-            low_rank(x, rows, columns, scaling, None)
+            let [rows, columns] = self.factors();
+            low_rank(x, rows, columns, update.scaling, None)
         })
     }
 
-    fn merge(&self, base: Weights, own: &[Tensor<2>]) -> Result<Weights, &'static str> {
-        let delta = self.delta(own);
+    fn merge(&self, base: Weights) -> Result<Weights, &'static str> {
+        let delta = self.delta();
         Ok(Weights { weight: in_dtype(base.weight, delta.dtype()) + delta, ..base })
     }
 }
@@ -122,7 +140,7 @@ mod tests {
     fn with_and_without_forming_the_update() {
         for (r, shape) in [(1, [7, 5]), (2, [24, 12]), (3, [7, 5])] {
             let update = Lycoris { r, alpha: 2.0, ..Lycoris::default() }.update(&Place::of("q", shape), true).unwrap();
-            assert_merged_as_computed(&LoHaRule { shape, update }, shape);
+            assert_merged_as_computed(LoHaRule { shape, update }, shape);
         }
     }
 }

@@ -7,7 +7,7 @@ use super::lycoris::{Lycoris, Update};
 use crate::fields::Fields;
 use crate::method::{About, Common, Company, Method, Plan};
 use crate::outline::{Outline, Place};
-use crate::rule::{Call, Init, Rule, TensorSpec, Weights};
+use crate::rule::{BoundLinear, Call, Init, LinearRule, Own, Rule, TensorSpec, Weights};
 use crate::targets::Targets;
 use crate::tensors::in_dtype;
 use crate::{AdapterError, Pass};
@@ -100,7 +100,7 @@ impl Method for LoKrConfig {
 
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
         let places = self.targets.select(model, Place::is_linear, model.shape.usual.lora)?;
-        Plan::of(places, |place| self.rule(place))
+        Plan::of_linears(places, |place| self.rule(place))
     }
 }
 
@@ -117,23 +117,6 @@ struct LoKrRule {
     /// Which of the two are whole.
     whole: [bool; 2],
     update: Update,
-}
-
-impl LoKrRule {
-    /// The tensors that make up `w1`, and those of `w2`.
-    fn split<'a>(&self, own: &'a [Tensor<2>]) -> [&'a [Tensor<2>]; 2] {
-        own.split_at(if self.whole[0] { 1 } else { 2 }).into()
-    }
-
-    fn delta(&self, own: &[Tensor<2>]) -> Tensor<2> {
-        let ([l, k], [m, n]) = (self.out, self.input);
-        let [w1, w2] = self.split(own).map(|parts| {
-            let product = parts.iter().cloned().reduce(Tensor::matmul);
-            product.expect("a matrix has one or two parts")
-        });
-        let product = w1.reshape([l, 1, m, 1]) * w2.reshape([1, k, 1, n]);
-        product.reshape([l * k, m * n]).mul_scalar(self.update.scaling)
-    }
 }
 
 /// `x w^T` for the matrix that `parts` make up.
@@ -162,19 +145,44 @@ impl Rule for LoKrRule {
         };
         [w1, w2].concat()
     }
+}
 
-    fn output(&self, y: Tensor<2>, call: &Call<'_>, own: &[Tensor<2>], pass: &mut Pass) -> Tensor<2> {
-        let ([l, k], [m, n], [w1, w2]) = (self.out, self.input, self.split(own));
-        self.update.add(y, call.x, own, pass, |x| {
+impl LinearRule for LoKrRule {
+    fn bind(&self, own: &Own) -> Box<dyn BoundLinear + '_> {
+        let [w1, w2] = [(0, "lokr_w1"), (1, "lokr_w2")].map(|(matrix, name)| match self.whole[matrix] {
+            true => vec![own.get(name)],
+            false => vec![own.get(&format!("{name}_a")), own.get(&format!("{name}_b"))],
+        });
+        Box::new(BoundLoKr { rule: self, w1, w2 })
+    }
+}
+
+struct BoundLoKr<'a> {
+    rule: &'a LoKrRule,
+    /// What makes up the first matrix: itself, or two factors.
+    w1: Vec<Tensor<2>>,
+    w2: Vec<Tensor<2>>,
+}
+
+impl BoundLinear for BoundLoKr<'_> {
+    fn output(&self, y: Tensor<2>, call: &Call<'_>, pass: &mut Pass) -> Tensor<2> {
+        let LoKrRule { out: [l, k], input: [m, n], update, .. } = *self.rule;
+        update.add(y, call.x, self.w1[0].dtype(), pass, |x| {
             let tokens = x.dims()[0];
-            let xw2 = times(x.reshape([tokens * m, n]), w2).reshape([tokens, m, k]);
-            let product = times(xw2.swap_dims(1, 2).reshape([tokens * k, m]), w1).reshape([tokens, k, l]);
-            product.swap_dims(1, 2).reshape([tokens, l * k]).mul_scalar(self.update.scaling)
+            let xw2 = times(x.reshape([tokens * m, n]), &self.w2).reshape([tokens, m, k]);
+            let product = times(xw2.swap_dims(1, 2).reshape([tokens * k, m]), &self.w1).reshape([tokens, k, l]);
+            product.swap_dims(1, 2).reshape([tokens, l * k]).mul_scalar(update.scaling)
         })
     }
 
-    fn merge(&self, base: Weights, own: &[Tensor<2>]) -> Result<Weights, &'static str> {
-        let delta = self.delta(own);
+    fn merge(&self, base: Weights) -> Result<Weights, &'static str> {
+        let LoKrRule { out: [l, k], input: [m, n], update, .. } = *self.rule;
+        let [w1, w2] = [&self.w1, &self.w2].map(|parts| {
+            let product = parts.iter().cloned().reduce(Tensor::matmul);
+            product.expect("a matrix has one or two parts")
+        });
+        let product = w1.reshape([l, 1, m, 1]) * w2.reshape([1, k, 1, n]);
+        let delta = product.reshape([l * k, m * n]).mul_scalar(update.scaling);
         Ok(Weights { weight: in_dtype(base.weight, delta.dtype()) + delta, ..base })
     }
 }
@@ -209,7 +217,7 @@ mod tests {
         {
             let lycoris = Lycoris { r, alpha: 2.0, ..Lycoris::default() };
             let config = LoKrConfig { lycoris, decompose_both, decompose_factor, ..LoKrConfig::new(["q"]) };
-            assert_merged_as_computed(&config.rule(&Place::of("q", [12, 30])).unwrap(), [12, 30]);
+            assert_merged_as_computed(config.rule(&Place::of("q", [12, 30])).unwrap(), [12, 30]);
         }
     }
 }

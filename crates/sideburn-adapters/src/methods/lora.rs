@@ -2,24 +2,21 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Int, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use sideburn_kernels::{LowRank, embedding, low_rank};
 
 use super::checks::check_rank;
 use super::lora_init::LoraInit;
+use super::lora_rules::{Dora, Factors, PartOfBase, TableFactors, WithBias};
 use super::replace::Replace;
 use super::trainable_tokens::TokenRows;
+use crate::AdapterError;
 use crate::fields::{Fields, fields};
 use crate::in_peft::PeftDifference;
 use crate::method::{About, Common, Company, Method, Plan};
 use crate::outline::{Outline, Place, PlaceKind};
 use crate::pattern::{Pattern, ends_with_literal, is_literal};
-use crate::rule::{Call, Init, Rule, TensorSpec, Weights};
 use crate::targets::{TargetModules, Targets};
-use crate::tensors::in_dtype;
-use crate::{AdapterError, Pass};
 
 /// Which biases of the base are trained beside the factors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -154,18 +151,27 @@ impl LoraConfig {
         !extra && !elsewhere && self.trainable_token_indices.is_empty()
     }
 
-    fn rule(&self, place: &Place) -> Result<LoraRule, AdapterError> {
+    /// Plans the factors at a place, and what else there is beside them.
+    fn add_to(&self, plan: &mut Plan, place: &Place) -> Result<(), AdapterError> {
         let (r, scaling) = self.rank_and_scaling(&place.name)?;
+        let PlaceKind::Linear { out, input, .. } = place.kind else {
+            let PlaceKind::Embedding { rows, width } = place.kind else { unreachable!("no target of LoRA") };
+            plan.add_table(place, TableFactors { shape: [rows, width], r, scaling });
+            return Ok(());
+        };
         self.init_lora_weights.check(place, r, scaling)?;
-        Ok(LoraRule {
-            kind: place.kind,
-            r,
-            scaling,
-            dropout: self.lora_dropout,
-            init: self.init_lora_weights,
-            dora: self.use_dora,
-            bias: self.lora_bias,
-        })
+        let (shape, init) = ([out, input], self.init_lora_weights);
+        let factors = Factors { shape, r, scaling, dropout: self.lora_dropout, init };
+        if init.is_part_of_base() {
+            plan.add_linear(place, PartOfBase(factors));
+        } else if self.use_dora {
+            plan.add_linear(place, Dora(factors));
+        } else if self.lora_bias {
+            plan.add_linear(place, WithBias(factors));
+        } else {
+            plan.add_branch(place, factors);
+        }
+        Ok(())
     }
 }
 
@@ -293,28 +299,28 @@ impl Method for LoraConfig {
         // Copies of base weights come first, as the factors add to whatever the weights are.
         if self.stores_head(model)? {
             for place in places.iter().filter(|place| place.name == model.shape.head) {
-                plan.add(place, Replace::base_weight(place));
+                plan.add_linear(place, Replace::base_weight(place));
             }
         }
         for place in &model.places {
             let adapted = places.iter().any(|adapted| adapted.name == place.name);
             match (self.bias, place.kind) {
                 (LoraBias::All | LoraBias::LoraOnly, PlaceKind::Linear { out, bias: true, .. }) if adapted => {
-                    plan.add(place, Replace::bias("base_layer.bias", out));
+                    plan.add_linear(place, Replace::bias("base_layer.bias", out));
                 }
                 (LoraBias::All, PlaceKind::Linear { out, bias: true, .. }) => {
-                    plan.add(place, Replace::bias("bias", out));
+                    plan.add_linear(place, Replace::bias("bias", out));
                 }
                 _ => {}
             }
         }
         for place in places {
-            plan.add(place, self.rule(place)?);
+            self.add_to(&mut plan, place)?;
         }
         if !self.trainable_token_indices.is_empty() {
             let indices = &self.trainable_token_indices;
             for place in model.places.iter().filter(|place| place.is_embedding()) {
-                plan.add(place, TokenRows::new(place, indices, "token_adapter.trainable_tokens_delta", &[])?);
+                plan.add_table(place, TokenRows::new(place, indices, "token_adapter.trainable_tokens_delta", &[])?);
             }
         }
         Ok(plan)
@@ -338,180 +344,5 @@ impl Method for LoraConfig {
             }),
             _ => Ok(()),
         }
-    }
-}
-
-/// The factors at one place.
-///
-/// At a linear layer `lora_A [r, in]` and `lora_B [out, r]`: `y + s (dropout(x) A^T) B^T`. At an embedding
-/// `lora_embedding_A [r, rows]` and `lora_embedding_B [width, r]`: the table `W + s (B A)^T`. Neither is ever formed.
-///
-/// Factors that begin as a part of the base weight have frozen copies of their first values `A_0`, `B_0`, which take it out
-/// of the base: `y - s (x A_0^T) B_0^T + s (dropout(x) A^T) B^T`.
-///
-/// DoRA's magnitude `m [out]`, by default the norms of the rows of `W`, makes of this `W' = m (W + s B A) / |W + s B A|`
-/// with the norm of each row, through which no gradient goes (section 4.3 of the paper).
-#[derive(Clone, Debug)]
-struct LoraRule {
-    kind: PlaceKind,
-    r: usize,
-    scaling: f64,
-    dropout: f64,
-    init: LoraInit,
-    dora: bool,
-    bias: bool,
-}
-
-impl LoraRule {
-    /// The norms of the rows of `W + s B A`, `[1, out]`, without forming it or letting a gradient through:
-    /// `|w + s b A|^2 = |w|^2 + 2 s b (W A^T) + s^2 b (A A^T) b^T` for a row `w` of `W` and the row `b` of `B`.
-    fn norms(&self, weight: &Tensor<2>, a: &Tensor<2>, b: &Tensor<2>) -> Tensor<2> {
-        let (weight, a, b) = (weight.clone().detach(), a.clone().detach(), b.clone().detach());
-        let own = weight.clone().square().sum_dim(1);
-        let mixed = weight.matmul(a.clone().transpose()).mul(b.clone()).sum_dim(1).mul_scalar(2.0 * self.scaling);
-        let delta = b.clone().matmul(a.clone().matmul(a.transpose())).mul(b).sum_dim(1);
-        // Rounding can leave a little less than nothing of a row that the factors cancel.
-        (own + mixed + delta.mul_scalar(self.scaling * self.scaling)).clamp_min(0.0).sqrt().transpose()
-    }
-
-    /// What DoRA multiplies each row by, `[1, out]`: `m / |W + s B A|`, and 1 for a row of zeros, which has no direction.
-    /// A row that is zero in the base alone gets one as soon as `B` moves.
-    fn gain(&self, weight: &Tensor<2>, [a, b, magnitude]: [&Tensor<2>; 3]) -> Tensor<2> {
-        let norms = self.norms(weight, a, b);
-        let is_zero = norms.clone().equal_elem(0.0);
-        (magnitude.clone() / norms.mask_fill(is_zero.clone(), 1.0)).mask_fill(is_zero, 1.0)
-    }
-
-    /// What the factors began as, if that is a part of the base.
-    fn initial(&self, own: &[Tensor<2>]) -> Option<[Tensor<2>; 2]> {
-        self.init.is_part_of_base().then(|| [own[2].clone(), own[3].clone()])
-    }
-
-    /// `W + s B A`, or for an embedding `W + s (B A)^T`.
-    fn merged(&self, weight: Tensor<2>, a: &Tensor<2>, b: &Tensor<2>) -> Tensor<2> {
-        let delta = b.clone().matmul(a.clone()).mul_scalar(self.scaling);
-        let delta = if matches!(self.kind, PlaceKind::Embedding { .. }) { delta.transpose() } else { delta };
-        weight + delta
-    }
-}
-
-impl Rule for LoraRule {
-    fn tensors(&self) -> Vec<TensorSpec> {
-        let r = self.r;
-        if let PlaceKind::Embedding { rows, width } = self.kind {
-            return vec![
-                TensorSpec::new("lora_embedding_A", [r, rows], Init::Zeros),
-                TensorSpec::new("lora_embedding_B", [width, r], Init::Normal(1.0)),
-            ];
-        }
-        let PlaceKind::Linear { out, input, .. } = self.kind else { unreachable!("no target of LoRA") };
-        let mut tensors = self.init.tensors([out, input], r, self.scaling);
-        if self.bias {
-            tensors.push(TensorSpec::new("lora_B.bias", [out], Init::Zeros));
-        }
-        if self.dora {
-            let norms = |base: Weights| base.weight.square().sum_dim(1).sqrt().transpose();
-            tensors.push(TensorSpec::new("lora_magnitude_vector", [out], Init::from_base(norms)));
-        }
-        tensors
-    }
-
-    fn output(&self, y: Tensor<2>, call: &Call<'_>, own: &[Tensor<2>], pass: &mut Pass) -> Tensor<2> {
-        let [a, b] = [own[0].clone(), own[1].clone()];
-        let outer = y.dtype();
-        let x = in_dtype(call.x.clone(), a.dtype());
-        let dropout = pass.next_dropout(self.dropout);
-        if !self.dora {
-            let mut delta = low_rank(x.clone(), a, b, self.scaling, dropout);
-            if let Some([a, b]) = self.initial(own) {
-                // It makes the base what is left of it, of which nothing is dropped.
-                delta = delta - low_rank(x, a, b, self.scaling, None);
-            }
-            if self.bias {
-                delta = delta + own[2].clone().mul_scalar(self.scaling);
-            }
-            return y + in_dtype(delta, outer);
-        }
-        let Weights { weight, bias } = call.weights.clone();
-        let weight = in_dtype(weight, a.dtype());
-        let gain = self.gain(&weight, [&a, &b, &own[2]]);
-        if dropout.is_none() {
-            let y = in_dtype(y, a.dtype());
-            let (bare, bias) = match bias {
-                Some(bias) => (y - bias.clone(), Some(bias)),
-                None => (y, None),
-            };
-            let scaled = (bare + low_rank(x, a, b, self.scaling, None)) * gain;
-            return in_dtype(bias.into_iter().fold(scaled, |y, bias| y + bias), outer);
-        }
-        let x = sideburn_kernels::dropout(x, dropout);
-        let bare = x.clone().matmul(weight.transpose());
-        let delta = bare * gain.clone().sub_scalar(1.0) + low_rank(x, a, b, self.scaling, None) * gain;
-        y + in_dtype(delta, outer)
-    }
-
-    fn low_rank(&self, own: &[Tensor<2>], pass: &mut Pass) -> Option<LowRank> {
-        if self.dora || self.bias || self.init.is_part_of_base() {
-            return None;
-        }
-        let dropout = pass.next_dropout(self.dropout);
-        Some(LowRank { a: own[0].clone(), b: own[1].clone(), scale: self.scaling, dropout, rows: None })
-    }
-
-    fn rows(&self, rows: Tensor<2>, ids: &Tensor<1, Int>, own: &[Tensor<2>]) -> Tensor<2> {
-        let picked = embedding(own[0].clone().transpose(), ids.clone());
-        let delta = picked.matmul(own[1].clone().transpose()).mul_scalar(self.scaling);
-        let outer = rows.dtype();
-        rows + in_dtype(delta, outer)
-    }
-
-    fn scores(&self, scores: Tensor<2>, x: &Tensor<2>, own: &[Tensor<2>]) -> Tensor<2> {
-        let outer = scores.dtype();
-        let x = in_dtype(x.clone(), own[0].dtype());
-        let delta = low_rank(x, own[1].clone().transpose(), own[0].clone().transpose(), self.scaling, None);
-        scores + in_dtype(delta, outer)
-    }
-
-    fn merge(&self, base: Weights, own: &[Tensor<2>]) -> Result<Weights, &'static str> {
-        let (a, b) = (&own[0], &own[1]);
-        let mut weight = self.merged(base.weight.clone(), a, b);
-        if let Some([a, b]) = self.initial(own) {
-            weight = self.merged(weight, &a, &b.neg());
-        }
-        if self.dora {
-            weight = weight * self.gain(&base.weight, [a, b, &own[2]]).transpose();
-        }
-        let bias = match (self.bias, base.bias) {
-            (true, None) => return Err("the layer has no bias to take up that of `lora_bias`"),
-            (true, Some(bias)) => Some(bias + own[2].clone().mul_scalar(self.scaling)),
-            (false, bias) => bias,
-        };
-        Ok(Weights { weight, bias })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use sideburn_kernels::Key;
-
-    use super::super::testing::{assert_merged_as_computed, random};
-    use super::*;
-
-    #[test]
-    fn what_is_left_of_the_base_sees_no_dropout() {
-        let config =
-            LoraConfig { r: 2, lora_dropout: 0.5, init_lora_weights: LoraInit::Olora, ..LoraConfig::new(["q"]) };
-        let rule = config.rule(&Place::of("q", [5, 7])).unwrap();
-        assert_merged_as_computed(&rule, [5, 7]);
-
-        let own = [[2, 7], [5, 2], [2, 7], [5, 2]].map(|dims| random(dims, 1.0, dims[0] as u64));
-        let (x, y, weights) = (random([4, 7], 1.0, 3), random([4, 5], 1.0, 4), random([5, 7], 1.0, 5));
-        let call = Call { x: &x, weights: &Weights { weight: weights, bias: None } };
-        let pass = || Pass::train(Key::from_seed(6));
-        let found = rule.output(y.clone(), &call, &own, &mut pass());
-        let [a, b, first_a, first_b] = own;
-        let trained = low_rank(x.clone(), a, b, rule.scaling, pass().next_dropout(0.5));
-        let expected = y + (trained - low_rank(x.clone(), first_a, first_b, rule.scaling, None));
-        assert_eq!((found - expected).abs().max().into_scalar::<f32>(), 0.0);
     }
 }

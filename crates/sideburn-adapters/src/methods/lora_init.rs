@@ -11,7 +11,7 @@ use crate::AdapterError;
 use crate::fields::Fields;
 use crate::linalg::{Svd, orthonormal, wide};
 use crate::outline::{Place, PlaceKind};
-use crate::rule::{Init, TensorName, TensorSpec};
+use crate::rule::{Init, TensorSpec};
 
 /// How the factors begin.
 ///
@@ -118,9 +118,9 @@ impl LoraInit {
         };
         let a = TensorSpec::new("lora_A.weight", [r, input], a);
         let b = TensorSpec::new("lora_B.weight", [out, r], b);
-        let initial = |spec: &TensorSpec, suffix| TensorSpec {
-            name: TensorName::UnsavedAtPlace(suffix),
-            ..spec.clone().frozen()
+        let initial = |spec: &TensorSpec, part: &'static str| TensorSpec {
+            part: part.into(),
+            ..spec.clone().frozen().not_stored()
         };
         match self.is_part_of_base() {
             true => vec![a.clone(), b.clone(), initial(&a, "initial_A"), initial(&b, "initial_B")],

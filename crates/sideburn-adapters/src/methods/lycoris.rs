@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use serde_json::{Map, Value};
 use sideburn_kernels::Dropout;
 
@@ -102,12 +102,12 @@ pub(super) struct Update {
 }
 
 impl Update {
-    /// `y + x dW^T`, where `times` gives `x dW^T` in the dtype of the factors `own`; in training without what is dropped.
+    /// `y + x dW^T`, where `times` gives `x dW^T` in the dtype of the factors; in training without what is dropped.
     pub(super) fn add(
         &self,
         y: Tensor<2>,
         x: &Tensor<2>,
-        own: &[Tensor<2>],
+        dtype: DType,
         pass: &mut Pass,
         times: impl FnOnce(Tensor<2>) -> Tensor<2>,
     ) -> Tensor<2> {
@@ -115,7 +115,7 @@ impl Update {
         if module.is_some_and(|dropout| dropout.key().uniform(0) < dropout.probability()) {
             return y;
         }
-        let delta = times(in_dtype(x.clone(), own[0].dtype()));
+        let delta = times(in_dtype(x.clone(), dtype));
         let delta = match rows {
             Some(dropout) => self.drop_rows(delta, dropout),
             None => delta,
@@ -149,7 +149,7 @@ mod tests {
         let update = lycoris.update(&Place::of("q", [100, 100]), rescale).unwrap();
         let x = random([1, 100], 0.0, 0) + 1.0;
         let mut pass = Pass::train(Key::from_seed(seed));
-        let y = update.add(x.zeros_like(), &x, std::slice::from_ref(&x), &mut pass, |x| x);
+        let y = update.add(x.zeros_like(), &x, DType::F32, &mut pass, |x| x);
         y.into_data().try_into_vec().unwrap()
     }
 

@@ -9,6 +9,7 @@ mod loha;
 mod lokr;
 mod lora;
 mod lora_init;
+mod lora_rules;
 mod lycoris;
 mod oft;
 mod prefix;

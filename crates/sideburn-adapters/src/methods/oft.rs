@@ -7,7 +7,7 @@ use crate::AdapterError;
 use crate::fields::{Fields, fields};
 use crate::method::{About, Common, Company, Method, Plan};
 use crate::outline::{Outline, Place};
-use crate::rule::{Init, Rule, TensorSpec, Weights};
+use crate::rule::{BoundLinear, Init, LinearRule, Own, Rule, TensorSpec, Weights};
 use crate::targets::Targets;
 use crate::tensors::in_dtype;
 
@@ -122,7 +122,7 @@ impl Method for OftConfig {
 
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
         let places = self.targets.select(model, Place::is_linear, model.shape.usual.lora)?;
-        Plan::of(places, |place| Ok(self.rule(place)))
+        Plan::of_linears(places, |place| Ok(self.rule(place)))
     }
 }
 
@@ -216,21 +216,33 @@ impl Rule for OftRule {
         let rows = if self.share { 1 } else { self.blocks() };
         vec![TensorSpec::new("oft_R.weight", [rows, self.block * (self.block - 1) / 2], Init::Zeros)]
     }
+}
 
-    fn input(&self, x: Tensor<2>, own: &[Tensor<2>]) -> Tensor<2> {
-        if self.block == 1 {
-            return x;
-        }
+impl LinearRule for OftRule {
+    fn bind(&self, own: &Own) -> Box<dyn BoundLinear + '_> {
+        // Of a block of one element there is nothing to rotate.
+        let rotations = (self.block > 1).then(|| self.rotations(&own.get("oft_R.weight")));
+        Box::new(BoundOft { rule: self, rotations })
+    }
+}
+
+struct BoundOft<'a> {
+    rule: &'a OftRule,
+    /// `R`, `[blocks, block, block]`, or one for all.
+    rotations: Option<Tensor<3>>,
+}
+
+impl BoundLinear for BoundOft<'_> {
+    fn input(&self, x: Tensor<2>) -> Tensor<2> {
+        let Some(rotations) = self.rotations.clone() else { return x };
         let outer = x.dtype();
-        in_dtype(self.rotate(in_dtype(x, own[0].dtype()), self.rotations(&own[0])), outer)
+        in_dtype(self.rule.rotate(in_dtype(x, rotations.dtype()), rotations), outer)
     }
 
-    fn merge(&self, base: Weights, own: &[Tensor<2>]) -> Result<Weights, &'static str> {
-        if self.block == 1 {
-            return Ok(base);
-        }
-        let weight = in_dtype(base.weight, own[0].dtype());
-        Ok(Weights { weight: self.rotate(weight, self.rotations(&own[0]).swap_dims(1, 2)), ..base })
+    fn merge(&self, base: Weights) -> Result<Weights, &'static str> {
+        let Some(rotations) = self.rotations.clone() else { return Ok(base) };
+        let weight = in_dtype(base.weight, rotations.dtype());
+        Ok(Weights { weight: self.rule.rotate(weight, rotations.swap_dims(1, 2)), ..base })
     }
 }
 
@@ -255,7 +267,7 @@ mod tests {
         for (block, share, terms) in
             [(1, false, None), (2, false, None), (5, false, Some(5)), (5, true, None), (10, true, Some(7))]
         {
-            assert_merged_as_computed(&OftRule { input: 10, block, share, terms }, [3, 10]);
+            assert_merged_as_computed(OftRule { input: 10, block, share, terms }, [3, 10]);
         }
     }
 

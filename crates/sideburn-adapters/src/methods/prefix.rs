@@ -4,13 +4,14 @@ use burn::tensor::Tensor;
 use serde_json::{Map, Value, json};
 
 use super::prompt::{
-    check_sizes, linear, model_sizes, network_specs, prompt_spec, read_sizes, size_fields, submodules,
+    EMBEDDING, PROMPT, check_sizes, linear, model_sizes, network_specs, prompt_spec, read_sizes, size_fields,
+    submodules,
 };
+use crate::AdapterError;
 use crate::fields::Fields;
 use crate::method::{About, Common, Company, Method, Plan};
 use crate::outline::Outline;
-use crate::rule::{Init, Prefix, Rule, TensorSpec, Weights};
-use crate::{AdapterError, Pass};
+use crate::rule::{Init, InputRule, Own, Prefix, Rule, TensorSpec};
 
 /// Prefix tuning; the fields are named as in `peft.PrefixTuningConfig`.
 ///
@@ -111,6 +112,10 @@ struct PrefixRule {
 }
 
 impl PrefixRule {
+    fn spec(&self) -> TensorSpec {
+        prompt_spec([self.tokens, self.width()], Init::Normal(1.0))
+    }
+
     fn width(&self) -> usize {
         self.layers * 2 * self.heads * self.d_kv
     }
@@ -128,15 +133,13 @@ impl PrefixRule {
 
 impl Rule for PrefixRule {
     fn tensors(&self) -> Vec<TensorSpec> {
-        vec![prompt_spec([self.tokens, self.width()], Init::Normal(1.0))]
+        vec![self.spec()]
     }
+}
 
-    fn prefix(&self, own: &[Tensor<2>], _pass: &mut Pass) -> Option<Vec<Prefix>> {
-        Some(self.split(&own[0]))
-    }
-
-    fn merge(&self, _base: Weights, _own: &[Tensor<2>]) -> Result<Weights, &'static str> {
-        Err("its tokens are no weights")
+impl InputRule for PrefixRule {
+    fn prefix(&self, own: &Own) -> Option<Vec<Prefix>> {
+        Some(self.split(&own.get(PROMPT)))
     }
 }
 
@@ -148,8 +151,8 @@ struct Projection {
 }
 
 impl Projection {
-    fn embeddings(&self, own: &[Tensor<2>]) -> Tensor<2> {
-        linear(linear(own[0].clone(), &own[1..3]).tanh(), &own[3..5])
+    fn embeddings(&self, own: &Own) -> Tensor<2> {
+        linear(linear(own.get(EMBEDDING), own, "transform.0").tanh(), own, "transform.2")
     }
 }
 
@@ -159,16 +162,14 @@ impl Rule for Projection {
         let layers = [("transform.0", self.hidden, width), ("transform.2", self.prefix.width(), self.hidden)];
         network_specs([self.prefix.tokens, width], &layers)
     }
+}
 
-    fn prefix(&self, own: &[Tensor<2>], _pass: &mut Pass) -> Option<Vec<Prefix>> {
+impl InputRule for Projection {
+    fn prefix(&self, own: &Own) -> Option<Vec<Prefix>> {
         Some(self.prefix.split(&self.embeddings(own)))
     }
 
-    fn saved(&self, own: &[Tensor<2>]) -> Vec<(TensorSpec, Tensor<2>)> {
-        self.prefix.tensors().into_iter().zip([self.embeddings(own)]).collect()
-    }
-
-    fn merge(&self, _base: Weights, _own: &[Tensor<2>]) -> Result<Weights, &'static str> {
-        Err("its tokens are no weights")
+    fn saved(&self, own: &Own) -> Option<(TensorSpec, Tensor<2>)> {
+        Some((self.prefix.spec(), self.embeddings(own)))
     }
 }

@@ -5,11 +5,11 @@ use serde_json::{Map, Value, json};
 use sideburn_kernels::{Key, embedding};
 
 use super::checks::check;
+use crate::AdapterError;
 use crate::fields::{Fields, fields};
 use crate::method::{About, Common, Company, Method, Plan};
 use crate::outline::Outline;
-use crate::rule::{Init, Rule, TensorName, TensorSpec, Weights};
-use crate::{AdapterError, Pass};
+use crate::rule::{Init, InputRule, Own, Rule, TensorSpec, Weights};
 
 /// What the virtual tokens of prompt tuning begin as.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -185,15 +185,19 @@ struct Prompt {
 
 impl Rule for Prompt {
     fn tensors(&self) -> Vec<TensorSpec> {
-        vec![prompt_spec([self.stored, self.width], self.init.clone())]
+        vec![self.spec()]
     }
+}
 
-    fn virtual_tokens(&self, own: &[Tensor<2>], _pass: &mut Pass) -> Option<Tensor<2>> {
-        Some(own[0].clone().narrow(0, 0, self.used))
+impl InputRule for Prompt {
+    fn virtual_tokens(&self, own: &Own) -> Option<Tensor<2>> {
+        Some(own.get(PROMPT).narrow(0, 0, self.used))
     }
+}
 
-    fn merge(&self, _base: Weights, _own: &[Tensor<2>]) -> Result<Weights, &'static str> {
-        Err("its tokens are no weights")
+impl Prompt {
+    fn spec(&self) -> TensorSpec {
+        prompt_spec([self.stored, self.width], self.init.clone())
     }
 }
 
@@ -286,23 +290,26 @@ struct PromptEncoder {
 }
 
 impl PromptEncoder {
-    fn embeddings(&self, own: &[Tensor<2>]) -> Tensor<2> {
-        let hidden = activation::relu(linear(own[0].clone(), &own[1..3]));
-        linear(activation::relu(linear(hidden, &own[3..5])), &own[5..7])
+    fn embeddings(&self, own: &Own) -> Tensor<2> {
+        let hidden = activation::relu(linear(own.get(EMBEDDING), own, "mlp_head.0"));
+        linear(activation::relu(linear(hidden, own, "mlp_head.2")), own, "mlp_head.4")
     }
 }
 
-/// `x W^T + b` for a weight and a bias.
-pub(super) fn linear(x: Tensor<2>, own: &[Tensor<2>]) -> Tensor<2> {
-    x.matmul(own[0].clone().transpose()) + own[1].clone()
+/// What the embedding of a network of [`network_specs`] is called.
+pub(super) const EMBEDDING: &str = "prompt_encoder.embedding.weight";
+
+/// `x W^T + b` for the linear layer of that name of a network of [`network_specs`].
+pub(super) fn linear(x: Tensor<2>, own: &Own, layer: &str) -> Tensor<2> {
+    let [weight, bias] = ["weight", "bias"].map(|part| own.get(&format!("prompt_encoder.{layer}.{part}")));
+    x.matmul(weight.transpose()) + bias
 }
 
 /// What virtual tokens come from while they train: an embedding of this shape, and behind it linear layers
 /// `(name, out, in)`, as PyTorch makes them.
 pub(super) fn network_specs(embedding: [usize; 2], layers: &[(&str, usize, usize)]) -> Vec<TensorSpec> {
-    let spec = |name: &str, shape: Vec<usize>, init: Init| TensorSpec {
-        name: TensorName::Unsaved(format!("prompt_encoder.{name}")),
-        ..TensorSpec::new("", shape, init)
+    let spec = |name: &str, shape: Vec<usize>, init: Init| {
+        TensorSpec::new(format!("prompt_encoder.{name}"), shape, init).of_site("").not_stored()
     };
     let mut specs = vec![spec("embedding.weight", embedding.into(), Init::Normal(1.0))];
     for (name, out, input) in layers {
@@ -312,9 +319,12 @@ pub(super) fn network_specs(embedding: [usize; 2], layers: &[(&str, usize, usize
     specs
 }
 
+/// What it is called.
+pub(super) const PROMPT: &str = "prompt_embeddings";
+
 /// What `peft` stores of virtual tokens: one matrix for the whole adapter.
 pub(super) fn prompt_spec(shape: [usize; 2], init: Init) -> TensorSpec {
-    TensorSpec { name: TensorName::Whole("prompt_embeddings".to_owned()), ..TensorSpec::new("", shape, init) }
+    TensorSpec::new(PROMPT, shape, init).of_site("")
 }
 
 impl Rule for PromptEncoder {
@@ -327,16 +337,14 @@ impl Rule for PromptEncoder {
         ];
         network_specs([stored, width], &layers)
     }
+}
 
-    fn virtual_tokens(&self, own: &[Tensor<2>], _pass: &mut Pass) -> Option<Tensor<2>> {
+impl InputRule for PromptEncoder {
+    fn virtual_tokens(&self, own: &Own) -> Option<Tensor<2>> {
         Some(self.embeddings(own).narrow(0, 0, self.prompt.used))
     }
 
-    fn saved(&self, own: &[Tensor<2>]) -> Vec<(TensorSpec, Tensor<2>)> {
-        self.prompt.tensors().into_iter().zip([self.embeddings(own)]).collect()
-    }
-
-    fn merge(&self, _base: Weights, _own: &[Tensor<2>]) -> Result<Weights, &'static str> {
-        Err("its tokens are no weights")
+    fn saved(&self, own: &Own) -> Option<(TensorSpec, Tensor<2>)> {
+        Some((self.prompt.spec(), self.embeddings(own)))
     }
 }

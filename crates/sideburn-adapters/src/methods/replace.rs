@@ -8,19 +8,19 @@ use crate::fields::Fields;
 use crate::in_peft::PeftDifference;
 use crate::method::{About, Common, Company, Method, Plan};
 use crate::outline::{Outline, Place, PlaceKind};
-use crate::rule::{Init, Rule, TensorName, TensorSpec, Weights};
+use crate::rule::{BoundLinear, BoundTable, Init, LinearRule, Own, Rule, TableRule, TensorSpec, VectorRule, Weights};
 use crate::targets::Targets;
 
 /// Weights of the adapter's own in place of those of the base.
 #[derive(Clone, Debug)]
 pub(crate) struct Replace {
-    /// The name in the file and the shape of the weight, if it is replaced.
+    /// What the weight is called, and its shape, if it is replaced.
     weight: Option<(&'static str, Vec<usize>)>,
-    /// The name in the file and the length of the bias, if it is replaced.
+    /// What the bias is called, and its length, if it is replaced.
     bias: Option<(&'static str, usize)>,
     trainable: bool,
-    /// What the file calls the weight, if its name does not follow from that of the place.
-    names: Vec<String>,
+    /// The sites under whose names a file holds the weight, if it is not the one that is replaced.
+    sites: Vec<String>,
 }
 
 impl Replace {
@@ -35,7 +35,7 @@ impl Replace {
             PlaceKind::Embedding { rows, width } | PlaceKind::Table { rows, width } => (vec![rows, width], None),
             PlaceKind::Vector { len } => (vec![len], None),
         };
-        Self { weight: Some((name, shape)), bias, trainable: true, names: Vec::new() }
+        Self { weight: Some((name, shape)), bias, trainable: true, sites: Vec::new() }
     }
 
     /// The weight of the base as it is, which is stored and not trained.
@@ -43,50 +43,97 @@ impl Replace {
         Self { trainable: false, bias: None, ..Self::weight(place, "base_layer.weight", "") }
     }
 
-    /// The weight of an embedding or a head, which the file holds under each of `names` and which is not trained.
-    pub(crate) fn carried(place: &Place, names: Vec<String>) -> Self {
-        Self { names, trainable: false, bias: None, ..Self::all(place) }
+    /// The weight of an embedding or a head, which the file holds at each of `sites` and which is not trained.
+    pub(crate) fn carried(place: &Place, sites: &[&str]) -> Self {
+        let sites = sites.iter().map(|site| (*site).to_owned()).collect();
+        Self { sites, trainable: false, bias: None, ..Self::all(place) }
     }
 
     /// The bias alone.
     pub(crate) fn bias(name: &'static str, len: usize) -> Self {
-        Self { weight: None, bias: Some((name, len)), trainable: true, names: Vec::new() }
+        Self { weight: None, bias: Some((name, len)), trainable: true, sites: Vec::new() }
+    }
+
+    /// Plans the rule at `place`, whatever that is.
+    pub(crate) fn add_to(self, plan: &mut Plan, place: &Place) {
+        match place.kind {
+            PlaceKind::Linear { .. } => plan.add_linear(place, self),
+            PlaceKind::Embedding { .. } | PlaceKind::Table { .. } => plan.add_table(place, self),
+            PlaceKind::Vector { .. } => plan.add_vector(place, self),
+        }
+    }
+
+    /// The weight, of a rule that replaces one.
+    fn own_weight(&self, own: &Own) -> Option<Tensor<2>> {
+        self.weight.as_ref().map(|(name, _)| own.get(name))
     }
 }
 
 impl Rule for Replace {
     fn tensors(&self) -> Vec<TensorSpec> {
-        let weight = self
-            .weight
-            .as_ref()
-            .map(|(name, shape)| TensorSpec::new(name, shape.clone(), Init::from_base(|base| base.weight)))
-            .map(|spec| match self.names.split_first() {
+        let weight = self.weight.as_ref().map(|(name, shape)| {
+            let spec = TensorSpec::new(*name, shape.clone(), Init::from_base(|base| base.weight));
+            match self.sites.split_first() {
                 None => spec,
-                Some((name, copies)) => {
-                    TensorSpec { name: TensorName::Whole(name.clone()), copies: copies.to_vec(), ..spec }
-                }
-            });
+                Some((site, copies)) => TensorSpec { copies: copies.to_vec(), ..spec.of_site(site) },
+            }
+        });
         let bias = self.bias.map(|(name, len)| {
             TensorSpec::new(name, [len], Init::from_base(|base| base.bias.expect("a bias that is replaced")))
         });
         let specs = weight.into_iter().chain(bias);
         specs.map(|spec| if self.trainable { spec } else { spec.frozen() }).collect()
     }
+}
 
-    fn replacement(&self, base: Weights, own: &[Tensor<2>]) -> Weights {
-        let mut own = own.iter().cloned();
-        Weights {
-            weight: if self.weight.is_some() { own.next().expect("a weight") } else { base.weight },
-            bias: if self.bias.is_some() { own.next() } else { base.bias },
-        }
+impl LinearRule for Replace {
+    fn bind(&self, own: &Own) -> Box<dyn BoundLinear + '_> {
+        Box::new(OwnWeights { weight: self.own_weight(own), bias: self.bias.map(|(name, _)| own.get(name)) })
+    }
+}
+
+/// What stands in for a linear layer's weight, for its bias, or for both.
+struct OwnWeights {
+    weight: Option<Tensor<2>>,
+    bias: Option<Tensor<2>>,
+}
+
+impl BoundLinear for OwnWeights {
+    fn replacement(&self, base: &Weights) -> Option<Weights> {
+        let Self { weight, bias } = self;
+        Some(Weights {
+            weight: weight.clone().unwrap_or_else(|| base.weight.clone()),
+            bias: bias.clone().or_else(|| base.bias.clone()),
+        })
     }
 
-    fn replaces(&self) -> bool {
-        true
+    fn merge(&self, base: Weights) -> Result<Weights, &'static str> {
+        Ok(self.replacement(&base).unwrap_or(base))
+    }
+}
+
+impl TableRule for Replace {
+    fn bind(&self, own: &Own) -> Box<dyn BoundTable + '_> {
+        Box::new(OwnTable(self.own_weight(own)))
+    }
+}
+
+/// What stands in for a table.
+struct OwnTable(Option<Tensor<2>>);
+
+impl BoundTable for OwnTable {
+    fn replacement(&self) -> Option<Tensor<2>> {
+        self.0.clone()
     }
 
-    fn merge(&self, base: Weights, own: &[Tensor<2>]) -> Result<Weights, &'static str> {
-        Ok(self.replacement(base, own))
+    fn merge(&self, table: Tensor<2>) -> Result<Tensor<2>, &'static str> {
+        Ok(self.0.clone().unwrap_or(table))
+    }
+}
+
+impl VectorRule for Replace {
+    fn value(&self, base: Tensor<1>, own: &Own) -> Tensor<1> {
+        self.own_weight(own).map_or(base, |weight| weight.squeeze_dim(0))
     }
 }
 
@@ -101,21 +148,30 @@ impl OwnHead {
     /// A head called `head`, that begins as a copy of the embedding at `place`.
     pub(crate) fn new(head: &str, place: &Place) -> Self {
         let PlaceKind::Embedding { rows, width } = place.kind else { panic!("{} is no embedding", place.name) };
-        Self { name: format!("base_model.model.{head}.weight"), shape: [rows, width] }
+        Self { name: head.to_owned(), shape: [rows, width] }
     }
 }
 
 impl Rule for OwnHead {
     fn tensors(&self) -> Vec<TensorSpec> {
-        let name = TensorName::Whole(self.name.clone());
-        vec![TensorSpec { name, ..TensorSpec::new("", self.shape, Init::from_base(|base| base.weight)) }]
+        vec![TensorSpec::new("weight", self.shape, Init::from_base(|base| base.weight)).of_site(&self.name)]
+    }
+}
+
+impl TableRule for OwnHead {
+    fn bind(&self, own: &Own) -> Box<dyn BoundTable + '_> {
+        Box::new(BoundHead(own.get("weight")))
+    }
+}
+
+struct BoundHead(Tensor<2>);
+
+impl BoundTable for BoundHead {
+    fn scores(&self, _scores: Tensor<2>, x: &Tensor<2>) -> Tensor<2> {
+        x.clone().matmul(self.0.clone().transpose())
     }
 
-    fn scores(&self, _scores: Tensor<2>, x: &Tensor<2>, own: &[Tensor<2>]) -> Tensor<2> {
-        x.clone().matmul(own[0].clone().transpose())
-    }
-
-    fn merge(&self, _base: Weights, _own: &[Tensor<2>]) -> Result<Weights, &'static str> {
+    fn merge(&self, _table: Tensor<2>) -> Result<Tensor<2>, &'static str> {
         Err("the base has no output head of its own to take it up")
     }
 }
@@ -161,7 +217,9 @@ impl Method for FullConfig {
     }
 
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
-        Plan::of(&model.places, |place| Ok(Replace::all(place)))
+        let mut plan = Plan::default();
+        model.places.iter().for_each(|place| Replace::all(place).add_to(&mut plan, place));
+        Ok(plan)
     }
 }
 
@@ -186,7 +244,7 @@ impl Method for LnTuningConfig {
     }
 
     fn can_target(&self, place: &Place) -> bool {
-        matches!(place.kind, PlaceKind::Vector { .. })
+        place.is_vector()
     }
 
     fn fields(&self) -> Map<String, Value> {
@@ -205,6 +263,10 @@ impl Method for LnTuningConfig {
 
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
         let places = self.targets.select(model, |place| self.can_target(place), model.shape.usual.norms)?;
-        Plan::of(places, |place| Ok(Replace::weight(place, "ln_tuning_layers.weight", "ln_tuning_layers.bias")))
+        let mut plan = Plan::default();
+        for place in places {
+            plan.add_vector(place, Replace::weight(place, "ln_tuning_layers.weight", "ln_tuning_layers.bias"));
+        }
+        Ok(plan)
     }
 }

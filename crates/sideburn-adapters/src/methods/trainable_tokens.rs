@@ -11,7 +11,7 @@ use crate::fields::{Fields, fields};
 use crate::in_peft::PeftDifference;
 use crate::method::{About, Common, Company, Method, Plan};
 use crate::outline::{Outline, Place, PlaceKind};
-use crate::rule::{Init, Rule, TensorSpec, Weights};
+use crate::rule::{BoundTable, Init, Own, Rule, TableRule, TensorSpec, Weights};
 use crate::tensors::in_dtype;
 
 /// Which tokens get embeddings of their own; named as in `peft.TrainableTokensConfig`.
@@ -59,11 +59,12 @@ impl Method for TrainableTokensConfig {
     }
 
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
-        let embedding = model.places.iter().filter(|place| place.is_embedding());
-        Plan::of(embedding, |place| {
+        let mut plan = Plan::default();
+        for place in model.places.iter().filter(|place| place.is_embedding()) {
             let copies = model.shape.embedding_copies;
-            TokenRows::new(place, &self.token_indices, "trainable_tokens_delta", copies)
-        })
+            plan.add_table(place, TokenRows::new(place, &self.token_indices, "trainable_tokens_delta", copies)?);
+        }
+        Ok(plan)
     }
 }
 
@@ -100,42 +101,54 @@ impl TokenRows {
         let index: Vec<i32> = self.indices.iter().map(|index| *index as i32).collect();
         Tensor::from_data(TensorData::new(index, [self.indices.len()]), &like.device())
     }
-
-    /// `table` with these rows in it.
-    fn put(&self, table: Tensor<2>, rows: Tensor<2>, dim: usize) -> Tensor<2> {
-        let index = self.index(&table);
-        let there = table.clone().select(dim, index.clone());
-        table.select_assign(dim, index, rows - there, IndexingUpdateOp::Add)
-    }
 }
 
 impl Rule for TokenRows {
     fn tensors(&self) -> Vec<TensorSpec> {
         let rule = self.clone();
         let rows = move |base: Weights| embedding(base.weight.clone(), rule.index(&base.weight));
-        let copies = self.copies.iter().map(|place| format!("base_model.model.{place}.{}", self.name)).collect();
-        vec![TensorSpec {
-            copies,
-            ..TensorSpec::new(self.name, [self.indices.len(), self.width], Init::from_base(rows))
-        }]
+        let spec = TensorSpec::new(self.name, [self.indices.len(), self.width], Init::from_base(rows));
+        vec![TensorSpec { copies: self.copies.iter().map(|site| (*site).to_owned()).collect(), ..spec }]
     }
+}
 
-    fn rows(&self, rows: Tensor<2>, ids: &Tensor<1, Int>, own: &[Tensor<2>]) -> Tensor<2> {
+impl TableRule for TokenRows {
+    fn bind(&self, own: &Own) -> Box<dyn BoundTable + '_> {
+        Box::new(BoundRows { rule: self, own: own.get(self.name) })
+    }
+}
+
+struct BoundRows<'a> {
+    rule: &'a TokenRows,
+    own: Tensor<2>,
+}
+
+impl BoundRows<'_> {
+    /// `table` with these rows in it.
+    fn put(&self, table: Tensor<2>, rows: Tensor<2>, dim: usize) -> Tensor<2> {
+        let index = self.rule.index(&table);
+        let there = table.clone().select(dim, index.clone());
+        table.select_assign(dim, index, rows - there, IndexingUpdateOp::Add)
+    }
+}
+
+impl BoundTable for BoundRows<'_> {
+    fn rows(&self, rows: Tensor<2>, ids: &Tensor<1, Int>) -> Tensor<2> {
         // `[n, tokens]`: which of the tokens each id is, if any.
-        let index = self.index(&rows).unsqueeze_dim::<2>(0);
-        let is = in_dtype(ids.clone().unsqueeze_dim::<2>(1).equal(index).float(), own[0].dtype());
-        let (outer, rows) = (rows.dtype(), in_dtype(rows, own[0].dtype()));
+        let (dtype, index) = (self.own.dtype(), self.rule.index(&rows).unsqueeze_dim::<2>(0));
+        let is = in_dtype(ids.clone().unsqueeze_dim::<2>(1).equal(index).float(), dtype);
+        let (outer, rows) = (rows.dtype(), in_dtype(rows, dtype));
         let kept = is.clone().sum_dim(1).neg().add_scalar(1.0);
-        in_dtype(rows * kept + is.matmul(own[0].clone()), outer)
+        in_dtype(rows * kept + is.matmul(self.own.clone()), outer)
     }
 
-    fn scores(&self, scores: Tensor<2>, x: &Tensor<2>, own: &[Tensor<2>]) -> Tensor<2> {
+    fn scores(&self, scores: Tensor<2>, x: &Tensor<2>) -> Tensor<2> {
         let outer = scores.dtype();
-        let own_scores = in_dtype(x.clone(), own[0].dtype()).matmul(own[0].clone().transpose());
+        let own_scores = in_dtype(x.clone(), self.own.dtype()).matmul(self.own.clone().transpose());
         self.put(scores, in_dtype(own_scores, outer), 1)
     }
 
-    fn merge(&self, base: Weights, own: &[Tensor<2>]) -> Result<Weights, &'static str> {
-        Ok(Weights { weight: self.put(base.weight, own[0].clone(), 0), ..base })
+    fn merge(&self, table: Tensor<2>) -> Result<Tensor<2>, &'static str> {
+        Ok(self.put(table, self.own.clone(), 0))
     }
 }

@@ -10,7 +10,7 @@ use super::torch_random::TorchGenerator;
 use crate::fields::{Fields, fields};
 use crate::method::{About, Common, Company, Method, Plan};
 use crate::outline::{Outline, Place};
-use crate::rule::{Call, Init, Rule, TensorName, TensorSpec, Weights};
+use crate::rule::{BoundLinear, Call, Init, LinearRule, Own, Rule, TensorSpec, Weights};
 use crate::targets::Targets;
 use crate::tensors::in_dtype;
 use crate::{AdapterError, Pass};
@@ -105,7 +105,7 @@ impl Method for VeraConfig {
             .iter()
             .map(|place| place.linear())
             .fold([0, 0], |[out, input], place| [out.max(place[0]), input.max(place[1])]);
-        Plan::of(places, |place| {
+        Plan::of_linears(places, |place| {
             let projection = Projection { largest, seed: self.projection_prng_key, saved: self.save_projection };
             let (shape, r, dropout, d_initial) = (place.linear(), self.r, self.vera_dropout, self.d_initial);
             Ok(VeraRule { shape, projection, r, dropout, d_initial })
@@ -147,18 +147,9 @@ impl Projection {
             let shape = *shapes.last().expect("one or two");
             let shapes = shapes.to_vec();
             let init = Init::Values(Arc::new(move || self.draw(&shapes)));
-            let name = format!("base_model.{name}");
-            let name = if self.saved { TensorName::Whole(name) } else { TensorName::Unsaved(name) };
-            TensorSpec { name, ..TensorSpec::new("", shape, init) }.frozen()
+            let spec = TensorSpec::new(name, shape, init).of_site("").frozen();
+            if self.saved { spec } else { spec.not_stored() }
         })
-    }
-}
-
-impl VeraRule {
-    /// `b`, `d`, and the parts of `A` and `B` that this layer uses.
-    fn own(&self, own: &[Tensor<2>]) -> [Tensor<2>; 4] {
-        let [out, input] = self.shape;
-        [own[0].clone(), own[1].clone(), own[2].clone().narrow(1, 0, input), own[3].clone().narrow(0, 0, out)]
     }
 }
 
@@ -172,17 +163,43 @@ impl Rule for VeraRule {
             b,
         ]
     }
+}
 
-    fn output(&self, y: Tensor<2>, call: &Call<'_>, own: &[Tensor<2>], pass: &mut Pass) -> Tensor<2> {
-        let (outer, [b, d, shared_a, shared_b]) = (y.dtype(), self.own(own));
+/// VeRA is a low-rank branch, with the factors `d * A` and `b * B`; but as such it would have gradients of `A` and `B`,
+/// which are large and not trained.
+impl LinearRule for VeraRule {
+    fn bind(&self, own: &Own) -> Box<dyn BoundLinear + '_> {
+        let [out, input] = self.shape;
+        Box::new(BoundVera {
+            b: own.get("vera_lambda_b"),
+            d: own.get("vera_lambda_d"),
+            shared_a: own.get("vera_A").narrow(1, 0, input),
+            shared_b: own.get("vera_B").narrow(0, 0, out),
+            dropout: self.dropout,
+        })
+    }
+}
+
+struct BoundVera {
+    b: Tensor<2>,
+    d: Tensor<2>,
+    /// The part of `A` that this layer uses.
+    shared_a: Tensor<2>,
+    shared_b: Tensor<2>,
+    dropout: f64,
+}
+
+impl BoundLinear for BoundVera {
+    fn output(&self, y: Tensor<2>, call: &Call<'_>, pass: &mut Pass) -> Tensor<2> {
+        let (outer, d) = (y.dtype(), self.d.clone());
         let x = pass.dropout(in_dtype(call.x.clone(), d.dtype()), self.dropout);
-        let inner = x.matmul(shared_a.transpose()) * d;
-        y + in_dtype(inner.matmul(shared_b.transpose()) * b, outer)
+        let inner = x.matmul(self.shared_a.clone().transpose()) * d;
+        y + in_dtype(inner.matmul(self.shared_b.clone().transpose()) * self.b.clone(), outer)
     }
 
-    fn merge(&self, base: Weights, own: &[Tensor<2>]) -> Result<Weights, &'static str> {
-        let [b, d, shared_a, shared_b] = self.own(own);
-        let delta = (shared_b * d).matmul(shared_a) * b.transpose();
+    fn merge(&self, base: Weights) -> Result<Weights, &'static str> {
+        let scaled = self.shared_b.clone() * self.d.clone();
+        let delta = scaled.matmul(self.shared_a.clone()) * self.b.clone().transpose();
         Ok(Weights { weight: in_dtype(base.weight, delta.dtype()) + delta, ..base })
     }
 }
@@ -197,7 +214,7 @@ mod tests {
         let (r, dropout, d_initial) = (3, 0.0, 0.1);
         for largest in [[4, 6], [9, 6], [4, 8]] {
             let projection = Projection { largest, seed: 0, saved: true };
-            assert_merged_as_computed(&VeraRule { shape: [4, 6], projection, r, dropout, d_initial }, [4, 6]);
+            assert_merged_as_computed(VeraRule { shape: [4, 6], projection, r, dropout, d_initial }, [4, 6]);
         }
     }
 }

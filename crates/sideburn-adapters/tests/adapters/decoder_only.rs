@@ -73,8 +73,8 @@ impl Decoder {
 
     /// The logits `[tokens, VOCABULARY]` of rows of tokens, one row after the other.
     fn logits(&self, rows: &[&[i32]], pass: &mut Pass) -> Result<Tensor<2>, AdapterError> {
-        let prompt = self.adapters.virtual_tokens(pass);
-        let prefix = self.adapters.prefix(pass);
+        let prompt = self.adapters.virtual_tokens();
+        let prefix = self.adapters.prefix();
         let added = prompt.as_ref().map_or(0, |prompt| prompt.dims()[0]);
         let own: Vec<usize> = rows.iter().map(|row| row.len()).collect();
         let lengths: Vec<usize> = own.iter().map(|length| length + added).collect();

@@ -6,9 +6,9 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use serde_json::{Map, Value, json};
 use sideburn_adapters::{
-    About, AdaptedLinear, AdaptedModel, AdapterError, AdapterSet, Call, Common, Company, Fields, Init, Key, LoraConfig,
-    Method, ModelShape, Outline, Pass, Place, Plan, Rule, Targets, TensorSpec, Weights, adapter_tensors, attach,
-    list_weights, load_adapter, merge, save_adapter, set_adapter_tensors,
+    About, AdaptedLinear, AdaptedModel, AdapterError, AdapterSet, BoundLinear, Call, Common, Company, Fields, Init,
+    Key, LinearRule, LoraConfig, Method, ModelShape, Outline, Own, Pass, Place, Plan, Rule, Targets, TensorSpec,
+    Weights, adapter_tensors, attach, list_weights, load_adapter, merge, save_adapter, set_adapter_tensors,
 };
 use sideburn_kernels::RowLayout;
 use sideburn_weights::{SafetensorsFile, TensorSource, write_safetensors};
@@ -52,7 +52,7 @@ impl Method for GainConfig {
 
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
         let places = self.targets.select(model, Place::is_linear, model.shape.usual.lora)?;
-        Plan::of(places, |place| Ok(Gain { width: place.linear()[0], power: self.power }))
+        Plan::of_linears(places, |place| Ok(Gain { width: place.linear()[0], power: self.power }))
     }
 }
 
@@ -66,13 +66,24 @@ impl Rule for Gain {
     fn tensors(&self) -> Vec<TensorSpec> {
         vec![TensorSpec::new("gain", [self.width], Init::Ones)]
     }
+}
 
-    fn output(&self, y: Tensor<2>, _call: &Call<'_>, own: &[Tensor<2>], _pass: &mut Pass) -> Tensor<2> {
-        y * own[0].clone().powi_scalar(self.power)
+impl LinearRule for Gain {
+    fn bind(&self, own: &Own) -> Box<dyn BoundLinear + '_> {
+        Box::new(BoundGain(own.get("gain").powi_scalar(self.power)))
+    }
+}
+
+/// `[1, out]`.
+struct BoundGain(Tensor<2>);
+
+impl BoundLinear for BoundGain {
+    fn output(&self, y: Tensor<2>, _call: &Call<'_>, _pass: &mut Pass) -> Tensor<2> {
+        y * self.0.clone()
     }
 
-    fn merge(&self, base: Weights, own: &[Tensor<2>]) -> Result<Weights, &'static str> {
-        Ok(Weights { weight: base.weight * own[0].clone().powi_scalar(self.power).transpose(), ..base })
+    fn merge(&self, base: Weights) -> Result<Weights, &'static str> {
+        Ok(Weights { weight: base.weight * self.0.clone().transpose(), ..base })
     }
 }
 

@@ -216,9 +216,9 @@ impl Tiny {
         let (prompt, before) = match before {
             Some(before) => (None, before),
             None => {
-                let blocks = self.adapters.prefix(pass).map(KeysValues::of_prefix).unwrap_or_default();
+                let blocks = self.adapters.prefix().map(KeysValues::of_prefix).unwrap_or_default();
                 let (prefix, lengths) = (blocks.first().map_or(0, KeysValues::tokens), vec![0; rows.len()]);
-                (self.adapters.virtual_tokens(pass), Written { blocks, prefix, lengths })
+                (self.adapters.virtual_tokens(), Written { blocks, prefix, lengths })
             }
         };
         let added = prompt.as_ref().map_or(0, |prompt| prompt.dims()[0]);

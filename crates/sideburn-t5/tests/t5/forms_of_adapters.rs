@@ -130,7 +130,7 @@ fn absurd_sizes_are_refused_before_anything_is_made() {
     let config = LoraConfig { r: 1_000_000, ..LoraConfig::new(["q"]) };
     let error = attach(&mut model, "a", config, Key::from_seed(0)).unwrap_err();
     let error = refused(&mut model, error);
-    let start = "the adapter would have 768000000 elements, 64000000 of them in base_model.model.";
+    let start = "the adapter would have 768000000 elements, 64000000 of them in encoder.block.";
     assert!(error.starts_with(start) && error.contains("at most 268435456 can be"), "{error}");
     for tokens in [1 << 40, usize::MAX] {
         let error = attach(&mut model, "a", PromptTuningConfig::new(tokens), Key::from_seed(0)).unwrap_err();

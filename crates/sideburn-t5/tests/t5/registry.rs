@@ -192,7 +192,7 @@ fn many_adapters_are_no_more_work() {
     }
     let (_, site) = model.sites().into_iter().find(|(name, _)| name.ends_with(".q")).unwrap();
     assert_eq!(site.slots().len(), 35);
-    assert_eq!(site.slots().iter().filter(|slot| slot.is_active()).count(), 1);
+    assert_eq!(site.slots().filter(|slot| slot.is_active()).count(), 1);
 }
 
 fn refused<T>(result: Result<T, AdapterError>) -> String {
