@@ -1,9 +1,11 @@
 //! Attention, and the keys and values that it looks at.
 
 use burn::module::Module;
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{Int, Tensor};
 use sideburn_adapters::{AdaptedLinear, Prefix, TokenPass, forward_together};
 use sideburn_kernels::{Sight, attention, self_attention};
+
+use crate::Position;
 
 /// The shape of an attention layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -49,11 +51,6 @@ pub struct KeysValues {
     pub keys: Tensor<2>,
     /// The values.
     pub values: Tensor<2>,
-}
-
-/// No bias by distance, for [`Attention`].
-pub fn no_bias(device: &Device) -> Tensor<2> {
-    Tensor::zeros([1, 1], device)
 }
 
 impl KeysValues {
@@ -112,12 +109,13 @@ impl Attention {
         forward_together([&self.q, &self.k, &self.v], x, pass)
     }
 
-    /// The queries, and the keys and values, of [`projections`](Self::projections).
-    pub fn split(&self, projections: Tensor<2>) -> (Tensor<2>, KeysValues) {
+    /// The queries, and the keys and values, of [`projections`](Self::projections), of tokens at these positions.
+    pub fn split(&self, projections: Tensor<2>, position: &Position) -> (Tensor<2>, KeysValues) {
         let AttentionConfig { heads, kv_heads, head_width, .. } = self.config;
         let (own, seen) = (heads * head_width, kv_heads * head_width);
         let part = |start, width| projections.clone().narrow(1, start, width);
-        (part(0, own), KeysValues { keys: part(own, seen), values: part(own + seen, seen) })
+        let [queries, keys] = [part(0, own), part(own, seen)].map(|part| position.turn(part));
+        (queries, KeysValues { keys, values: part(own + seen, seen) })
     }
 
     /// Keys and values of the tokens `x [tokens, width]`.
@@ -125,35 +123,38 @@ impl Attention {
         KeysValues { keys: self.k.forward(x.clone(), pass), values: self.v.forward(x.clone(), pass) }
     }
 
-    /// Lets the tokens with these [`projections`](Self::projections) look at each other, as far as `sight` reaches, with a
-    /// bias by distance `[heads, distances]` or [none](no_bias): `[tokens, width]`.
+    /// Lets the tokens with these [`projections`](Self::projections) look at each other, as far as `sight` reaches:
+    /// `[tokens, width]`.
     pub fn among_themselves(
         &self,
         projections: Tensor<2>,
-        bias: Tensor<2>,
+        position: &Position,
         sight: &Sight,
         pass: &mut TokenPass<'_>,
     ) -> Tensor<2> {
         let AttentionConfig { heads, kv_heads, scale, dropout, .. } = self.config;
-        if kv_heads != heads || scale != 1.0 {
-            let (queries, seen) = self.split(projections);
-            return self.look_at(queries, seen, bias, sight, pass);
+        if kv_heads != heads || scale != 1.0 || matches!(position, Position::Rotary(_)) {
+            let (queries, seen) = self.split(projections, position);
+            return self.look_at(queries, seen, position, sight, pass);
         }
+        let bias = position.bias(&projections);
         let mixed = self_attention(projections, bias, sight, pass.next_dropout(dropout));
         self.o.forward(mixed, pass)
     }
 
-    /// Lets the tokens with these queries `[tokens, heads * head_width]` look at `seen`: `[tokens, width]`.
+    /// Lets the tokens with these queries `[tokens, heads * head_width]` look at `seen`: `[tokens, width]`. Queries and keys
+    /// are those of [`split`](Self::split).
     pub fn look_at(
         &self,
         queries: Tensor<2>,
         seen: KeysValues,
-        bias: Tensor<2>,
+        position: &Position,
         sight: &Sight,
         pass: &mut TokenPass<'_>,
     ) -> Tensor<2> {
         let AttentionConfig { scale, dropout, .. } = self.config;
         let queries = if scale == 1.0 { queries } else { queries * scale };
+        let bias = position.bias(&queries);
         let [keys, values] = [seen.keys, seen.values].map(|part| self.for_each_head(part));
         let mixed = attention(queries, keys, values, bias, sight, pass.next_dropout(dropout));
         self.o.forward(mixed, pass)

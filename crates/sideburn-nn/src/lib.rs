@@ -12,7 +12,7 @@
 //! ```
 //! use burn::tensor::{Device, Tensor};
 //! use sideburn_adapters::{AdaptedLinear, AdapterSet, Key, Pass};
-//! use sideburn_nn::{Attention, AttentionConfig, no_bias};
+//! use sideburn_nn::{Attention, AttentionConfig, Position};
 //! use sideburn_kernels::{RowLayout, Sight};
 //!
 //! let (device, key) = (Device::flex(), Key::from_seed(0));
@@ -28,7 +28,7 @@
 //! let mut pass = Pass::evaluate();
 //! let mut tokens = AdapterSet::default().enter(&mut pass, &layout)?;
 //! let projections = attention.projections(x, &mut tokens);
-//! let mixed = attention.among_themselves(projections, no_bias(&device), &sight, &mut tokens);
+//! let mixed = attention.among_themselves(projections, &Position::None, &sight, &mut tokens);
 //! assert_eq!(mixed.dims(), [5, 16]);
 //! # Ok::<(), sideburn_adapters::AdapterError>(())
 //! ```
@@ -45,11 +45,12 @@ mod head;
 mod language_model;
 mod model_dir;
 mod norm;
+mod position;
 mod special_tokens;
 mod tokens;
 
 pub use activation::Activation;
-pub use attention::{Attention, AttentionConfig, KeysValues, no_bias};
+pub use attention::{Attention, AttentionConfig, KeysValues};
 pub use cache::Cache;
 pub use error::NnError;
 pub use feed_forward::FeedForward;
@@ -58,5 +59,6 @@ pub use head::Head;
 pub use language_model::LanguageModel;
 pub use model_dir::{ModelDir, read_json};
 pub use norm::{LayerNorm, RmsNorm};
+pub use position::{Position, Rotary, Rotation, alibi};
 pub use special_tokens::SpecialTokens;
 pub use tokens::{behind, check_ids, embed, places_behind, shift_right};

@@ -49,7 +49,7 @@ impl Decoding {
         let model = &self.model;
         let pass = &mut model.adapters.enter(&mut self.pass, &layout)?;
         let own = Scores {
-            biases: model.decoder.position_biases(used, 0, pass),
+            positions: model.decoder.positions(used, 0, pass),
             sight: Sight::up_to_own_place(model.config().num_heads, &layout, &keys, used),
         };
         let x = model.embed(&input, &layout, pass)?;

@@ -1,9 +1,9 @@
 //! The layers of a T5 block, with the weights that `transformers` gives a new model.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 use sideburn_adapters::{AdaptedLinear, Key};
 use sideburn_kernels::Sight;
-use sideburn_nn::{Attention, AttentionConfig, FeedForward, RmsNorm};
+use sideburn_nn::{Attention, AttentionConfig, FeedForward, Position, RmsNorm};
 
 use crate::config::T5Config;
 
@@ -43,17 +43,17 @@ pub(crate) fn feed_forward(config: &T5Config, key: Key, device: &Device) -> Feed
     FeedForward::new((0..if gated { 2 } else { 1 }).map(wi).collect(), wo, activation, config.dropout_rate)
 }
 
-/// What is added to the scores, and which keys a query sees.
+/// What attention is told of positions, and which keys a query sees.
 #[derive(Clone, Debug)]
 pub(crate) struct Scores {
-    /// `[heads, distances]`, or `[1, 1]`: one for all blocks, or one for each.
-    pub(crate) biases: Vec<Tensor<2>>,
+    /// One for all blocks, or one for each.
+    pub(crate) positions: Vec<Position>,
     pub(crate) sight: Sight,
 }
 
 impl Scores {
-    /// What is added to the scores of a block.
-    pub(crate) fn bias(&self, block: usize) -> Tensor<2> {
-        self.biases.get(block).unwrap_or(&self.biases[0]).clone()
+    /// What the attention of a block is told.
+    pub(crate) fn position(&self, block: usize) -> &Position {
+        self.positions.get(block).unwrap_or(&self.positions[0])
     }
 }

@@ -82,7 +82,7 @@ impl T5 {
         };
         let far = layout.columns() - 1;
         let sight = Sight::own_rows(self.config.num_heads, &layout);
-        let scores = Scores { biases: self.encoder.position_biases(far, far, pass), sight };
+        let scores = Scores { positions: self.encoder.positions(far, far, pass), sight };
         let hidden = self.encoder.run(x, &scores, None, pass, None);
         Ok(Encoded { hidden, layout })
     }
@@ -98,8 +98,8 @@ impl T5 {
         let heads = self.config.num_heads;
         let hidden = match prefix {
             None => {
-                let biases = self.decoder.position_biases(layout.columns() - 1, 0, pass);
-                let own = Scores { biases, sight: Sight::up_to_own_place(heads, &layout, &layout, 0) };
+                let positions = self.decoder.positions(layout.columns() - 1, 0, pass);
+                let own = Scores { positions, sight: Sight::up_to_own_place(heads, &layout, &layout, 0) };
                 self.decoder.run(x, &own, Some(&cross), pass, None)
             }
             Some(prefix) => {
@@ -107,8 +107,8 @@ impl T5 {
                 let lengths: Vec<usize> = input.lengths().iter().map(|length| before + length).collect();
                 let keys = RowLayout::new(&lengths, &self.device());
                 let places = places_behind(before, &layout, &keys);
-                let biases = self.decoder.position_biases(before + layout.columns() - 1, 0, pass);
-                let own = Scores { biases, sight: Sight::up_to_own_place(heads, &layout, &keys, before) };
+                let positions = self.decoder.positions(before + layout.columns() - 1, 0, pass);
+                let own = Scores { positions, sight: Sight::up_to_own_place(heads, &layout, &keys, before) };
                 let mut behind_prefix = |block: usize, fresh| prefix[block].clone().pick_with(fresh, &places);
                 self.decoder.run(x, &own, Some(&cross), pass, Some(&mut behind_prefix))
             }

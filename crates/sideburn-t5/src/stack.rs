@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use sideburn_adapters::{AdaptedTable, Key, TokenPass, random_weight};
 use sideburn_kernels::{RowLayout, Sight, add_dropout, embedding};
-use sideburn_nn::{Attention, FeedForward, KeysValues, RmsNorm};
+use sideburn_nn::{Attention, FeedForward, KeysValues, Position, RmsNorm};
 
 use crate::config::{Family, T5Config};
 use crate::layers::{Scores, attention, feed_forward, norm};
@@ -45,9 +45,7 @@ impl Cross {
     /// Scores of the tokens that `queries` lays out.
     fn scores(&self, heads: usize, queries: &RowLayout) -> Scores {
         // Positions in the source and in the target do not relate.
-        let like = &self.blocks[0].keys;
-        let bias = Tensor::zeros([1, 1], (&like.device(), like.dtype()));
-        Scores { biases: vec![bias], sight: Sight::everything(heads, queries, &self.layout) }
+        Scores { positions: vec![Position::None], sight: Sight::everything(heads, queries, &self.layout) }
     }
 }
 
@@ -100,10 +98,10 @@ impl Stack {
             let attention = &block.self_attention;
             let projections = attention.projections(normed, pass);
             let output = match &mut cache {
-                None => attention.among_themselves(projections, own.bias(index), &own.sight, pass),
+                None => attention.among_themselves(projections, own.position(index), &own.sight, pass),
                 Some(cache) => {
-                    let (queries, fresh) = attention.split(projections);
-                    attention.look_at(queries, cache(index, fresh), own.bias(index), &own.sight, pass)
+                    let (queries, fresh) = attention.split(projections, own.position(index));
+                    attention.look_at(queries, cache(index, fresh), own.position(index), &own.sight, pass)
                 }
             };
             hidden = add_dropout(hidden, output, pass.next_dropout(self.dropout));
@@ -113,7 +111,7 @@ impl Stack {
             {
                 let seen = cross.blocks[index].clone();
                 let queries = attention.q.forward(norm.forward(hidden.clone(), pass), pass);
-                let output = attention.look_at(queries, seen, scores.bias(index), &scores.sight, pass);
+                let output = attention.look_at(queries, seen, scores.position(index), &scores.sight, pass);
                 hidden = add_dropout(hidden, output, pass.next_dropout(self.dropout));
             }
 
@@ -125,14 +123,14 @@ impl Stack {
     }
 
     /// The biases of keys from `back` places before their query to `ahead` places behind it, each
-    /// `[heads, back + 1 + ahead]`.
-    pub(crate) fn position_biases(&self, back: usize, ahead: usize, pass: &TokenPass<'_>) -> Vec<Tensor<2>> {
+    /// `[heads, back + 1 + ahead]`: one for all blocks, or one for each.
+    pub(crate) fn positions(&self, back: usize, ahead: usize, pass: &TokenPass<'_>) -> Vec<Position> {
         let buckets = self.relative_attention_biases[0].shape()[0];
         let bucket = |key| relative_position_bucket(key, back, self.bidirectional, buckets, self.max_distance) as i32;
         let index: Vec<i32> = (0..=back + ahead).map(bucket).collect();
         let device = self.relative_attention_biases[0].device();
         let index = Tensor::<1, Int>::from_data(TensorData::new(index, [back + 1 + ahead]), &device);
-        let bias = |table: &AdaptedTable| embedding(table.value(pass), index.clone()).transpose();
+        let bias = |table: &AdaptedTable| Position::Bias(embedding(table.value(pass), index.clone()).transpose());
         self.relative_attention_biases.iter().map(bias).collect()
     }
 

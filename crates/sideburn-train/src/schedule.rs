@@ -37,26 +37,3 @@ impl Schedule {
         }
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::Schedule;
-
-    #[test]
-    fn factors_are_those_of_transformers() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/lr_schedules.json");
-        let golden: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-        for (name, schedule) in [
-            ("linear_w10_t100", Schedule::Linear),
-            ("cosine_w10_t100", Schedule::Cosine),
-            ("constant_w10", Schedule::Constant),
-        ] {
-            let factors: Vec<f64> = serde_json::from_value(golden[name].clone()).unwrap();
-            assert_eq!(factors.len(), 100);
-            for (step, expected) in factors.into_iter().enumerate() {
-                let factor = schedule.factor(step as u64, 10, 100);
-                assert!((factor - expected).abs() < 1e-12, "{name}, step {step}: {factor} is not {expected}");
-            }
-        }
-    }
-}

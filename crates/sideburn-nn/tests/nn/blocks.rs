@@ -3,12 +3,14 @@
 use burn::tensor::{Device, Tensor, TensorData};
 use sideburn_adapters::{AdaptedLinear, AdapterSet, Key, Pass, TokenPass};
 use sideburn_kernels::{RowLayout, Sight};
-use sideburn_nn::{Activation, Attention, AttentionConfig, FeedForward, KeysValues, LayerNorm, RmsNorm, no_bias};
+use sideburn_nn::{
+    Activation, Attention, AttentionConfig, FeedForward, KeysValues, LayerNorm, Position, RmsNorm, Rotary, alibi,
+};
 use sideburn_testing::{max_difference, values};
 
 const WIDTH: usize = 6;
 const HEADS: usize = 4;
-const HEAD_WIDTH: usize = 3;
+const HEAD_WIDTH: usize = 4;
 
 fn random(name: &str, [rows, columns]: [usize; 2]) -> Tensor<2> {
     let key = Key::from_seed(3).fold_in_name(name);
@@ -78,7 +80,7 @@ fn attention_with_shared_heads_and_a_scale() {
         let mut pass = Pass::evaluate();
         let pass = &mut tokens(&mut pass, 7);
         let projections = layer.projections(x.clone(), pass);
-        let found = values(layer.among_themselves(projections, no_bias(&device), &sight, pass));
+        let found = values(layer.among_themselves(projections, &Position::None, &sight, pass));
         let (first, second) = rows_of_x.split_at(5);
         let expected = [by_loops(&layer, first), by_loops(&layer, second)].concat();
         let difference = max_difference(&found, &flat(&expected));
@@ -90,7 +92,7 @@ fn attention_with_shared_heads_and_a_scale() {
 fn keys_and_values_apart_are_those_of_the_projections() {
     let (layer, mut pass) = (layer(2, 1.0), Pass::evaluate());
     let (x, pass) = (random("x", [4, WIDTH]), &mut tokens(&mut pass, 4));
-    let (queries, KeysValues { keys, values: v }) = layer.split(layer.projections(x.clone(), pass));
+    let (queries, KeysValues { keys, values: v }) = layer.split(layer.projections(x.clone(), pass), &Position::None);
     assert_eq!([queries.dims(), keys.dims()], [[4, HEADS * HEAD_WIDTH], [4, 2 * HEAD_WIDTH]]);
     let alone = layer.keys_values(&x, pass);
     assert!(max_difference(&values(keys), &values(alone.keys)) < 1e-5);
@@ -171,4 +173,74 @@ fn gates() {
         let difference = max_difference(&values(layer.forward(x.clone(), pass)), &values(expected));
         assert!(difference < 1e-5, "{activation:?}: {difference:e}");
     }
+}
+
+/// Rows that begin at several places, packed and padded, turned as the formula says.
+#[test]
+fn rotary_positions() {
+    let (device, rotary) = (Device::flex(), Rotary { theta: 10_000.0, head_width: 6 });
+    for layout in [RowLayout::packed(&[3, 2], &device), RowLayout::in_columns(&[3, 2], 4, &device)] {
+        let x = random("x", [layout.tokens(), 12]);
+        let turned = rows(rotary.rotation(&layout, &[0, 7]).apply(x.clone()));
+        let x = rows(x);
+        for (row, first) in [(0, 0), (1, 7)] {
+            for (place, token) in layout.row(row).enumerate() {
+                for (head, pair) in (0..2).flat_map(|head| (0..3).map(move |pair| (head, pair))) {
+                    let angle = f64::from(first + place as u32) * 10_000f64.powf(-f64::from(2 * pair as u32) / 6.0);
+                    let [a, b] = [0, 3].map(|half| x[token][6 * head + half + pair]);
+                    let found = [0, 3].map(|half| turned[token][6 * head + half + pair]);
+                    let expected = [a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()];
+                    assert!(found.iter().zip(expected).all(|(found, expected)| (found - expected).abs() < 1e-5));
+                }
+            }
+        }
+    }
+}
+
+/// What one token finds depends on how far others are, not on where the row begins.
+#[test]
+fn rotary_attention_sees_distances() {
+    let (device, mut pass) = (Device::flex(), Pass::evaluate());
+    let (layer, pass) = (layer(2, 0.4), &mut tokens(&mut pass, 5));
+    let layout = RowLayout::packed(&[5], &device);
+    let sight = Sight::up_to_own_place(HEADS, &layout, &layout, 0);
+    let projections = layer.projections(random("x", [5, WIDTH]), pass);
+    let rotary = Rotary { theta: 100.0, head_width: HEAD_WIDTH };
+    let mut found = [0, 3, 900].map(|first| {
+        let position = Position::Rotary(rotary.rotation(&layout, &[first]));
+        values(layer.among_themselves(projections.clone(), &position, &sight, pass))
+    });
+    assert!(max_difference(&found[0], &found[1]) < 1e-5 && max_difference(&found[0], &found[2]) < 1e-4);
+    found[2] = values(layer.among_themselves(projections, &Position::None, &sight, pass));
+    assert!(max_difference(&found[0], &found[2]) > 1e-3, "positions must matter");
+}
+
+/// The bias by distance gives the weights that a bias by the place of the key does, which is how `transformers` has it.
+#[test]
+fn alibi_is_a_bias_by_distance() {
+    let (device, mut pass) = (Device::flex(), Pass::evaluate());
+    let (layer, pass) = (layer(HEADS, 1.0), &mut tokens(&mut pass, 4));
+    let layout = RowLayout::packed(&[4], &device);
+    let sight = Sight::up_to_own_place(HEADS, &layout, &layout, 0);
+    let x = random("x", [4, WIDTH]);
+    let projections = layer.projections(x.clone(), pass);
+    let found = values(layer.among_themselves(projections, &alibi(HEADS, 3, 0, &device), &sight, pass));
+    let [q, k, v] = [&layer.q, &layer.k, &layer.v].map(|projection| rows(projection.forward(x.clone(), pass)));
+    let mut mixed = vec![vec![0.0; HEADS * HEAD_WIDTH]; 4];
+    for (head, slope) in (0..HEADS).map(|head| (head, 0.25f64.powi(head as i32 + 1))) {
+        let of_head = |row: &[f64]| row[head * HEAD_WIDTH..][..HEAD_WIDTH].to_vec();
+        for (query, mixed) in mixed.iter_mut().enumerate() {
+            let dot = |key: usize| of_head(&q[query]).iter().zip(of_head(&k[key])).map(|(a, b)| a * b).sum::<f64>();
+            let weights: Vec<f64> = (0..=query).map(|key| (dot(key) + slope * key as f64).exp()).collect();
+            let sum = weights.iter().sum::<f64>();
+            for (key, weight) in weights.iter().enumerate() {
+                for (element, value) in of_head(&v[key]).into_iter().enumerate() {
+                    mixed[head * HEAD_WIDTH + element] += weight / sum * value;
+                }
+            }
+        }
+    }
+    let mixed = Tensor::<1>::from_floats(flat(&mixed).as_slice(), &device).reshape([4, HEADS * HEAD_WIDTH]);
+    let expected = values(layer.o.forward(mixed, pass));
+    assert!(max_difference(&found, &expected) < 1e-4);
 }

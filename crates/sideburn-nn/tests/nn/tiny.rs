@@ -13,7 +13,7 @@ use sideburn_generate::Decoder;
 use sideburn_kernels::{RowLayout, Sight};
 use sideburn_nn::{
     Activation, Attention, AttentionConfig, ConfigFields, FeedForward, Head, KeysValues, LanguageModel, LayerNorm,
-    ModelDir, NnError, SpecialTokens, behind, embed, no_bias, places_behind, shift_right,
+    ModelDir, NnError, Position, SpecialTokens, behind, embed, places_behind, shift_right,
 };
 
 /// What `config.json` says.
@@ -245,13 +245,13 @@ impl Tiny {
         let mut left = Vec::with_capacity(self.blocks.len());
         for (index, block) in self.blocks.iter().enumerate() {
             let projections = block.attention.projections(block.attention_norm.forward(x.clone(), pass), pass);
-            let (queries, fresh) = block.attention.split(projections);
+            let (queries, fresh) = block.attention.split(projections, &Position::None);
             let seen = match before.blocks.get(index) {
                 Some(before) => before.clone().pick_with(fresh, &places),
                 None => fresh,
             };
             left.push(seen.clone());
-            x = x + block.attention.look_at(queries, seen, no_bias(&device), &sight, pass);
+            x = x + block.attention.look_at(queries, seen, &Position::None, &sight, pass);
             x = x.clone() + block.feed_forward.forward(block.feed_forward_norm.forward(x, pass), pass);
         }
         let x = self.norm.forward(x, pass);

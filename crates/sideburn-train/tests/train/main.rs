@@ -4,5 +4,6 @@ mod adalora;
 mod export_to_peft;
 mod observing;
 mod resuming;
+mod schedules;
 mod stopping;
 mod trajectories;

@@ -1,0 +1,126 @@
+//! How attention knows where tokens stand.
+
+use burn::tensor::{Device, Tensor, TensorData};
+use sideburn_kernels::RowLayout;
+
+/// What attention is told of positions.
+#[derive(Clone, Debug)]
+pub enum Position {
+    /// Nothing: order does not matter, or was in the embedding.
+    None,
+    /// Something is added to the score of a query and a key by how far they are apart, `[heads, distances]`: T5's table, or
+    /// [ALiBi](alibi).
+    Bias(Tensor<2>),
+    /// Queries and keys are turned by an angle that grows with the place in the row ([`Rotary`]).
+    Rotary(Rotation),
+}
+
+impl Position {
+    /// What is added to scores; without anything a single zero, which kernels know for none.
+    pub(crate) fn bias(&self, like: &Tensor<2>) -> Tensor<2> {
+        match self {
+            Self::Bias(bias) => bias.clone(),
+            Self::None | Self::Rotary(_) => Tensor::zeros([1, 1], (&like.device(), like.dtype())),
+        }
+    }
+
+    /// Queries or keys `[tokens, heads * head_width]`, turned if they are to be.
+    pub(crate) fn turn(&self, x: Tensor<2>) -> Tensor<2> {
+        match self {
+            Self::Rotary(rotation) => rotation.apply(x),
+            Self::None | Self::Bias(_) => x,
+        }
+    }
+}
+
+/// Rotary positions (Su et al., 2021), as Llama, GPT-NeoX and Falcon have them: of each head, element `i` of the first half
+/// and element `i` of the second are turned together, at place `p` by the angle `p * theta^(-2 i / head_width)`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rotary {
+    /// `rope_theta`; 10,000 where a configuration names none.
+    pub theta: f64,
+    /// The width of a head, an even number.
+    pub head_width: usize,
+}
+
+/// [`Rotary`] positions of the tokens of a matrix.
+#[derive(Clone, Debug)]
+pub struct Rotation {
+    /// Cosine and sine for each token and each pair of elements, `[tokens, head_width / 2]`.
+    cos: Tensor<2>,
+    sin: Tensor<2>,
+}
+
+impl Rotary {
+    /// The positions of the tokens of `layout`, where row `i` goes on from place `first[i]`.
+    ///
+    /// # Panics
+    /// If the width of a head is odd, or there is not one first place for each row.
+    pub fn rotation(&self, layout: &RowLayout, first: &[usize]) -> Rotation {
+        assert!(self.head_width.is_multiple_of(2), "heads {} wide do not have two halves", self.head_width);
+        assert_eq!(first.len(), layout.rows(), "every row has a first place");
+        let half = self.head_width / 2;
+        let mut angles = vec![0.0; layout.tokens() * half];
+        for (row, first) in first.iter().enumerate() {
+            for (place, token) in layout.row(row).enumerate() {
+                for (pair, angle) in angles[token * half..][..half].iter_mut().enumerate() {
+                    let frequency = self.theta.powf(-2.0 * pair as f64 / self.head_width as f64);
+                    *angle = (first + place) as f64 * frequency;
+                }
+            }
+        }
+        let tensor = |f: fn(f64) -> f64| {
+            let values: Vec<f32> = angles.iter().map(|angle| f(*angle) as f32).collect();
+            Tensor::from_data(TensorData::new(values, [layout.tokens(), half]), layout.device())
+        };
+        Rotation { cos: tensor(f64::cos), sin: tensor(f64::sin) }
+    }
+}
+
+impl Rotation {
+    /// Turns each head of `x [tokens, heads * head_width]`.
+    pub fn apply(&self, x: Tensor<2>) -> Tensor<2> {
+        let ([tokens, width], [_, half]) = (x.dims(), self.cos.dims());
+        let [cos, sin] = [&self.cos, &self.sin].map(|part| part.clone().cast(x.dtype()).reshape([tokens, 1, half]));
+        let heads: Tensor<3> = x.reshape([tokens, width / (2 * half), 2 * half]);
+        let [first, second] = [0, 1].map(|part| heads.clone().narrow(2, part * half, half));
+        let turned = [first.clone() * cos.clone() - second.clone() * sin.clone(), second * cos + first * sin];
+        Tensor::cat(turned.to_vec(), 2).reshape([tokens, width])
+    }
+}
+
+/// ALiBi (Press et al., 2022) as a bias by distance: the score of a key falls by the head's slope for each place that it is
+/// behind its query. Of keys from `back` places before their query to `ahead` places behind it: `[heads, back + 1 + ahead]`.
+///
+/// The slopes of 8 heads are 1/2, 1/4, ... 1/256; where there is no power of two, those of every second head of twice as many
+/// follow. `transformers` counts from the beginning of the row instead, which gives the same weights.
+pub fn alibi(heads: usize, back: usize, ahead: usize, device: &Device) -> Position {
+    let columns = back + 1 + ahead;
+    let bias = slopes(heads)
+        .into_iter()
+        .flat_map(|slope| (0..columns).map(move |column| (slope * (column as f64 - back as f64)) as f32));
+    Position::Bias(Tensor::from_data(TensorData::new(bias.collect::<Vec<f32>>(), [heads, columns]), device))
+}
+
+/// `build_alibi_tensor` of `transformers/models/falcon/modeling_falcon.py`.
+fn slopes(heads: usize) -> Vec<f64> {
+    let of_power = |heads: usize| {
+        let first = 2f64.powf(-8.0 / heads as f64);
+        (1..=heads).map(move |head| first.powi(head as i32))
+    };
+    let power = if heads.is_power_of_two() { heads } else { heads.next_power_of_two() / 2 };
+    of_power(power).chain(of_power(2 * power).step_by(2).take(heads - power)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slopes_fall_by_a_power_of_two() {
+        assert_eq!(slopes(8), [0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625, 0.0078125, 0.00390625]);
+        let expected = [0.25, 0.0625, 0.015625, 0.00390625, 0.5, 0.125];
+        assert_eq!(slopes(6), expected);
+        assert_eq!(slopes(1), [1.0 / 256.0]);
+    }
+}
