@@ -92,8 +92,8 @@ pub fn summarise<M: LanguageModel>(
     let config = GenerationConfig { no_repeat_ngram_size: 3, ..model.generation_config(64) };
     let mut summaries = Vec::new();
     for chunk in examples.chunks(batch_size) {
-        let source = TokenRows::from_rows(chunk.iter().map(|example| &example.source))?;
-        for ids in greedy(model.start_decoding(&source, Pass::evaluate())?, &config)? {
+        let prompts = TokenRows::from_rows(chunk.iter().map(|example| &example.prompt))?;
+        for ids in greedy(model.start_decoding(&prompts, Pass::evaluate())?, &config)? {
             summaries.push(tokenizer.decode(&ids)?);
         }
     }

@@ -149,8 +149,8 @@ fn write_tokens(dataset: &Path, tokenizer: &Path, count: usize, out: &Path) -> a
     let tokenizer = Tokenizer::from_dir(tokenizer)?;
     let set = tokenize(&train[..count], &tokenizer, &dialogsum.template, Limits::default())?;
     let mut file = BufWriter::new(File::create(out)?);
-    for TokenizedExample { source, target, .. } in set.examples {
-        serde_json::to_writer(&mut file, &Ids { source, target })?;
+    for TokenizedExample { prompt, target, .. } in set.examples {
+        serde_json::to_writer(&mut file, &Ids { source: prompt, target })?;
         file.write_all(b"\n")?;
     }
     file.flush()?;

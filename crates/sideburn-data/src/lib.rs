@@ -10,7 +10,7 @@
 //! * [`Template`] is the text around the fields of an example; the same value serves training and inference.
 //! * [`Tokenizer`] is what the files of a model say: `tokenizer.json`, or the bytes of ByT5, and special tokens.
 //!   [`Tokenizer::encode_prompt`] and [`Tokenizer::encode_target`] are the two ends of an example.
-//! * [`tokenize`] does all examples in parallel and says how many were [cut](TokenizedSet#structfield.cut_sources).
+//! * [`tokenize`] does all examples in parallel and says how many were [cut](TokenizedSet#structfield.cut_prompts).
 //! * A [`Sampler`] gives the example numbers of any training step, as a pure function of the seed and the step:
 //!   [`ShuffledSampler`] so many examples a batch, [`GroupedSampler`] so many tokens, or examples of one length.
 //!   [`TokenizedSet::batch`] lays those examples into a [`PromptBatch`](sideburn_batch::PromptBatch).

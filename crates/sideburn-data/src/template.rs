@@ -127,6 +127,8 @@ impl From<Template> for String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn fields(fields: &[(&str, &str)]) -> Fields {
@@ -167,6 +169,15 @@ mod tests {
         ] {
             let message = Template::new(text).unwrap_err().to_string();
             assert!(message.contains(said) && message.contains(&format!("{text:?}")), "{message}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_stands_between_doubled_braces(text in any::<String>(), template in "[{}a]{0,12}") {
+            let escaped = text.replace('{', "{{").replace('}', "}}");
+            prop_assert_eq!(rendered(&format!("{escaped}{{a}}{escaped}"), &[("a", "b")]), format!("{text}b{text}"));
+            let _ = Template::new(template);
         }
     }
 

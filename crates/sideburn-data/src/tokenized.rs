@@ -35,7 +35,7 @@ pub struct TokenizedExample {
     /// The example's id.
     pub id: String,
     /// The prompt, as [`Tokenizer::encode_prompt`] gives it.
-    pub source: Vec<u32>,
+    pub prompt: Vec<u32>,
     /// The first target, as [`Tokenizer::encode_target`] gives it: with the end-of-sequence token.
     pub target: Vec<u32>,
 }
@@ -46,8 +46,8 @@ pub struct TokenizedExample {
 pub struct TokenizedSet {
     /// One for each example.
     pub examples: Vec<TokenizedExample>,
-    /// How many sources were longer than the limit and lost their end.
-    pub cut_sources: usize,
+    /// How many prompts were longer than the limit and lost their end.
+    pub cut_prompts: usize,
     /// How many targets were longer than the limit and lost their end.
     pub cut_targets: usize,
     /// The limits that were kept.
@@ -75,10 +75,10 @@ pub fn tokenize(
         }
     }
     let encode = |example: &Example| {
-        let source = tokenizer.encode_prompt(&template.render(&example.fields)?, Some(limits.max_source_length))?;
+        let prompt = tokenizer.encode_prompt(&template.render(&example.fields)?, Some(limits.max_source_length))?;
         let target = example.targets.first().ok_or(DataError::NoTarget)?;
         let target = tokenizer.encode_target(target, Some(limits.max_target_length))?;
-        Ok((example.id.clone(), source, target))
+        Ok((example.id.clone(), prompt, target))
     };
     let encode = |example: &Example| {
         encode(example).map_err(|source| DataError::Example { id: example.id.clone(), source: Box::new(source) })
@@ -89,11 +89,11 @@ pub fn tokenize(
     let examples = examples.iter();
     let encoded: Vec<(String, Encoding, Encoding)> = examples.map(encode).collect::<Result<_, DataError>>()?;
     Ok(TokenizedSet {
-        cut_sources: encoded.iter().filter(|(_, source, _)| source.cut > 0).count(),
+        cut_prompts: encoded.iter().filter(|(_, prompt, _)| prompt.cut > 0).count(),
         cut_targets: encoded.iter().filter(|(_, _, target)| target.cut > 0).count(),
         examples: encoded
             .into_iter()
-            .map(|(id, source, target)| TokenizedExample { id, source: source.ids, target: target.ids })
+            .map(|(id, prompt, target)| TokenizedExample { id, prompt: prompt.ids, target: target.ids })
             .collect(),
         limits,
     })
@@ -113,7 +113,7 @@ impl TokenizedSet {
     /// How many tokens each example has, prompt and target together: what a
     /// [`GroupedSampler`](crate::GroupedSampler) makes batches by.
     pub fn token_counts(&self) -> Vec<usize> {
-        self.examples.iter().map(|example| example.source.len() + example.target.len()).collect()
+        self.examples.iter().map(|example| example.prompt.len() + example.target.len()).collect()
     }
 
     /// The examples of these numbers (from 0) as a batch, in this order.
@@ -126,9 +126,9 @@ impl TokenizedSet {
             .iter()
             .map(|&index| self.examples.get(index).ok_or(DataError::NoSuchExample { index, len }))
             .collect::<Result<_, _>>()?;
-        let source = TokenRows::from_rows(examples.iter().map(|example| &example.source))?;
-        let target = TokenRows::from_rows(examples.iter().map(|example| &example.target))?;
-        Ok(PromptBatch::new(source, target)?)
+        let prompts = TokenRows::from_rows(examples.iter().map(|example| &example.prompt))?;
+        let targets = TokenRows::from_rows(examples.iter().map(|example| &example.target))?;
+        Ok(PromptBatch::new(prompts, targets)?)
     }
 }
 
@@ -139,7 +139,7 @@ impl fmt::Display for TokenizedSet {
             f,
             "{} of {len} prompts were longer than {} tokens and were cut; {} of {len} targets were longer than {} \
              tokens and were cut",
-            Grouped(self.cut_sources),
+            Grouped(self.cut_prompts),
             Grouped(self.limits.max_source_length),
             Grouped(self.cut_targets),
             Grouped(self.limits.max_target_length),

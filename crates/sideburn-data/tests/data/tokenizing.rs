@@ -225,9 +225,9 @@ fn a_set_keeps_the_order_and_reports_what_was_cut() {
     let set = set(Limits { max_source_length: 4, max_target_length: 4 }).unwrap();
     assert_eq!(set.examples.iter().map(|example| example.id.as_str()).collect::<Vec<_>>(), ["a", "b", "c"]);
     // Hello ! </s>; the Hello the </s> (the exclamation mark is cut); ▁ z ! </s>
-    assert_eq!(set.examples.iter().map(|example| example.source.len()).collect::<Vec<_>>(), [3, 4, 4]);
-    assert!(set.examples.iter().all(|example| example.source.ends_with(&[1]) && example.target.ends_with(&[1])));
-    assert_eq!((set.cut_sources, set.cut_targets), (1, 1));
+    assert_eq!(set.examples.iter().map(|example| example.prompt.len()).collect::<Vec<_>>(), [3, 4, 4]);
+    assert!(set.examples.iter().all(|example| example.prompt.ends_with(&[1]) && example.target.ends_with(&[1])));
+    assert_eq!((set.cut_prompts, set.cut_targets), (1, 1));
     assert_eq!(
         set.to_string(),
         "1 of 3 prompts were longer than 4 tokens and were cut; 1 of 3 targets were longer than 4 tokens and were cut"
@@ -254,7 +254,7 @@ fn batches_hold_real_tokens_with_their_lengths() {
     let set = set(Limits::default()).unwrap();
     let batch = set.batch(&[2, 0]).unwrap();
     assert_eq!(batch.prompts().lengths(), [4, 3]);
-    assert_eq!(batch.prompts().iter().next().unwrap(), set.examples[2].source);
+    assert_eq!(batch.prompts().iter().next().unwrap(), set.examples[2].prompt);
     assert_eq!(batch.targets().iter().nth(1).unwrap(), set.examples[0].target);
     assert_eq!(set.token_counts(), [3 + 5, 5 + 3, 4 + 4]);
     let message = set.batch(&[0, 3]).unwrap_err().to_string();

@@ -69,6 +69,6 @@ fn few_dialogues_are_cut() {
     let test = dialogsum.read(data.join("dialogsum/hf-csv"), Split::Test).unwrap();
     let set = tokenize(&test, &tokenizer, &dialogsum.template, Limits::default()).unwrap();
     eprintln!("{set}");
-    assert!(set.cut_sources > 0 && set.cut_sources < 50, "{set}");
-    assert!(set.examples.iter().all(|example| example.source.len() <= 512 && example.source.ends_with(&[1])));
+    assert!(set.cut_prompts > 0 && set.cut_prompts < 50, "{set}");
+    assert!(set.examples.iter().all(|example| example.prompt.len() <= 512 && example.prompt.ends_with(&[1])));
 }
