@@ -5,6 +5,7 @@
 //! query's normaliser behind, and then through the queries for that of the keys and values.
 
 mod kernels;
+mod tiles;
 
 use burn::backend::TensorMetadata;
 use burn::backend::ops::FloatTensorOps;
@@ -19,7 +20,8 @@ use super::mask::{self, MaskLaunch};
 use super::sums::sum_rows;
 use super::{Primitive, accepted, element, fresh, fresh_of};
 use crate::ops::attention::{AttentionKernels, Sight};
-use kernels::{LANES, SizesLaunch, Tiles, UNITS, bias_kernel, forward_kernel, keys_kernel, queries_kernel};
+use kernels::{bias_kernel, forward_kernel, keys_kernel, queries_kernel};
+use tiles::{LANES, SizesLaunch, Tiles, UNITS};
 
 /// The widest head that fits into shared memory.
 const WIDEST: usize = 128;
