@@ -10,8 +10,8 @@ use std::hint::black_box;
 use burn::tensor::{Device, Distribution, Int, Tensor};
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime};
 use sideburn::kernels::{
-    Dropout, Key, LinearOp, LowRank, Path, RowLayout, Sight, adapted_linear, adapted_linears, add_dropout, embedding,
-    gelu_gate, linear, linear_cross_entropy, on_workers, rms_norm, self_attention, set_path,
+    Dropout, KernelMode, Key, LinearOp, LowRank, RowLayout, Visibility, adapted_linear, adapted_linears, add_dropout,
+    embedding, gelu_gate, linear, linear_cross_entropy, on_workers, rms_norm, self_attention, set_kernel_mode,
 };
 
 const KEY: Key = Key::from_seed(1);
@@ -37,8 +37,8 @@ fn time(
     op: impl Fn(&[Tensor<2>]) -> Tensor<2> + Sync,
 ) {
     let untracked: Vec<Tensor<2>> = inputs.iter().map(|x| x.clone().inner()).collect();
-    for (path, label) in [(Path::Fused, "kernel"), (Path::Composed, "composed")] {
-        set_path(path);
+    for (mode, label) in [(KernelMode::Fused, "kernel"), (KernelMode::Composed, "composed")] {
+        set_kernel_mode(mode);
         let throughput = |flops: usize, floats: usize| Throughput::ElementsAndBytes {
             elements: flops as u64,
             bytes: 4 * floats as u64,
@@ -50,7 +50,7 @@ fn time(
         let both = || on_workers(&inputs[0].device(), || black_box(op(inputs).sum().backward()));
         group.bench_function(format!("{name}/forward and backward/{label}"), |bencher| bencher.iter(both));
     }
-    set_path(Path::Fused);
+    set_kernel_mode(KernelMode::Fused);
 }
 
 fn operations(criterion: &mut Criterion) {
@@ -108,7 +108,7 @@ fn operations(criterion: &mut Criterion) {
     for rows in [1, 8] {
         let (vocabulary, work) = (32_128, Work { flops: [2 * rows * d * 32_128, 0], floats: [32_128 * d, 0] });
         let inputs = [random([rows, d]), random([vocabulary, d]).require_grad()];
-        set_path(Path::Fused);
+        set_kernel_mode(KernelMode::Fused);
         group.throughput(Throughput::ElementsAndBytes {
             elements: work.flops[0] as u64,
             bytes: 4 * work.floats[0] as u64,
@@ -120,13 +120,13 @@ fn operations(criterion: &mut Criterion) {
 
     for length in [256, 50] {
         let layout = RowLayout::packed(&[length; 8], &Device::flex());
-        let sight = Sight::own_rows(heads, &layout);
+        let visibility = Visibility::bidirectional(heads, &layout);
         let tokens = layout.tokens();
         let scores = 2 * tokens * length * inner;
         let work = Work { flops: [2 * scores, 5 * scores], floats: [4 * tokens * inner, 7 * tokens * inner] };
         let inputs = [random([tokens, 3 * inner]).require_grad(), random([heads, 2 * length - 1])];
         time(&mut group, &format!("attention 8x{length}, 6 heads of 64, dropout"), &work, &inputs, |x| {
-            self_attention(x[0].clone(), x[1].clone(), &sight, drop)
+            self_attention(x[0].clone(), x[1].clone(), &visibility, drop)
         });
     }
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use burn::tensor::Device;
 use peak_alloc::PeakAlloc;
-use sideburn::kernels::{Path, memory_use, release_memory, set_path};
+use sideburn::kernels::{KernelMode, memory_use, release_memory, set_kernel_mode};
 use sideburn::prelude::{ParameterReport, T5};
 use sideburn_benches::{ROWS, SOURCE, TARGET, dense, factored, flan_t5_small, step};
 
@@ -23,18 +23,18 @@ fn main() {
     assert_eq!(ParameterReport::of(&factored), ParameterReport::of(&dense), "both train the same number of parameters");
 
     let variants = [
-        ("LoRA here", &factored, Path::Fused),
-        ("apply_lora, Burn's operations", &dense, Path::Composed),
-        ("apply_lora, our kernels", &dense, Path::Fused),
+        ("LoRA here", &factored, KernelMode::Fused),
+        ("apply_lora, Burn's operations", &dense, KernelMode::Composed),
+        ("apply_lora, our kernels", &dense, KernelMode::Fused),
     ];
     // Weights are drawn when they are first needed: not in what is measured.
-    for (_, model, path) in variants {
-        measure(model, path);
+    for (_, model, mode) in variants {
+        measure(model, mode);
     }
     let mut measured = variants.map(|_| Vec::new());
     for _ in 0..REPETITIONS {
-        for (steps, (_, model, path)) in measured.iter_mut().zip(variants) {
-            steps.push(measure(model, path));
+        for (steps, (_, model, mode)) in measured.iter_mut().zip(variants) {
+            steps.push(measure(model, mode));
         }
     }
     println!("LoRA step, FLAN-T5-small architecture, {ROWS} x {SOURCE} + {TARGET} tokens, r 32 on q and v");
@@ -48,9 +48,9 @@ fn main() {
 }
 
 /// The peak in bytes, and the time in seconds, of a step that leaves `model` as it is.
-fn measure(model: &T5, path: Path) -> (f64, f64) {
+fn measure(model: &T5, mode: KernelMode) -> (f64, f64) {
     let mut model = model.clone();
-    set_path(path);
+    set_kernel_mode(mode);
     // Buffers that wait for the next step count as memory of the step that needs them.
     release_memory();
     let (resting, held) = (ALLOCATOR.current_usage(), memory_use().used);

@@ -19,7 +19,7 @@
 //! and no logits in memory. On the CubeCL backends (`wgpu`, `vulkan`, `metal`, `cuda`) they are kernels of this crate for
 //! `f32`, `f16` and `bf16`, one launch each or, for some gradients, two or three; products are Burn's, and so linear layers
 //! and low-rank branches are composed of them. For other dtypes each operation is composed of Burn's primitives.
-//! [`set_path`] has that form run everywhere.
+//! [`set_kernel_mode`] has that form run everywhere.
 //!
 //! A mask is a pure function of its [`Dropout`], and the same on every device: element for element, if the shape is the same.
 //!
@@ -45,7 +45,7 @@ mod ops;
 mod runtime;
 
 pub use ops::adamw::{AdamWStep, AdamWUpdate, adamw_step, adamw_steps, adamw_undo, norm};
-pub use ops::attention::{Sight, attention, self_attention};
+pub use ops::attention::{Visibility, attention, self_attention};
 pub use ops::dropout::{add_dropout, dropout};
 pub use ops::embedding::embedding;
 pub use ops::fused;
@@ -60,7 +60,8 @@ pub use ops::tape::{BackwardPass, record};
 pub use runtime::launches::count_launches;
 #[cfg(feature = "flex")]
 pub use runtime::memory::{MemoryUse, memory_use, release_memory};
-pub use runtime::path::{Path, path, set_path};
+pub use runtime::mode::{KernelMode, kernel_mode, set_kernel_mode};
+
 pub use runtime::profile::{ChromeEvents, Event, Span, record_profile, take_profile};
 pub use runtime::row_layout::RowLayout;
 #[cfg(feature = "gpu")]

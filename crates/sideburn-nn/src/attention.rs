@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::{Int, Tensor};
 use sideburn_adapters::{AdaptedLinear, Prefix, TokenPass, forward_together};
-use sideburn_kernels::{Sight, attention, self_attention};
+use sideburn_kernels::{Visibility, attention, self_attention};
 
 use crate::Position;
 
@@ -123,22 +123,22 @@ impl Attention {
         KeysValues { keys: self.k.forward(x.clone(), pass), values: self.v.forward(x.clone(), pass) }
     }
 
-    /// Lets the tokens with these [`projections`](Self::projections) look at each other, as far as `sight` reaches:
+    /// Lets the tokens with these [`projections`](Self::projections) look at each other, as far as `visibility` reaches:
     /// `[tokens, width]`.
     pub fn among_themselves(
         &self,
         projections: Tensor<2>,
         position: &Position,
-        sight: &Sight,
+        visibility: &Visibility,
         pass: &mut TokenPass<'_>,
     ) -> Tensor<2> {
         let AttentionConfig { heads, kv_heads, scale, dropout, .. } = self.config;
         if kv_heads != heads || scale != 1.0 || matches!(position, Position::Rotary(_)) {
             let (queries, seen) = self.split(projections, position);
-            return self.look_at(queries, seen, position, sight, pass);
+            return self.look_at(queries, seen, position, visibility, pass);
         }
         let bias = position.bias(&projections);
-        let mixed = self_attention(projections, bias, sight, pass.next_dropout(dropout));
+        let mixed = self_attention(projections, bias, visibility, pass.next_dropout(dropout));
         self.o.forward(mixed, pass)
     }
 
@@ -149,14 +149,14 @@ impl Attention {
         queries: Tensor<2>,
         seen: KeysValues,
         position: &Position,
-        sight: &Sight,
+        visibility: &Visibility,
         pass: &mut TokenPass<'_>,
     ) -> Tensor<2> {
         let AttentionConfig { scale, dropout, .. } = self.config;
         let queries = if scale == 1.0 { queries } else { queries * scale };
         let bias = position.bias(&queries);
         let [keys, values] = [seen.keys, seen.values].map(|part| self.for_each_head(part));
-        let mixed = attention(queries, keys, values, bias, sight, pass.next_dropout(dropout));
+        let mixed = attention(queries, keys, values, bias, visibility, pass.next_dropout(dropout));
         self.o.forward(mixed, pass)
     }
 

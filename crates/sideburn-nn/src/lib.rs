@@ -13,7 +13,7 @@
 //! use burn::tensor::{Device, Tensor};
 //! use sideburn_adapters::{AdaptedLinear, AdapterSet, Key, Pass};
 //! use sideburn_nn::{Attention, AttentionConfig, Position};
-//! use sideburn_kernels::{RowLayout, Sight};
+//! use sideburn_kernels::{RowLayout, Visibility};
 //!
 //! let (device, key) = (Device::flex(), Key::from_seed(0));
 //! // Four heads that look through one head of keys and values: multi-query attention.
@@ -24,11 +24,11 @@
 //! // Two rows, of three tokens and of two, one behind the other.
 //! let layout = RowLayout::packed(&[3, 2], &device);
 //! let x = Tensor::<2>::ones([5, 16], &device);
-//! let sight = Sight::up_to_own_place(4, &layout, &layout, 0);
+//! let visibility = Visibility::causal(4, &layout, &layout, 0);
 //! let mut pass = Pass::evaluate();
 //! let mut tokens = AdapterSet::default().enter(&mut pass, &layout)?;
 //! let projections = attention.projections(x, &mut tokens);
-//! let mixed = attention.among_themselves(projections, &Position::None, &sight, &mut tokens);
+//! let mixed = attention.among_themselves(projections, &Position::None, &visibility, &mut tokens);
 //! assert_eq!(mixed.dims(), [5, 16]);
 //! # Ok::<(), sideburn_adapters::AdapterError>(())
 //! ```

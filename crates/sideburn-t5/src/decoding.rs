@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 use sideburn_adapters::{AdaptedModel, Pass};
 use sideburn_batch::TokenRows;
 use sideburn_generate::Decoder;
-use sideburn_kernels::{RowLayout, Sight, on_workers};
+use sideburn_kernels::{RowLayout, Visibility, on_workers};
 use sideburn_nn::{Cache, KeysValues};
 
 use crate::T5Error;
@@ -50,7 +50,7 @@ impl Decoding {
         let pass = &mut model.adapters.enter(&mut self.pass, &layout)?;
         let own = Scores {
             positions: model.decoder.positions(used, 0, pass),
-            sight: Sight::up_to_own_place(model.config().num_heads, &layout, &keys, used),
+            visibility: Visibility::causal(model.config().num_heads, &layout, &keys, used),
         };
         let x = model.embed(&input, &layout, pass)?;
         let cache = &mut self.own;

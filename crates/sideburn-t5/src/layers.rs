@@ -2,7 +2,7 @@
 
 use burn::tensor::Device;
 use sideburn_adapters::{AdaptedLinear, Key};
-use sideburn_kernels::Sight;
+use sideburn_kernels::Visibility;
 use sideburn_nn::{Attention, AttentionConfig, FeedForward, Position, RmsNorm};
 
 use crate::config::T5Config;
@@ -48,7 +48,7 @@ pub(crate) fn feed_forward(config: &T5Config, key: Key, device: &Device) -> Feed
 pub(crate) struct Scores {
     /// One for all blocks, or one for each.
     pub(crate) positions: Vec<Position>,
-    pub(crate) sight: Sight,
+    pub(crate) visibility: Visibility,
 }
 
 impl Scores {

@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use sideburn_adapters::{AdaptedLinear, AdaptedModel, AdaptedTable, AdapterSet, Key, Pass, TokenPass, random_weight};
 use sideburn_batch::{PromptBatch, TokenRows};
-use sideburn_kernels::{RowLayout, Sight, on_workers};
+use sideburn_kernels::{RowLayout, Visibility, on_workers};
 use sideburn_nn::{
     Head, KeysValues, LanguageModel, SpecialTokens, behind, check_ids, embed, places_behind, shift_right,
 };
@@ -81,8 +81,8 @@ impl T5 {
             None => self.embed(source, &layout, pass)?,
         };
         let far = layout.columns() - 1;
-        let sight = Sight::own_rows(self.config.num_heads, &layout);
-        let scores = Scores { positions: self.encoder.positions(far, far, pass), sight };
+        let visibility = Visibility::bidirectional(self.config.num_heads, &layout);
+        let scores = Scores { positions: self.encoder.positions(far, far, pass), visibility };
         let hidden = self.encoder.run(x, &scores, None, pass, None);
         Ok(Encoded { hidden, layout })
     }
@@ -99,7 +99,7 @@ impl T5 {
         let hidden = match prefix {
             None => {
                 let positions = self.decoder.positions(layout.columns() - 1, 0, pass);
-                let own = Scores { positions, sight: Sight::up_to_own_place(heads, &layout, &layout, 0) };
+                let own = Scores { positions, visibility: Visibility::causal(heads, &layout, &layout, 0) };
                 self.decoder.run(x, &own, Some(&cross), pass, None)
             }
             Some(prefix) => {
@@ -108,7 +108,7 @@ impl T5 {
                 let keys = RowLayout::new(&lengths, &self.device());
                 let places = places_behind(before, &layout, &keys);
                 let positions = self.decoder.positions(before + layout.columns() - 1, 0, pass);
-                let own = Scores { positions, sight: Sight::up_to_own_place(heads, &layout, &keys, before) };
+                let own = Scores { positions, visibility: Visibility::causal(heads, &layout, &keys, before) };
                 let mut behind_prefix = |block: usize, fresh| prefix[block].clone().pick_with(fresh, &places);
                 self.decoder.run(x, &own, Some(&cross), pass, Some(&mut behind_prefix))
             }

@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use sideburn_adapters::{AdaptedTable, Key, TokenPass, random_weight};
-use sideburn_kernels::{RowLayout, Sight, add_dropout, embedding};
+use sideburn_kernels::{RowLayout, Visibility, add_dropout, embedding};
 use sideburn_nn::{Attention, FeedForward, KeysValues, Position, RmsNorm};
 
 use crate::config::{Family, T5Config};
@@ -45,7 +45,7 @@ impl Cross {
     /// Scores of the tokens that `queries` lays out.
     fn scores(&self, heads: usize, queries: &RowLayout) -> Scores {
         // Positions in the source and in the target do not relate.
-        Scores { positions: vec![Position::None], sight: Sight::everything(heads, queries, &self.layout) }
+        Scores { positions: vec![Position::None], visibility: Visibility::full(heads, queries, &self.layout) }
     }
 }
 
@@ -91,17 +91,17 @@ impl Stack {
         pass: &mut TokenPass<'_>,
         mut cache: Option<&mut dyn FnMut(usize, KeysValues) -> KeysValues>,
     ) -> Tensor<2> {
-        let cross = cross.map(|cross| (cross, cross.scores(own.sight.heads, &own.sight.queries)));
+        let cross = cross.map(|cross| (cross, cross.scores(own.visibility.heads, &own.visibility.queries)));
         let mut hidden = pass.dropout(x, self.dropout);
         for (index, block) in self.blocks.iter().enumerate() {
             let normed = block.self_norm.forward(hidden.clone(), pass);
             let attention = &block.self_attention;
             let projections = attention.projections(normed, pass);
             let output = match &mut cache {
-                None => attention.among_themselves(projections, own.position(index), &own.sight, pass),
+                None => attention.among_themselves(projections, own.position(index), &own.visibility, pass),
                 Some(cache) => {
                     let (queries, fresh) = attention.split(projections, own.position(index));
-                    attention.look_at(queries, cache(index, fresh), own.position(index), &own.sight, pass)
+                    attention.look_at(queries, cache(index, fresh), own.position(index), &own.visibility, pass)
                 }
             };
             hidden = add_dropout(hidden, output, pass.next_dropout(self.dropout));
@@ -111,7 +111,7 @@ impl Stack {
             {
                 let seen = cross.blocks[index].clone();
                 let queries = attention.q.forward(norm.forward(hidden.clone(), pass), pass);
-                let output = attention.look_at(queries, seen, scores.position(index), &scores.sight, pass);
+                let output = attention.look_at(queries, seen, scores.position(index), &scores.visibility, pass);
                 hidden = add_dropout(hidden, output, pass.next_dropout(self.dropout));
             }
 

@@ -7,7 +7,7 @@ use sideburn_batch::Dropout;
 use super::products::{Before, Mat, MatMut, Parts, Workers, product};
 use super::simd::{LINE, dots, exp, fetch_ahead, largest, sum, vector_fn};
 use super::{Primitive, matrix, row_major};
-use crate::ops::attention::{AttentionKernels, Sight};
+use crate::ops::attention::{AttentionKernels, Visibility};
 use crate::runtime::memory::Buffer;
 
 /// Queries that a task takes at once.
@@ -16,23 +16,23 @@ const BLOCK: usize = 128;
 impl AttentionKernels for Flex {
     fn try_attention(
         inputs: [Primitive; 4],
-        sight: &Sight,
+        visibility: &Visibility,
         dropout: Option<Dropout>,
     ) -> Result<Primitive, [Primitive; 4]> {
         let inputs = row_major(inputs)?;
-        Ok(Heads::new(inputs.each_ref().map(matrix), sight, dropout).forward())
+        Ok(Heads::new(inputs.each_ref().map(matrix), visibility, dropout).forward())
     }
 
     fn try_attention_backward(
         inputs: [Primitive; 5],
-        sight: &Sight,
+        visibility: &Visibility,
         of_bias: bool,
         dropout: Option<Dropout>,
     ) -> Result<[Primitive; 4], [Primitive; 5]> {
         let [q, k, v, bias, gradient] = row_major(inputs)?;
-        let heads = Heads::new([&q, &k, &v, &bias].map(matrix), sight, dropout);
-        let mut of_q = zeros_if(sight.queries.has_padding(), &q);
-        let [mut of_k, mut of_v] = [&k, &v].map(|x| zeros_if(sight.keys.has_padding(), x));
+        let heads = Heads::new([&q, &k, &v, &bias].map(matrix), visibility, dropout);
+        let mut of_q = zeros_if(visibility.queries.has_padding(), &q);
+        let [mut of_k, mut of_v] = [&k, &v].map(|x| zeros_if(visibility.keys.has_padding(), x));
         let out = Gradients {
             q: Parts::new(&mut of_q, q.shape()[0], q.shape()[1]),
             k: Parts::new(&mut of_k, k.shape()[0], k.shape()[1]),
@@ -45,24 +45,24 @@ impl AttentionKernels for Flex {
 
     fn try_self_attention(
         inputs: [Primitive; 2],
-        sight: &Sight,
+        visibility: &Visibility,
         dropout: Option<Dropout>,
     ) -> Result<Primitive, [Primitive; 2]> {
         let [qkv, bias] = row_major(inputs)?;
         let [q, k, v] = parts(matrix(&qkv));
-        Ok(Heads::new([q, k, v, matrix(&bias)], sight, dropout).forward())
+        Ok(Heads::new([q, k, v, matrix(&bias)], visibility, dropout).forward())
     }
 
     fn try_self_attention_backward(
         inputs: [Primitive; 3],
-        sight: &Sight,
+        visibility: &Visibility,
         of_bias: bool,
         dropout: Option<Dropout>,
     ) -> Result<[Primitive; 2], [Primitive; 3]> {
         let [qkv, bias, gradient] = row_major(inputs)?;
         let ([q, k, v], [tokens, columns]) = (parts(matrix(&qkv)), matrix(&qkv).shape());
-        let heads = Heads::new([q, k, v, matrix(&bias)], sight, dropout);
-        let mut of_qkv = zeros_if(sight.queries.has_padding() || sight.keys.has_padding(), &qkv);
+        let heads = Heads::new([q, k, v, matrix(&bias)], visibility, dropout);
+        let mut of_qkv = zeros_if(visibility.queries.has_padding() || visibility.keys.has_padding(), &qkv);
         let of = Parts::new(&mut of_qkv, tokens, columns);
         let out = Gradients { q: of, k: of, v: of, first: [0, columns / 3, columns / 3 * 2] };
         let of_bias = heads.backward(matrix(&gradient), &out, of_bias);
@@ -96,23 +96,23 @@ struct Heads<'a> {
     k: Mat<'a>,
     v: Mat<'a>,
     bias: Mat<'a>,
-    sight: &'a Sight,
+    visibility: &'a Visibility,
     dropout: Option<Dropout>,
     width: usize,
 }
 
 impl<'a> Heads<'a> {
-    fn new([q, k, v, bias]: [Mat<'a>; 4], sight: &'a Sight, dropout: Option<Dropout>) -> Self {
-        let width = q.shape()[1] / sight.heads;
-        Self { q, k, v, bias, sight, dropout, width }
+    fn new([q, k, v, bias]: [Mat<'a>; 4], visibility: &'a Visibility, dropout: Option<Dropout>) -> Self {
+        let width = q.shape()[1] / visibility.heads;
+        Self { q, k, v, bias, visibility, dropout, width }
     }
 
     fn forward(&self) -> Primitive {
         let [tokens, columns] = self.q.shape();
         let size = tokens * columns;
-        let mut out = if self.sight.queries.has_padding() { Buffer::zeros(size) } else { Buffer::new(size) };
+        let mut out = if self.visibility.queries.has_padding() { Buffer::zeros(size) } else { Buffer::new(size) };
         let parts = Parts::new(&mut out, tokens, columns);
-        if self.sight.queries.columns() == 1 && self.dropout.is_none() {
+        if self.visibility.queries.columns() == 1 && self.dropout.is_none() {
             self.each_row(|row| self.decode(row, parts));
         } else {
             self.each(|head| head.forward(parts));
@@ -126,7 +126,7 @@ impl<'a> Heads<'a> {
         let [rows, width] = self.bias.shape();
         let mut total = Buffer::zeros(rows * width);
         for (index, of_bias) in sums.into_iter().enumerate() {
-            let head = if rows == 1 { 0 } else { index % self.sight.heads };
+            let head = if rows == 1 { 0 } else { index % self.visibility.heads };
             total[head * width..].iter_mut().zip(of_bias.iter().flatten()).for_each(|(total, x)| *total += x);
         }
         total.into_tensor([rows, width])
@@ -134,14 +134,14 @@ impl<'a> Heads<'a> {
 
     /// Runs `task` for each row.
     fn each_row(&self, task: impl Fn(usize) + Send + Sync) {
-        (0..self.sight.queries.rows()).into_par_iter().with_max_len(1).for_each(task);
+        (0..self.visibility.queries.rows()).into_par_iter().with_max_len(1).for_each(task);
     }
 
     /// A row with one query, as decoding has them: all heads together, so that keys and values are read as they lie.
     fn decode(&self, row: usize, out: Parts<'_>) {
-        let (heads, width, token) = (self.sight.heads, self.width, self.sight.queries.row(row).start);
-        let keys = self.sight.keys.row(row);
-        let seen = self.sight.seen(0, keys.len());
+        let (heads, width, token) = (self.visibility.heads, self.width, self.visibility.queries.row(row).start);
+        let keys = self.visibility.keys.row(row);
+        let seen = self.visibility.seen(0, keys.len());
         let (q, k, v) = (self.q.row(token), self.k.rows(keys.clone()), self.v.rows(keys));
         let mut weights = Buffer::new(heads * seen);
         for key in 0..seen {
@@ -163,7 +163,7 @@ impl<'a> Heads<'a> {
 
     /// Runs `task` for each head of each row, in their order.
     fn each<R: Send>(&self, task: impl Fn(Head<'_>) -> R + Sync) -> Vec<R> {
-        let Sight { heads, queries, keys, .. } = self.sight;
+        let Visibility { heads, queries, keys, .. } = self.visibility;
         // Short rows make small tasks, of which a few go together.
         let work = queries.columns() * keys.columns() * self.width;
         let together = ((1 << 16) / work.max(1)).clamp(1, 16);
@@ -176,7 +176,7 @@ impl<'a> Heads<'a> {
                 k: part(self.k, keys.row(row)),
                 v: part(self.v, keys.row(row)),
                 bias: self.bias_row(head),
-                sight: self.sight,
+                visibility: self.visibility,
                 dropout: self.dropout,
                 index,
                 row,
@@ -195,7 +195,7 @@ struct Head<'a> {
     k: Mat<'a>,
     v: Mat<'a>,
     bias: &'a [f32],
-    sight: &'a Sight,
+    visibility: &'a Visibility,
     dropout: Option<Dropout>,
     index: usize,
     row: usize,
@@ -209,7 +209,7 @@ impl Head<'_> {
         let ([queries, _], [keys, _]) = (self.q.shape(), self.k.shape());
         (0..queries).step_by(BLOCK).map(move |first| {
             let count = BLOCK.min(queries - first);
-            (first, count, self.sight.seen(first + count - 1, keys))
+            (first, count, self.visibility.seen(first + count - 1, keys))
         })
     }
 
@@ -223,7 +223,7 @@ impl Head<'_> {
 
     /// Where the elements of a query's row of weights begin in the mask.
     fn first_draw(&self, query: usize) -> usize {
-        let (queries, keys) = (self.sight.queries.columns(), self.sight.keys.columns());
+        let (queries, keys) = (self.visibility.queries.columns(), self.visibility.keys.columns());
         (self.index * queries + query) * keys
     }
 
@@ -232,7 +232,7 @@ impl Head<'_> {
         let mut scores = Buffer::new(BLOCK.min(self.q.shape()[0]) * keys);
         let mut factors = self.dropout.map(|_| Buffer::new(keys));
         let mut inverse = [0f32; BLOCK];
-        let tokens = self.sight.queries.row(self.row);
+        let tokens = self.visibility.queries.row(self.row);
         for block @ (first, count, keys) in self.blocks() {
             let scores = &mut scores[..count * keys];
             self.exponentials(scores, &mut inverse, block);
@@ -253,7 +253,7 @@ impl Head<'_> {
     /// Writes the gradients of this head, and returns that of its row of the bias if it is asked for.
     fn backward(&self, gradient: Mat<'_>, out: &Gradients<'_>, of_bias: bool) -> Option<Vec<f32>> {
         let ([queries, _], [keys, _]) = (self.q.shape(), self.k.shape());
-        let (query_tokens, key_tokens) = (self.sight.queries.row(self.row), self.sight.keys.row(self.row));
+        let (query_tokens, key_tokens) = (self.visibility.queries.row(self.row), self.visibility.keys.row(self.row));
         let gradient = gradient.rows(query_tokens.clone()).columns(self.columns.clone());
         let [q_columns, k_columns, v_columns] =
             out.first.map(|first| first + self.columns.start..first + self.columns.end);
@@ -291,8 +291,8 @@ impl Head<'_> {
                     match &mut sums[..] {
                         [total] => *total += sum([scores], |[x]| x),
                         sums => {
-                            let seen = self.sight.seen(first + index, keys);
-                            let sums = &mut sums[self.sight.first_column(first + index)..];
+                            let seen = self.visibility.seen(first + index, keys);
+                            let sums = &mut sums[self.visibility.first_column(first + index)..];
                             sums.iter_mut().zip(&scores[..seen]).for_each(|(sum, x)| *sum += x);
                         }
                     }
@@ -308,8 +308,8 @@ vector_fn! {
     fn exponentials_of_block(head: &Head<'_>, scores: &mut [f32], inverse: &mut [f32], first: usize, keys: usize) {
         for (index, (row, inverse)) in scores.chunks_exact_mut(keys).zip(inverse).enumerate() {
             let query = first + index;
-            let (row, unseen) = row.split_at_mut(head.sight.seen(query, keys));
-            *inverse = exponentials(row, head.bias, head.sight, query);
+            let (row, unseen) = row.split_at_mut(head.visibility.seen(query, keys));
+            *inverse = exponentials(row, head.bias, head.visibility, query);
             unseen.fill(0.0);
         }
     }
@@ -357,7 +357,7 @@ vector_fn! {
     /// The scores of one query, head after head, to weights, and what these make of the values of `seen` keys.
     fn mix_one_query(heads: &Heads<'_>, out: &mut [f32], weights: &mut [f32], v: Mat<'_>, seen: usize) {
         for (head, weights) in weights.chunks_exact_mut(seen).enumerate() {
-            let inverse = exponentials(weights, heads.bias_row(head), heads.sight, 0);
+            let inverse = exponentials(weights, heads.bias_row(head), heads.visibility, 0);
             weights.iter_mut().for_each(|weight| *weight *= inverse);
         }
         out.fill(0.0);
@@ -375,10 +375,10 @@ vector_fn! {
 /// Turns the scores of a query into the exponentials of what they are, with the bias, below their largest, and returns
 /// the inverse of their sum.
 #[inline(always)]
-fn exponentials(scores: &mut [f32], bias: &[f32], sight: &Sight, query: usize) -> f32 {
+fn exponentials(scores: &mut [f32], bias: &[f32], visibility: &Visibility, query: usize) -> f32 {
     match bias {
         [bias] => scores.iter_mut().for_each(|x| *x += bias),
-        bias => scores.iter_mut().zip(&bias[sight.first_column(query)..]).for_each(|(x, bias)| *x += bias),
+        bias => scores.iter_mut().zip(&bias[visibility.first_column(query)..]).for_each(|(x, bias)| *x += bias),
     }
     let max = largest(scores);
     scores.iter_mut().for_each(|x| *x = exp(*x - max));

@@ -19,7 +19,7 @@ use sideburn_batch::Dropout;
 use super::mask::{self, MaskLaunch};
 use super::sums::sum_rows;
 use super::{Primitive, accepted, element, fresh, fresh_of};
-use crate::ops::attention::{AttentionKernels, Sight};
+use crate::ops::attention::{AttentionKernels, Visibility};
 use kernels::{bias_kernel, forward_kernel, keys_kernel, queries_kernel};
 use tiles::{LANES, SizesLaunch, Tiles, UNITS};
 
@@ -29,23 +29,23 @@ const WIDEST: usize = 128;
 impl AttentionKernels for CubeBackend {
     fn try_attention(
         inputs: [Primitive; 4],
-        sight: &Sight,
+        visibility: &Visibility,
         dropout: Option<Dropout>,
     ) -> Result<Primitive, [Primitive; 4]> {
         let [q, k, v, bias] = accepted(inputs)?;
-        let launch = Launch::new(&q, &bias, sight, dropout);
+        let launch = Launch::new(&q, &bias, visibility, dropout);
         let tiles = launch.tiles(launch.forward_tiles());
         if !launch.fits(tiles) {
             return Err([q, k, v, bias]);
         }
         let (out, dtype) = (fresh(&q, q.shape()), element(&q));
         let (rows, client) = (launch.rows(), q.client.clone());
-        // SAFETY: cubes beyond a row stop at once, and units read and write tokens of their row only, which `sight` has
+        // SAFETY: cubes beyond a row stop at once, and units read and write tokens of their row only, which `visibility` has
         // been checked to have, and columns of the bias for keys that are seen, which it has as well.
         unsafe {
             forward_kernel::launch_unchecked(
                 &client,
-                launch.cubes(sight.queries.columns().div_ceil(tiles.own)),
+                launch.cubes(visibility.queries.columns().div_ceil(tiles.own)),
                 CubeDim::new_1d(UNITS as u32),
                 q.into_tensor_arg(),
                 k.into_tensor_arg(),
@@ -64,19 +64,19 @@ impl AttentionKernels for CubeBackend {
 
     fn try_attention_backward(
         inputs: [Primitive; 5],
-        sight: &Sight,
+        visibility: &Visibility,
         of_bias: bool,
         dropout: Option<Dropout>,
     ) -> Result<[Primitive; 4], [Primitive; 5]> {
         let [q, k, v, bias, gradient] = accepted(inputs)?;
-        let launch = Launch::new(&q, &bias, sight, dropout);
+        let launch = Launch::new(&q, &bias, visibility, dropout);
         let tiles = launch.tiles(launch.backward_tiles());
         if !launch.fits(tiles) {
             return Err([q, k, v, bias, gradient]);
         }
         let (client, dtype) = (q.client.clone(), element(&q));
         let [of_q, of_k, of_v] = [&q, &k, &v].map(|x| fresh(x, x.shape()));
-        let queries = sight.queries.rows() * sight.heads * sight.queries.columns();
+        let queries = visibility.queries.rows() * visibility.heads * visibility.queries.columns();
         let [normalisers, pulls] = [(); 2].map(|()| fresh_of(&q, [queries], DType::F32));
         let (rows, dim) = (launch.rows(), CubeDim::new_1d(UNITS as u32));
         let blocks = |columns: usize| launch.cubes(columns.div_ceil(tiles.own));
@@ -84,7 +84,7 @@ impl AttentionKernels for CubeBackend {
         unsafe {
             queries_kernel::launch_unchecked(
                 &client,
-                blocks(sight.queries.columns()),
+                blocks(visibility.queries.columns()),
                 dim,
                 q.clone().into_tensor_arg(),
                 k.clone().into_tensor_arg(),
@@ -102,7 +102,7 @@ impl AttentionKernels for CubeBackend {
             );
             keys_kernel::launch_unchecked(
                 &client,
-                blocks(sight.keys.columns()),
+                blocks(visibility.keys.columns()),
                 dim,
                 q.clone().into_tensor_arg(),
                 k.clone().into_tensor_arg(),
@@ -125,8 +125,8 @@ impl AttentionKernels for CubeBackend {
             // What is added to all scores of a query changes nothing.
             true if !tiles.biased => CubeBackend::float_zeros(bias.shape(), &bias.device(), bias.dtype().into()),
             true => {
-                let width = sight.heads * bias.meta.shape()[1];
-                let partial = fresh_of(&q, [sight.queries.rows(), width], DType::F32);
+                let width = visibility.heads * bias.meta.shape()[1];
+                let partial = fresh_of(&q, [visibility.queries.rows(), width], DType::F32);
                 // SAFETY: as above. Each row and head has a place of its own in `partial`.
                 unsafe {
                     bias_kernel::launch_unchecked(
@@ -158,22 +158,22 @@ impl AttentionKernels for CubeBackend {
 /// What the launches of an attention have in common.
 struct Launch<'a> {
     client: Client,
-    sight: &'a Sight,
+    visibility: &'a Visibility,
     width: usize,
     bias: [usize; 2],
     dropout: Option<Dropout>,
 }
 
 impl<'a> Launch<'a> {
-    fn new(q: &Primitive, bias: &Primitive, sight: &'a Sight, dropout: Option<Dropout>) -> Self {
+    fn new(q: &Primitive, bias: &Primitive, visibility: &'a Visibility, dropout: Option<Dropout>) -> Self {
         let bias = [bias.shape()[0], bias.shape()[1]];
-        Self { client: q.client.clone(), sight, width: q.shape()[1] / sight.heads, bias, dropout }
+        Self { client: q.client.clone(), visibility, width: q.shape()[1] / visibility.heads, bias, dropout }
     }
 
     /// Queries that a cube takes at once, and keys. Few queries, as in decoding, make small blocks.
     fn forward_tiles(&self) -> [usize; 2] {
         let keys = if self.width <= WIDEST / 2 { 32 } else { 16 };
-        if self.sight.queries.columns() <= LANES { [LANES, keys] } else { [32, keys] }
+        if self.visibility.queries.columns() <= LANES { [LANES, keys] } else { [32, keys] }
     }
 
     /// The same of the backward pass, which has more tiles to keep.
@@ -186,18 +186,18 @@ impl<'a> Launch<'a> {
             width: self.width,
             own,
             others,
-            causal: self.sight.causal,
+            causal: self.visibility.causal,
             biased: self.bias != [1, 1],
             drops: self.dropout.is_some(),
-            aligned: self.sight.keys.columns().is_multiple_of(Dropout::ELEMENTS_PER_DRAW),
+            aligned: self.visibility.keys.columns().is_multiple_of(Dropout::ELEMENTS_PER_DRAW),
         }
     }
 
     /// Whether the device has what the kernels need, and the indices of the mask 32 bits.
     fn fits(&self, tiles: Tiles) -> bool {
         let hardware = &self.client.properties().hardware;
-        let (queries, keys) = (&self.sight.queries, &self.sight.keys);
-        let weights = [queries.rows(), self.sight.heads, queries.columns(), keys.columns()];
+        let (queries, keys) = (&self.visibility.queries, &self.visibility.keys);
+        let weights = [queries.rows(), self.visibility.heads, queries.columns(), keys.columns()];
         self.width <= WIDEST
             && tiles.shared_bytes() <= hardware.max_shared_memory_size
             && UNITS as u32 <= hardware.max_units_per_cube
@@ -206,7 +206,7 @@ impl<'a> Launch<'a> {
 
     /// A cube for each block of each head of each row.
     fn cubes(&self, blocks: usize) -> CubeCount {
-        CubeCount::Static(blocks as u32, self.sight.heads as u32, self.sight.queries.rows() as u32)
+        CubeCount::Static(blocks as u32, self.visibility.heads as u32, self.visibility.queries.rows() as u32)
     }
 
     /// For queries and keys of each row, where they begin, how many there are, and how many places they have.
@@ -215,22 +215,22 @@ impl<'a> Launch<'a> {
             let tokens = layout.row(row);
             [tokens.start as u32, tokens.len() as u32, layout.places(row) as u32]
         };
-        let of_row = |row| [places(&self.sight.queries, row), places(&self.sight.keys, row)].concat();
-        let rows: Vec<u32> = (0..self.sight.queries.rows()).flat_map(of_row).collect();
+        let of_row = |row| [places(&self.visibility.queries, row), places(&self.visibility.keys, row)].concat();
+        let rows: Vec<u32> = (0..self.visibility.queries.rows()).flat_map(of_row).collect();
         self.client.create_from_slice(u32::as_bytes(&rows))
     }
 
     fn rows_argument(&self, rows: Handle) -> BufferArg {
         // SAFETY: these are as many numbers as `rows` wrote.
-        unsafe { BufferArg::from_raw_parts(rows, 6 * self.sight.queries.rows()) }
+        unsafe { BufferArg::from_raw_parts(rows, 6 * self.visibility.queries.rows()) }
     }
 
     fn sizes(&self) -> SizesLaunch {
         SizesLaunch::new(
-            self.sight.queries.columns() as u32,
-            self.sight.keys.columns() as u32,
-            self.sight.first as u32,
-            (self.sight.origin - self.sight.first.min(self.sight.origin)) as u32,
+            self.visibility.queries.columns() as u32,
+            self.visibility.keys.columns() as u32,
+            self.visibility.first_query as u32,
+            (self.visibility.bias_origin - self.visibility.first_query.min(self.visibility.bias_origin)) as u32,
         )
     }
 

@@ -12,22 +12,25 @@ use super::linear::parts;
 use super::tape::record;
 use crate::RowLayout;
 
-/// Which keys a query looks at, and what is added to its scores.
+/// Which keys each query sees, and which column of the bias is added to its score with a key.
+///
+/// The bias goes by distance. Query `i` of a row stands at place `first_query + i`, key `j` at place `j`; their score gets
+/// column `bias_origin + j - (first_query + i)` of the bias. With `bias_origin` 3 and `first_query` 0, query 0 takes
+/// columns 3, 4, 5, .. for keys 0, 1, 2, .., and query 2 takes columns 1, 2, 3, ...
 #[derive(Clone, Debug)]
-pub struct Sight {
+pub struct Visibility {
     /// The number of heads.
     pub heads: usize,
     /// Where the queries of each row lie.
     pub queries: RowLayout,
     /// Where the keys of each row lie; as many rows.
     pub keys: RowLayout,
-    /// Whether a query sees only keys up to its own place.
+    /// Whether a query sees no keys behind its own place.
     pub causal: bool,
-    /// Which column of the bias is for a key at the place of its query. For a key `d` places behind, it is column
-    /// `origin + d`, where the first query has place [`first`](Self::first).
-    pub origin: usize,
+    /// The column of the bias for a key at the place of its query.
+    pub bias_origin: usize,
     /// The place of the first query of each row among the keys.
-    pub first: usize,
+    pub first_query: usize,
 }
 
 /// Attention with a bias that goes by relative position, `dropout(softmax(q k^T + bias)) v`, unscaled as in T5 (Raffel
@@ -35,7 +38,7 @@ pub struct Sight {
 /// CPU they are never in memory for more than a few queries at a time.
 ///
 /// # Shapes
-/// `q [queries, heads * width]`, `k` and `v [keys, heads * width]`, as `sight` lays out the rows,
+/// `q [queries, heads * width]`, `k` and `v [keys, heads * width]`, as `visibility` lays out the rows,
 /// `bias [heads, distances]` or, for none, `[1, 1]` of zero, give `[queries, heads * width]`. What comes out at a token that
 /// belongs to no row is finite and means nothing.
 ///
@@ -46,12 +49,12 @@ pub fn attention(
     k: Tensor<2>,
     v: Tensor<2>,
     bias: Tensor<2>,
-    sight: &Sight,
+    visibility: &Visibility,
     dropout: Option<Dropout>,
 ) -> Tensor<2> {
-    sight.assert_fits(q.dims(), k.dims(), v.dims(), bias.dims());
+    visibility.assert_fits(q.dims(), k.dims(), v.dims(), bias.dims());
     let [q, k, v, bias] = [q, k, v, bias].map(Tensor::into_dispatch);
-    Tensor::from_dispatch(Dispatch::attention_forward(q, k, v, bias, sight.clone(), dropout))
+    Tensor::from_dispatch(Dispatch::attention_forward(q, k, v, bias, visibility.clone(), dropout))
 }
 
 /// [`attention`] of tokens that look at each other: queries, keys and values side by side, `qkv [tokens, 3 * heads * width]`,
@@ -59,42 +62,42 @@ pub fn attention(
 ///
 /// # Panics
 /// As there.
-pub fn self_attention(qkv: Tensor<2>, bias: Tensor<2>, sight: &Sight, dropout: Option<Dropout>) -> Tensor<2> {
+pub fn self_attention(qkv: Tensor<2>, bias: Tensor<2>, visibility: &Visibility, dropout: Option<Dropout>) -> Tensor<2> {
     let [tokens, columns] = qkv.dims();
     assert!(columns.is_multiple_of(3), "{columns} columns do not make queries, keys and values");
     let part = [tokens, columns / 3];
-    sight.assert_fits(part, part, part, bias.dims());
+    visibility.assert_fits(part, part, part, bias.dims());
     let [qkv, bias] = [qkv, bias].map(Tensor::into_dispatch);
-    Tensor::from_dispatch(Dispatch::self_attention_forward(qkv, bias, sight.clone(), dropout))
+    Tensor::from_dispatch(Dispatch::self_attention_forward(qkv, bias, visibility.clone(), dropout))
 }
 
-impl Sight {
-    /// Every query sees all keys of its row; there are no positions.
-    pub fn everything(heads: usize, queries: &RowLayout, keys: &RowLayout) -> Self {
-        Self { heads, queries: queries.clone(), keys: keys.clone(), causal: false, origin: 0, first: 0 }
+impl Visibility {
+    /// Every query sees all keys of its row, and has no distance to them: the attention of a decoder to what was encoded.
+    pub fn full(heads: usize, queries: &RowLayout, keys: &RowLayout) -> Self {
+        Self { heads, queries: queries.clone(), keys: keys.clone(), causal: false, bias_origin: 0, first_query: 0 }
     }
 
-    /// Every query sees all keys of its row, which are the queries' own tokens. The bias has a column for each distance
-    /// from `1 - columns` to `columns - 1`.
-    pub fn own_rows(heads: usize, layout: &RowLayout) -> Self {
-        Self { origin: layout.columns() - 1, ..Self::everything(heads, layout, layout) }
+    /// Queries and keys are the same tokens, and every query sees all keys of its row. The bias has `2 * columns - 1` columns,
+    /// for the distances from `1 - columns` to `columns - 1`.
+    pub fn bidirectional(heads: usize, layout: &RowLayout) -> Self {
+        Self { bias_origin: layout.columns() - 1, ..Self::full(heads, layout, layout) }
     }
 
-    /// Every query sees the keys of its row up to its own place, which for the first query is `first`. The bias has a
-    /// column for each distance from `-(first + columns - 1)` to 0 at least.
-    pub fn up_to_own_place(heads: usize, queries: &RowLayout, keys: &RowLayout, first: usize) -> Self {
-        let origin = first + queries.columns() - 1;
-        Self { causal: true, origin, first, ..Self::everything(heads, queries, keys) }
+    /// Every query sees the keys of its row up to its own place; the first query stands at place `first_query`. The bias has
+    /// `first_query + columns` columns, for the distances from `1 - first_query - columns` to 0, or more.
+    pub fn causal(heads: usize, queries: &RowLayout, keys: &RowLayout, first_query: usize) -> Self {
+        let bias_origin = first_query + queries.columns() - 1;
+        Self { causal: true, bias_origin, first_query, ..Self::full(heads, queries, keys) }
     }
 
     /// How many of `keys` keys the query with this index sees.
     pub(crate) fn seen(&self, query: usize, keys: usize) -> usize {
-        if self.causal { keys.min(self.first + query + 1) } else { keys }
+        if self.causal { keys.min(self.first_query + query + 1) } else { keys }
     }
 
     /// The column of the bias for the first key, as the query with this index sees it.
     pub(crate) fn first_column(&self, query: usize) -> usize {
-        self.origin - self.first - query
+        self.bias_origin - self.first_query - query
     }
 
     fn assert_fits(&self, q: [usize; 2], k: [usize; 2], v: [usize; 2], bias: [usize; 2]) {
@@ -105,9 +108,9 @@ impl Sight {
         assert_eq!(queries.rows(), keys.rows(), "every row of queries needs one row of keys");
         assert!(!queries.is_shared(), "every row needs queries of its own");
         assert_eq!((q[0], k[0]), (queries.tokens(), keys.tokens()), "q and k must be as their rows are laid out");
-        let far = self.first + queries.columns() - 1;
+        let far = self.first_query + queries.columns() - 1;
         assert!(
-            bias == [1, 1] || bias[0] == *heads && far <= self.origin && self.seen_columns() <= bias[1],
+            bias == [1, 1] || bias[0] == *heads && far <= self.bias_origin && self.seen_columns() <= bias[1],
             "bias {bias:?} has no column for some of the distances, or not {heads} heads"
         );
     }
@@ -116,7 +119,7 @@ impl Sight {
     fn seen_columns(&self) -> usize {
         let last = |query: usize| {
             let seen = self.seen(query, self.keys.columns());
-            (self.origin + seen).saturating_sub(self.first + query)
+            (self.bias_origin + seen).saturating_sub(self.first_query + query)
         };
         last(0).max(last(self.queries.columns() - 1))
     }
@@ -132,14 +135,14 @@ pub(crate) trait AttentionOps: DropoutOps {
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
         bias: FloatTensor<Self>,
-        sight: Sight,
+        visibility: Visibility,
         dropout: Option<Dropout>,
     ) -> FloatTensor<Self> {
-        composed::<Self>([q, k, v, bias], &sight, dropout)
+        composed::<Self>([q, k, v, bias], &visibility, dropout)
     }
 
     /// Its gradients with respect to `q`, `k`, `v` and, if it is asked for, `bias` (otherwise anything).
-    #[fusion(meta = |q, k, v, bias, _gradient, _sight, _of_bias, _dropout| {
+    #[fusion(meta = |q, k, v, bias, _gradient, _visibility, _of_bias, _dropout| {
         (q.clone(), k.clone(), v.clone(), bias.clone())
     })]
     #[allow(clippy::too_many_arguments, reason = "backend extensions take tensors one by one")]
@@ -149,11 +152,11 @@ pub(crate) trait AttentionOps: DropoutOps {
         v: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
-        sight: Sight,
+        visibility: Visibility,
         of_bias: bool,
         dropout: Option<Dropout>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        composed_backward::<Self>([q, k, v, bias, gradient], &sight, of_bias, dropout).into()
+        composed_backward::<Self>([q, k, v, bias, gradient], &visibility, of_bias, dropout).into()
     }
 
     /// See [`self_attention`].
@@ -161,10 +164,10 @@ pub(crate) trait AttentionOps: DropoutOps {
     fn self_attention_forward(
         qkv: FloatTensor<Self>,
         bias: FloatTensor<Self>,
-        sight: Sight,
+        visibility: Visibility,
         dropout: Option<Dropout>,
     ) -> FloatTensor<Self> {
-        in_parts::<Self>([qkv, bias], sight, dropout)
+        in_parts::<Self>([qkv, bias], visibility, dropout)
     }
 
     /// Its gradients with respect to `qkv` and, if it is asked for, `bias` (otherwise anything).
@@ -173,11 +176,11 @@ pub(crate) trait AttentionOps: DropoutOps {
         qkv: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
-        sight: Sight,
+        visibility: Visibility,
         of_bias: bool,
         dropout: Option<Dropout>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        in_parts_backward::<Self>([qkv, bias, gradient], sight, of_bias, dropout)
+        in_parts_backward::<Self>([qkv, bias, gradient], visibility, of_bias, dropout)
     }
 }
 
@@ -186,7 +189,7 @@ pub(crate) trait AttentionKernels: DropoutOps {
     /// Of queries, keys, values and bias.
     fn try_attention(
         inputs: [FloatTensor<Self>; 4],
-        _sight: &Sight,
+        _visibility: &Visibility,
         _dropout: Option<Dropout>,
     ) -> Result<FloatTensor<Self>, [FloatTensor<Self>; 4]> {
         Err(inputs)
@@ -195,7 +198,7 @@ pub(crate) trait AttentionKernels: DropoutOps {
     /// The gradients of these, from them and the gradient of the output.
     fn try_attention_backward(
         inputs: [FloatTensor<Self>; 5],
-        _sight: &Sight,
+        _visibility: &Visibility,
         _of_bias: bool,
         _dropout: Option<Dropout>,
     ) -> Result<[FloatTensor<Self>; 4], [FloatTensor<Self>; 5]> {
@@ -205,7 +208,7 @@ pub(crate) trait AttentionKernels: DropoutOps {
     /// Of queries, keys and values in one matrix, and the bias.
     fn try_self_attention(
         inputs: [FloatTensor<Self>; 2],
-        _sight: &Sight,
+        _visibility: &Visibility,
         _dropout: Option<Dropout>,
     ) -> Result<FloatTensor<Self>, [FloatTensor<Self>; 2]> {
         Err(inputs)
@@ -214,7 +217,7 @@ pub(crate) trait AttentionKernels: DropoutOps {
     /// The gradients of these, from them and the gradient of the output.
     fn try_self_attention_backward(
         inputs: [FloatTensor<Self>; 3],
-        _sight: &Sight,
+        _visibility: &Visibility,
         _of_bias: bool,
         _dropout: Option<Dropout>,
     ) -> Result<[FloatTensor<Self>; 2], [FloatTensor<Self>; 3]> {
@@ -228,14 +231,14 @@ impl<B: AttentionKernels> AttentionOps for B {
         k: FloatTensor<B>,
         v: FloatTensor<B>,
         bias: FloatTensor<B>,
-        sight: Sight,
+        visibility: Visibility,
         dropout: Option<Dropout>,
     ) -> FloatTensor<B> {
         fused(
             "attention_forward",
             [q, k, v, bias],
-            |inputs| B::try_attention(inputs, &sight, dropout),
-            |inputs| composed::<B>(inputs, &sight, dropout),
+            |inputs| B::try_attention(inputs, &visibility, dropout),
+            |inputs| composed::<B>(inputs, &visibility, dropout),
         )
     }
 
@@ -245,15 +248,15 @@ impl<B: AttentionKernels> AttentionOps for B {
         v: FloatTensor<B>,
         bias: FloatTensor<B>,
         gradient: FloatTensor<B>,
-        sight: Sight,
+        visibility: Visibility,
         of_bias: bool,
         dropout: Option<Dropout>,
     ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
         fused(
             "attention_backward",
             [q, k, v, bias, gradient],
-            |inputs| B::try_attention_backward(inputs, &sight, of_bias, dropout),
-            |inputs| composed_backward::<B>(inputs, &sight, of_bias, dropout),
+            |inputs| B::try_attention_backward(inputs, &visibility, of_bias, dropout),
+            |inputs| composed_backward::<B>(inputs, &visibility, of_bias, dropout),
         )
         .into()
     }
@@ -261,14 +264,14 @@ impl<B: AttentionKernels> AttentionOps for B {
     fn self_attention_forward(
         qkv: FloatTensor<B>,
         bias: FloatTensor<B>,
-        sight: Sight,
+        visibility: Visibility,
         dropout: Option<Dropout>,
     ) -> FloatTensor<B> {
         fused(
             "self_attention_forward",
             [qkv, bias],
-            |inputs| B::try_self_attention(inputs, &sight, dropout),
-            |inputs| in_parts::<B>(inputs, sight.clone(), dropout),
+            |inputs| B::try_self_attention(inputs, &visibility, dropout),
+            |inputs| in_parts::<B>(inputs, visibility.clone(), dropout),
         )
     }
 
@@ -276,15 +279,15 @@ impl<B: AttentionKernels> AttentionOps for B {
         qkv: FloatTensor<B>,
         bias: FloatTensor<B>,
         gradient: FloatTensor<B>,
-        sight: Sight,
+        visibility: Visibility,
         of_bias: bool,
         dropout: Option<Dropout>,
     ) -> (FloatTensor<B>, FloatTensor<B>) {
         fused(
             "self_attention_backward",
             [qkv, bias, gradient],
-            |inputs| B::try_self_attention_backward(inputs, &sight, of_bias, dropout).map(Into::into),
-            |inputs| in_parts_backward::<B>(inputs, sight.clone(), of_bias, dropout),
+            |inputs| B::try_self_attention_backward(inputs, &visibility, of_bias, dropout).map(Into::into),
+            |inputs| in_parts_backward::<B>(inputs, visibility.clone(), of_bias, dropout),
         )
     }
 }
@@ -292,22 +295,22 @@ impl<B: AttentionKernels> AttentionOps for B {
 /// [`self_attention`] with its parts taken out of their matrix.
 fn in_parts<B: AttentionOps>(
     [qkv, bias]: [FloatTensor<B>; 2],
-    sight: Sight,
+    visibility: Visibility,
     dropout: Option<Dropout>,
 ) -> FloatTensor<B> {
     let [q, k, v] = parts::<B, 3>(&qkv);
-    B::attention_forward(q, k, v, bias, sight, dropout)
+    B::attention_forward(q, k, v, bias, visibility, dropout)
 }
 
 /// Its gradients, put together again.
 fn in_parts_backward<B: AttentionOps>(
     [qkv, bias, gradient]: [FloatTensor<B>; 3],
-    sight: Sight,
+    visibility: Visibility,
     of_bias: bool,
     dropout: Option<Dropout>,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
     let [q, k, v] = parts::<B, 3>(&qkv);
-    let (q, k, v, bias) = B::attention_backward(q, k, v, bias, gradient, sight, of_bias, dropout);
+    let (q, k, v, bias) = B::attention_backward(q, k, v, bias, gradient, visibility, of_bias, dropout);
     (B::float_cat(vec![q, k, v], 1), bias)
 }
 
@@ -368,66 +371,71 @@ fn without_padding<B: Backend>(x: FloatTensor<B>, layout: &RowLayout) -> FloatTe
 }
 
 /// For each query and key the column of the bias, clamped to those there are: `[queries * keys]`.
-fn bias_columns<B: Backend>(bias: &FloatTensor<B>, sight: &Sight) -> IntTensor<B> {
+fn bias_columns<B: Backend>(bias: &FloatTensor<B>, visibility: &Visibility) -> IntTensor<B> {
     let (device, columns) = (bias.device(), bias.shape()[1] as i64);
-    let (queries, keys) = (sight.queries.columns(), sight.keys.columns());
+    let (queries, keys) = (visibility.queries.columns(), visibility.keys.columns());
     let range = |count: usize, shape: [usize; 2]| {
         B::int_reshape(B::int_arange(0..count as i64, &device, IntDType::I32), Shape::from(shape))
     };
     let expand = |x| B::int_expand(x, Shape::from([queries, keys]));
     let distance = B::int_sub(expand(range(keys, [1, keys])), expand(range(queries, [queries, 1])));
-    let column = B::int_add_scalar(distance, ((sight.origin - sight.first) as i64).into());
+    let column = B::int_add_scalar(distance, ((visibility.bias_origin - visibility.first_query) as i64).into());
     B::int_reshape(B::int_clamp(column, 0.into(), (columns - 1).into()), Shape::from([queries * keys]))
 }
 
 /// True where a query may not look at a key: `[rows, 1, queries or 1, keys]`.
-fn mask<B: Backend>(sight: &Sight, device: &Device<B>) -> BoolTensor<B> {
-    let (rows, keys) = (sight.keys.rows(), sight.keys.columns());
-    let queries = if sight.causal { sight.queries.columns() } else { 1 };
+fn mask<B: Backend>(visibility: &Visibility, device: &Device<B>) -> BoolTensor<B> {
+    let (rows, keys) = (visibility.keys.rows(), visibility.keys.columns());
+    let queries = if visibility.causal { visibility.queries.columns() } else { 1 };
     let of_row = |length: usize| {
-        let of_query = move |query| (0..keys).map(move |key| key >= sight.seen(query, keys).min(length));
+        let of_query = move |query| (0..keys).map(move |key| key >= visibility.seen(query, keys).min(length));
         (0..queries).flat_map(of_query)
     };
-    let mask: Vec<bool> = sight.keys.lengths().iter().flat_map(|length| of_row(*length)).collect();
+    let mask: Vec<bool> = visibility.keys.lengths().iter().flat_map(|length| of_row(*length)).collect();
     bools::<B>(TensorData::new(mask, [rows, 1, queries, keys]), device)
 }
 
 /// The weights before dropout, `[rows, heads, queries, keys]`, of rows.
-fn weights<B: Backend>(q: FloatTensor<B>, k: FloatTensor<B>, bias: FloatTensor<B>, sight: &Sight) -> FloatTensor<B> {
+fn weights<B: Backend>(
+    q: FloatTensor<B>,
+    k: FloatTensor<B>,
+    bias: FloatTensor<B>,
+    visibility: &Visibility,
+) -> FloatTensor<B> {
     let device = q.device();
     let scores = B::float_matmul(q, B::float_swap_dims(k, 2, 3));
     let scores = if bias.shape().num_elements() == 1 {
         B::float_add(scores, B::float_reshape(bias, Shape::from([1; 4])))
     } else {
-        let columns = bias_columns::<B>(&bias, sight);
-        let shape = [1, sight.heads, sight.queries.columns(), sight.keys.columns()];
+        let columns = bias_columns::<B>(&bias, visibility);
+        let shape = [1, visibility.heads, visibility.queries.columns(), visibility.keys.columns()];
         B::float_add(scores, B::float_reshape(B::float_select(bias, 1, columns), Shape::from(shape)))
     };
-    let mask = B::bool_expand(mask::<B>(sight, &device), scores.shape());
+    let mask = B::bool_expand(mask::<B>(visibility, &device), scores.shape());
     B::softmax(B::float_mask_fill(scores, mask, MASKED.into()), 3)
 }
 
 fn composed<B: DropoutOps>(
     [q, k, v, bias]: [FloatTensor<B>; 4],
-    sight: &Sight,
+    visibility: &Visibility,
     dropout: Option<Dropout>,
 ) -> FloatTensor<B> {
-    let q = to_rows::<B>(q, &sight.queries, sight.heads);
-    let [k, v] = [k, v].map(|x| to_rows::<B>(x, &sight.keys, sight.heads));
-    let weights = drop::<B>(weights::<B>(q, k, bias, sight), dropout);
-    to_tokens::<B>(B::float_matmul(weights, v), &sight.queries)
+    let q = to_rows::<B>(q, &visibility.queries, visibility.heads);
+    let [k, v] = [k, v].map(|x| to_rows::<B>(x, &visibility.keys, visibility.heads));
+    let weights = drop::<B>(weights::<B>(q, k, bias, visibility), dropout);
+    to_tokens::<B>(B::float_matmul(weights, v), &visibility.queries)
 }
 
 fn composed_backward<B: DropoutOps>(
     [q, k, v, bias, gradient]: [FloatTensor<B>; 5],
-    sight: &Sight,
+    visibility: &Visibility,
     of_bias: bool,
     dropout: Option<Dropout>,
 ) -> [FloatTensor<B>; 4] {
-    let [q, gradient] = [q, gradient].map(|x| to_rows::<B>(x, &sight.queries, sight.heads));
-    let gradient = without_padding::<B>(gradient, &sight.queries);
-    let [k, v] = [k, v].map(|x| to_rows::<B>(x, &sight.keys, sight.heads));
-    let weights = weights::<B>(q.clone(), k.clone(), bias.clone(), sight);
+    let [q, gradient] = [q, gradient].map(|x| to_rows::<B>(x, &visibility.queries, visibility.heads));
+    let gradient = without_padding::<B>(gradient, &visibility.queries);
+    let [k, v] = [k, v].map(|x| to_rows::<B>(x, &visibility.keys, visibility.heads));
+    let weights = weights::<B>(q.clone(), k.clone(), bias.clone(), visibility);
     let dropped = drop::<B>(weights.clone(), dropout);
     let of_v = B::float_matmul(B::float_swap_dims(dropped, 2, 3), gradient.clone());
     let of_weights = drop::<B>(B::float_matmul(gradient, B::float_swap_dims(v, 2, 3)), dropout);
@@ -440,17 +448,19 @@ fn composed_backward<B: DropoutOps>(
             B::float_reshape(B::float_sum_dims(scores.clone(), &[0, 1, 2, 3]), Shape::from([1, 1]))
         }
         true => {
-            let (columns, shape) = (bias_columns::<B>(&bias, sight), scores.shape());
-            let sums =
-                B::float_reshape(B::float_sum_dim(scores.clone(), 0), Shape::from([sight.heads, shape[2] * shape[3]]));
+            let (columns, shape) = (bias_columns::<B>(&bias, visibility), scores.shape());
+            let sums = B::float_reshape(
+                B::float_sum_dim(scores.clone(), 0),
+                Shape::from([visibility.heads, shape[2] * shape[3]]),
+            );
             let zeros = B::float_zeros(bias.shape(), &bias.device(), bias.dtype().into());
             B::float_select_assign(zeros, 1, columns, sums, IndexingUpdateOp::Add)
         }
     };
     let of_k = B::float_matmul(B::float_swap_dims(scores.clone(), 2, 3), q);
     let of_q = B::float_matmul(scores, k);
-    let [of_k, of_v] = [of_k, of_v].map(|x| to_tokens::<B>(x, &sight.keys));
-    [to_tokens::<B>(of_q, &sight.queries), of_k, of_v, of_bias]
+    let [of_k, of_v] = [of_k, of_v].map(|x| to_tokens::<B>(x, &visibility.keys));
+    [to_tokens::<B>(of_q, &visibility.queries), of_k, of_v, of_bias]
 }
 
 impl<B: AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff<B, C> {
@@ -459,18 +469,18 @@ impl<B: AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff<B, C> {
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
         bias: FloatTensor<Self>,
-        sight: Sight,
+        visibility: Visibility,
         dropout: Option<Dropout>,
     ) -> FloatTensor<Self> {
         record::<B, C, _, 4>(
             [q, k, v, bias],
             |inputs| {
                 let [q, k, v, bias] = inputs.clone();
-                (B::attention_forward(q, k, v, bias, sight.clone(), dropout), (inputs, sight, dropout))
+                (B::attention_forward(q, k, v, bias, visibility.clone(), dropout), (inputs, visibility, dropout))
             },
-            |([q, k, v, bias], sight, dropout), gradient, [.., of_bias]| {
-                assert!(!sight.keys.is_shared(), "rows that share their keys have no gradient");
-                let gradients = B::attention_backward(q, k, v, bias, gradient, sight, of_bias, dropout);
+            |([q, k, v, bias], visibility, dropout), gradient, [.., of_bias]| {
+                assert!(!visibility.keys.is_shared(), "rows that share their keys have no gradient");
+                let gradients = B::attention_backward(q, k, v, bias, gradient, visibility, of_bias, dropout);
                 <[_; 4]>::from(gradients).map(Some)
             },
         )
@@ -479,17 +489,17 @@ impl<B: AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff<B, C> {
     fn self_attention_forward(
         qkv: FloatTensor<Self>,
         bias: FloatTensor<Self>,
-        sight: Sight,
+        visibility: Visibility,
         dropout: Option<Dropout>,
     ) -> FloatTensor<Self> {
         record::<B, C, _, 2>(
             [qkv, bias],
             |[qkv, bias]| {
-                let output = B::self_attention_forward(qkv.clone(), bias.clone(), sight.clone(), dropout);
-                (output, (qkv, bias, sight, dropout))
+                let output = B::self_attention_forward(qkv.clone(), bias.clone(), visibility.clone(), dropout);
+                (output, (qkv, bias, visibility, dropout))
             },
-            |(qkv, bias, sight, dropout), gradient, [_, of_bias]| {
-                let gradients = B::self_attention_backward(qkv, bias, gradient, sight, of_bias, dropout);
+            |(qkv, bias, visibility, dropout), gradient, [_, of_bias]| {
+                let gradients = B::self_attention_backward(qkv, bias, gradient, visibility, of_bias, dropout);
                 <[_; 2]>::from(gradients).map(Some)
             },
         )

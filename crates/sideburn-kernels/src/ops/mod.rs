@@ -18,7 +18,7 @@ pub(crate) mod tape;
 
 use burn::tensor::{Int, Tensor};
 
-use crate::runtime::path::{Path, path};
+use crate::runtime::mode::{KernelMode, kernel_mode};
 use crate::runtime::profile::Span;
 use crate::runtime::row_layout::is_cpu;
 
@@ -30,9 +30,9 @@ pub fn fused<I, O>(
     kernel: impl FnOnce(I) -> Result<O, I>,
     composed: impl FnOnce(I) -> O,
 ) -> O {
-    match path() {
-        Path::Fused => fused_always(name, inputs, kernel, composed),
-        Path::Composed => fused_always(name, inputs, Err, composed),
+    match kernel_mode() {
+        KernelMode::Fused => fused_always(name, inputs, kernel, composed),
+        KernelMode::Composed => fused_always(name, inputs, Err, composed),
     }
 }
 

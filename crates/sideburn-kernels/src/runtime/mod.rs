@@ -5,7 +5,7 @@
 pub(crate) mod launches;
 #[cfg(feature = "flex")]
 pub(crate) mod memory;
-pub(crate) mod path;
+pub(crate) mod mode;
 pub(crate) mod profile;
 pub(crate) mod row_layout;
 #[cfg(feature = "gpu")]

@@ -4,8 +4,8 @@ use crate::loops::{Sizes, check, check_at_scale, numbers};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use proptest::prelude::*;
 use sideburn_kernels::{
-    Dropout, Key, LowRank, RowLayout, Sight, adapted_linear, add_dropout, attention, cross_entropy, dropout, embedding,
-    gelu_gate, linear, linear_cross_entropy, low_rank, rms_norm, self_attention,
+    Dropout, Key, LowRank, RowLayout, Visibility, adapted_linear, add_dropout, attention, cross_entropy, dropout,
+    embedding, gelu_gate, linear, linear_cross_entropy, low_rank, rms_norm, self_attention,
 };
 
 const KEY: Key = Key::from_seed(5);
@@ -41,7 +41,7 @@ fn check_embedding(ids: &[usize], [rows, d]: [usize; 2]) {
     );
 }
 
-/// Rows of different lengths, each kind of sight, with and without a bias.
+/// Rows of different lengths, each kind of visibility, with and without a bias.
 fn sizes() -> impl Strategy<Value = Sizes> {
     let rows = prop::collection::vec((1..6usize, 1..8usize), 1..4);
     let size = (rows, 1..4usize, prop::sample::select(vec![1, 3, 8, 64, 128]));
@@ -67,12 +67,12 @@ fn sizes() -> impl Strategy<Value = Sizes> {
     })
 }
 
-fn sight(sizes: &Sizes, device: &Device) -> Sight {
+fn visibility(sizes: &Sizes, device: &Device) -> Visibility {
     let [queries, keys] = [&sizes.queries, &sizes.keys].map(|lengths| RowLayout::packed(lengths, device));
     match sizes.causal_from {
-        Some(first) => Sight::up_to_own_place(sizes.heads, &queries, &keys, first),
-        None if sizes.queries == sizes.keys && sizes.origin > 0 => Sight::own_rows(sizes.heads, &queries),
-        None => Sight::everything(sizes.heads, &queries, &keys),
+        Some(first) => Visibility::causal(sizes.heads, &queries, &keys, first),
+        None if sizes.queries == sizes.keys && sizes.origin > 0 => Visibility::bidirectional(sizes.heads, &queries),
+        None => Visibility::full(sizes.heads, &queries, &keys),
     }
 }
 
@@ -106,7 +106,7 @@ fn check_attention(sizes: &Sizes, seed: u64, p: f64) {
         |x| crate::loops::attention(sizes, x, &kept),
         |x| {
             let [q, k, v, bias] = matrices(x);
-            attention(q, k, v, bias, &sight(sizes, &x[0].device()), dropout).reshape([out])
+            attention(q, k, v, bias, &visibility(sizes, &x[0].device()), dropout).reshape([out])
         },
     );
     if sizes.queries == sizes.keys {
@@ -116,8 +116,8 @@ fn check_attention(sizes: &Sizes, seed: u64, p: f64) {
             |x| crate::loops::attention(sizes, x, &kept),
             |x| {
                 let [q, k, v, bias] = matrices(x);
-                let sight = sight(sizes, &x[0].device());
-                self_attention(Tensor::cat(vec![q, k, v], 1), bias, &sight, dropout).reshape([out])
+                let visibility = visibility(sizes, &x[0].device());
+                self_attention(Tensor::cat(vec![q, k, v], 1), bias, &visibility, dropout).reshape([out])
             },
         );
     }

@@ -6,7 +6,7 @@
 use crate::loops::{assert_near, bits, f32s, numbers, tensor, values};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use sideburn_kernels::{
-    AdamWStep, Dropout, Key, LinearOp, LowRank, RowLayout, Sight, adamw_step, adapted_linear, adapted_linears,
+    AdamWStep, Dropout, Key, LinearOp, LowRank, RowLayout, Visibility, adamw_step, adapted_linear, adapted_linears,
     add_dropout, attention, cross_entropy, dropout, embedding, gelu_gate, linear_cross_entropy, low_rank, norm,
     rms_norm, self_attention,
 };
@@ -181,25 +181,25 @@ fn layouts(lengths: &[usize], packed: bool, device: &Device) -> RowLayout {
     if packed { RowLayout::packed(lengths, device) } else { RowLayout::padded(lengths, 4, device) }
 }
 
-/// The sights of attentions over these rows: of all keys of others, of one's own row, and of what is before, after `first`.
-fn sights(
+/// The visibilities of attentions over these rows: of all keys of others, of one's own row, and of what is before, after `first`.
+fn visibilities(
     queries: &[usize],
     others: &[usize],
     first: usize,
     heads: usize,
     packed: bool,
     device: &Device,
-) -> [Sight; 3] {
+) -> [Visibility; 3] {
     let own: Vec<usize> = queries.iter().map(|queries| first + queries).collect();
     let [queries, others, own] = [queries, others, &own].map(|lengths| layouts(lengths, packed, device));
     [
-        Sight::everything(heads, &queries, &others),
-        Sight::own_rows(heads, &queries),
-        Sight::up_to_own_place(heads, &queries, &own, first),
+        Visibility::full(heads, &queries, &others),
+        Visibility::bidirectional(heads, &queries),
+        Visibility::causal(heads, &queries, &own, first),
     ]
 }
 
-/// Which of [`sights`], whether with a bias by distance, and whether with dropout.
+/// Which of [`visibilities`], whether with a bias by distance, and whether with dropout.
 type Kind = (usize, bool, bool);
 
 const KINDS: [Kind; 5] = [(0, false, true), (1, true, false), (1, false, false), (2, true, true), (2, true, false)];
@@ -212,23 +212,23 @@ fn check_attention(
     packed: bool,
     kinds: &[Kind],
 ) {
-    let of_cpu = sights(queries, others, first, heads, packed, &Device::flex());
+    let of_cpu = visibilities(queries, others, first, heads, packed, &Device::flex());
     for (kind, biased, drops) in kinds {
-        let (sight, columns) = (&of_cpu[*kind], heads * width);
-        let (tokens, keys) = ([sight.queries.tokens(), columns], [sight.keys.tokens(), columns]);
+        let (visibility, columns) = (&of_cpu[*kind], heads * width);
+        let (tokens, keys) = ([visibility.queries.tokens(), columns], [visibility.keys.tokens(), columns]);
         let inputs = [
             // Unscaled scores of wide heads would saturate the softmax.
             scaled(1, tokens, 1.0 / (width as f64).sqrt()),
             input(2, keys),
             input(3, keys),
-            input(4, if *biased { [heads, sight.origin + sight.keys.columns()] } else { [1, 1] }),
+            input(4, if *biased { [heads, visibility.bias_origin + visibility.keys.columns()] } else { [1, 1] }),
         ];
         let what = format!("attention {queries:?} {heads}x{width} packed {packed} {:?}", (kind, biased, drops));
         check(&what, &inputs, |x| {
-            let sights = sights(queries, others, first, heads, packed, &x[0].device().inner());
+            let visibilities = visibilities(queries, others, first, heads, packed, &x[0].device().inner());
             let [q, k, v, bias] = [0, 1, 2, 3].map(|i| x[i].clone());
-            let y = attention(q, k, v, bias, &sights[*kind], Dropout::new(if *drops { 0.3 } else { 0.0 }, KEY));
-            sights[*kind].queries.real_tokens(y)
+            let y = attention(q, k, v, bias, &visibilities[*kind], Dropout::new(if *drops { 0.3 } else { 0.0 }, KEY));
+            visibilities[*kind].queries.real_tokens(y)
         });
     }
 }
@@ -270,8 +270,8 @@ fn attention_of_rows_that_share_their_keys() {
             on(Tensor::cat((0..3).map(of_row).collect(), 0))
         });
         let q = on(f32s(1, [queries.tokens(), 8], &Device::flex()));
-        let sight = Sight::everything(2, &queries, &keys);
-        let y = attention(q, k, v, Tensor::zeros([1, 1], device), &sight, None);
+        let visibility = Visibility::full(2, &queries, &keys);
+        let y = attention(q, k, v, Tensor::zeros([1, 1], device), &visibility, None);
         values(queries.real_tokens(y))
     };
     for packed in [true, false] {
@@ -284,15 +284,15 @@ fn attention_of_windows() {
     let inputs = [scaled(1, [6, 16], 0.3), input(2, [9, 16]), input(3, [9, 16]), input(4, [2, 7])];
     check("windows", &inputs, |x| {
         let [queries, keys] = [[4, 2], [5, 4]].map(|lengths| RowLayout::packed(&lengths, &x[0].device().inner()));
-        let sight = Sight::up_to_own_place(2, &queries, &keys, 1);
+        let visibility = Visibility::causal(2, &queries, &keys, 1);
         let [q, k, v] = [window(&x[0], 1), window(&x[1], 0), window(&x[2], 1)];
-        attention(q, k, v, x[3].clone(), &sight, Dropout::new(0.2, KEY))
+        attention(q, k, v, x[3].clone(), &visibility, Dropout::new(0.2, KEY))
     });
     let inputs = [scaled(1, [16, 6], 0.3), input(2, [16, 6]), input(3, [16, 6]), input(4, [1, 1])];
     check("transposed", &inputs, |x| {
         let layout = RowLayout::packed(&[4, 2], &x[0].device().inner());
         let [q, k, v] = [0, 1, 2].map(|i| x[i].clone().transpose());
-        attention(q, k, v, x[3].clone(), &Sight::everything(2, &layout, &layout), None)
+        attention(q, k, v, x[3].clone(), &Visibility::full(2, &layout, &layout), None)
     });
 }
 
@@ -335,7 +335,8 @@ fn what_looks_at_itself() {
     let layout = |device: &Device| RowLayout::padded(&[3, 5], 6, &device.clone().inner());
     check("self_attention", &[input(1, [12, 48]), input(2, [2, 11])], |x| {
         let layout = layout(&x[0].device());
-        let y = self_attention(x[0].clone(), x[1].clone(), &Sight::own_rows(2, &layout), Dropout::new(0.2, KEY));
+        let y =
+            self_attention(x[0].clone(), x[1].clone(), &Visibility::bidirectional(2, &layout), Dropout::new(0.2, KEY));
         layout.real_tokens(y)
     });
 }
@@ -413,10 +414,11 @@ fn half_precision() {
         let inputs = [scaled(1, [6, 16], 0.3), input(2, [6, 16]), input(3, [6, 16]), input(4, [2, 7])];
         let op = |x: &[Tensor<2>]| {
             let layout = RowLayout::padded(&[3, 2], 3, &x[0].device().inner());
-            let sight = Sight::up_to_own_place(2, &layout, &layout, 0);
-            let y = attention(x[0].clone(), x[1].clone(), x[2].clone(), x[3].clone(), &sight, Dropout::new(0.2, KEY));
+            let visibility = Visibility::causal(2, &layout, &layout, 0);
+            let y =
+                attention(x[0].clone(), x[1].clone(), x[2].clone(), x[3].clone(), &visibility, Dropout::new(0.2, KEY));
             let weight = x[2].clone().narrow(0, 0, 1).reshape([16]);
-            let y = rms_norm(sight.queries.real_tokens(y), weight, 1e-6);
+            let y = rms_norm(visibility.queries.real_tokens(y), weight, 1e-6);
             gelu_gate(beside(y.clone(), y), Dropout::new(0.2, KEY))
         };
         let (found, expected) = (run(&inputs, &gpu(), dtype, &op), run(&inputs, &Device::flex(), DType::F64, &op));

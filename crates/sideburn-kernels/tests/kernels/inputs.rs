@@ -3,8 +3,8 @@
 use crate::loops::{assert_near, bits, f32s, numbers, values};
 use burn::tensor::{Device, Int, Tensor, s};
 use sideburn_kernels::{
-    Dropout, Key, LowRank, Path, RowLayout, Sight, adapted_linear, add_dropout, attention, cross_entropy, dropout,
-    embedding, gelu_gate, linear, linear_cross_entropy, low_rank, path, rms_norm, self_attention,
+    Dropout, KernelMode, Key, LowRank, RowLayout, Visibility, adapted_linear, add_dropout, attention, cross_entropy,
+    dropout, embedding, gelu_gate, kernel_mode, linear, linear_cross_entropy, low_rank, rms_norm, self_attention,
 };
 
 const KEY: Key = Key::from_seed(2);
@@ -15,8 +15,8 @@ fn labels(labels: &[i32], device: &Device) -> Tensor<1, Int> {
 /// Attention of three heads, of width 4, in two rows.
 fn attend(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, bias: Tensor<2>) -> Tensor<2> {
     let [queries, keys] = [[4, 2], [5, 3]].map(|lengths| RowLayout::packed(&lengths, &q.device()));
-    let sight = Sight::up_to_own_place(3, &queries, &keys, 1);
-    attention(q, k, v, bias, &sight, Dropout::new(0.1, KEY))
+    let visibility = Visibility::causal(3, &queries, &keys, 1);
+    attention(q, k, v, bias, &visibility, Dropout::new(0.1, KEY))
 }
 
 /// Two matrices as one.
@@ -181,7 +181,14 @@ fn padding_changes_nothing() {
         let bias = bias.clone().slice([0..2, 0..5]).mul_scalar(0.0) + f32s(4, [2, 5], &device);
         let bias = Tensor::cat(vec![Tensor::zeros([2, layout.columns() - 3], &device), bias], 1);
         let bias = Tensor::cat(vec![bias, Tensor::zeros([2, layout.columns() - 3], &device)], 1);
-        let y = layout.real_tokens(attention(q.clone(), k.clone(), v.clone(), bias, &Sight::own_rows(2, layout), None));
+        let y = layout.real_tokens(attention(
+            q.clone(),
+            k.clone(),
+            v.clone(),
+            bias,
+            &Visibility::bidirectional(2, layout),
+            None,
+        ));
         let gradients = y.clone().powi_scalar(2).sum().backward();
         let gradients = [q, k, v].map(|x| values(layout.real_tokens(x.grad(&gradients).unwrap())));
         gradients.into_iter().chain([values(y)]).collect::<Vec<_>>()
@@ -203,8 +210,8 @@ fn rows_may_share_their_keys() {
         for keys in [RowLayout::packed(&[4, 2, 3], &device), RowLayout::in_columns(&[4, 2, 3], 5, &device)] {
             let [k, v] = [2, 3].map(|seed| f32s(seed, [keys.tokens(), 8], &device));
             let attend = |k: &Tensor<2>, v: &Tensor<2>, keys: &RowLayout| {
-                let sight = Sight::everything(2, &queries, keys);
-                values(attention(q.clone(), k.clone(), v.clone(), Tensor::zeros([1, 1], &device), &sight, None))
+                let visibility = Visibility::full(2, &queries, keys);
+                values(attention(q.clone(), k.clone(), v.clone(), Tensor::zeros([1, 1], &device), &visibility, None))
             };
             let copies = |x: &Tensor<2>| Tensor::cat(looking.map(|row| x.clone().slice([keys.row(row)])).to_vec(), 0);
             let copied = RowLayout::packed(&looking.map(|row| keys.lengths()[row]), &device);
@@ -223,8 +230,8 @@ fn shared_keys_have_no_gradient() {
     let device = Device::flex().autodiff();
     let keys = RowLayout::packed(&[2], &device).rows_of(&[0, 0]);
     let [q, k, v] = [1, 2, 3].map(|seed| f32s(seed, [2, 4], &device).require_grad());
-    let sight = Sight::everything(1, &RowLayout::packed(&[1, 1], &device), &keys);
-    attention(q, k, v, Tensor::zeros([1, 1], &device), &sight, None).sum().backward();
+    let visibility = Visibility::full(1, &RowLayout::packed(&[1, 1], &device), &keys);
+    attention(q, k, v, Tensor::zeros([1, 1], &device), &visibility, None).sum().backward();
 }
 
 #[test]
@@ -249,11 +256,11 @@ fn what_is_not_finite_is_not_hidden() {
         assert!(dropped[0] != 0.0, "the key must keep element 0 for this test to say anything");
         not_finite(0, "dropout", kept);
         let rows = RowLayout::packed(&[1, 1], &device);
-        let sight = Sight::everything(1, &rows, &rows);
+        let visibility = Visibility::full(1, &rows, &rows);
         not_finite(
             0,
             "attention",
-            values(attention(with(bad), ones(), ones(), Tensor::zeros([1, 1], &device), &sight, None)),
+            values(attention(with(bad), ones(), ones(), Tensor::zeros([1, 1], &device), &visibility, None)),
         );
         not_finite(0, "linear", values(linear(with(bad), ones())));
         let loss = linear_cross_entropy(with(bad), ones(), labels(&[1, 1], &device), 0.0);
@@ -288,7 +295,7 @@ fn large_numbers_do_not_overflow() {
 #[test]
 fn gelu_is_exact_far_below_zero() {
     // Relative to the value itself: 1 + tanh cancels there, in the composed form, which has no other way.
-    if path() == Path::Composed {
+    if kernel_mode() == KernelMode::Composed {
         return;
     }
     for x in [-0.5_f64, -2.0, -3.5, -5.0] {
@@ -402,8 +409,8 @@ fn too_much_smoothing_is_refused() {
 fn attention_of(heads: usize, q: [usize; 2], k: [usize; 2], v: [usize; 2], bias: [usize; 2]) {
     let zeros = |shape| Tensor::<2>::zeros(shape, &Device::flex());
     let [queries, keys] = [2, 3].map(|length| RowLayout::packed(&[length, length], &Device::flex()));
-    let sight = Sight::up_to_own_place(heads, &queries, &keys, 1);
-    attention(zeros(q), zeros(k), zeros(v), zeros(bias), &sight, None);
+    let visibility = Visibility::causal(heads, &queries, &keys, 1);
+    attention(zeros(q), zeros(k), zeros(v), zeros(bias), &visibility, None);
 }
 
 #[test]
@@ -417,7 +424,7 @@ fn attention_refuses_values_without_keys() {
 fn self_attention_refuses_what_cannot_be_three_parts() {
     let layout = RowLayout::packed(&[4], &Device::flex());
     let zeros = |columns| Tensor::<2>::zeros([4, columns], &Device::flex());
-    self_attention(zeros(8), Tensor::zeros([1, 1], &Device::flex()), &Sight::own_rows(2, &layout), None);
+    self_attention(zeros(8), Tensor::zeros([1, 1], &Device::flex()), &Visibility::bidirectional(2, &layout), None);
 }
 
 #[test]

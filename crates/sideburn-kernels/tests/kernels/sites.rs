@@ -3,7 +3,7 @@
 use crate::loops::{check_at_scale, numbers, values};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use proptest::prelude::*;
-use sideburn_kernels::{Dropout, Key, LinearOp, LowRank, Path, adapted_linears, dropout, path};
+use sideburn_kernels::{Dropout, KernelMode, Key, LinearOp, LowRank, adapted_linears, dropout, kernel_mode};
 
 const KEY: Key = Key::from_seed(5);
 const SCALE: f64 = 1.7;
@@ -130,7 +130,7 @@ fn rows_of_many_blocks_are_the_loops() {
 
 #[test]
 fn rows_in_disorder_or_outside_are_refused() {
-    if path() == Path::Composed {
+    if kernel_mode() == KernelMode::Composed {
         return; // Burn's primitives take rows as they come.
     }
     for rows in [vec![2, 1], vec![1, 1], vec![0, 4]] {

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use sideburn_adapters::{AdaptedLinear, AdapterSet, Key, Pass, TokenPass};
-use sideburn_kernels::{RowLayout, Sight};
+use sideburn_kernels::{RowLayout, Visibility};
 use sideburn_nn::{
     Activation, Attention, AttentionConfig, FeedForward, KeysValues, LayerNorm, Position, RmsNorm, Rotary, alibi,
 };
@@ -71,7 +71,7 @@ fn tokens(pass: &mut Pass, count: usize) -> TokenPass<'_> {
 fn attention_with_shared_heads_and_a_scale() {
     let device = Device::flex();
     let layout = RowLayout::packed(&[5, 2], &device);
-    let sight = Sight::up_to_own_place(HEADS, &layout, &layout, 0);
+    let visibility = Visibility::causal(HEADS, &layout, &layout, 0);
     let x = random("x", [7, WIDTH]);
     let rows_of_x = rows(x.clone());
     for (kv_heads, scale) in [(HEADS, 1.0), (HEADS, 0.4), (2, 1.0), (1, 0.4)] {
@@ -80,7 +80,7 @@ fn attention_with_shared_heads_and_a_scale() {
         let mut pass = Pass::evaluate();
         let pass = &mut tokens(&mut pass, 7);
         let projections = layer.projections(x.clone(), pass);
-        let found = values(layer.among_themselves(projections, &Position::None, &sight, pass));
+        let found = values(layer.among_themselves(projections, &Position::None, &visibility, pass));
         let (first, second) = rows_of_x.split_at(5);
         let expected = [by_loops(&layer, first), by_loops(&layer, second)].concat();
         let difference = max_difference(&found, &flat(&expected));
@@ -203,15 +203,15 @@ fn rotary_attention_sees_distances() {
     let (device, mut pass) = (Device::flex(), Pass::evaluate());
     let (layer, pass) = (layer(2, 0.4), &mut tokens(&mut pass, 5));
     let layout = RowLayout::packed(&[5], &device);
-    let sight = Sight::up_to_own_place(HEADS, &layout, &layout, 0);
+    let visibility = Visibility::causal(HEADS, &layout, &layout, 0);
     let projections = layer.projections(random("x", [5, WIDTH]), pass);
     let rotary = Rotary { theta: 100.0, head_width: HEAD_WIDTH };
     let mut found = [0, 3, 900].map(|first| {
         let position = Position::Rotary(rotary.rotation(&layout, &[first]));
-        values(layer.among_themselves(projections.clone(), &position, &sight, pass))
+        values(layer.among_themselves(projections.clone(), &position, &visibility, pass))
     });
     assert!(max_difference(&found[0], &found[1]) < 1e-5 && max_difference(&found[0], &found[2]) < 1e-4);
-    found[2] = values(layer.among_themselves(projections, &Position::None, &sight, pass));
+    found[2] = values(layer.among_themselves(projections, &Position::None, &visibility, pass));
     assert!(max_difference(&found[0], &found[2]) > 1e-3, "positions must matter");
 }
 
@@ -221,10 +221,10 @@ fn alibi_is_a_bias_by_distance() {
     let (device, mut pass) = (Device::flex(), Pass::evaluate());
     let (layer, pass) = (layer(HEADS, 1.0), &mut tokens(&mut pass, 4));
     let layout = RowLayout::packed(&[4], &device);
-    let sight = Sight::up_to_own_place(HEADS, &layout, &layout, 0);
+    let visibility = Visibility::causal(HEADS, &layout, &layout, 0);
     let x = random("x", [4, WIDTH]);
     let projections = layer.projections(x.clone(), pass);
-    let found = values(layer.among_themselves(projections, &alibi(HEADS, 3, 0, &device), &sight, pass));
+    let found = values(layer.among_themselves(projections, &alibi(HEADS, 3, 0, &device), &visibility, pass));
     let [q, k, v] = [&layer.q, &layer.k, &layer.v].map(|projection| rows(projection.forward(x.clone(), pass)));
     let mut mixed = vec![vec![0.0; HEADS * HEAD_WIDTH]; 4];
     for (head, slope) in (0..HEADS).map(|head| (head, 0.25f64.powi(head as i32 + 1))) {

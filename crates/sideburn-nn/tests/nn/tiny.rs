@@ -10,7 +10,7 @@ use sideburn_adapters::{
 };
 use sideburn_batch::{PromptBatch, TokenRows};
 use sideburn_generate::Decoder;
-use sideburn_kernels::{RowLayout, Sight};
+use sideburn_kernels::{RowLayout, Visibility};
 use sideburn_nn::{
     Activation, Attention, AttentionConfig, ConfigFields, FeedForward, Head, KeysValues, LanguageModel, LayerNorm,
     ModelDir, NnError, Position, SpecialTokens, behind, embed, places_behind, shift_right,
@@ -238,9 +238,9 @@ impl Tiny {
         let keys = RowLayout::packed(&seen, &device);
         let places = places(prefix, &first, &layout, &keys);
         // Behind the first pass each row has one token, which sees all.
-        let sight = match lengths.iter().all(|length| *length == 1) {
-            true => Sight::everything(self.config.heads, &layout, &keys),
-            false => Sight::up_to_own_place(self.config.heads, &layout, &keys, prefix),
+        let visibility = match lengths.iter().all(|length| *length == 1) {
+            true => Visibility::full(self.config.heads, &layout, &keys),
+            false => Visibility::causal(self.config.heads, &layout, &keys, prefix),
         };
         let mut left = Vec::with_capacity(self.blocks.len());
         for (index, block) in self.blocks.iter().enumerate() {
@@ -251,7 +251,7 @@ impl Tiny {
                 None => fresh,
             };
             left.push(seen.clone());
-            x = x + block.attention.look_at(queries, seen, &Position::None, &sight, pass);
+            x = x + block.attention.look_at(queries, seen, &Position::None, &visibility, pass);
             x = x.clone() + block.feed_forward.forward(block.feed_forward_norm.forward(x, pass), pass);
         }
         let x = self.norm.forward(x, pass);

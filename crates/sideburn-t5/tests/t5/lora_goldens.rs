@@ -8,7 +8,7 @@ use sideburn_adapters::{
     adapter_tensors, attach, load_adapter, save_adapter,
 };
 use sideburn_batch::{PromptBatch, TokenRows};
-use sideburn_kernels::{Path, path};
+use sideburn_kernels::{KernelMode, kernel_mode};
 use sideburn_t5::{LanguageModel, T5, T5Config};
 use sideburn_weights::{SafetensorsFile, TensorSource};
 
@@ -34,7 +34,7 @@ fn logits_and_loss() {
         println!("{family}: logits differ by at most {difference:e}");
         // The composed forms sum in Burn's order, which is another on every kind of processor: 1.05e-4 with AVX2, where
         // PyTorch itself is 6.4e-5 from f64. They are held to what `sideburn verify` asks, 1e-4 of the logits' spread.
-        let bound = if path() == Path::Fused { 1e-4 } else { 1e-4 * standard_deviation(&expected) };
+        let bound = if kernel_mode() == KernelMode::Fused { 1e-4 } else { 1e-4 * standard_deviation(&expected) };
         assert!(difference <= bound, "{family}: logits differ by {difference:e}, more than {bound:e}");
         let difference = relative_difference(&values(loss(&model, &io)), &io.floats("loss"));
         assert!(difference <= 1e-5, "{family}: loss differs by {difference:e}");

@@ -92,23 +92,23 @@ fn steps_with_dropout() {
 
 #[test]
 fn steps_are_few_launches() {
-    use sideburn::kernels::{Path, count_launches, set_path};
+    use sideburn::kernels::{KernelMode, count_launches, set_kernel_mode};
     for gpu in gpus() {
-        let [fused, composed] = [Path::Fused, Path::Composed].map(|path| {
-            set_path(path);
+        let [fused, composed] = [KernelMode::Fused, KernelMode::Composed].map(|mode| {
+            set_kernel_mode(mode);
             // Kernels are tried out in the first steps.
             train(gpu.clone(), FAMILIES[0], 2);
             let launches = |steps| count_launches(&gpu, || train(gpu.clone(), FAMILIES[0], steps)).1;
             let (few, more) = (launches(1), launches(3));
             for (name, count) in &more {
                 let per_step = (count - few.get(name).unwrap_or(&0)) as f64 / 2.0;
-                if path == Path::Fused && per_step > 0.0 {
+                if mode == KernelMode::Fused && per_step > 0.0 {
                     println!("{per_step:6} {name}");
                 }
             }
             (more.values().sum::<usize>() - few.values().sum::<usize>()) / 2
         });
-        set_path(Path::Fused);
+        set_kernel_mode(KernelMode::Fused);
         println!("launches in a step: {fused}, composed of primitives {composed}");
         assert!(2 * fused <= composed, "{fused} launches, of primitives {composed}");
     }
