@@ -49,9 +49,10 @@ fn special(text: &str) -> Option<(u32, usize)> {
             return Some((id, name.len()));
         }
     }
-    let (number, _) = text.strip_prefix("<extra_id_")?.split_once('>')?;
+    let number = text.strip_prefix("<extra_id_")?;
+    let (number, behind) = number.split_at(number.bytes().take(3).take_while(u8::is_ascii_digit).count());
     let extra: u32 = number.parse().ok().filter(|extra: &u32| *extra < EXTRA && extra.to_string() == number)?;
-    Some((FIRST_EXTRA + extra, "<extra_id_>".len() + number.len()))
+    behind.starts_with('>').then_some((FIRST_EXTRA + extra, "<extra_id_>".len() + number.len()))
 }
 
 /// What Python's `strip` takes away.

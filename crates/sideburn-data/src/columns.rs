@@ -41,7 +41,7 @@ pub struct Columns {
     /// blank become [`Example::fields`], too.
     pub optional: Vec<String>,
     /// What should be answered, such as `summary`. Several references are an array of texts, or stand in `summary1`,
-    /// `summary2` and so on.
+    /// `summary2` and so on, or from `summary0` on.
     pub target: String,
     /// Whether records whose ids are that of an example and the number of a reference (`test_7_1`, `test_7_2`) are one
     /// example, `test_7`. What is required must be equal in them.
@@ -113,14 +113,31 @@ pub(crate) struct Layout {
 
 impl Layout {
     pub(crate) fn new(columns: &Columns, names: Names<'_>) -> Result<Self, DataError> {
-        let is_numbered = |name: &&String| {
+        // Those of `summary1`, `summary2`, ... by their numbers.
+        let mut numbered: Vec<(u64, usize)> = Vec::new();
+        for (place, name) in names.names.iter().enumerate() {
             let parts = name.trim().split_at_checked(columns.target.len());
-            parts.is_some_and(|(start, number)| start.eq_ignore_ascii_case(&columns.target) && is_number(number))
-        };
-        let targets = match names.names.iter().filter(is_numbered).count() {
-            0 => vec![names.require(&columns.target)?],
-            // Counted, not probed: with summary2 left out, summary3 must not vanish.
-            count => (1..=count).map(|n| names.require(&format!("{}{n}", columns.target))).collect::<Result<_, _>>()?,
+            if let Some((_, number)) = parts.filter(|(start, _)| start.eq_ignore_ascii_case(&columns.target))
+                && is_number(number)
+            {
+                numbered.push((number.parse().unwrap_or(u64::MAX), place));
+            }
+        }
+        numbered.sort_unstable();
+        let first = numbered.first().map_or(1, |(number, _)| *number.min(&1));
+        for (expected, (number, _)) in (first..).zip(&numbered) {
+            if *number < expected {
+                let column = format!("{}{number}", columns.target);
+                return Err(DataError::RepeatedColumn { at: names.at.clone(), column });
+            }
+            // With summary2 left out, summary3 must not vanish.
+            if *number > expected {
+                names.require(&format!("{}{expected}", columns.target))?;
+            }
+        }
+        let targets = match numbered.is_empty() {
+            true => vec![names.require(&columns.target)?],
+            false => numbered.into_iter().map(|(_, place)| place).collect(),
         };
         Ok(Self {
             id: names.first(&columns.id)?,
@@ -141,6 +158,9 @@ struct Gathered {
     /// The number of each reference of an example that stands on several records; empty for all others.
     numbers: Vec<u32>,
 }
+
+/// The most references of one example. More of them are an id that is none.
+const MAX_REFERENCES: usize = 1000;
 
 /// Checks records, and puts those of one example together.
 pub(crate) struct Gatherer<'a> {
@@ -207,6 +227,9 @@ impl<'a> Gatherer<'a> {
         if let Some(field) = self.columns.required.iter().find(differs) {
             return Err(DataError::DifferentFields { at, id: example.id, field: field.clone(), first: known.line });
         }
+        if known.numbers.len() + example.targets.len() > MAX_REFERENCES {
+            return Err(DataError::TooManyReferences { at, id, limit: MAX_REFERENCES });
+        }
         let position = known.numbers.partition_point(|&before| before < number);
         // A record may have several targets itself: each has the number of its record.
         known.numbers.splice(position..position, example.targets.iter().map(|_| number));
@@ -236,8 +259,16 @@ impl<'a> Gatherer<'a> {
                 let at = Place::new(&self.path, gathered.line);
                 return Err(DataError::DuplicateId { at, id, first: known.line });
             }
+            if known.example.targets.len() + example.targets.len() > MAX_REFERENCES {
+                let at = Place::new(&self.path, gathered.line);
+                return Err(DataError::TooManyReferences { at, id, limit: MAX_REFERENCES });
+            }
             known.example.targets.extend(example.targets);
             return Ok(());
+        }
+        if gathered.example.targets.len() > MAX_REFERENCES {
+            let at = Place::new(&self.path, gathered.line);
+            return Err(DataError::TooManyReferences { at, id, limit: MAX_REFERENCES });
         }
         self.by_id.insert(id, self.gathered.len());
         self.gathered.push(gathered);

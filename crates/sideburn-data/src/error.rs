@@ -283,6 +283,17 @@ pub enum DataError {
         first: u64,
     },
 
+    /// An example has more references than one can have.
+    #[error("{at}: example \"{id}\" has more than {limit} references; give every record an id of its own", id = printable(id))]
+    TooManyReferences {
+        /// The record that is one too many.
+        at: Place,
+        /// The example.
+        id: String,
+        /// The most references.
+        limit: usize,
+    },
+
     /// The text of a template is none.
     #[error("{text:?} is no prompt template: {reason}")]
     Template {

@@ -37,12 +37,12 @@ pub fn read_jsonl(path: impl AsRef<Path>, columns: &Columns) -> Result<Vec<Examp
 pub fn parse_jsonl(name: &Path, mut reader: impl BufRead, columns: &Columns) -> Result<Vec<Example>, DataError> {
     // All blanks before the first bracket or brace, and that byte.
     let mut head = Vec::new();
-    let is_blank = |head: &[u8]| {
-        head.strip_prefix(BYTE_ORDER_MARK).unwrap_or(head).trim_ascii().is_empty() || BYTE_ORDER_MARK.starts_with(head)
-    };
-    while is_blank(&head) && head.len() < RECORD_LIMIT {
+    while head.len() < RECORD_LIMIT {
         let Some(byte) = next_byte(&mut reader, name)? else { break };
         head.push(byte);
+        if !byte.is_ascii_whitespace() && !BYTE_ORDER_MARK.starts_with(&head) {
+            break;
+        }
     }
     let mut gatherer = Gatherer::new(name, columns);
     let mut add = |line: u64, column: usize, text: &str| {
@@ -105,13 +105,8 @@ fn elements(path: &Path, mut reader: impl BufRead, add: &mut Add<'_>) -> Result<
                 _ => {}
             }
             if depth == 0 {
-                let text = std::str::from_utf8(&element).map_err(|error| {
-                    let lines = element[..error.valid_up_to()].split(|byte| *byte == b'\n');
-                    let (line, before) =
-                        (begins.0 - 1 + lines.clone().count() as u64, lines.last().map_or(0, <[u8]>::len));
-                    let column = if line == begins.0 { begins.1 } else { 0 };
-                    DataError::NotUtf8 { at: Place::new(path, line), byte: column + before + 1 }
-                })?;
+                let text = std::str::from_utf8(&element)
+                    .map_err(|error| not_utf8(path, begins, &element[..error.valid_up_to()]))?;
                 add(begins.0, begins.1, text)?;
                 element.clear();
             }
@@ -144,6 +139,16 @@ fn elements(path: &Path, mut reader: impl BufRead, add: &mut Add<'_>) -> Result<
         (line, column) = if byte == b'\n' { (line + 1, 0) } else { (line, column + 1) };
     }
     if expected == Expected::Nothing { Ok(()) } else { Err(DataError::UnclosedArray { at: Place::new(path, opened) }) }
+}
+
+/// The error of a byte that is not UTF-8, behind those `before` it of a record that begins on `line`, at `column`.
+fn not_utf8(path: &Path, (line, column): (u64, usize), before: &[u8]) -> DataError {
+    let breaks = before.iter().filter(|byte| **byte == b'\n').count() as u64;
+    let byte = match before.iter().rposition(|byte| *byte == b'\n') {
+        Some(at) => before.len() - at,
+        None => column + before.len() + 1,
+    };
+    DataError::NotUtf8 { at: Place::new(path, line + breaks), byte }
 }
 
 fn next_byte(reader: &mut impl BufRead, path: &Path) -> Result<Option<u8>, DataError> {

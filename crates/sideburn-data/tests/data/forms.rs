@@ -125,6 +125,45 @@ fn what_is_no_text_is_named_with_what_helps() {
 }
 
 #[test]
+fn references_are_counted() {
+    let numbered = |numbers: &[usize]| {
+        let summaries: Vec<String> = numbers.iter().map(|n| format!("\"summary{n}\": \"s{n}\"")).collect();
+        jsonl(&format!("{{\"id\": \"a\", \"dialogue\": \"d\", {}}}", summaries.join(", ")))
+    };
+    assert_eq!(plain(numbered(&[2, 10, 1, 3, 4, 5, 6, 7, 8, 9]))[0].2[9], "s10");
+    assert!(numbered(&[1, 3]).unwrap_err().starts_with("f.jsonl, line 1: no field \"summary2\";"));
+    assert_eq!(plain(numbered(&[0, 1]))[0].2, ["s0", "s1"]);
+    assert!(numbered(&[0, 2]).unwrap_err().starts_with("f.jsonl, line 1: no field \"summary1\";"));
+    let message = csv("id,dialogue,summary1,Summary1\na,d,s,t\n").unwrap_err();
+    assert!(message.starts_with("f.csv, line 1: more than one column is named \"summary1\";"), "{message}");
+
+    let rows = |count: usize, id: &dyn Fn(usize) -> String| {
+        let rows: Vec<String> = (0..count).map(|n| format!("{},d,s{n}\n", id(n))).collect();
+        csv(&format!("id,dialogue,summary\n{}", rows.concat()))
+    };
+    for id in [&|_| "a".to_owned(), &|n| format!("a_0_{n}")] as [&dyn Fn(usize) -> String; 2] {
+        assert_eq!(rows(1000, id).unwrap()[0].targets.len(), 1000);
+        let message = rows(1001, id).unwrap_err();
+        assert!(
+            message.starts_with("f.csv, line 1002: example \"a") && message.contains("more than 1000 ref"),
+            "{message}"
+        );
+    }
+    let array = serde_json::json!({ "id": "a", "dialogue": "d", "summary": vec!["s"; 1001] }).to_string();
+    assert!(jsonl(&array).unwrap_err().contains("more than 1000 references"));
+}
+
+/// What would take time in the square of its length.
+#[test]
+fn long_heads_and_many_columns_take_no_time() {
+    let blanks = format!("{}[]", " ".repeat(4 << 20));
+    assert!(jsonl(&blanks).unwrap_err().starts_with("f.jsonl holds no example"));
+    let columns: Vec<String> = (1..200_000).map(|n| format!("\"summary{n}\": \"s\"")).collect();
+    let message = jsonl(&format!("{{\"id\": \"a\", \"dialogue\": \"d\", {}}}", columns.join(", "))).unwrap_err();
+    assert!(message.contains("more than 1000 references"), "{message}");
+}
+
+#[test]
 fn forms_that_are_not_read_are_named() {
     let message = jsonl("{'fname': 'test_0', 'dialogue': \"d\", 'summary': \"s\"}").unwrap_err();
     assert_eq!(
