@@ -1,10 +1,14 @@
 //! What the tests of several crates share: the reference numbers in `testdata`, and how results are compared with them.
 
+mod manifest;
+
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Tensor;
 use sideburn_batch::{PromptBatch, TokenRows};
 use sideburn_weights::{Dtype, SafetensorsFile, TensorSource};
+
+pub use manifest::{Entry, Exception, golden, goldens};
 
 /// A file or folder of reference numbers.
 pub fn path(relative: &str) -> PathBuf {

@@ -9,41 +9,26 @@ use sideburn_adapters::{
 use sideburn_t5::{LanguageModel, T5};
 use sideburn_weights::{SafetensorsFile, TensorSource};
 
-use sideburn_testing::{Golden, max_difference, relative_difference, values};
+use sideburn_testing::{Entry, Exception, Golden, max_difference, relative_difference, values};
 
-/// The goldens, each with the base that its adapter is for.
-fn goldens() -> Vec<(String, &'static str)> {
-    let names = std::fs::read_dir(sideburn_testing::path("adapters")).unwrap().map(|entry| entry.unwrap().file_name());
-    let mut names: Vec<String> = names.map(|name| name.into_string().unwrap()).collect();
-    names.sort();
-    let has_adapter = |name: &String| sideburn_testing::path(&format!("adapters/{name}/adapter_config.json")).exists();
-    let base = |name: &str| if name.starts_with("relu_tied__") { "t5_relu_tied" } else { "t5_gated_untied" };
-    names.into_iter().filter(has_adapter).map(|name| (name.clone(), base(&name))).collect()
+/// The goldens that are an adapter.
+fn goldens() -> Vec<Entry> {
+    let is_adapter = |golden: &Entry| sideburn_testing::path(&golden.path).join("adapter_config.json").exists();
+    sideburn_testing::goldens("adapters").into_iter().filter(is_adapter).collect()
 }
 
-fn adapted(name: &str, base: &str, device: &Device) -> T5 {
-    let mut model = T5::from_dir(sideburn_testing::path(base), device).unwrap();
-    load_adapter(&mut model, "default", sideburn_testing::path(&format!("adapters/{name}"))).unwrap();
+fn open(golden: &Entry) -> Golden {
+    Golden::open(&format!("{}/io.safetensors", golden.path))
+}
+
+fn base(golden: &Entry, device: &Device) -> T5 {
+    T5::from_dir(sideburn_testing::path(&golden.base), device).unwrap()
+}
+
+fn adapted(golden: &Entry, device: &Device) -> T5 {
+    let mut model = base(golden, device);
+    load_adapter(&mut model, "default", sideburn_testing::path(&golden.path)).unwrap();
     model
-}
-
-/// Where `peft` is not followed; `testdata/README.md` says more.
-enum Exception {
-    /// LoRA on the embedding has no effect there until it is merged; here it always has that effect.
-    OnEmbedding,
-    /// The embeddings of some tokens are also written over rows of an untied output head: the logits of these tokens.
-    InUntiedHead([usize; 3]),
-    /// What is trained is not in the file.
-    Network,
-}
-
-fn exception(name: &str) -> Option<Exception> {
-    match name {
-        "lora_shared_embedding" | "relu_tied__lora_shared_embedding" => Some(Exception::OnEmbedding),
-        "trainable_tokens" | "lora_trainable_tokens" => Some(Exception::InUntiedHead([41, 161, 221])),
-        "p_tuning" | "p_tuning_lstm" | "prefix_tuning_proj" => Some(Exception::Network),
-        _ => None,
-    }
 }
 
 /// The inputs that all goldens share.
@@ -92,13 +77,13 @@ impl ModuleMapper for Cast {
 #[test]
 fn logits_and_loss() {
     let inputs = Inputs::open();
-    for (name, base) in goldens() {
-        let io = Golden::open(&format!("adapters/{name}/io.safetensors"));
-        let model = adapted(&name, base, &Device::flex());
+    for golden in goldens() {
+        let (name, io) = (golden.name(), open(&golden));
+        let model = adapted(&golden, &Device::flex());
         let (mut found, mut expected) = (inputs.logits(&model), io.floats("logits"));
-        match exception(&name) {
+        match &golden.exception {
             Some(Exception::OnEmbedding) => expected = io.floats("merged_logits"),
-            Some(Exception::InUntiedHead(tokens)) => {
+            Some(Exception::InUntiedHead { tokens }) => {
                 for logits in [&mut found, &mut expected] {
                     logits.chunks_mut(256).for_each(|row| tokens.iter().for_each(|token| row[*token] = 0.0));
                 }
@@ -117,15 +102,14 @@ fn logits_and_loss() {
         }
         let difference = max_difference(&found, &expected);
         println!("{name}: logits differ by at most {difference:e}");
-        assert!(difference <= 1e-4, "{name}: logits differ by {difference:e}");
+        assert!(difference <= golden.tolerance as f32, "{name}: logits differ by {difference:e}");
     }
 }
 
 /// A model with an adapter that can be trained, although its file holds only what its network makes.
-fn with_network(name: &str, base: &str, io: &Golden, device: &Device) -> T5 {
-    let mut model = T5::from_dir(sideburn_testing::path(base), device).unwrap();
-    let key = Key::from_seed(0);
-    if name == "p_tuning" {
+fn with_network(golden: &Entry, io: &Golden, device: &Device) -> T5 {
+    let (mut model, key) = (base(golden, device), Key::from_seed(0));
+    if golden.name() == "p_tuning" {
         let config = PTuningConfig { encoder_hidden_size: Some(16), ..PTuningConfig::new(5) };
         attach(&mut model, "default", config, key).unwrap();
     } else {
@@ -141,14 +125,15 @@ fn with_network(name: &str, base: &str, io: &Golden, device: &Device) -> T5 {
 fn a_saved_network_is_what_it_makes() {
     let inputs = Inputs::open();
     for name in ["p_tuning", "prefix_tuning_proj"] {
-        let io = Golden::open(&format!("adapters/{name}/io.safetensors"));
-        let model = with_network(name, "t5_gated_untied", &io, &Device::flex());
+        let golden = sideburn_testing::golden(&format!("adapters/{name}"));
+        let io = open(&golden);
+        let model = with_network(&golden, &io, &Device::flex());
         let logits = inputs.logits(&model);
         let difference = max_difference(&logits, &io.floats("logits"));
         assert!(difference <= 1e-4, "{name}: logits differ by {difference:e}");
         let directory = tempfile::tempdir().unwrap();
         save_adapter(&model, "default", directory.path()).unwrap();
-        let mut loaded = T5::from_dir(sideburn_testing::path("t5_gated_untied"), &Device::flex()).unwrap();
+        let mut loaded = base(&golden, &Device::flex());
         load_adapter(&mut loaded, "default", directory.path()).unwrap();
         assert_eq!(inputs.logits(&loaded), logits, "{name}");
     }
@@ -158,23 +143,23 @@ fn a_saved_network_is_what_it_makes() {
 #[test]
 fn gradients() {
     let inputs = Inputs::open();
-    for (name, base) in goldens() {
-        let io = Golden::open(&format!("adapters/{name}/io.safetensors"));
+    for golden in goldens() {
+        let (name, io) = (golden.name(), open(&golden));
         let device = Device::flex().autodiff();
-        let model = match exception(&name) {
+        let model = match golden.exception {
             // The golden has none of the embedding's, or those of the head as well.
-            Some(Exception::OnEmbedding | Exception::InUntiedHead(_)) => continue,
+            Some(Exception::OnEmbedding | Exception::InUntiedHead { .. }) => continue,
             // Its LSTM cannot be trained here.
             Some(Exception::Network) if name == "p_tuning_lstm" => continue,
-            Some(Exception::Network) => with_network(&name, base, &io, &device),
-            None => adapted(&name, base, &device),
+            Some(Exception::Network) => with_network(&golden, &io, &device),
+            None => adapted(&golden, &device),
         };
         let model = model.map(&mut Cast(DType::F64));
         let gradients = inputs.loss(&model).backward();
         let (mut squared_error, mut squared_norm, mut compared) = (0.0, 0.0, 0);
         for (tensor, param) in adapter_tensors(&model, "default").unwrap() {
-            let golden = format!("grad.{tensor}");
-            if !io.names().contains(&golden) {
+            let reference = format!("grad.{tensor}");
+            if !io.names().contains(&reference) {
                 continue;
             }
             compared += 1;
@@ -182,7 +167,7 @@ fn gradients() {
                 continue;
             }
             let found = param.val().grad(&gradients).unwrap_or_else(|| panic!("{name}: no gradient of {tensor}"));
-            let (found, expected) = (values(found.cast(DType::F32)), io.floats(&golden));
+            let (found, expected) = (values(found.cast(DType::F32)), io.floats(&reference));
             squared_error += found.iter().zip(&expected).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
             squared_norm += expected.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
         }
@@ -219,13 +204,11 @@ impl ModuleMapper for Nudge<'_> {
 fn gradients_are_what_the_loss_does() {
     let inputs = Inputs::open();
     // DoRA lets no gradient through its norms on purpose (section 4.3 of the paper).
-    for (name, base) in goldens().into_iter().filter(|(name, _)| name != "lora_dora") {
-        let device = Device::flex().autodiff();
-        let model = match exception(&name) {
-            Some(Exception::Network) if name != "p_tuning_lstm" => {
-                with_network(&name, base, &Golden::open(&format!("adapters/{name}/io.safetensors")), &device)
-            }
-            _ => adapted(&name, base, &device),
+    for golden in goldens().into_iter().filter(|golden| golden.name() != "lora_dora") {
+        let (name, device) = (golden.name(), Device::flex().autodiff());
+        let model = match golden.exception {
+            Some(Exception::Network) if name != "p_tuning_lstm" => with_network(&golden, &open(&golden), &device),
+            _ => adapted(&golden, &device),
         };
         let model = model.map(&mut Cast(DType::F64));
         let gradients = inputs.loss(&model).backward();
@@ -244,26 +227,23 @@ fn gradients_are_what_the_loss_does() {
 #[test]
 fn merged_and_unmerged() {
     let inputs = Inputs::open();
-    for (name, base) in goldens() {
-        let io = Golden::open(&format!("adapters/{name}/io.safetensors"));
-        let plain = T5::from_dir(sideburn_testing::path(base), &Device::flex()).unwrap();
-        let mut model = adapted(&name, base, &Device::flex());
+    for golden in goldens() {
+        let (name, io) = (golden.name(), open(&golden));
+        let plain = base(&golden, &Device::flex());
+        let mut model = adapted(&golden, &Device::flex());
         let unmerged = inputs.logits(&model);
         if let Err(error) = merge(&mut model) {
-            let reason = match name.as_str() {
-                "lora_lora_bias" => "no bias",
-                "relu_tied__lora_modules_to_save_lm_head" => "no output head of its own",
-                _ => "its tokens are no weights",
-            };
+            let reason = golden.not_merged.as_ref().unwrap_or_else(|| panic!("{name}: {error}"));
             assert!(error.to_string().contains(reason), "{name}: {error}");
             assert_eq!(inputs.logits(&model), unmerged, "{name}: as before");
             continue;
         }
+        assert!(golden.not_merged.is_none(), "{name}: it was merged");
         let merged = inputs.logits(&model);
         if io.names().contains(&"merged_logits".to_owned()) {
-            let golden = max_difference(&merged, &io.floats("merged_logits"));
-            println!("{name}: merged logits are {golden:e} from those of peft");
-            assert!(golden <= 2e-4, "{name}: merged logits are {golden:e} from those of peft");
+            let distance = max_difference(&merged, &io.floats("merged_logits"));
+            println!("{name}: merged logits are {distance:e} from those of peft");
+            assert!(distance <= 2e-4, "{name}: merged logits are {distance:e} from those of peft");
         }
         let drift = max_difference(&merged, &unmerged);
         println!("{name}: merging moves the logits by {drift:e}");
@@ -291,9 +271,10 @@ fn bits(weight: &sideburn_adapters::Weight<'_>) -> Vec<u32> {
 fn what_is_saved_is_what_was_loaded() {
     let temporary = tempfile::tempdir().unwrap();
     let saved = std::env::var_os("SIDEBURN_EXPORT").map_or(temporary.path().to_owned(), std::path::PathBuf::from);
-    for (name, base) in goldens() {
-        let (original, copy) = (sideburn_testing::path(&format!("adapters/{name}")), saved.join(&name));
-        let model = adapted(&name, base, &Device::flex());
+    for golden in goldens() {
+        let name = golden.name();
+        let (original, copy) = (sideburn_testing::path(&golden.path), saved.join(name));
+        let model = adapted(&golden, &Device::flex());
         save_adapter(&model, "default", &copy).unwrap();
         let file =
             |directory: &std::path::Path| SafetensorsFile::open(directory.join("adapter_model.safetensors")).unwrap();
@@ -302,7 +283,7 @@ fn what_is_saved_is_what_was_loaded() {
         for tensor in before.names() {
             assert_eq!(before.read(tensor).unwrap(), after.read(tensor).unwrap(), "{name}: {tensor}");
         }
-        let mut again = T5::from_dir(sideburn_testing::path(base), &Device::flex()).unwrap();
+        let mut again = base(&golden, &Device::flex());
         load_adapter(&mut again, "default", &copy).unwrap();
         let config = |model: &T5| model.adapters().get("default").unwrap().method().to_json();
         assert_eq!(config(&again), config(&model), "{name}");
