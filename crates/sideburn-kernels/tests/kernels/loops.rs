@@ -38,7 +38,7 @@ pub(crate) fn assert_near(what: &str, actual: &[f64], expected: &[f64], toleranc
 }
 
 /// The same with the largest expected value taken to be at least `scale`, for sums that cancel.
-fn assert_near_at_scale(what: &str, actual: &[f64], expected: &[f64], tolerance: f64, scale: f64) {
+pub(crate) fn assert_near_at_scale(what: &str, actual: &[f64], expected: &[f64], tolerance: f64, scale: f64) {
     assert_eq!(actual.len(), expected.len(), "{what}: length");
     let largest = expected.iter().fold(scale, |largest, x| largest.max(x.abs()));
     for (index, (actual, expected)) in actual.iter().zip(expected).enumerate() {

@@ -3,6 +3,10 @@
 #[cfg(feature = "flex")]
 mod against_loops;
 #[cfg(feature = "flex")]
+mod cases;
+#[cfg(feature = "flex")]
+mod cpu;
+#[cfg(feature = "flex")]
 mod draws;
 #[cfg(all(feature = "flex", any(feature = "wgpu", feature = "vulkan", feature = "metal", feature = "cuda")))]
 mod gpu;
@@ -11,5 +15,7 @@ mod inputs;
 mod loops;
 #[cfg(feature = "flex")]
 mod optimizer;
+#[cfg(feature = "flex")]
+mod outside;
 #[cfg(feature = "flex")]
 mod sites;

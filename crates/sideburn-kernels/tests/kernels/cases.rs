@@ -1,0 +1,287 @@
+//! Cases of each operation. `cpu` runs them by the kernels or by Burn's primitives, and in 16 bits; `gpu` runs them on a GPU.
+
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use sideburn_kernels::{
+    Dropout, Key, LinearOp, LowRank, RowLayout, Visibility, adapted_linear, adapted_linears, add_dropout, attention,
+    cross_entropy, dropout, embedding, gelu_gate, linear_cross_entropy, low_rank, rms_norm, self_attention,
+};
+
+use crate::loops::{numbers, tensor, values};
+
+pub(crate) const KEY: Key = Key::from_seed(5);
+
+/// An input of a case: its values and its shape.
+pub(crate) type Input = (Vec<f64>, [usize; 2]);
+
+/// The operation of a case.
+pub(crate) type Op<'a> = &'a dyn Fn(&[Tensor<2>]) -> Tensor<2>;
+
+/// What is done with each case, of which it is given the name.
+pub(crate) type Check<'a> = &'a dyn Fn(&str, &[Input], Op<'_>);
+
+/// A test for each group of cases.
+macro_rules! test_cases {
+    ($check:expr) => {
+        crate::cases::test_cases! {
+            $check;
+            dropout_and_sums gates norms losses attention_of_short_rows attention_of_many_tiles attention_of_windows
+            layers_that_share_an_input attention_of_tokens_to_each_other rows_of_a_table low_rank_branches
+        }
+    };
+    ($check:expr; $($name:ident)*) => {
+        $(
+            #[test]
+            fn $name() {
+                crate::cases::$name(&$check);
+            }
+        )*
+    };
+}
+pub(crate) use test_cases;
+
+/// Values and gradients of an operation on a device.
+pub(crate) fn run(inputs: &[Input], device: &Device, dtype: DType, op: Op<'_>) -> Vec<Vec<f64>> {
+    let device = device.clone().autodiff();
+    let leaves: Vec<Tensor<2>> =
+        inputs.iter().map(|(x, shape)| tensor(x, *shape, &device, dtype).require_grad()).collect();
+    let output = op(&leaves);
+    assert_eq!(output.dtype(), dtype);
+    let [rows, columns] = output.dims();
+    let weights = tensor(&numbers(99, rows * columns), [rows, columns], &device, dtype);
+    let gradients = (output.clone() * weights).sum().backward();
+    let gradients = leaves.iter().map(|leaf| values(leaf.grad(&gradients).expect("a gradient for every input")));
+    [values(output)].into_iter().chain(gradients).collect()
+}
+
+pub(crate) fn input(seed: u64, shape: [usize; 2]) -> Input {
+    (numbers(seed, shape[0] * shape[1]), shape)
+}
+
+/// The same with each number multiplied by `factor`.
+pub(crate) fn scaled(seed: u64, shape: [usize; 2], factor: f64) -> Input {
+    let (values, shape) = input(seed, shape);
+    (values.into_iter().map(|x| f64::from((x * factor) as f32)).collect(), shape)
+}
+
+pub(crate) fn label_tensor(count: usize, classes: usize, device: &Device) -> Tensor<1, Int> {
+    let labels: Vec<i32> = (0..count as u64).map(|i| KEY.below(i, classes as u64) as i32).collect();
+    Tensor::from_data(TensorData::new(labels, [count]), device)
+}
+
+/// Columns `from..` of a matrix that was made as wide as two.
+fn window(x: &Tensor<2>, half: usize) -> Tensor<2> {
+    let width = x.dims()[1];
+    Tensor::cat(vec![x.clone(), x.clone()], 1).narrow(1, half * width, width)
+}
+
+/// Two matrices as one.
+pub(crate) fn beside(left: Tensor<2>, right: Tensor<2>) -> Tensor<2> {
+    Tensor::cat(vec![left, right], 1)
+}
+
+pub(crate) fn dropout_and_sums(check: Check<'_>) {
+    for shape in [[1, 1], [5, 3], [7, 128]] {
+        check("dropout", &[input(1, shape)], &|x| dropout(x[0].clone(), Dropout::new(0.3, KEY)));
+        check("add_dropout", &[input(1, shape), input(2, shape)], &|x| {
+            add_dropout(x[0].clone(), x[1].clone(), Dropout::new(0.3, KEY))
+        });
+    }
+    check("transposed", &[input(1, [5, 12])], &|x| dropout(x[0].clone().transpose(), Dropout::new(0.3, KEY)));
+}
+
+pub(crate) fn gates(check: Check<'_>) {
+    for shape in [[1, 1], [1, 8], [5, 3], [3, 128], [70, 65]] {
+        for dropout in [None, Dropout::new(0.25, KEY)] {
+            check("gelu_gate", &[scaled(1, shape, 2.0), input(2, shape)], &|x| {
+                gelu_gate(beside(x[0].clone(), x[1].clone()), dropout)
+            });
+        }
+    }
+    for shape in [[5, 64], [5, 6]] {
+        check("window", &[input(1, shape)], &|x| gelu_gate(window(&x[0], 1), Dropout::new(0.25, KEY)));
+    }
+    // Where the exponential would overflow.
+    check("far out", &[scaled(1, [3, 8], 20.0), input(2, [3, 8])], &|x| {
+        gelu_gate(beside(x[0].clone(), x[1].clone()), None)
+    });
+}
+
+pub(crate) fn norms(check: Check<'_>) {
+    for (rows, width) in [(1, 1), (1, 8), (40, 3), (5, 128), (33, 300), (2, 1000)] {
+        // With one element and a small epsilon the gradient is nothing but cancellation, in any precision.
+        let epsilon = if width < 8 { 0.5 } else { 1e-6 };
+        check(&format!("rms_norm [{rows}, {width}]"), &[input(1, [rows, width]), input(2, [1, width])], &|x| {
+            rms_norm(x[0].clone(), x[1].clone().reshape([width]), epsilon)
+        });
+    }
+    check("transposed", &[input(1, [24, 5]), input(2, [1, 24])], &|x| {
+        rms_norm(x[0].clone().transpose(), x[1].clone().reshape([24]), 1e-6)
+    });
+}
+
+pub(crate) fn losses(check: Check<'_>) {
+    for (rows, classes) in [(1, 1), (5, 13), (4, 1301)] {
+        check(&format!("cross_entropy [{rows}, {classes}]"), &[input(1, [rows, classes])], &|x| {
+            let labels = label_tensor(rows, classes, &x[0].device());
+            cross_entropy(x[0].clone(), labels).reshape([rows, 1])
+        });
+        // One width: each new shape of a product is tuned first, which takes longer than the test.
+        let d = 8;
+        for smoothing in [0.0, 0.1, 1.0] {
+            let what = format!("linear_cross_entropy [{rows}, {classes}], {d}, {smoothing}");
+            check(&what, &[input(1, [rows, d]), input(2, [classes, d])], &|x| {
+                let labels = label_tensor(rows, classes, &x[0].device());
+                linear_cross_entropy(x[0].clone(), x[1].clone(), labels, smoothing).reshape([rows, 1])
+            });
+        }
+    }
+}
+
+/// How the rows of an attention's inputs lie.
+pub(crate) fn layouts(lengths: &[usize], packed: bool, device: &Device) -> RowLayout {
+    if packed { RowLayout::packed(lengths, device) } else { RowLayout::padded(lengths, 4, device) }
+}
+
+/// The visibilities of attentions over these rows: of all keys of others, of one's own row, and of what is before, after `first`.
+fn visibilities(
+    queries: &[usize],
+    others: &[usize],
+    first: usize,
+    heads: usize,
+    packed: bool,
+    device: &Device,
+) -> [Visibility; 3] {
+    let own: Vec<usize> = queries.iter().map(|queries| first + queries).collect();
+    let [queries, others, own] = [queries, others, &own].map(|lengths| layouts(lengths, packed, device));
+    [
+        Visibility::full(heads, &queries, &others),
+        Visibility::bidirectional(heads, &queries),
+        Visibility::causal(heads, &queries, &own, first),
+    ]
+}
+
+/// Which of [`visibilities`], whether with a bias by distance, and whether with dropout.
+type Kind = (usize, bool, bool);
+
+const KINDS: [Kind; 5] = [(0, false, true), (1, true, false), (1, false, false), (2, true, true), (2, true, false)];
+
+fn check_attention(
+    check: Check<'_>,
+    queries: &[usize],
+    others: &[usize],
+    first: usize,
+    [heads, width]: [usize; 2],
+    packed: bool,
+    kinds: &[Kind],
+) {
+    let of_cpu = visibilities(queries, others, first, heads, packed, &Device::flex());
+    for (kind, biased, drops) in kinds {
+        let (visibility, columns) = (&of_cpu[*kind], heads * width);
+        let (tokens, keys) = ([visibility.queries.tokens(), columns], [visibility.keys.tokens(), columns]);
+        let inputs = [
+            // Unscaled scores of wide heads would saturate the softmax.
+            scaled(1, tokens, 1.0 / (width as f64).sqrt()),
+            input(2, keys),
+            input(3, keys),
+            input(4, if *biased { [heads, visibility.bias_origin + visibility.keys.columns()] } else { [1, 1] }),
+        ];
+        let what = format!("attention {queries:?} {heads}x{width} packed {packed} {:?}", (kind, biased, drops));
+        check(&what, &inputs, &|x| {
+            let visibilities = visibilities(queries, others, first, heads, packed, &x[0].device().inner());
+            let [q, k, v, bias] = [0, 1, 2, 3].map(|i| x[i].clone());
+            let y = attention(q, k, v, bias, &visibilities[*kind], Dropout::new(if *drops { 0.3 } else { 0.0 }, KEY));
+            visibilities[*kind].queries.real_tokens(y)
+        });
+    }
+}
+
+pub(crate) fn attention_of_short_rows(check: Check<'_>) {
+    check_attention(check, &[1], &[1], 0, [1, 8], true, &KINDS[..2]);
+    for packed in [true, false] {
+        check_attention(check, &[3, 1, 5], &[2, 7, 1], 2, [3, 8], packed, &KINDS);
+    }
+    check_attention(check, &[9, 4], &[3, 6], 1, [2, 5], true, &KINDS[2..4]);
+    check_attention(check, &[9, 4], &[3, 6], 1, [2, 128], false, &KINDS[2..4]);
+}
+
+pub(crate) fn attention_of_many_tiles(check: Check<'_>) {
+    check_attention(check, &[70, 33], &[45, 80], 3, [2, 8], false, &KINDS);
+    check_attention(check, &[37], &[41], 5, [1, 64], true, &KINDS[3..4]);
+    check_attention(check, &[37], &[41], 5, [1, 100], true, &KINDS[3..4]);
+}
+
+pub(crate) fn attention_of_windows(check: Check<'_>) {
+    let inputs = [scaled(1, [6, 16], 0.3), input(2, [9, 16]), input(3, [9, 16]), input(4, [2, 7])];
+    check("windows", &inputs, &|x| {
+        let [queries, keys] = [[4, 2], [5, 4]].map(|lengths| RowLayout::packed(&lengths, &x[0].device().inner()));
+        let visibility = Visibility::causal(2, &queries, &keys, 1);
+        let [q, k, v] = [window(&x[0], 1), window(&x[1], 0), window(&x[2], 1)];
+        attention(q, k, v, x[3].clone(), &visibility, Dropout::new(0.2, KEY))
+    });
+    let inputs = [scaled(1, [16, 6], 0.3), input(2, [16, 6]), input(3, [16, 6]), input(4, [1, 1])];
+    check("transposed", &inputs, &|x| {
+        let layout = RowLayout::packed(&[4, 2], &x[0].device().inner());
+        let [q, k, v] = [0, 1, 2].map(|i| x[i].clone().transpose());
+        attention(q, k, v, x[3].clone(), &Visibility::full(2, &layout, &layout), None)
+    });
+}
+
+pub(crate) fn layers_that_share_an_input(check: Check<'_>) {
+    let (n, d, r) = (5, 24, 2);
+    let inputs = [
+        input(1, [n, d]),
+        input(2, [9, d]),
+        input(3, [4, d]),
+        input(4, [r, d]),
+        input(5, [9, r]),
+        input(6, [r, d]),
+        input(7, [4, r]),
+    ];
+    check("adapted_linears", &inputs, &|x| {
+        let branch = |first: usize, rows: Option<Tensor<1, Int>>| LowRank {
+            a: x[first].clone(),
+            b: x[first + 1].clone(),
+            scale: 0.7,
+            dropout: Dropout::new(0.25, KEY),
+            rows,
+        };
+        let some = Tensor::from_ints([0, 2, 3], &x[0].device());
+        let layers = vec![
+            LinearOp { weight: Some(x[1].clone().into()), branches: vec![branch(3, None)] },
+            LinearOp { weight: Some(x[2].clone().into()), branches: vec![branch(5, Some(some))] },
+        ];
+        adapted_linears(x[0].clone(), layers)
+    });
+}
+
+pub(crate) fn attention_of_tokens_to_each_other(check: Check<'_>) {
+    let layout = |device: &Device| RowLayout::padded(&[3, 5], 6, &device.clone().inner());
+    check("self_attention", &[input(1, [12, 48]), input(2, [2, 11])], &|x| {
+        let layout = layout(&x[0].device());
+        let y =
+            self_attention(x[0].clone(), x[1].clone(), &Visibility::bidirectional(2, &layout), Dropout::new(0.2, KEY));
+        layout.real_tokens(y)
+    });
+}
+
+pub(crate) fn rows_of_a_table(check: Check<'_>) {
+    check("embedding", &[input(1, [7, 5])], &|x| {
+        embedding(x[0].clone(), Tensor::from_ints([6, 0, 3, 3], &x[0].device()))
+    });
+}
+
+pub(crate) fn low_rank_branches(check: Check<'_>) {
+    let (n, d, out) = (5, 24, 9);
+    for rank in [1, 4] {
+        let branch = [input(1, [n, d]), input(2, [rank, d]), input(3, [out, rank])];
+        check("low_rank", &branch, &|x| {
+            low_rank(x[0].clone(), x[1].clone(), x[2].clone(), 0.7, Dropout::new(0.25, KEY))
+        });
+        let inputs = [input(1, [n, d]), input(4, [out, d]), input(2, [rank, d]), input(3, [out, rank])];
+        check("adapted_linear", &inputs, &|x| {
+            let branch =
+                LowRank { a: x[2].clone(), b: x[3].clone(), scale: 0.7, dropout: Dropout::new(0.25, KEY), rows: None };
+            adapted_linear(x[0].clone(), x[1].clone(), branch)
+        });
+    }
+}
