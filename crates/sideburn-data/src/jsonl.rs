@@ -22,7 +22,8 @@ use crate::{
 ///
 /// # Errors
 /// If the file is missing, unreadable, not UTF-8, a Git LFS pointer or holds no record; if a record is not a JSON object or
-/// is above 16 MiB; if a field is missing or not a text; if a text is blank; if two records have one id.
+/// is above 16 MiB; if a field is missing or not a text; if a text is blank; if different
+/// examples have one id.
 #[cfg(feature = "fs")]
 pub fn read_jsonl(path: impl AsRef<Path>, columns: &Columns) -> Result<Vec<Example>, DataError> {
     let path = path.as_ref();

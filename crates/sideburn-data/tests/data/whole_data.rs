@@ -61,6 +61,20 @@ fn the_ids_are_those_of_hugging_face() {
     eprintln!("{texts} texts: all ids and decoded texts equal");
 }
 
+/// Exports of several versions of `transformers`.
+#[test]
+fn special_tokens_are_found_in_published_files() {
+    let Some(data) = data() else { return };
+    for directory in ["flan-t5-small-official", "flan-t5-small-xenova", "t5-small-hf4.x"] {
+        let tokenizer = Tokenizer::from_dir(data.join("tokenizer").join(directory)).unwrap();
+        let ids = [tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id()];
+        assert_eq!(ids, [None, Some(1), Some(0)], "{directory}");
+        assert_eq!(tokenizer.encode_prompt("Hello", None).unwrap().ids, [8774, 1], "{directory}");
+        let alone = Tokenizer::from_file(data.join("tokenizer").join(directory).join("tokenizer.json")).unwrap();
+        assert_eq!(alone.encode_target("Hello", None).unwrap().ids, [8774, 1], "{directory}");
+    }
+}
+
 #[test]
 fn few_dialogues_are_cut() {
     let Some(data) = data() else { return };
