@@ -2,12 +2,13 @@
 
 use crate::Key;
 
-/// Dropout (Srivastava et al., 2014): each element is zeroed with a probability, and the others are divided by one minus
-/// it. Which elements is a function of a [`Key`], so that no mask need be kept: every device draws the same one again.
+/// Dropout (Srivastava et al., 2014): each element is zeroed with a probability, and the others are divided by one
+/// minus it. Which elements is a function of a [`Key`], so that no mask need be kept: every device draws the same one
+/// again.
 ///
 /// The mask is defined over the elements of a tensor in row-major order. One draw of the key, of 64 bits, decides
-/// [four](Dropout::ELEMENTS_PER_DRAW) elements by 16 bits each, beginning with the lowest: element 6 is decided by bits 32
-/// to 47 of draw 1. An element is dropped if its bits are below the [`threshold`](Dropout::threshold), which is
+/// [four](Dropout::ELEMENTS_PER_DRAW) elements by 16 bits each, beginning with the lowest: element 6 is decided by bits
+/// 32 to 47 of draw 1. An element is dropped if its bits are below the [`threshold`](Dropout::threshold), which is
 /// `round(probability * 65536)`: at a probability of 0.1, if they are below 6554.
 ///
 /// ```

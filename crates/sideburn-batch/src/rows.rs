@@ -123,8 +123,8 @@ pub trait Batch {
 
 /// Prompts, and what is to be written behind each: the batch of a language model.
 ///
-/// An encoder-decoder reads the prompt with its encoder and writes the target with its decoder. A decoder alone reads both
-/// as one row. Either way every token of a target has a loss, and no token of a prompt has one.
+/// An encoder-decoder reads the prompt with its encoder and writes the target with its decoder. A decoder alone reads
+/// both as one row. Either way every token of a target has a loss, and no token of a prompt has one.
 ///
 /// ```
 /// use sideburn_batch::{Batch, PromptBatch, TokenRows};

@@ -10,20 +10,23 @@
 //! | [`linear`] | the weight; `x` only if the weight is trained | both |
 //! | [`adapted_linears`], [`low_rank`] | `x`, `W`, `A`, `B` (shared, not copied) | also `dropout(x)`, its mask and `dropout(x) A^T` |
 //! | [`rms_norm`] | `x`, `weight` | three tensors of the size of `x` |
-//! | [`gelu_gate`] | the gate and what it is for | nine tensors of the size of the gate |
+//! | [`gelu_gate`] | `gate` and `up` | nine tensors of the size of `gate` |
 //! | [`attention`], [`self_attention`] | `q`, `k`, `v`, the bias by distance | five tensors of the size of the scores |
 //! | [`linear_cross_entropy`] | a gradient of the size of the hidden states | the logits, twice |
 //!
-//! On [`Device::flex`](burn::tensor::Device::flex) each is a kernel of this crate for `f32`: products over the `gemm`
-//! crate, everything else in passes over blocks that stay in cache, results in memory that is used again, no score matrix
-//! and no logits in memory. On the CubeCL backends (`wgpu`, `vulkan`, `metal`, `cuda`) they are kernels of this crate for
-//! `f32`, `f16` and `bf16`, one launch each or, for some gradients, two or three; products are Burn's, and so linear layers
-//! and low-rank branches are composed of them. For other dtypes each operation is composed of Burn's primitives.
-//! [`set_kernel_mode`] has that form run everywhere.
+//! On [`Device::flex`](burn::tensor::Device::flex) each is a kernel of this crate for `f32`. Products go through the
+//! `gemm` crate, everything else through blocks that stay in cache, and results into memory that is used again. Neither
+//! scores nor logits are ever in memory as a whole. On the CubeCL backends (`wgpu`, `vulkan`, `metal`, `cuda`) they are
+//! kernels of this crate for `f32`, `f16` and `bf16`: one launch each, or two or three for some gradients. Products are
+//! Burn's there, and linear layers are composed of them. For other dtypes each operation is composed of Burn's
+//! primitives, and [`set_kernel_mode`] chooses that form everywhere.
 //!
-//! A mask is a pure function of its [`Dropout`], and the same on every device: element for element, if the shape is the same.
+//! The mask of a [`Dropout`] is the same on every device, element for element.
 //!
-//! [`adamw_steps`] and [`norm`] are the optimiser's, outside of autodiff, and over many tensors at once.
+//! [`adamw_steps`] and [`norm`] are for optimisers: they work outside of autodiff, on many tensors at once.
+//!
+//! An operation of another crate can have kernels and a backward pass, too: [`fused`] chooses between a kernel and its
+//! composed form, and [`record`] puts an operation on autodiff's tape.
 //!
 //! ```
 //! use burn::tensor::{Device, Tensor};

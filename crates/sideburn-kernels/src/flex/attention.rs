@@ -326,8 +326,8 @@ vector_fn! {
 }
 
 vector_fn! {
-    /// From exponentials with the inverses of their sums, and the gradient of the weights after dropout: the weights, the
-    /// gradient of the scores and, if there is dropout, the weights after it.
+    /// From exponentials with the inverses of their sums, and the gradient of the weights after dropout: the weights,
+    /// the gradient of the scores and, if there is dropout, the weights after it.
     fn softmax_backward_of_block(
         head: &Head<'_>,
         weights: &mut [f32],

@@ -18,8 +18,8 @@ use crate::runtime::memory::Buffer;
 /// Rows that a task of the low-rank branches takes at once.
 const BLOCK: usize = 256;
 
-/// Rows of `x` up to which a product reads the weight as it lies instead of packing it first: then reading the weight is
-/// all that costs.
+/// Rows of `x` up to which a product reads the weight as it lies instead of packing it first: then reading the weight
+/// is all that costs.
 const FEW: usize = 8;
 
 /// A layer whose tensors are in row-major order, with the rows that each of its branches is for.
@@ -197,8 +197,8 @@ fn few_rows(y: Parts<'_>, x: Mat<'_>, layers: &[Layer]) {
     }
 }
 
-/// `y[i][j]` is the dot product of row `i` of `x`, of which there are few, and row `j` of `weight`, each row of which is
-/// fetched once.
+/// `y[i][j]` is the dot product of row `i` of `x`, of which there are few, and row `j` of `weight`, each row of which
+/// is fetched once.
 fn dots_of_rows(y: &mut MatMut<'_>, x: Mat<'_>, weight: Mat<'_>) {
     let [n, _] = x.shape();
     let rows: [&[f32]; FEW] = std::array::from_fn(|row| if row < n { x.row(row) } else { &[] });
@@ -315,8 +315,8 @@ impl Branch {
         unsafe { rows.add(y, columns, [Mat::new(&narrow, size, r), matrix(&self.b).t()], None) };
     }
 
-    /// In a block of rows, which is the caller's alone: adds the gradient of the input to `of_x`, and returns those of `A`
-    /// and `B` if there is an `x`.
+    /// In a block of rows, which is the caller's alone: adds the gradient of the input to `of_x`, and returns those of
+    /// `A` and `B` if there is an `x`.
     fn backward(
         &self,
         block: Range<usize>,

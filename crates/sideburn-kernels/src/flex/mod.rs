@@ -1,7 +1,7 @@
 //! CPU kernels for the Flex backend in `f32`.
 //!
-//! Work is shared out in tasks whose sizes follow from the shapes alone, and sums are taken in the order of the tasks, so
-//! that results do not depend on the number of threads.
+//! Work is shared out in tasks whose sizes follow from the shapes alone, and sums are taken in the order of the tasks,
+//! so that results do not depend on the number of threads.
 
 mod adamw;
 mod attention;

@@ -145,12 +145,12 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// What a product does with what was in the matrix before.
+/// What happens to the values that were in the matrix before a product.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Before {
-    /// It is written over.
+    /// They are overwritten.
     Forgotten,
-    /// The product is added to it.
+    /// The product is added to them.
     Kept,
 }
 

@@ -25,8 +25,8 @@ pub(crate) fn has_avx2() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
 }
 
-/// Defines a function that is compiled twice, for the widest vectors that this crate knows and for any machine, and calls
-/// the one that the machine can run. For loops too large to be inlined into [`vectorized`].
+/// Defines a function that is compiled twice, for the widest vectors that this crate knows and for any machine, and
+/// calls the one that the machine can run. For loops too large to be inlined into [`vectorized`].
 macro_rules! vector_fn {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $body:block) => {
         $(#[$meta])*
@@ -88,14 +88,15 @@ const AHEAD: usize = 2048;
 
 /// Asks for the line of memory that is read a while after this one, where all of it is read one after the other.
 ///
-/// Into the second cache: in the first there is no place for as many lines as are on their way (with eight rows, weights
-/// came a third faster than when asked into the first, and more than twice as fast as when not asked for).
+/// Into the second cache: in the first there is no place for as many lines as are on their way (with eight rows,
+/// weights came a third faster than when asked into the first, and more than twice as fast as when not asked for).
 #[inline(always)]
 pub(crate) fn fetch_ahead(line: &[f32]) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        // SAFETY: every such machine has the instruction, and it may be given any address: it changes nothing but caches.
+        // SAFETY: every such machine has the instruction, and it may be given any address: it changes nothing but
+        // caches.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().wrapping_add(AHEAD).cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
@@ -105,8 +106,8 @@ pub(crate) fn fetch_ahead(line: &[f32]) {
 /// Values of a line of memory.
 pub(crate) const LINE: usize = 16;
 
-/// The dot products of `N` slices with another, all of one length, each value of which is loaded once, as part of memory
-/// that is read from beginning to end.
+/// The dot products of `N` slices with another, all of one length, each value of which is loaded once, as part of
+/// memory that is read from beginning to end.
 #[inline]
 pub(crate) fn dots<const N: usize>(x: [&[f32]; N], y: &[f32]) -> [f32; N] {
     assert!(x.iter().all(|x| x.len() == y.len()), "slices of one length");

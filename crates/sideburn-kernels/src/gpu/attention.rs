@@ -40,8 +40,8 @@ impl AttentionKernels for CubeBackend {
         }
         let (out, dtype) = (fresh(&q, q.shape()), element(&q));
         let (rows, client) = (launch.rows(), q.client.clone());
-        // SAFETY: cubes beyond a row stop at once, and units read and write tokens of their row only, which `visibility` has
-        // been checked to have, and columns of the bias for keys that are seen, which it has as well.
+        // SAFETY: cubes beyond a row stop at once, and units read and write tokens of their row only, which
+        // `visibility` has been checked to have, and columns of the bias for keys that are seen, which it has as well.
         unsafe {
             forward_kernel::launch_unchecked(
                 &client,

@@ -17,8 +17,8 @@ impl GateKernels for CubeBackend {
         let (client, out, dtype) = (gate_up.client.clone(), fresh(&gate_up, [n, width]), element(&gate_up));
         let vector = together(width, &[&gate_up]);
         let (cubes, dim) = shared_out(&client, n * width / vector);
-        // SAFETY: `out` has an element for each of the units that do not stop at once, which look up its row in a tensor
-        // with as many rows, twice as wide.
+        // SAFETY: `out` has an element for each of the units that do not stop at once, which look up its row in a
+        // tensor with as many rows, twice as wide.
         unsafe {
             gate_kernel::launch_unchecked(
                 &client,
@@ -67,7 +67,8 @@ fn by_rows(x: Primitive) -> Primitive {
     if (step == 1 || columns == 1) && (stride >= columns || rows == 1) { x } else { contiguous(x) }
 }
 
-/// Where the vector at `position` of a matrix in row-major order is in one with the same columns whose rows begin elsewhere.
+/// Where the vector at `position` of a matrix in row-major order is in one with the same columns whose rows begin
+/// elsewhere.
 #[cube]
 fn place<F: Float, N: Size>(x: &Tensor<Vector<F, N>>, position: usize, columns: usize) -> usize {
     let vectors = columns / N::value();

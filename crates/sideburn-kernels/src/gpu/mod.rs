@@ -47,7 +47,7 @@ fn span(tensor: &Primitive) -> u64 {
     1 + dims.map(|(size, stride)| (size.saturating_sub(1) * stride) as u64).sum::<u64>()
 }
 
-/// The name that kernels have for a dtype they take.
+/// CubeCL's name of a dtype that the kernels take.
 fn float(dtype: DType) -> Option<ElemType> {
     match dtype {
         DType::F32 => Some(ElemType::Float(FloatKind::F32)),
@@ -71,8 +71,8 @@ fn fresh_of(like: &Primitive, shape: impl Into<Shape>, dtype: DType) -> Primitiv
     empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape.into(), dtype)
 }
 
-/// Elements that one unit takes at once, where a kernel goes through `count` elements of each of these tensors in a row:
-/// four if they can be read as vectors, otherwise one. A draw of a mask decides four.
+/// Elements that one unit takes at once, where a kernel goes through `count` elements of each of these tensors in a
+/// row: four if they can be read as vectors, otherwise one. A draw of a mask decides four.
 fn together(count: usize, tensors: &[&Primitive]) -> usize {
     let aligned = |tensor: &&Primitive| {
         let strides = tensor.meta.strides();

@@ -8,8 +8,8 @@ use burn::tensor::{DType, FloatDType, Shape, Tensor};
 use super::fused_always;
 use super::many::{AnyRank, Many};
 
-/// The numbers of one update by AdamW (Loshchilov and Hutter, 2019, algorithm 2, with the learning rate inside the decay
-/// as `torch.optim.AdamW` has it).
+/// The numbers of one update by AdamW (Loshchilov and Hutter, 2019, algorithm 2, with the learning rate inside the
+/// decay as `torch.optim.AdamW` has it).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamWStep {
     /// The learning rate of this update.
@@ -87,12 +87,12 @@ pub struct AdamWUpdate {
 ///     with m' = m / (1 - beta1^time), v' = v / (1 - beta2^time)
 /// ```
 ///
-/// `scale`, `[1]`, is on the device like everything else: clipping needs neither a pass of its own nor a word of the host.
-/// **If it is not above zero nothing is changed**, so that whoever finds a gradient that is not finite, on the device, can
-/// keep it out of the parameters by a scale of 0. Gradients stay as they are.
+/// `scale`, `[1]`, lies on the device, so that clipping needs neither a pass over the gradients nor the host. **At a
+/// scale of zero or less nothing is changed**: set it to 0, on the device, where a gradient is not finite. Gradients
+/// stay as they are.
 ///
-/// Returns `[p, m, v]` of each. On [`Device::flex`](burn::tensor::Device::flex), in `f32`, it is one pass over the memory
-/// of all of them, shared out to all threads at once, and what nothing else holds is overwritten in place.
+/// Returns `[p, m, v]` of each. On [`Device::flex`](burn::tensor::Device::flex), in `f32`, it is one pass over the
+/// memory of all of them, shared out to all threads at once. A tensor that nothing else holds is overwritten in place.
 ///
 /// # Panics
 /// If the shapes of an update differ, or a tensor is tracked by autodiff: take its `inner`.
@@ -134,8 +134,8 @@ pub fn adamw_step<const D: usize>(
 /// The parameter before the last [`adamw_step`], worked out from the one after it and the moments that it left:
 /// `(p + learning_rate * m' / (sqrt(v') + epsilon)) / (1 - learning_rate * weight_decay)`.
 ///
-/// It is exact but for rounding: an element is off by a few units in the last place of itself or of its update, whichever
-/// is larger. What an update has made infinite stays so.
+/// It is exact but for rounding: an element is off by a few units in the last place of itself or of its update,
+/// whichever is larger. An element that the update made infinite stays infinite.
 pub fn adamw_undo<const D: usize>(parameter: Tensor<D>, moments: [Tensor<D>; 2], step: &AdamWStep) -> Tensor<D> {
     let ([first, second], k) = (moments, step.coefficients());
     let root = second.sqrt().mul_scalar(k.unbias2).add_scalar(k.epsilon);
@@ -143,11 +143,11 @@ pub fn adamw_undo<const D: usize>(parameter: Tensor<D>, moments: [Tensor<D>; 2],
     (parameter + update).div_scalar(k.keep)
 }
 
-/// The Euclidean norm of all elements of all tensors together, `[1]`: `torch.nn.utils.get_total_norm`. It is on the device,
-/// which is not waited for.
+/// The Euclidean norm of all elements of all tensors together, `[1]`: `torch.nn.utils.get_total_norm`. It is on the
+/// device, which is not waited for.
 ///
-/// On [`Device::flex`](burn::tensor::Device::flex), in `f32`, it is one pass over all of them, summed in `f64` in an order
-/// that does not depend on the number of threads.
+/// On [`Device::flex`](burn::tensor::Device::flex), in `f32`, it is one pass over all of them, summed in `f64` in an
+/// order that does not depend on the number of threads.
 ///
 /// # Panics
 /// If there is no tensor, or one is tracked by autodiff: take its `inner`.
@@ -199,8 +199,8 @@ pub(crate) trait OptimizerOps: Backend {
     }
 }
 
-/// [`OptimizerOps`] by kernels. They are run always, since a norm must not depend on the number of threads, which Burn's sum
-/// does.
+/// [`OptimizerOps`] by kernels. They are run always, since a norm must not depend on the number of threads, which
+/// Burn's sum does.
 pub(crate) trait OptimizerKernels: Backend {
     /// Of parameters, gradients, first and second moments: all but the gradients after their updates.
     fn try_steps(

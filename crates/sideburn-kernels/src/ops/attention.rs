@@ -14,9 +14,9 @@ use crate::RowLayout;
 
 /// Which keys each query sees, and which column of the bias is added to its score with a key.
 ///
-/// The bias goes by distance. Query `i` of a row stands at place `first_query + i`, key `j` at place `j`; their score gets
-/// column `bias_origin + j - (first_query + i)` of the bias. With `bias_origin` 3 and `first_query` 0, query 0 takes
-/// columns 3, 4, 5, .. for keys 0, 1, 2, .., and query 2 takes columns 1, 2, 3, ...
+/// The bias goes by distance. Query `i` of a row stands at place `first_query + i`, key `j` at place `j`; their score
+/// gets column `bias_origin + j - (first_query + i)` of the bias. With `bias_origin` 3 and `first_query` 0, query 0
+/// takes columns 3, 4, 5, .. for keys 0, 1, 2, .., and query 2 takes columns 1, 2, 3, ...
 #[derive(Clone, Debug)]
 pub struct Visibility {
     /// The number of heads.
@@ -33,14 +33,14 @@ pub struct Visibility {
     pub first_query: usize,
 }
 
-/// Attention with a bias that goes by relative position, `dropout(softmax(q k^T + bias)) v`, unscaled as in T5 (Raffel
-/// et al., 2020, section 2.1), row by row and head by head. Scores are worked out again in the backward pass; on the
-/// CPU they are never in memory for more than a few queries at a time.
+/// Attention with a bias by distance, `dropout(softmax(q k^T + bias)) v`, row by row and head by head. Scores are not
+/// scaled (as in T5: Raffel et al., 2020, section 2.1): scale `q` for that. The backward pass computes them again; on
+/// the CPU they are in memory for a few queries at a time.
 ///
 /// # Shapes
 /// `q [queries, heads * width]`, `k` and `v [keys, heads * width]`, as `visibility` lays out the rows,
-/// `bias [heads, distances]` or, for none, `[1, 1]` of zero, give `[queries, heads * width]`. What comes out at a token that
-/// belongs to no row is finite and means nothing.
+/// `bias [heads, distances]` or, for none, `[1, 1]` of zero, give `[queries, heads * width]`. The output at
+/// a token that belongs to no row is finite and means nothing.
 ///
 /// # Panics
 /// If the shapes do not fit, or the bias has no column for some distance.
@@ -57,8 +57,9 @@ pub fn attention(
     Tensor::from_dispatch(Dispatch::attention_forward(q, k, v, bias, visibility.clone(), dropout))
 }
 
-/// [`attention`] of tokens that look at each other: queries, keys and values side by side, `qkv [tokens, 3 * heads * width]`,
-/// as [`adapted_linears`](crate::adapted_linears) gives them. Nothing is copied to tell them apart, in neither direction.
+/// [`attention`] of tokens to each other, with queries, keys and values side by side in `qkv [tokens, 3 * heads *
+/// width]`, as [`adapted_linears`](crate::adapted_linears) gives them. They are read in place, and so are their
+/// gradients written.
 ///
 /// # Panics
 /// As there.
@@ -72,19 +73,20 @@ pub fn self_attention(qkv: Tensor<2>, bias: Tensor<2>, visibility: &Visibility, 
 }
 
 impl Visibility {
-    /// Every query sees all keys of its row, and has no distance to them: the attention of a decoder to what was encoded.
+    /// Every query sees all keys of its row, and has no distance to them: the attention of a decoder to what was
+    /// encoded.
     pub fn full(heads: usize, queries: &RowLayout, keys: &RowLayout) -> Self {
         Self { heads, queries: queries.clone(), keys: keys.clone(), causal: false, bias_origin: 0, first_query: 0 }
     }
 
-    /// Queries and keys are the same tokens, and every query sees all keys of its row. The bias has `2 * columns - 1` columns,
-    /// for the distances from `1 - columns` to `columns - 1`.
+    /// Queries and keys are the same tokens, and every query sees all keys of its row. The bias has `2 * columns - 1`
+    /// columns, for the distances from `1 - columns` to `columns - 1`.
     pub fn bidirectional(heads: usize, layout: &RowLayout) -> Self {
         Self { bias_origin: layout.columns() - 1, ..Self::full(heads, layout, layout) }
     }
 
-    /// Every query sees the keys of its row up to its own place; the first query stands at place `first_query`. The bias has
-    /// `first_query + columns` columns, for the distances from `1 - first_query - columns` to 0, or more.
+    /// Every query sees the keys of its row up to its own place; the first query stands at place `first_query`. The
+    /// bias has `first_query + columns` columns, for the distances from `1 - first_query - columns` to 0, or more.
     pub fn causal(heads: usize, queries: &RowLayout, keys: &RowLayout, first_query: usize) -> Self {
         let bias_origin = first_query + queries.columns() - 1;
         Self { causal: true, bias_origin, first_query, ..Self::full(heads, queries, keys) }
@@ -314,7 +316,7 @@ fn in_parts_backward<B: AttentionOps>(
     (B::float_cat(vec![q, k, v], 1), bias)
 }
 
-/// What a masked score is set to: small enough that its softmax is zero, and finite, so that no NaN can come of it.
+/// The score of a key that is not seen. Its softmax is zero, and since it is finite no NaN can arise.
 const MASKED: f64 = -1e30;
 
 /// Indices as a tensor.

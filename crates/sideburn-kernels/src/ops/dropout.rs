@@ -9,8 +9,8 @@ use sideburn_batch::Dropout;
 use super::fused;
 use super::tape::record;
 
-/// Drops elements of `x`, if there is dropout. Which ones is a function of its key and their places alone, on any device,
-/// and is worked out again in the backward pass.
+/// Drops elements of `x`, if there is dropout. Which ones is a function of its key and their places alone, on any
+/// device, and is worked out again in the backward pass.
 pub fn dropout<const D: usize>(x: Tensor<D>, dropout: Option<Dropout>) -> Tensor<D> {
     let Some(dropout) = dropout else { return x };
     Tensor::from_dispatch(Dispatch::keyed_dropout(x.into_dispatch(), dropout))

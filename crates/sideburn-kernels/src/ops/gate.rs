@@ -13,8 +13,8 @@ use super::fused;
 use super::linear::parts;
 use super::tape::record;
 
-/// `dropout(gelu(gate) * up)` with the tanh approximation of GELU (`gelu_new` of `transformers`): the inside of T5 1.1's
-/// feed-forward layer (Shazeer, 2020).
+/// `dropout(gelu(gate) * up)` with the tanh approximation of GELU (`gelu_new` of `transformers`): the inside of T5
+/// 1.1's feed-forward layer (Shazeer, 2020).
 ///
 /// # Shapes
 /// `gate_up [n, 2 * d]`, `gate` in the first `d` columns and `up` in the others, as

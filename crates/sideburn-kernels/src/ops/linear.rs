@@ -27,13 +27,13 @@ pub struct LowRank<F = Tensor<2>, I = Tensor<1, Int>> {
     pub scale: f64,
     /// What drops elements of its input.
     pub dropout: Option<Dropout>,
-    /// The rows of `x` that the branch is for, each once and in ascending order; by default all of them. The mask is one
-    /// for these rows alone.
+    /// The rows of `x` that the branch is for, in ascending order and each once; `None` for all. Dropout counts the
+    /// elements of these rows alone.
     pub rows: Option<I>,
 }
 
-/// A linear layer without bias: `x W^T`, and its low-rank branches added to that. `F` and `I` are the types of its float
-/// and integer tensors.
+/// A linear layer without bias: `x W^T`, and its low-rank branches added to that. `F` and `I` are the types of its
+/// float and integer tensors.
 #[derive(Clone, Debug)]
 pub struct LinearOp<F = Tensor<2>, I = Tensor<1, Int>> {
     /// `W [out, in]`. Without it the branches are all there is.
@@ -68,8 +68,8 @@ pub fn low_rank(x: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f64, dropout: O
     adapted_linears(x, vec![LinearOp { weight: None, branches: vec![branch] }])
 }
 
-/// A linear layer with a low-rank branch, `x W^T + scale * dropout(x) A^T B^T`, in one operation: the branch is added
-/// where the layer's output lies, and its gradients come of one pass over `x` that draws each mask once.
+/// A linear layer with a low-rank branch, `x W^T + scale * dropout(x) A^T B^T`, in one operation. The branch is added
+/// to the layer's output in place, and the backward pass goes through `x` once and draws each mask once.
 ///
 /// # Shapes
 /// `x [n, in]`, `weight [out, in]`, `a [r, in]`, `b [out, r]` give `[n, out]`.
@@ -80,16 +80,16 @@ pub fn adapted_linear(x: Tensor<2>, weight: impl Into<Matrix>, branch: LowRank) 
     adapted_linears(x, vec![LinearOp { weight: Some(weight.into()), branches: vec![branch] }])
 }
 
-/// Several linear layers that see the same `x`, with any number of branches each, in one operation: their outputs side
-/// by side. The gradients with respect to `x` are summed where they come about, and branches for rows of their own, as
-/// of a batch that mixes adapters, find their rows by themselves.
+/// Several linear layers on the same `x`, with any number of branches each, in one operation: their outputs side by
+/// side. The gradient of `x` is one sum over all of them. A branch may be for some rows only, as in a batch that mixes
+/// adapters: with `rows` 2, 5 and 6 it reads and changes these rows.
 ///
 /// # Shapes
 /// `x [n, in]`, weights `[out_i, in]` give `[n, out_1 + out_2 + ...]`.
 ///
 /// # Panics
-/// If there is no layer, or one without a weight and branches; if the shapes do not fit; if the rows of a branch are not
-/// ascending rows of `x`.
+/// If there is no layer, or one without a weight and branches; if the shapes do not fit; if the rows of a branch are
+/// not ascending rows of `x`.
 pub fn adapted_linears(x: Tensor<2>, layers: Vec<LinearOp>) -> Tensor<2> {
     assert!(!layers.is_empty(), "there is no layer to apply");
     let input = x.dims()[1];
@@ -117,8 +117,8 @@ impl LinearOp {
 }
 
 impl<F, I> LinearOp<F, I> {
-    /// The same of other tensors, which `floats` and `ints` make of these: of the weight, then of `A` and `B` of one branch
-    /// after the other.
+    /// The same of other tensors, which `floats` and `ints` make of these: of the weight, then of `A` and `B` of one
+    /// branch after the other.
     pub(crate) fn map<G, J>(self, mut floats: impl FnMut(F) -> G, mut ints: impl FnMut(I) -> J) -> LinearOp<G, J> {
         let weight = self.weight.map(|weight| weight.map(&mut floats));
         let branch = |LowRank { a, b, scale, dropout, rows }| {

@@ -11,7 +11,7 @@ use super::{assert_below, fused};
 
 /// The negative log-likelihood, in nats, of each row's label under the softmax of its logits.
 ///
-/// There is no label to be ignored: rows without one are not to be passed.
+/// Every row counts: there is no label that means "ignore this row". Leave such rows out.
 ///
 /// # Shapes
 /// `logits [n, classes]`, `labels [n]` with values in `0..classes`, give `[n]`.
@@ -25,12 +25,12 @@ pub fn cross_entropy(logits: Tensor<2>, labels: Tensor<1, Int>) -> Tensor<1> {
     Tensor::from_dispatch(Dispatch::cross_entropy(logits.into_dispatch(), labels.into_dispatch()))
 }
 
-/// The cross-entropy of the logits `hidden W^T`, which on the CPU are never all in memory: the classes are gone through
-/// a chunk at a time with a running maximum (Milakov and Gimelshein, 2018), and the gradient with respect to `hidden`
-/// is summed up on the way, as attention with classes for keys (Dao et al., 2022).
+/// The cross-entropy of the logits `hidden W^T`. On the CPU these are never all in memory: the kernel takes the classes
+/// a chunk at a time with a running maximum (Milakov and Gimelshein, 2018), and sums the gradient of `hidden` in the
+/// same pass, like attention whose keys are the classes (Dao et al., 2022).
 ///
-/// With label smoothing (Szegedy et al., 2015, section 7) the loss of a row is `(1 - smoothing)` times that of its label,
-/// plus `smoothing` times the mean over all classes, as `torch.nn.functional.cross_entropy` has it.
+/// With label smoothing (Szegedy et al., 2015, section 7) the loss of a row is `(1 - smoothing)` times that of its
+/// label, plus `smoothing` times the mean over all classes, as `torch.nn.functional.cross_entropy` has it.
 ///
 /// # Shapes
 /// `hidden [n, d]`, `weight [classes, d]`, `labels [n]` with values in `0..classes`, give `[n]`, in nats.

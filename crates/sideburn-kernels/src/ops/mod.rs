@@ -1,8 +1,9 @@
-//! The operations: each a function on tensors, a backend trait whose defaults are composed of Burn's primitives, and the
-//! backward pass.
+//! The operations: each a function on tensors, a backend trait whose defaults are composed of Burn's primitives, and
+//! the backward pass.
 //!
-//! A backend with kernels of its own implements the `..Kernels` trait of an operation. Its methods return the output, or
-//! the inputs as they were where the kernel cannot be run, for another dtype say; [`fused`] then composes the operation.
+//! A backend with kernels of its own implements the `..Kernels` trait of an operation. Its methods return the output,
+//! or the inputs as they were where the kernel cannot be run, for another dtype say; [`fused`] then composes the
+//! operation.
 
 pub(crate) mod adamw;
 pub(crate) mod attention;

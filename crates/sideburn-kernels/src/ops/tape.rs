@@ -8,12 +8,12 @@ use burn::backend::autodiff::ops::{Backward, NodeGuard, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend};
 
-/// A backward pass: from what was kept and the gradient of the output to the gradients of the inputs, of which those that
-/// are wanted must be there.
+/// A backward pass: from what was kept and the gradient of the output to the gradients of the inputs, of which those
+/// that are wanted must be there.
 pub type BackwardPass<B, S, const N: usize> = fn(S, FloatTensor<B>, [bool; N]) -> [Option<FloatTensor<B>>; N];
 
-/// Runs an operation and puts it on the tape. `forward` returns the output and what `backward` is to be given; if no input
-/// is tracked, that is dropped at once.
+/// Runs an operation and puts it on the tape. `forward` returns the output and what `backward` is to be given; if no
+/// input is tracked, that is dropped at once.
 pub fn record<B: Backend, C: CheckpointStrategy, S: Clone + Debug + Send + 'static, const N: usize>(
     inputs: [FloatTensor<Autodiff<B, C>>; N],
     forward: impl FnOnce([FloatTensor<B>; N]) -> (FloatTensor<B>, S),

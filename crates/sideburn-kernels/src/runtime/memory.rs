@@ -1,12 +1,12 @@
 //! Memory for results, used again: a fresh page costs the kernel more time to clear than most operations take to fill.
 //!
-//! A step of training makes and drops the same few hundred tensors again and again. Buffers of dropped tensors wait here
-//! for the next result of about their size. What waits and what is in use together never exceed what was in use at
+//! A step of training makes and drops the same few hundred tensors again and again. Buffers of dropped tensors wait
+//! here for the next result of about their size. What waits and what is in use together never exceed what was in use at
 //! the busiest moment by more than an eighth, or 64 MiB: before a new buffer is made, waiting ones that do not fit are
 //! freed. Without this room, buffers of different sizes drive each other out again and again where most is in use.
 //!
-//! They are pages of their own, which the system has back at once. A general allocator keeps what lies between two pieces
-//! that are in use: of full fine-tuning a fifth of the resident memory was that.
+//! They are pages of their own, which the system has back at once. A general allocator keeps what lies between two
+//! pieces that are in use: of full fine-tuning a fifth of the resident memory was that.
 
 use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
@@ -29,8 +29,8 @@ const LINE: usize = 16;
 /// Buffers below this many lines (64 KiB) are left to the allocator, which keeps them.
 const SMALLEST: usize = if cfg!(feature = "unpooled") { usize::MAX } else { 1024 };
 
-/// The size of a buffer for this many lines, up to an eighth more: what differs a little, as batches of different lengths
-/// do, can take each other's place. Pages at the end that are never used are none.
+/// The size of a buffer for this many lines, up to an eighth more: what differs a little, as batches of different
+/// lengths do, can take each other's place. The system makes no page that is never touched.
 fn rounded(lines: usize) -> usize {
     lines.next_multiple_of((lines.next_power_of_two() / 16).max(1))
 }
@@ -131,7 +131,7 @@ impl Pool {
     }
 }
 
-/// Gives the memory that waits to be used again back to the system. It fills up anew with the next operations.
+/// Gives memory that waits to be used again back to the system.
 pub fn release_memory() {
     let mut pool = pool();
     let freed = std::mem::take(&mut pool.waiting);
@@ -140,12 +140,12 @@ pub fn release_memory() {
     drop(freed);
 }
 
-/// What the CPU kernels do with the memory of their results, as far as single results of 64 KiB or more go.
+/// How the CPU kernels use memory. Results below 64 KiB are not counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryUse {
     /// How many results there were since the process began.
     pub asked: u64,
-    /// How many of these took the place of an earlier one.
+    /// How many of these took memory that an earlier result had left.
     pub again: u64,
     /// Bytes in use.
     pub used: usize,
@@ -155,7 +155,7 @@ pub struct MemoryUse {
     pub most_used: usize,
 }
 
-/// What the CPU kernels do with memory at present.
+/// How the CPU kernels use memory now.
 pub fn memory_use() -> MemoryUse {
     let Pool { waiting_lines, used_lines, most_used_lines, asked, again, .. } = *pool();
     let [used, waiting, most_used] =
@@ -163,14 +163,14 @@ pub fn memory_use() -> MemoryUse {
     MemoryUse { asked, again, used, waiting, most_used }
 }
 
-/// Memory for `f32` values, which hold anything at first.
+/// Memory for `f32` values.
 pub(crate) struct Buffer {
     memory: Memory,
     len: usize,
 }
 
 impl Buffer {
-    /// Memory for `len` values. What they are is not said; they are never uninitialised.
+    /// Memory for `len` values, of earlier results or zero; it is never uninitialised.
     pub(crate) fn new(len: usize) -> Self {
         let lines = len.div_ceil(LINE);
         if lines < SMALLEST {
@@ -248,7 +248,8 @@ impl AllocationController for Buffer {
 
     unsafe fn memory_mut(&mut self, _: AccessPolicy) -> Result<&mut [MaybeUninit<u8>], AccessError> {
         let len = self.len * size_of::<f32>();
-        // SAFETY: any initialised memory may be seen as bytes; that only initialised ones are written is for the caller.
+        // SAFETY: any initialised memory may be seen as bytes; that only initialised ones are written is for the
+        // caller.
         Ok(unsafe { std::slice::from_raw_parts_mut(self.memory.place_mut().cast(), len) })
     }
 

@@ -1,5 +1,5 @@
-//! What operations run on and with, apart from computing: how tokens lie in memory, memory itself, threads, which form of an
-//! operation runs, and where the time goes.
+//! What operations run on and with, apart from computing: how tokens lie in memory, memory itself, threads, which form
+//! of an operation runs, and where the time goes.
 
 #[cfg(feature = "gpu")]
 pub(crate) mod launches;

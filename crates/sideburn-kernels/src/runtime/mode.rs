@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 pub enum KernelMode {
     /// By the kernels of this crate: the default.
     Fused,
-    /// By Burn's primitives. That is slower, and what the kernels are tested against. On a GPU each primitive is a launch.
+    /// By Burn's primitives. That is slower, and what the kernels are tested against. On a GPU each primitive is a
+    /// launch.
     Composed,
 }
 

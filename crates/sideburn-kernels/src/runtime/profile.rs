@@ -6,34 +6,34 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
-/// A piece of time that something took.
+/// How long an operation took, and when.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
-    /// What took it: an operation of this crate, or a part of a step.
+    /// The name of the operation, or of the part of a step.
     pub name: Cow<'static, str>,
     /// When it began, in microseconds since the first event of the process.
     pub start_us: f64,
     /// How long it took, in microseconds.
     pub duration_us: f64,
-    /// Which thread it was on; they are numbered as they turn up.
+    /// The number of its thread. The first thread that records is 1, the next one 2.
     pub thread: u64,
 }
 
 static RECORDING: AtomicBool = AtomicBool::new(false);
 static EVENTS: Mutex<Vec<Event>> = Mutex::new(Vec::new());
 
-/// Records events from now on, or no more. While nothing is recorded, an operation costs one load more.
+/// Turns recording on or off. While it is off, it costs an operation one load.
 pub fn record_profile(on: bool) {
     RECORDING.store(on, Ordering::Relaxed);
 }
 
-/// What was recorded since the last call.
+/// The events recorded since the last call.
 pub fn take_profile() -> Vec<Event> {
     std::mem::take(&mut EVENTS.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// A file in Chrome's trace format, which `chrome://tracing` and Perfetto read: an array with an event a line. That it is
-/// never closed is part of the format.
+/// A file in Chrome's trace format, which `chrome://tracing` and Perfetto read: an array with one event on each line.
+/// The format does not need the closing bracket, and none is written.
 #[derive(Debug)]
 pub struct ChromeEvents<W> {
     to: W,
@@ -49,7 +49,7 @@ impl<W: Write> ChromeEvents<W> {
         Ok(Self { to })
     }
 
-    /// Writes events, and leaves nothing in buffers.
+    /// Writes events and flushes.
     ///
     /// # Errors
     /// If they cannot be written.
@@ -65,14 +65,14 @@ impl<W: Write> ChromeEvents<W> {
     }
 }
 
-/// Records, if anything is to be recorded, the time until it is dropped. On a GPU that is the time until the work was
-/// handed over, not until it was done.
+/// Measures the time until it is dropped, if recording is on. On a GPU that is the time until the work was queued, not
+/// until it was done.
 #[derive(Debug)]
 #[must_use = "it measures until it is dropped"]
 pub struct Span(Option<(Cow<'static, str>, Instant)>);
 
 impl Span {
-    /// Begins something of this name.
+    /// Begins an event of this name.
     pub fn new(name: impl Into<Cow<'static, str>>) -> Self {
         Self(RECORDING.load(Ordering::Relaxed).then(|| {
             origin();

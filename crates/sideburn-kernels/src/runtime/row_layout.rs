@@ -9,11 +9,11 @@ use sideburn_batch::TokenRows;
 /// Where the rows of a batch lie in a matrix of tokens, `[tokens, width]`, which is what layers see.
 ///
 /// A batch is *packed* on the CPU: the matrix holds real tokens only, row after row, so that padding costs nothing at
-/// all. On a GPU it is *padded*: the matrix is the rectangle of all rows, with the columns rounded up so that shapes, and
-/// with them compiled and tuned kernels, repeat. Either way the lengths say what is padding, never a token's value.
+/// all. On a GPU it is *padded*: the matrix is the rectangle of all rows, with the columns rounded up so that shapes,
+/// and with them compiled and tuned kernels, repeat. Either way the lengths say what is padding, never a token's value.
 ///
-/// Rows may also [look into the matrix of others](Self::rows_of), several into one row: so beams share the source that they
-/// were read from.
+/// Rows may also [look into the matrix of others](Self::rows_of), several into one row: so beams share the source that
+/// they were read from.
 #[derive(Clone, Debug)]
 pub struct RowLayout {
     lengths: Arc<[usize]>,
@@ -121,11 +121,11 @@ impl RowLayout {
         self.shared || (self.padded && self.lengths.iter().any(|length| *length < self.columns))
     }
 
-    /// A layout of other rows in the same matrix: row `i` is what row `rows[i]` is here. Rows may be left out and repeated,
-    /// and nothing is copied.
+    /// A layout of other rows in the same matrix: row `i` is what row `rows[i]` is here. Rows may be left out and
+    /// repeated, and nothing is copied.
     ///
-    /// Attention may look at keys so laid out, without an autodiff graph: a gradient would have to be summed over the rows
-    /// that share a token.
+    /// Attention may look at keys so laid out, without an autodiff graph: a gradient would have to be summed over the
+    /// rows that share a token.
     ///
     /// # Panics
     /// If there is no row, or one of `rows` does not exist.
@@ -139,8 +139,8 @@ impl RowLayout {
         }
     }
 
-    /// For each place in the rectangle of all rows, the token that stands there; `None` if the matrix is that rectangle. A
-    /// place of padding is given some token of the matrix, which is not to be looked at.
+    /// For each place in the rectangle of all rows, the token that stands there; `None` if the matrix is that
+    /// rectangle. A place of padding is given some token of the matrix, which is not to be looked at.
     pub(crate) fn token_of_each_place(&self) -> Option<Vec<i32>> {
         self.starts.as_ref()?;
         let place = |row| self.row(row).chain(std::iter::repeat(0)).take(self.columns);

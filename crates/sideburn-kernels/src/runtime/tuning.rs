@@ -10,9 +10,9 @@ use etcetera::base_strategy::{BaseStrategy, choose_native_strategy};
 
 /// Has what is tuned on GPUs kept in `sideburn` in the user's cache folder, for processes to come.
 ///
-/// To be called before the first GPU is used. It changes nothing after that, where CubeCL is configured, by the program or
-/// by a file in the working directory or above, and where there is no cache folder. Environment variables of CubeCL take
-/// precedence. A folder that cannot be written to keeps nothing.
+/// To be called before the first GPU is used. It changes nothing after that, where CubeCL is configured, by the program
+/// or by a file in the working directory or above, and where there is no cache folder. Environment variables of CubeCL
+/// take precedence. A folder that cannot be written to keeps nothing.
 pub fn keep_tuning() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

@@ -1,15 +1,15 @@
-//! Where a thread computes from, and work shared out among threads.
+//! The threads that the CPU kernels share.
 
 use burn::tensor::Device;
 use rayon::prelude::*;
 
-/// Runs `task` on one of the threads that the CPU kernels share their work out to, if `device` is the CPU.
+/// Runs `task` on one of the CPU kernels' threads, if `device` is the CPU.
 ///
-/// An operation that is called from any other thread hands its work over and waits, which takes longer than a small
-/// operation itself. A forward or a backward pass is hundreds of operations: it is worth handing over as a whole.
+/// An operation that is called from any other thread is handed over to these, which takes longer than a small
+/// operation. A forward or a backward pass is hundreds of operations: hand it over as a whole.
 ///
-/// A worker that waits for others may begin with another task meanwhile. So two tasks at a time must not need the same
-/// lock, as a forward and a backward pass through one autodiff graph do: one thread trains a model.
+/// A thread of the pool that waits for others may begin with another task meanwhile. Two tasks at a time must therefore
+/// not need the same lock, as a forward and a backward pass through one autodiff graph do. One thread trains a model.
 pub fn on_workers<R: Send>(device: &Device, task: impl FnOnce() -> R + Send) -> R {
     #[cfg(feature = "flex")]
     if crate::runtime::row_layout::is_cpu(device) {
@@ -19,8 +19,8 @@ pub fn on_workers<R: Send>(device: &Device, task: impl FnOnce() -> R + Send) -> 
     task()
 }
 
-/// The values `element(0)`, `element(1)`, ..., `element(len - 1)`, shared out to the threads that the CPU kernels use. Each
-/// is worked out by itself, so that the number of threads changes nothing.
+/// The values `element(0)`, `element(1)`, ..., `element(len - 1)`, computed by all of the CPU kernels' threads. Each
+/// value is computed by itself, so that the number of threads changes nothing.
 pub fn elements(len: usize, element: impl Fn(u64) -> f32 + Sync) -> Vec<f32> {
     // A draw takes tens of nanoseconds: handing over fewer would cost more than it saves.
     const AT_ONCE: usize = 1 << 12;

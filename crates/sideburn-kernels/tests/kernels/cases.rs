@@ -1,4 +1,5 @@
-//! Cases of each operation. `cpu` runs them by the kernels or by Burn's primitives, and in 16 bits; `gpu` runs them on a GPU.
+//! Cases of each operation. `cpu` runs them by the kernels or by Burn's primitives, and in 16 bits; `gpu` runs them on
+//! a GPU.
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use sideburn_kernels::{
@@ -142,7 +143,8 @@ pub(crate) fn layouts(lengths: &[usize], packed: bool, device: &Device) -> RowLa
     if packed { RowLayout::packed(lengths, device) } else { RowLayout::padded(lengths, 4, device) }
 }
 
-/// The visibilities of attentions over these rows: of all keys of others, of one's own row, and of what is before, after `first`.
+/// The visibilities of attentions over these rows: of all keys of others, of one's own row, and of what is before,
+/// after `first`.
 fn visibilities(
     queries: &[usize],
     others: &[usize],

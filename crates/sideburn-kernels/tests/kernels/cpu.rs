@@ -1,5 +1,5 @@
-//! The cases on the CPU against the composed forms in `f64`, which `against_loops` holds against plain loops: values, and
-//! the gradient of every input, in `f32` by the kernels or by what they are composed of, and in `f16`.
+//! The cases on the CPU against the composed forms in `f64`, which `against_loops` holds against plain loops: values,
+//! and the gradient of every input, in `f32` by the kernels or by what they are composed of, and in `f16`.
 
 use burn::tensor::{DType, Device};
 

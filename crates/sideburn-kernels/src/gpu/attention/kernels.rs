@@ -92,8 +92,8 @@ pub(super) fn forward_kernel<F: Float>(
     store::<F>(&mixed, out, &place.queries, first, place.head, tiles);
 }
 
-/// The gradient of the queries, in one pass over the keys: with the exponentials `e` and the gradient `g` of the weights,
-/// it is `(sum(e g k) - pull * sum(e k)) / sum(e)`, where `pull = sum(e g) / sum(e)`.
+/// The gradient of the queries, in one pass over the keys: with the exponentials `e` and the gradient `g` of the
+/// weights, it is `(sum(e g k) - pull * sum(e k)) / sum(e)`, where `pull = sum(e g) / sum(e)`.
 #[cube(launch_unchecked)]
 pub(super) fn queries_kernel<F: Float>(
     q: &Tensor<F>,
@@ -284,8 +284,8 @@ pub(super) fn keys_kernel<F: Float>(
     store::<F>(&sums_v, of_v, &place.keys, first, place.head, tiles);
 }
 
-/// The gradient of the bias of a head, as far as it comes of one row. A unit sums, tile after tile, the diagonals of the
-/// columns that leave its own number when divided by the number of units.
+/// The gradient of the bias of a head, as far as it comes of one row. A unit sums, tile after tile, the diagonals of
+/// the columns that leave its own number when divided by the number of units.
 #[cube(launch_unchecked)]
 pub(super) fn bias_kernel<F: Float>(
     q: &Tensor<F>,

@@ -44,7 +44,8 @@ impl Tiles {
         self.width.div_ceil(LANES)
     }
 
-    /// The width of a tile: one more than a multiple of eight, so that the same column of some rows is in as many banks.
+    /// The width of a tile: one more than a multiple of eight, so that the same column of some rows is in as many
+    /// banks.
     pub(super) fn stride(self) -> usize {
         self.columns() * LANES + 1
     }
