@@ -1,31 +1,8 @@
 //! A data set: how its files are called, and what stands in them.
 
-use std::fmt;
-
 use crate::{columns::Columns, template::Template};
 #[cfg(feature = "fs")]
-use crate::{csv::read_csv, error::DataError, example::Example, jsonl::read_jsonl};
-
-/// A part of a data set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Split {
-    /// What adapters are trained on.
-    Train,
-    /// What choices are made by.
-    Validation,
-    /// What results are reported on.
-    Test,
-}
-
-impl fmt::Display for Split {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Train => "train",
-            Self::Validation => "validation",
-            Self::Test => "test",
-        })
-    }
-}
+use crate::{csv::read_csv, error::DataError, example::Example, jsonl::read_jsonl, split::Split};
 
 /// A data set in a directory, described: no code belongs to one.
 ///

@@ -8,7 +8,7 @@ use std::{
 use sideburn_batch::BatchError;
 use sideburn_files::{FileError, printable};
 
-use crate::dataset::Split;
+use crate::split::Split;
 
 /// A record in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -63,6 +63,7 @@ mod example;
 mod jsonl;
 mod lines;
 mod sampler;
+mod split;
 mod template;
 mod tokenized;
 mod tokenizer;
@@ -71,13 +72,14 @@ pub use columns::Columns;
 pub use csv::parse_csv;
 #[cfg(feature = "fs")]
 pub use csv::read_csv;
-pub use dataset::{Dataset, Split};
+pub use dataset::Dataset;
 pub use error::{DataError, Place};
 pub use example::{Example, Fields};
 pub use jsonl::parse_jsonl;
 #[cfg(feature = "fs")]
 pub use jsonl::read_jsonl;
 pub use sampler::{GroupedSampler, Sampler, ShuffledSampler};
+pub use split::Split;
 pub use template::Template;
 pub use tokenized::{Limits, TokenizedExample, TokenizedSet, tokenize};
 pub use tokenizer::{Encoding, Tokenizer, TokenizerFiles};

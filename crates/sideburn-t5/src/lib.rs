@@ -32,6 +32,7 @@ mod decoding;
 mod embedding;
 mod error;
 mod feed_forward;
+mod language_model;
 mod layers;
 mod load;
 mod model;

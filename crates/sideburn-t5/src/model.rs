@@ -4,14 +4,11 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use sideburn_adapters::{AdaptedLinear, AdaptedModel, AdaptedTable, AdapterSet, Key, Pass, TokenPass, random_weight};
 use sideburn_batch::{PromptBatch, TokenRows};
-use sideburn_kernels::{RowLayout, Visibility, on_workers};
-use sideburn_nn::{
-    Head, KeysValues, LanguageModel, SpecialTokens, behind, check_ids, embed, places_behind, shift_right,
-};
+use sideburn_kernels::{RowLayout, Visibility};
+use sideburn_nn::{Head, KeysValues, SpecialTokens, behind, check_ids, embed, places_behind, shift_right};
 
 use crate::T5Error;
 use crate::config::T5Config;
-use crate::decoding::Decoding;
 use crate::layers::Scores;
 use crate::stack::{Cross, Stack};
 
@@ -89,7 +86,12 @@ impl T5 {
 
     /// Runs the decoder over `input` rows, each beginning with the start token: its last hidden states
     /// `[tokens, d_model]`, one for each real token of `input`, and where the rows lay.
-    fn decode(&self, encoded: &Encoded, input: &TokenRows, pass: &mut Pass) -> Result<(Tensor<2>, RowLayout), T5Error> {
+    pub(crate) fn decode(
+        &self,
+        encoded: &Encoded,
+        input: &TokenRows,
+        pass: &mut Pass,
+    ) -> Result<(Tensor<2>, RowLayout), T5Error> {
         let cross = self.cross(encoded, pass)?;
         let prefix = self.adapters.prefix().map(KeysValues::of_prefix);
         let layout = RowLayout::new(input.lengths(), &self.device());
@@ -140,7 +142,7 @@ impl T5 {
         }
     }
 
-    fn token_losses_here(&self, batch: &PromptBatch, pass: &mut Pass) -> Result<Tensor<1>, T5Error> {
+    pub(crate) fn token_losses_here(&self, batch: &PromptBatch, pass: &mut Pass) -> Result<Tensor<1>, T5Error> {
         let target = batch.targets();
         check_ids(target, self.config.vocab_size)?;
         let encoded = self.encode(batch.prompts(), pass)?;
@@ -166,33 +168,5 @@ impl T5 {
     /// What stands where a batch has no token.
     fn filler(&self) -> u32 {
         self.config.pad_token_id.unwrap_or(0)
-    }
-}
-
-impl LanguageModel for T5 {
-    type Error = T5Error;
-    type Decoding = Decoding;
-
-    fn vocab_size(&self) -> usize {
-        self.config.vocab_size
-    }
-
-    fn special_tokens(&self) -> &SpecialTokens {
-        &self.special_tokens
-    }
-
-    fn token_losses(&self, batch: &PromptBatch, pass: &mut Pass) -> Result<Tensor<1>, T5Error> {
-        on_workers(&self.device(), || self.token_losses_here(batch, pass))
-    }
-
-    fn logits(&self, prompts: &TokenRows, written: &TokenRows, pass: &mut Pass) -> Result<Tensor<2>, T5Error> {
-        assert_eq!(written.len(), prompts.len(), "every prompt needs one row of decoder input");
-        let encoded = self.encode(prompts, pass)?;
-        let (hidden, layout) = self.decode(&encoded, written, pass)?;
-        Ok(self.head(hidden, &mut self.adapters.enter_real_tokens(pass, &layout)?))
-    }
-
-    fn start_decoding(&self, prompts: &TokenRows, pass: Pass) -> Result<Decoding, T5Error> {
-        Decoding::start(self, prompts, pass)
     }
 }

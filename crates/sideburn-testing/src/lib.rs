@@ -1,6 +1,8 @@
 //! What the tests of several crates share: the reference numbers in `testdata`, and how results are compared with them.
 
 mod manifest;
+#[cfg(test)]
+mod modules;
 
 use std::path::{Path, PathBuf};
 

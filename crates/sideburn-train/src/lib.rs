@@ -23,6 +23,7 @@ mod optimizer;
 mod parameters;
 #[cfg(feature = "progress")]
 mod progress;
+mod record;
 mod run;
 mod schedule;
 mod trainer;
@@ -30,10 +31,11 @@ mod trainer;
 pub use config::TrainConfig;
 pub use differentiate::{Differentiate, Differentiated, StepInfo};
 pub use error::TrainError;
-pub use observe::{ChromeTrace, Control, JsonLinesLog, Observer, RunInfo, StepRecord};
+pub use observe::{ChromeTrace, Control, JsonLinesLog, Observer, RunInfo};
 pub use optimizer::Moments;
 #[cfg(feature = "progress")]
 pub use progress::ProgressLine;
+pub use record::StepRecord;
 pub use run::{Run, RunState};
 pub use schedule::Schedule;
 pub use trainer::{TrainReport, Trainer};

@@ -2,6 +2,5 @@
 
 mod burn_modules;
 mod decoder_only;
-mod modules;
 mod outside;
 mod torch_random;

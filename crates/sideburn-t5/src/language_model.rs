@@ -1,0 +1,39 @@
+//! What a T5 can be asked for, like any language model.
+
+use burn::tensor::Tensor;
+use sideburn_adapters::{AdaptedModel, Pass};
+use sideburn_batch::{PromptBatch, TokenRows};
+use sideburn_kernels::on_workers;
+use sideburn_nn::{LanguageModel, SpecialTokens};
+
+use crate::T5Error;
+use crate::decoding::Decoding;
+use crate::model::T5;
+
+impl LanguageModel for T5 {
+    type Error = T5Error;
+    type Decoding = Decoding;
+
+    fn vocab_size(&self) -> usize {
+        self.config.vocab_size
+    }
+
+    fn special_tokens(&self) -> &SpecialTokens {
+        &self.special_tokens
+    }
+
+    fn token_losses(&self, batch: &PromptBatch, pass: &mut Pass) -> Result<Tensor<1>, T5Error> {
+        on_workers(&self.device(), || self.token_losses_here(batch, pass))
+    }
+
+    fn logits(&self, prompts: &TokenRows, written: &TokenRows, pass: &mut Pass) -> Result<Tensor<2>, T5Error> {
+        assert_eq!(written.len(), prompts.len(), "every prompt needs one row of decoder input");
+        let encoded = self.encode(prompts, pass)?;
+        let (hidden, layout) = self.decode(&encoded, written, pass)?;
+        Ok(self.head(hidden, &mut self.adapters.enter_real_tokens(pass, &layout)?))
+    }
+
+    fn start_decoding(&self, prompts: &TokenRows, pass: Pass) -> Result<Decoding, T5Error> {
+        Decoding::start(self, prompts, pass)
+    }
+}
