@@ -11,8 +11,8 @@
 //! * gap sentences (Zhang et al., 2020), a quarter: behind the prompt of the summarisation task, write the turn of a
 //!   dialogue that says most about the others, which in three of ten cases has been taken out;
 //! * keywords, a quarter: write the words of a dialogue with the highest tf-idf;
-//! * denoising (Lewis et al., 2020), three tenths: write a summary whole, of which the words with the highest tf-idf are
-//!   given, in any order;
+//! * denoising (Lewis et al., 2020), three tenths: write a summary whole, of which the words with the highest tf-idf
+//!   are given, in any order;
 //! * span corruption (Raffel et al., 2020, section 3.1.4), a fifth: write what the sentinels in a dialogue stand for.
 
 use std::path::PathBuf;

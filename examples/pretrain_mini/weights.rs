@@ -8,9 +8,9 @@ use sideburn::prelude::*;
 /// The heads of every layer that copy from the source to begin with.
 const COPYING: usize = 2;
 
-/// Position biases by which the encoder's first head looks at the token before, the last heads everywhere, and the others
-/// at their neighbourhood, after ALiBi (Press et al., 2022): learnt from nothing, in steps of the learning rate, they would
-/// take the better part of a short run.
+/// Position biases by which the encoder's first head looks at the token before, the last heads everywhere, and the
+/// others at their neighbourhood, after ALiBi (Press et al., 2022): learnt from nothing, in steps of the learning rate,
+/// they would take the better part of a short run.
 fn nearness([buckets, heads]: [usize; 2], encoder: bool, device: &Device) -> Tensor<2> {
     let bias = |bucket: usize, head: usize| match (encoder, head) {
         (true, 0) if bucket == 1 => 0.0,
@@ -24,13 +24,13 @@ fn nearness([buckets, heads]: [usize; 2], encoder: bool, device: &Device) -> Ten
 }
 
 /// Prepares fresh weights for a short run of AdamW, whose steps have one size for all of them; T5's own are made for
-/// Adafactor, whose steps grow with the weights. The embedding, which is the output head as well, is made small, and so is
-/// what each layer adds to it.
+/// Adafactor, whose steps grow with the weights. The embedding, which is the output head as well, is made small, and so
+/// is what each layer adds to it.
 ///
-/// What a small model takes longest to find stands in it from the start: an induction circuit (Olsson et al., 2022). The
-/// encoder's first head looks at the token before. The decoder's first [`COPYING`] heads over the source look for what
-/// that head wrote of the token that the decoder wrote last, so that they find what followed it in the source; and they
-/// write it again, as the outgoing weights of these heads are their incoming ones transposed.
+/// What a small model takes longest to find stands in it from the start: an induction circuit (Olsson et al., 2022).
+/// The encoder's first head looks at the token before. The decoder's first [`COPYING`] heads over the source look for
+/// what that head wrote of the token that the decoder wrote last, so that they find what followed it in the source; and
+/// they write it again, as the outgoing weights of these heads are their incoming ones transposed.
 pub(crate) fn prepare(model: &mut T5) {
     const FIRST: &str = "encoder.block.0.layer.0.SelfAttention";
     let d_kv = model.config().d_kv;

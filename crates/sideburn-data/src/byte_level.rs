@@ -13,7 +13,8 @@ pub(crate) const EOS: u32 = 1;
 /// How many tokens there are.
 pub(crate) const TOKENS: u32 = FIRST_EXTRA + EXTRA;
 
-/// The ids of a text. Names of special tokens become these tokens; `<pad>`, `</s>` and `<unk>` take the blanks around them.
+/// The ids of a text. Names of special tokens become these tokens; `<pad>`, `</s>` and `<unk>` take the blanks around
+/// them.
 pub(crate) fn encode(text: &str) -> Vec<u32> {
     let mut ids = Vec::with_capacity(text.len() + 1);
     let add = |ids: &mut Vec<u32>, text: &str| ids.extend(text.bytes().map(|byte| u32::from(byte) + OFFSET));

@@ -37,8 +37,8 @@ pub struct Columns {
     pub id: Vec<String>,
     /// Texts that every record has. They become [`Example::fields`].
     pub required: Vec<String>,
-    /// Texts that a record may have; `topic1` is taken for `topic`, if there is no `topic`. Those that are there and not
-    /// blank become [`Example::fields`], too.
+    /// Texts that a record may have; `topic1` is taken for `topic`, if there is no `topic`. Those that are there and
+    /// not blank become [`Example::fields`], too.
     pub optional: Vec<String>,
     /// What should be answered, such as `summary`. Several references are an array of texts, or stand in `summary1`,
     /// `summary2` and so on, or from `summary0` on.

@@ -16,15 +16,16 @@ use crate::{
 
 /// Reads a CSV file whose first line names its columns, which may stand in any order.
 ///
-/// Fields are separated by commas, semicolons or tabs, whichever the first line has most of. Quoting is that of RFC 4180,
-/// and nothing looser; but where tabs separate, quotation marks inside a text need none around it, and in a text without
-/// them `\n`, `\t`, `\r` and `\\` are a line break, a tab, a carriage return and a backslash, and `\N` is no text, as
-/// databases export them. Line ends within texts become `\n`; texts are not changed otherwise. The file is read as a stream.
+/// Fields are separated by commas, semicolons or tabs, whichever the first line has most of. Quoting is that of RFC
+/// 4180, and nothing looser; but where tabs separate, quotation marks inside a text need none around it, and in a text
+/// without them `\n`, `\t`, `\r` and `\\` are a line break, a tab, a carriage return and a backslash, and `\N` is no
+/// text, as databases export them. Line ends within texts become `\n`; texts are not changed otherwise. The file is
+/// read as a stream.
 ///
 /// # Errors
 /// If the file is missing, unreadable, not UTF-8, a Git LFS pointer or holds no record; if a column is missing or named
-/// twice; if a quotation mark is left open or misplaced; if a record has too many or too few fields or is above 16 MiB; if
-/// a text is blank; if different examples have one id.
+/// twice; if a quotation mark is left open or misplaced; if a record has too many or too few fields or is above 16 MiB;
+/// if a text is blank; if different examples have one id.
 #[cfg(feature = "fs")]
 pub fn read_csv(path: impl AsRef<Path>, columns: &Columns) -> Result<Vec<Example>, DataError> {
     let path = path.as_ref();

@@ -21,8 +21,8 @@ impl Dataset {
     ///
     /// It is read in the hub's layout (`train.csv` or `dialogsum_train.csv`, where a dialogue with several references
     /// stands once for each, as `test_7_1`, `test_7_2`, `test_7_3`) and in the original one (`dialogsum.train.jsonl`,
-    /// `dialogsum.dev.jsonl`, where they are `summary1`, `summary2`, `summary3` of one object). Fields are `dialogue` and,
-    /// where it is given, `topic`.
+    /// `dialogsum.dev.jsonl`, where they are `summary1`, `summary2`, `summary3` of one object). Fields are `dialogue`
+    /// and, where it is given, `topic`.
     pub fn dialogsum() -> Self {
         Self {
             name: "DialogSum".to_owned(),
@@ -42,12 +42,12 @@ impl Dataset {
     /// SAMSum: chats that linguists wrote, with a summary each.
     ///
     /// Gliwa, Mochol, Biesek and Wawer, *SAMSum Corpus: A Human-annotated Dialogue Dataset for Abstractive
-    /// Summarization*, Workshop on New Frontiers in Summarization 2019. The whole set has 14,732 training, 818 validation
-    /// and 819 test dialogues.
+    /// Summarization*, Workshop on New Frontiers in Summarization 2019. The whole set has 14,732 training, 818
+    /// validation and 819 test dialogues.
     ///
     /// It is read in the original layout (`train.json`, `val.json`, `test.json`, each an array of objects with `id`,
-    /// `dialogue` and `summary`), and as the JSON Lines and the CSV made of it (`train.jsonl`, `validation.csv`). The one
-    /// record with an empty dialogue, training example 13828807, is passed over.
+    /// `dialogue` and `summary`), and as the JSON Lines and the CSV made of it (`train.jsonl`, `validation.csv`). The
+    /// one record with an empty dialogue, training example 13828807, is passed over.
     pub fn samsum() -> Self {
         Self {
             name: "SAMSum".to_owned(),

@@ -52,7 +52,8 @@ pub enum DataError {
 
     /// A directory holds no file of a split.
     #[error(
-        "{directory} holds no {split} split of {dataset}: looked for {looked_for}; rename the file, or give another directory",
+        "{directory} holds no {split} split of {dataset}: looked for {looked_for}; rename the file, or give another \
+         directory",
         directory = printable(directory),
         dataset = printable(dataset),
         looked_for = listed(looked_for)
@@ -87,7 +88,11 @@ pub enum DataError {
     },
 
     /// A file holds no record.
-    #[error("{path} holds no example; expected at least one record{after}", path = printable(path), after = if *has_header { " after the header" } else { "" })]
+    #[error(
+        "{path} holds no example; expected at least one record{after}",
+        path = printable(path),
+        after = if *has_header { " after the header" } else { "" }
+    )]
     NoExamples {
         /// The file.
         path: PathBuf,
@@ -106,7 +111,8 @@ pub enum DataError {
 
     /// A record is longer than any example should be.
     #[error(
-        "{at}: the record that starts here is longer than {limit} bytes; a quotation mark or line end is probably missing"
+        "{at}: the record that starts here is longer than {limit} bytes; a quotation mark or line end is probably \
+         missing"
     )]
     RecordTooLong {
         /// The record.
@@ -166,7 +172,8 @@ pub enum DataError {
 
     /// A CSV record does not fit its header.
     #[error(
-        "{at}: expected {expected} fields as in the header, found {found}; a field with a comma or line break must stand in quotation marks"
+        "{at}: expected {expected} fields as in the header, found {found}; a field with a separator or line break must \
+         stand in quotation marks"
     )]
     FieldCount {
         /// The record.
@@ -229,7 +236,11 @@ pub enum DataError {
     },
 
     /// A value is not a text.
-    #[error("{at}: \"{field}\" must be a string, found {found}; {remedy}", field = printable(field), remedy = remedy(found))]
+    #[error(
+        "{at}: \"{field}\" must be a string, found {found}; {remedy}",
+        field = printable(field),
+        remedy = remedy(found)
+    )]
     FieldType {
         /// The record.
         at: Place,
@@ -256,7 +267,11 @@ pub enum DataError {
     },
 
     /// Two records have the same id.
-    #[error("{at}: the id \"{id}\" is already that of line {first}; give the record an id of its own, or let it repeat that example with another reference", id = printable(id))]
+    #[error(
+        "{at}: the id \"{id}\" is already that of line {first}; give the record an id of its own, or let it repeat that \
+         example with another reference",
+        id = printable(id)
+    )]
     DuplicateId {
         /// The second record.
         at: Place,
@@ -268,7 +283,8 @@ pub enum DataError {
 
     /// Two different examples under one id.
     #[error(
-        "{at}: \"{id}\" is numbered as a reference to the example of line {first}, but its \"{field}\" differs; records ID_1, ID_2, ... must repeat one example",
+        "{at}: \"{id}\" is numbered as a reference to the example of line {first}, but its \"{field}\" differs; records \
+         ID_1, ID_2, ... must repeat one example",
         id = printable(id),
         field = printable(field)
     )]
@@ -284,7 +300,10 @@ pub enum DataError {
     },
 
     /// An example has more references than one can have.
-    #[error("{at}: example \"{id}\" has more than {limit} references; give every record an id of its own", id = printable(id))]
+    #[error(
+        "{at}: example \"{id}\" has more than {limit} references; give every record an id of its own",
+        id = printable(id)
+    )]
     TooManyReferences {
         /// The record that is one too many.
         at: Place,
@@ -326,7 +345,11 @@ pub enum DataError {
     },
 
     /// A tokenizer file cannot be understood.
-    #[error("{path} is not a tokenizer.json that the tokenizers library can read: {source}; fetch the file again", source = printable(&source.to_string()), path = printable(path))]
+    #[error(
+        "{path} is not a tokenizer.json that the tokenizers library can read: {source}; fetch the file again",
+        source = printable(&source.to_string()),
+        path = printable(path)
+    )]
     TokenizerFile {
         /// The file.
         path: PathBuf,
@@ -335,7 +358,11 @@ pub enum DataError {
     },
 
     /// A file of settings cannot be understood.
-    #[error("{path} is not what it should be: {reason}; fetch the file again", path = printable(path), reason = printable(reason))]
+    #[error(
+        "{path} is not what it should be: {reason}; fetch the file again",
+        path = printable(path),
+        reason = printable(reason)
+    )]
     Config {
         /// The file.
         path: PathBuf,
@@ -364,7 +391,8 @@ pub enum DataError {
 
     /// A tokenizer has ids that a model has no embedding for.
     #[error(
-        "the tokenizer's largest id is {max_token_id}, but the model embeds ids below {embedding_rows}; use the tokenizer that came with the model"
+        "the tokenizer's largest id is {max_token_id}, but the model embeds ids below {embedding_rows}; use the tokenizer \
+         that came with the model"
     )]
     VocabularyTooLarge {
         /// The tokenizer's largest id.
@@ -401,7 +429,10 @@ pub enum DataError {
     },
 
     /// A sampler would never yield a batch.
-    #[error("{len} examples in batches of {batch_size} make no {batch}; both must be above zero", batch = if *drop_last { "full batch" } else { "batch" })]
+    #[error(
+        "{len} examples in batches of {batch_size} make no {batch}; both must be above zero",
+        batch = if *drop_last { "full batch" } else { "batch" }
+    )]
     NoBatches {
         /// Examples.
         len: usize,

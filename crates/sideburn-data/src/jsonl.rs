@@ -14,16 +14,16 @@ use crate::{
     lines::{BYTE_ORDER_MARK, Lines, RECORD_LIMIT},
 };
 
-/// Reads a JSON Lines file: an object on each line, whose fields are the columns. A file that is one array of such objects
-/// is read as well.
+/// Reads a JSON Lines file: an object on each line, whose fields are the columns. A file that is one array of such
+/// objects is read as well.
 ///
 /// Fields that the columns do not name are passed over, and so are blank lines. An id may be a whole number. Line ends
 /// within texts become `\n`; texts are not changed otherwise. The file is read as a stream.
 ///
 /// # Errors
-/// If the file is missing, unreadable, not UTF-8, a Git LFS pointer or holds no record; if a record is not a JSON object or
-/// is above 16 MiB; if a field is missing or not a text; if a text is blank; if different
-/// examples have one id.
+/// If the file is missing, unreadable, not UTF-8, a Git LFS pointer or holds no record; if a record is not a JSON
+/// object or is above 16 MiB; if a field is missing or not a text; if a text is blank; if different examples have one
+/// id.
 #[cfg(feature = "fs")]
 pub fn read_jsonl(path: impl AsRef<Path>, columns: &Columns) -> Result<Vec<Example>, DataError> {
     let path = path.as_ref();

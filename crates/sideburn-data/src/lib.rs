@@ -17,9 +17,9 @@
 //!
 //! # Reading
 //!
-//! [`read_csv`] and [`read_jsonl`] read one file, whatever it is about; [`parse_csv`] and [`parse_jsonl`] read what is in
-//! memory, or comes from elsewhere. Reading is strict. Anything that does not fit is a [`DataError`] that names the file, the
-//! line, the field, what was found and what to do; nothing is dropped or guessed.
+//! [`read_csv`] and [`read_jsonl`] read one file, whatever it is about; [`parse_csv`] and [`parse_jsonl`] read what is
+//! in memory, or comes from elsewhere. Reading is strict. Anything that does not fit is a [`DataError`] that names the
+//! file, the line, the field, what was found and what to do; nothing is dropped or guessed.
 //!
 //! # A complete program
 //!

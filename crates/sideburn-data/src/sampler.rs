@@ -6,8 +6,8 @@ use crate::error::DataError;
 
 /// Batches of example numbers, every example at most once per epoch.
 ///
-/// Any step's batch can be asked for at any time: it is a pure function of the sampler and the step. So a run resumes in
-/// mid-epoch without replaying or saving anything.
+/// Any step's batch can be asked for at any time: it is a pure function of the sampler and the step. So a run resumes
+/// in mid-epoch without replaying or saving anything.
 pub trait Sampler {
     /// How many batches an epoch has; at least 1.
     fn batches_per_epoch(&self) -> usize;
@@ -26,8 +26,8 @@ fn order_key(seed: u64) -> Key {
     Key::from_seed(seed).fold_in_name("sample order")
 }
 
-/// Batches of one number of examples, put together anew in each epoch, in an order that is a pure function of the seed and
-/// the epoch.
+/// Batches of one number of examples, put together anew in each epoch, in an order that is a pure function of the seed
+/// and the epoch.
 ///
 /// ```
 /// use sideburn_data::{Sampler, ShuffledSampler};
@@ -86,8 +86,8 @@ impl Sampler for ShuffledSampler {
     }
 }
 
-/// Batches that are put together once, by the lengths of the examples, and come in another order in each epoch, which is a
-/// pure function of the seed and the epoch. (`fairseq` does the same.)
+/// Batches that are put together once, by the lengths of the examples, and come in another order in each epoch, which
+/// is a pure function of the seed and the epoch. (`fairseq` does the same.)
 ///
 /// ```
 /// use sideburn_data::{GroupedSampler, Sampler};
@@ -127,8 +127,8 @@ impl GroupedSampler {
         Ok(Self { batches, key })
     }
 
-    /// Batches of `batch_size` examples of about one length, where example `i` has the length `lengths[i]`; the last, of
-    /// the longest, may be smaller. Of equals, chance decides.
+    /// Batches of `batch_size` examples of about one length, where example `i` has the length `lengths[i]`; the last,
+    /// of the longest, may be smaller. Of equals, chance decides.
     ///
     /// For devices that pad rows to the longest of a batch, as GPUs do here.
     ///
@@ -183,7 +183,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_example_comes_once_per_epoch(len in 1usize..60, batch_size in 1usize..20, seed: u64, at in 0u64..1 << 40) {
+        fn every_example_comes_once_per_epoch(
+            len in 1usize..60,
+            batch_size in 1usize..20,
+            seed: u64,
+            at in 0u64..1 << 40,
+        ) {
             let batches = epoch(&ShuffledSampler::new(len, batch_size, seed).unwrap(), len, at);
             prop_assert!(batches.iter().all(|batch| !batch.is_empty() && batch.len() <= batch_size));
         }
@@ -198,7 +203,10 @@ mod tests {
 
         #[test]
         fn batches_keep_to_their_tokens(
-            tokens in prop::collection::vec(0usize..50, 1..60), max_tokens in 1usize..120, seed: u64, at in 0u64..1 << 40,
+            tokens in prop::collection::vec(0usize..50, 1..60),
+            max_tokens in 1usize..120,
+            seed: u64,
+            at in 0u64..1 << 40,
         ) {
             let sampler = GroupedSampler::by_tokens(&tokens, max_tokens, seed).unwrap();
             let batches = epoch(&sampler, tokens.len(), at);
@@ -212,7 +220,10 @@ mod tests {
 
         #[test]
         fn batches_are_of_one_length(
-            lengths in prop::collection::vec(0usize..50, 1..60), batch_size in 1usize..20, seed: u64, at in 0u64..1 << 40,
+            lengths in prop::collection::vec(0usize..50, 1..60),
+            batch_size in 1usize..20,
+            seed: u64,
+            at in 0u64..1 << 40,
         ) {
             let sampler = GroupedSampler::by_length(&lengths, batch_size, seed).unwrap();
             let batches = epoch(&sampler, lengths.len(), at);

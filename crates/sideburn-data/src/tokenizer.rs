@@ -18,9 +18,9 @@ const ENDING: [&str; 5] = ["ByT5Tokenizer", "MT5Tokenizer", "MT5TokenizerFast", 
 
 /// The tokenizer of a model, with the special tokens that the model's files name.
 ///
-/// The ids are those of the Hugging Face `tokenizers` library, which this wraps; for ByT5, which has no `tokenizer.json`,
-/// they are its bytes. Truncation and padding that the file may configure are switched off: lengths are the caller's to
-/// choose, and padding is the batch's.
+/// The ids are those of the Hugging Face `tokenizers` library, which this wraps; for ByT5, which has no
+/// `tokenizer.json`, they are its bytes. Truncation and padding that the file may configure are switched off: lengths
+/// are the caller's to choose, and padding is the batch's.
 pub struct Tokenizer {
     model: Model,
     vocab_size: usize,
@@ -65,14 +65,14 @@ pub struct Encoding {
 impl Tokenizer {
     /// Loads the tokenizer of a model's directory.
     ///
-    /// It is `tokenizer.json`, unless the class named in `tokenizer_config.json` or `config.json` is `ByT5Tokenizer`. The
-    /// special tokens are those that `tokenizer_config.json` names; for what it leaves open, those of
+    /// It is `tokenizer.json`, unless the class named in `tokenizer_config.json` or `config.json` is `ByT5Tokenizer`.
+    /// The special tokens are those that `tokenizer_config.json` names; for what it leaves open, those of
     /// `special_tokens_map.json`, then those that `tokenizer.json` itself puts around a text, and at last the ids in
     /// `generation_config.json` and `config.json`.
     ///
     /// # Errors
-    /// [`DataError::NoTokenizer`] if there is none; if a file is unreadable, or not what its name says; if the vocabulary
-    /// lacks a special token.
+    /// [`DataError::NoTokenizer`] if there is none; if a file is unreadable, or not what its name says; if the
+    /// vocabulary lacks a special token.
     #[cfg(feature = "fs")]
     pub fn from_dir(directory: impl AsRef<std::path::Path>) -> Result<Self, DataError> {
         let directory = directory.as_ref();
@@ -116,11 +116,12 @@ impl Tokenizer {
         Self::from_files(TokenizerFiles { tokenizer: Some(tokenizer), ..TokenizerFiles::default() })
     }
 
-    /// The tokenizer of a model of which these are the files, as [`from_dir`](Self::from_dir) finds them in a directory.
+    /// The tokenizer of a model of which these are the files, as [`from_dir`](Self::from_dir) finds them in a
+    /// directory.
     ///
     /// # Errors
-    /// [`DataError::NoTokenizer`] if there is none; if a file is not what its name says; if the vocabulary lacks a special
-    /// token.
+    /// [`DataError::NoTokenizer`] if there is none; if a file is not what its name says; if the vocabulary lacks a
+    /// special token.
     pub fn from_files(files: TokenizerFiles<'_>) -> Result<Self, DataError> {
         Self::build(files, |name| PathBuf::from(name))
     }
@@ -220,10 +221,11 @@ impl Tokenizer {
         Err(DataError::VocabularyTooLarge { max_token_id: self.max_token_id, embedding_rows })
     }
 
-    /// The ids of a text that is given to a model, with the special tokens that `tokenizer(text)` of `transformers` adds.
+    /// The ids of a text that is given to a model, with the special tokens that `tokenizer(text)` of `transformers`
+    /// adds.
     ///
-    /// A T5 ends it with `</s>`: `Hello` is `[8774, 1]`. So does every model with an encoder. A model without one goes on
-    /// where its prompt ends, and nothing is put behind it; some put a token before it.
+    /// A T5 ends it with `</s>`: `Hello` is `[8774, 1]`. So does every model with an encoder. A model without one goes
+    /// on where its prompt ends, and nothing is put behind it; some put a token before it.
     ///
     /// With `max_length`, a longer text keeps its first ids and the end-of-sequence token, if it has one, as with
     /// `truncation=True` in Hugging Face. Names of special tokens in the text, such as `<extra_id_0>`, become those

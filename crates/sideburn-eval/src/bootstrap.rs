@@ -57,8 +57,8 @@ pub struct Interval {
 /// percentiles of their means, interpolated as `numpy.percentile` does.
 ///
 /// The draws are a function of the seed, the number of the resample and the place in it: the result does not depend on
-/// threads, and two columns of numbers of the same outputs are resampled alike. They are not those of `numpy`, so that the
-/// last digits differ from one run of the Python class, as two of its own runs do.
+/// threads, and two columns of numbers of the same outputs are resampled alike. They are not those of `numpy`, so that
+/// the last digits differ from one run of the Python class, as two of its own runs do.
 ///
 /// ```
 /// use sideburn_eval::{BootstrapConfig, bootstrap};
@@ -70,8 +70,8 @@ pub struct Interval {
 /// ```
 ///
 /// # Errors
-/// [`EvalError::NoValues`] if there are none, and [`EvalError::BootstrapSamples`] or [`EvalError::Confidence`] for a config
-/// out of range.
+/// [`EvalError::NoValues`] if there are none, and [`EvalError::BootstrapSamples`] or [`EvalError::Confidence`] for a
+/// config out of range.
 pub fn bootstrap(values: &[f64], config: &BootstrapConfig) -> Result<Interval, EvalError> {
     config.check()?;
     let len = values.len() as u64;

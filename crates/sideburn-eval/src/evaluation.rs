@@ -12,8 +12,8 @@ use crate::{
     score::{Score, Values},
 };
 
-/// All that an evaluation has found, to be kept as JSON and shown in any form. As text it is a table of means with their
-/// intervals.
+/// All that an evaluation has found, to be kept as JSON and shown in any form. As text it is a table of means with
+/// their intervals.
 ///
 /// ```
 /// use sideburn_data::{Example, Fields};

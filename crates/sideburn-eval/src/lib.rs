@@ -6,8 +6,8 @@
 //!
 //! * A [`Score`] gives numbers to outputs. ROUGE (`sideburn_rouge::RougeScorer`) is one; others are added from outside.
 //! * [`bootstrap`] is the mean of any numbers with a confidence interval.
-//! * An [`Evaluation`] holds what was asked, what each [`System`] answered and what that is worth. It is a table as text, and
-//!   serializes.
+//! * An [`Evaluation`] holds what was asked, what each [`System`] answered and what that is worth. It is a table as
+//!   text, and serializes.
 //!
 //! # A complete program
 //!

@@ -7,11 +7,11 @@ use crate::error::ScoreError;
 
 /// A measure of outputs: ROUGE, or whatever else gives numbers.
 ///
-/// It is shown all outputs at once, so that a model that judges can be asked for several at a time. What the numbers mean is
-/// the score's own matter; an [`Evaluation`](crate::Evaluation) averages them and gives intervals.
+/// It is shown all outputs at once, so that a model that judges can be asked for several at a time. What the numbers
+/// mean is the score's own matter; an [`Evaluation`](crate::Evaluation) averages them and gives intervals.
 ///
-/// [`RougeScorer`] is one: for each of its metrics the F-measure, between 0 and 1, of the output against all targets of its
-/// example, the best of them counting. Another is a few lines:
+/// [`RougeScorer`] is one: for each of its metrics the F-measure, between 0 and 1, of the output against all targets of
+/// its example, the best of them counting. Another is a few lines:
 ///
 /// ```
 /// use sideburn_data::Example;

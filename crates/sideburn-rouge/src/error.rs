@@ -18,11 +18,11 @@ pub enum RougeError {
         /// Length of the list of predictions.
         predictions: usize,
     },
-    /// A text is longer than [`RougeScorer::MAX_WORDS`](crate::RougeScorer::MAX_WORDS), or for ROUGE-Lsum has more lines
-    /// than [`RougeScorer::MAX_LINES`](crate::RougeScorer::MAX_LINES).
+    /// A text is longer than [`RougeScorer::MAX_WORDS`](crate::RougeScorer::MAX_WORDS), or for ROUGE-Lsum has more
+    /// lines than [`RougeScorer::MAX_LINES`](crate::RougeScorer::MAX_LINES).
     #[error(
-        "the {text} of sample {sample} (counted from 0) has more than {limit} {unit}; ROUGE is for summaries: cut it, or \
-         score its parts"
+        "the {text} of sample {sample} (counted from 0) has more than {limit} {unit}; ROUGE is for summaries: cut it, \
+         or score its parts"
     )]
     TooLong {
         /// Place of the sample in the corpus; 0 where a single prediction was scored.

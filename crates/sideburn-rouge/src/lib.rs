@@ -12,8 +12,8 @@
 //!   ([`score_pairs`](RougeScorer::score_pairs), [`score_corpus`](RougeScorer::score_corpus)).
 //! * [`Metric`] names what is computed: [`Rouge1`](Metric::Rouge1) to [`Rouge9`](Metric::Rouge9),
 //!   [`RougeL`](Metric::RougeL) and [`RougeLsum`](Metric::RougeLsum).
-//! * [`Scores`] maps each metric to a [`Score`]: precision, recall and F-measure, all between 0 and 1. Means over a test set,
-//!   and their confidence intervals, are in `sideburn-eval`.
+//! * [`Scores`] maps each metric to a [`Score`]: precision, recall and F-measure, all between 0 and 1. Means over a
+//!   test set, and their confidence intervals, are in `sideburn-eval`.
 //! * [`tokenize`] shows the tokens that are counted.
 //!
 //! The Python class is `RougeScorer(rouge_types, use_stemmer, split_summaries=False)`: sentences, for ROUGE-Lsum, are
@@ -55,9 +55,9 @@
 //! ROUGE-Lsum, plus the number of pairs of sentences). Memory grows with `m + n`, except for a pair of very long
 //! sentences under ROUGE-Lsum, where it takes `m * sqrt(n) / 4` bytes.
 //!
-//! A text has at most [`RougeScorer::MAX_WORDS`] words, 65,536, and for ROUGE-Lsum [`RougeScorer::MAX_LINES`] lines, 8,192:
-//! more than `rouge_score` can compare, whose table would have 4 billion cells. Longer ones are an error. So the longest
-//! ROUGE-L takes 67 million steps, a tenth of a second, and the longest ROUGE-Lsum about a second.
+//! A text has at most [`RougeScorer::MAX_WORDS`] words, 65,536, and for ROUGE-Lsum [`RougeScorer::MAX_LINES`] lines,
+//! 8,192: more than `rouge_score` can compare, whose table would have 4 billion cells. Longer ones are an error. So the
+//! longest ROUGE-L takes 67 million steps, a tenth of a second, and the longest ROUGE-Lsum about a second.
 
 #![forbid(unsafe_code)]
 

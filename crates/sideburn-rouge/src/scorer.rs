@@ -40,8 +40,8 @@ impl RougeScorer {
     /// The most words that a text may have.
     pub const MAX_WORDS: usize = 1 << 16;
 
-    /// The most lines with words that a text may have where [`Metric::RougeLsum`] is computed, which compares each line of
-    /// the reference with each of the prediction.
+    /// The most lines with words that a text may have where [`Metric::RougeLsum`] is computed, which compares each line
+    /// of the reference with each of the prediction.
     pub const MAX_LINES: usize = 1 << 13;
 
     /// A scorer without stemming, for these metrics; a repeated one is taken once.
@@ -75,8 +75,8 @@ impl RougeScorer {
     /// Scores a prediction against one reference. Texts without words score 0.
     ///
     /// # Errors
-    /// [`RougeError::TooLong`] if a text has more than [`MAX_WORDS`](RougeScorer::MAX_WORDS) words, or for ROUGE-Lsum more
-    /// than [`MAX_LINES`](RougeScorer::MAX_LINES) lines.
+    /// [`RougeError::TooLong`] if a text has more than [`MAX_WORDS`](RougeScorer::MAX_WORDS) words, or for ROUGE-Lsum
+    /// more than [`MAX_LINES`](RougeScorer::MAX_LINES) lines.
     pub fn score(&self, reference: &str, prediction: &str) -> Result<Scores, RougeError> {
         self.score_best(0, &[reference], prediction, &mut Workspace::default())
     }
@@ -94,8 +94,8 @@ impl RougeScorer {
     /// Results are in the order of the input.
     ///
     /// # Errors
-    /// [`RougeError::LengthMismatch`] if the lists differ in length, [`RougeError::TooLong`] for the first sample with a
-    /// text that is too long.
+    /// [`RougeError::LengthMismatch`] if the lists differ in length, [`RougeError::TooLong`] for the first sample with
+    /// a text that is too long.
     pub fn score_pairs<T, P>(&self, references: &[T], predictions: &[P]) -> Result<Vec<Scores>, RougeError>
     where
         T: AsRef<str> + Sync,

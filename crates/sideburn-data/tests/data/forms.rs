@@ -116,7 +116,8 @@ fn what_is_no_text_is_named_with_what_helps() {
     let turns = r#"{"id": "a", "dialogue": ["A: Hi.", "B: Ho."], "summary": "s"}"#;
     assert_eq!(
         jsonl(turns).unwrap_err(),
-        "f.jsonl, line 1: \"dialogue\" must be a string, found an array; join its texts into one, with line breaks between them"
+        "f.jsonl, line 1: \"dialogue\" must be a string, found an array; join its texts into one, with line breaks between \
+         them"
     );
     let message = csv("id,dialogue,summary\na,d,\n").unwrap_err();
     assert_eq!(message, "f.csv, line 2: \"summary\" is blank; remove the record or fill it in");
@@ -168,8 +169,8 @@ fn forms_that_are_not_read_are_named() {
     let message = jsonl("{'fname': 'test_0', 'dialogue': \"d\", 'summary': \"s\"}").unwrap_err();
     assert_eq!(
         message,
-        "f.jsonl, line 1: a Python dictionary, not JSON, whose quotation marks are double; Python turns a line into JSON \
-         with `json.dumps(ast.literal_eval(line))`"
+        "f.jsonl, line 1: a Python dictionary, not JSON, whose quotation marks are double; Python turns a line into \
+         JSON with `json.dumps(ast.literal_eval(line))`"
     );
     let message = csv("id,dialogue,summary\na,\"A: \\\"Tea?\\\"\",s\n").unwrap_err();
     assert!(message.contains("stray quotation mark in field 2 on line 2; it is escaped with a backslash"), "{message}");

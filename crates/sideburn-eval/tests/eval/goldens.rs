@@ -1,5 +1,5 @@
-//! Means and intervals against Python's `rouge_score` 0.1.2, over the made-up dialogues in `sideburn-rouge/testdata`. That
-//! is not part of the published package: there, this test has nothing to do.
+//! Means and intervals against Python's `rouge_score` 0.1.2, over the made-up dialogues in `sideburn-rouge/testdata`.
+//! That is not part of the published package: there, this test has nothing to do.
 
 use std::path::Path;
 

@@ -17,8 +17,9 @@ proptest! {
     #[test]
     fn numbers_on_another_scale_have_the_same_interval_there(values in prop::collection::vec(0.0..1.0, 1..40)) {
         let config = BootstrapConfig { samples: 50, ..BootstrapConfig::default() };
-        let (found, doubled) = (bootstrap(&values, &config), bootstrap(&values.iter().map(|v| 2.0 * v).collect::<Vec<f64>>(), &config));
-        prop_assert_eq!(2.0 * found.unwrap().high, doubled.unwrap().high);
+        let doubled: Vec<f64> = values.iter().map(|value| 2.0 * value).collect();
+        let [found, doubled] = [values, doubled].map(|values| bootstrap(&values, &config).unwrap());
+        prop_assert_eq!(2.0 * found.high, doubled.high);
     }
 }
 
