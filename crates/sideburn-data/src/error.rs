@@ -370,9 +370,9 @@ pub enum DataError {
         reason: String,
     },
 
-    /// A tokenizer lacks a token that other files of the model name.
+    /// A tokenizer lacks the end-of-sequence token that other files of the model name.
     #[error(
-        "{path} has no token \"{token}\", which is the {role} of the model; fetch all files from one place",
+        "{path} has no token \"{token}\", which is the end-of-sequence token of the model; fetch all files from one place",
         path = printable(path),
         token = printable(token)
     )]
@@ -381,8 +381,6 @@ pub enum DataError {
         path: PathBuf,
         /// The token looked for.
         token: String,
-        /// What it is for: `eos_token`, `pad_token` or `bos_token`.
-        role: &'static str,
     },
 
     /// The files of a model name no end-of-sequence token.

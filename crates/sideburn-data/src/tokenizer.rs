@@ -153,9 +153,11 @@ impl Tokenizer {
         for (role, id) in [("bos_token", &mut bos_id), ("eos_token", &mut eos_id), ("pad_token", &mut pad_id)] {
             let named = [&tokenizer_config, &special_tokens_map].into_iter().find_map(|file| file.token(role));
             if let Some(token) = named {
-                let path = path("tokenizer.json");
-                let missing = || DataError::MissingToken { path, role, token: token.clone() };
-                *id = Some(id_of(&token).ok_or_else(missing)?);
+                *id = id_of(&token);
+                // No text needs the others: lengths say where padding is, and a text that begins with a token has it.
+                if role == "eos_token" && id.is_none() {
+                    return Err(DataError::MissingToken { path: path("tokenizer.json"), token });
+                }
             } else if id.is_none() {
                 let role = format!("{role}_id");
                 *id = generation_config.id(&role)?.or(config.id(&role)?);
@@ -193,12 +195,12 @@ impl Tokenizer {
         self.eos_id
     }
 
-    /// The padding token, `<pad>` in T5.
+    /// The padding token, `<pad>` in T5, if the vocabulary has it.
     pub fn pad_id(&self) -> Option<u32> {
         self.pad_id
     }
 
-    /// The token that texts begin with. T5 has none.
+    /// The token that texts begin with, if the vocabulary has it. T5 has none.
     pub fn bos_id(&self) -> Option<u32> {
         self.bos_id
     }

@@ -129,9 +129,14 @@ fn settings_that_do_not_fit_are_named() {
     let message = |files| with(&[], true, files).unwrap_err().to_string();
     let none = TokenizerFiles::default();
     assert_eq!(
-        message(TokenizerFiles { tokenizer_config: Some(br#"{"pad_token": "<|pad|>"}"#), ..none }),
-        "tokenizer.json has no token \"<|pad|>\", which is the pad_token of the model; fetch all files from one place"
+        message(TokenizerFiles { tokenizer_config: Some(br#"{"eos_token": "<|end|>"}"#), ..none }),
+        "tokenizer.json has no token \"<|end|>\", which is the end-of-sequence token of the model; fetch all files from one \
+         place"
     );
+    let unused =
+        TokenizerFiles { special_tokens_map: Some(br#"{"bos_token": "<s>", "pad_token": "<|pad|>"}"#), ..none };
+    let tokenizer = with(&[], true, unused).unwrap();
+    assert_eq!((tokenizer.bos_id(), tokenizer.pad_id(), tokenizer.eos_id()), (None, None, Some(1)));
     let said = message(TokenizerFiles { generation_config: Some(br#"{"decoder_start_token_id": "x"}"#), ..none });
     assert!(
         said.starts_with(
