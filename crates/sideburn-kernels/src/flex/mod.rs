@@ -31,14 +31,9 @@ fn are_f32<'a>(tensors: impl IntoIterator<Item = &'a Primitive>) -> bool {
     tensors.into_iter().all(|tensor| tensor.dtype() == DType::F32)
 }
 
-/// The tensors, if all are `f32`.
-fn f32s<const N: usize>(tensors: [Primitive; N]) -> Result<[Primitive; N], [Primitive; N]> {
-    if are_f32(&tensors) { Ok(tensors) } else { Err(tensors) }
-}
-
 /// The tensors in row-major order, if all are `f32`.
 fn row_major<const N: usize>(tensors: [Primitive; N]) -> Result<[Primitive; N], [Primitive; N]> {
-    Ok(f32s(tensors)?.map(contiguous))
+    if are_f32(&tensors) { Ok(tensors.map(contiguous)) } else { Err(tensors) }
 }
 
 /// What an integer tensor holds, which its caller has seen to be indices.

@@ -341,9 +341,9 @@ fn composed<B: DropoutOps>(x: &FloatTensor<B>, layers: &Linears<B>) -> FloatTens
 fn composed_backward<B: DropoutOps>(inputs: &Inputs<B>, gradient: FloatTensor<B>) -> LinearGradients<B> {
     let Inputs { x, layers: Linears(layers), wanted } = inputs;
     let (n, x) = (gradient.shape()[0], || x.as_ref().expect("it is kept where it is needed"));
-    let mut of_x = None;
-    let layer = |((layer, wanted_layer), columns): ((&Layer<B>, &LinearOp<bool, ()>), Range<usize>)| {
-        let gradient: FloatTensor<B> = match layers.len() {
+    let (mut of_x, mut of_layers) = (None, Vec::new());
+    for ((layer, wanted_layer), columns) in layers.iter().zip(&wanted.layers).zip(columns(layers)) {
+        let gradient = match layers.len() {
             1 => gradient.clone(),
             _ => B::float_slice(gradient.clone(), &[Slice::full(), columns.into()]),
         };
@@ -351,7 +351,7 @@ fn composed_backward<B: DropoutOps>(inputs: &Inputs<B>, gradient: FloatTensor<B>
         let of_weight = wanted_layer.weight().then(of_weight);
         if let Some(weight) = layer.weight.as_ref().filter(|_| wanted.x) {
             let product = B::float_matmul(gradient.clone(), weight.floats().clone());
-            of_x = Some(add_to_rows::<B>(of_x.take(), product, None, n));
+            of_x = Some(add_to_rows::<B>(of_x, product, None, n));
         }
         let mut branches = Vec::new();
         for (LowRank { a, b, scale, dropout, rows }, wanted_branch) in layer.branches.iter().zip(&wanted_layer.branches)
@@ -362,7 +362,7 @@ fn composed_backward<B: DropoutOps>(inputs: &Inputs<B>, gradient: FloatTensor<B>
             let outer = scaled(B::float_matmul(gradient.clone(), b.clone()));
             if wanted.x {
                 let product = drop::<B>(B::float_matmul(outer.clone(), a.clone()), *dropout);
-                of_x = Some(add_to_rows::<B>(of_x.take(), product, rows, n));
+                of_x = Some(add_to_rows::<B>(of_x, product, rows, n));
             }
             branches.push(wanted_branch.factors().then(|| {
                 let x = drop::<B>(of_rows::<B>(x(), rows), *dropout);
@@ -371,9 +371,8 @@ fn composed_backward<B: DropoutOps>(inputs: &Inputs<B>, gradient: FloatTensor<B>
                 [of_a, B::float_matmul(B::float_transpose(gradient), inner)]
             }));
         }
-        LayerGradients { weight: of_weight, branches }
-    };
-    let of_layers = layers.iter().zip(&wanted.layers).zip(columns(layers)).map(layer).collect();
+        of_layers.push(LayerGradients { weight: of_weight, branches });
+    }
     LinearGradients { x: of_x, layers: of_layers }
 }
 

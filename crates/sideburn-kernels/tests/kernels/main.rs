@@ -12,10 +12,10 @@ mod draws;
 mod gpu;
 #[cfg(feature = "flex")]
 mod inputs;
+#[cfg(feature = "flex")]
+mod layers;
 mod loops;
 #[cfg(feature = "flex")]
 mod optimizer;
 #[cfg(feature = "flex")]
 mod outside;
-#[cfg(feature = "flex")]
-mod sites;

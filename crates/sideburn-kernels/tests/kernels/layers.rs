@@ -8,15 +8,15 @@ use sideburn_kernels::{Dropout, KernelMode, Key, LinearOp, LowRank, adapted_line
 const KEY: Key = Key::from_seed(5);
 const SCALE: f64 = 1.7;
 
-/// Sites with branches.
+/// Layers with branches.
 #[derive(Debug)]
 struct Case {
     /// Rows and width of the input.
     shape: [usize; 2],
     r: usize,
-    /// The width of each site's output.
+    /// The width of each layer's output.
     outs: Vec<usize>,
-    /// Of each branch its site, and its rows if they are not all.
+    /// Of each branch its layer, and its rows if they are not all.
     branches: Vec<(usize, Option<Vec<usize>>)>,
     probability: f64,
 }
@@ -37,23 +37,23 @@ impl Case {
         kept.iter().map(|x| if *x == 0.0 { 0.0 } else { 1.0 / (1.0 - self.probability) }).collect()
     }
 
-    fn branches_of(&self, site: usize) -> impl Iterator<Item = usize> {
-        (0..self.branches.len()).filter(move |branch| self.branches[*branch].0 == site)
+    fn branches_of(&self, layer: usize) -> impl Iterator<Item = usize> {
+        (0..self.branches.len()).filter(move |branch| self.branches[*branch].0 == layer)
     }
 
     /// The input, the weights, and `A` and `B` of one branch after the other.
     fn inputs(&self) -> Vec<Vec<f64>> {
         let [n, d] = self.shape;
-        let factors = self.branches.iter().flat_map(|(site, _)| [self.r * d, self.outs[*site] * self.r]);
+        let factors = self.branches.iter().flat_map(|(layer, _)| [self.r * d, self.outs[*layer] * self.r]);
         let weights = self.outs.iter().map(|out| out * d);
         std::iter::once(n * d).chain(weights).chain(factors).zip(1..).map(|(size, seed)| numbers(seed, size)).collect()
     }
 
     fn loops(&self, inputs: &[Vec<f64>]) -> Vec<f64> {
         let ([n, d], x) = (self.shape, &inputs[0]);
-        let site = |(site, out): (usize, &usize)| {
-            let mut y = crate::loops::linear(x, &inputs[1 + site], d);
-            for branch in self.branches_of(site) {
+        let layer = |(layer, out): (usize, &usize)| {
+            let mut y = crate::loops::linear(x, &inputs[1 + layer], d);
+            for branch in self.branches_of(layer) {
                 let rows = self.rows(branch);
                 let own: Vec<f64> = rows.iter().flat_map(|row| x[row * d..][..d].to_vec()).collect();
                 let [a, b] = [0, 1].map(|factor| &inputs[1 + self.outs.len() + 2 * branch + factor]);
@@ -65,9 +65,9 @@ impl Case {
             }
             y
         };
-        let sites: Vec<Vec<f64>> = self.outs.iter().enumerate().map(site).collect();
+        let layers: Vec<Vec<f64>> = self.outs.iter().enumerate().map(layer).collect();
         let of_row =
-            |row: usize| sites.iter().zip(&self.outs).flat_map(move |(y, out)| y[row * out..][..*out].to_vec());
+            |row: usize| layers.iter().zip(&self.outs).flat_map(move |(y, out)| y[row * out..][..*out].to_vec());
         (0..n).flat_map(of_row).collect()
     }
 
@@ -81,12 +81,12 @@ impl Case {
             dropout: Dropout::new(self.probability, self.key(branch)),
             rows: self.branches[branch].1.as_ref().map(|rows| indices(rows, &device)),
         };
-        let site = |(site, out): (usize, &usize)| LinearOp {
-            weight: Some(matrix(1 + site, *out, d).into()),
-            branches: self.branches_of(site).map(branch).collect(),
+        let layer = |(layer, out): (usize, &usize)| LinearOp {
+            weight: Some(matrix(1 + layer, *out, d).into()),
+            branches: self.branches_of(layer).map(branch).collect(),
         };
         let width: usize = self.outs.iter().sum();
-        adapted_linears(matrix(0, n, d), self.outs.iter().enumerate().map(site).collect()).reshape([n * width])
+        adapted_linears(matrix(0, n, d), self.outs.iter().enumerate().map(layer).collect()).reshape([n * width])
     }
 
     fn check(&self) {
@@ -104,7 +104,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn sites_that_share_an_input_are_the_loops(
+    fn layers_that_share_an_input_are_the_loops(
         n in 1..12usize,
         d in prop::sample::select(vec![1, 3, 8, 64]),
         outs in prop::sample::select(vec![vec![1, 3, 2], vec![16, 16, 16], vec![5, 1, 8]]),
