@@ -62,6 +62,7 @@ mod methods;
 mod model;
 mod model_card;
 mod outline;
+mod parameters;
 mod pass;
 mod pattern;
 mod peft_dir;
@@ -94,6 +95,7 @@ pub use methods::{
 };
 pub use model::{AdaptedModel, Weight, WeightMut};
 pub use outline::{ModelShape, Outline, Place, PlaceKind, Usual};
+pub use parameters::{Parameter, parameters};
 pub use pass::{Pass, TokenPass};
 pub use peft_dir::{
     AdapterDir, adapter_tensors, load_adapter, read_adapter_json, save_adapter, set_adapter_tensors, swap_adapter,

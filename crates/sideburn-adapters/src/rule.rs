@@ -274,6 +274,9 @@ pub struct TensorSpec {
     pub init: Init,
     /// Whether it is trained.
     pub trainable: bool,
+    /// Whether it is a second factor, or one number for each output, which LoRA+ trains at another rate (`lora_B` and whatever
+    /// has one dimension in `peft.optimizers.create_loraplus_optimizer`).
+    pub second_factor: bool,
     /// Whether a file holds it; if not, it follows from the configuration and the base.
     pub stored: bool,
     /// The site that it belongs to, if that is another than its rule's; empty if it belongs to the adapter as a whole. What
@@ -287,12 +290,18 @@ impl TensorSpec {
     /// A trained tensor of the rule's site, which a file holds.
     pub fn new(part: impl Into<Cow<'static, str>>, shape: impl Into<Vec<usize>>, init: Init) -> Self {
         let (part, shape) = (part.into(), shape.into());
-        Self { part, shape, init, trainable: true, stored: true, site: None, copies: Vec::new() }
+        let (trainable, second_factor, stored) = (true, false, true);
+        Self { part, shape, init, trainable, second_factor, stored, site: None, copies: Vec::new() }
     }
 
     /// The same, which is not trained.
     pub fn frozen(self) -> Self {
         Self { trainable: false, ..self }
+    }
+
+    /// The same, which is a second factor.
+    pub fn second_factor(self) -> Self {
+        Self { second_factor: true, ..self }
     }
 
     /// The same, which no file holds.

@@ -15,12 +15,12 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod decay;
 mod differentiate;
 mod error;
 mod gradients;
 mod observe;
 mod optimizer;
-mod parameters;
 #[cfg(feature = "progress")]
 mod progress;
 mod record;

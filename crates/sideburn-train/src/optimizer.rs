@@ -8,10 +8,10 @@ use burn::optim::GradientsParams;
 use burn::tensor::container::TensorContainer;
 use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
-use sideburn_adapters::{AdaptedModel, is_trainable};
+use sideburn_adapters::{AdaptedModel, Parameter, is_trainable, parameters};
 use sideburn_kernels::{AdamWStep, AdamWUpdate, AnyRank, adamw_steps, adamw_undo};
 
-use crate::parameters::{names, second_factors, undecayed};
+use crate::decay::is_undecayed;
 use crate::{TrainConfig, TrainError};
 
 /// AdamW with its moments. An update overwrites parameters and moments where they are, if nothing else holds them.
@@ -19,6 +19,8 @@ pub(crate) struct Optimizer<M> {
     config: TrainConfig,
     undecayed: HashSet<ParamId>,
     second_factors: HashSet<ParamId>,
+    /// What parameters are called in every process.
+    names: HashMap<ParamId, String>,
     /// First and second moment of each parameter that has been updated.
     moments: HashMap<ParamId, [AnyRank; 2]>,
     /// How often each has been updated.
@@ -49,10 +51,15 @@ fn placeholder<const D: usize>(param: &Param<Tensor<D>>) -> Param<Tensor<D>> {
 
 impl<M: AdaptedModel> Optimizer<M> {
     pub(crate) fn new(config: &TrainConfig, model: &M) -> Self {
+        let parameters = parameters(model);
+        let of = |chosen: &dyn Fn(&Parameter) -> bool| -> HashSet<ParamId> {
+            parameters.iter().filter(|parameter| chosen(parameter)).map(|parameter| parameter.id).collect()
+        };
         Self {
             config: config.clone(),
-            undecayed: undecayed(model),
-            second_factors: second_factors(model),
+            undecayed: of(&|parameter| is_undecayed(&parameter.name)),
+            second_factors: of(&|parameter| parameter.second_factor),
+            names: parameters.iter().map(|parameter| (parameter.id, parameter.whole_name())).collect(),
             moments: HashMap::new(),
             times: HashMap::new(),
             last: HashMap::new(),
@@ -85,16 +92,16 @@ impl<M: AdaptedModel> Optimizer<M> {
         *model = whole.map(&mut Undo { optimizer: self });
     }
 
-    /// The moments of all parameters that have been updated, by the names that these have in `model`.
+    /// The moments of all parameters that have been updated, by the names of these.
     pub(crate) fn state(&self, model: &M) -> BTreeMap<String, Moments> {
-        let mut reader = Reader { optimizer: self, names: names(model), state: BTreeMap::new() };
+        let mut reader = Reader { optimizer: self, state: BTreeMap::new() };
         model.visit(&mut reader);
         reader.state
     }
 
     /// Goes on with these moments.
     pub(crate) fn restore(&mut self, model: &M, state: BTreeMap<String, Moments>) -> Result<(), TrainError> {
-        let mut restorer = Restorer { optimizer: self, names: names(model), state, wrong: None };
+        let mut restorer = Restorer { optimizer: self, state, wrong: None };
         model.visit(&mut restorer);
         let unknown = restorer.state.into_keys().next().map(|name| format!("the model has no trained {name:?}"));
         match restorer.wrong.or(unknown) {
@@ -137,13 +144,13 @@ pub struct Moments {
 /// Reads the moments of parameters.
 struct Reader<'a, M> {
     optimizer: &'a Optimizer<M>,
-    names: HashMap<ParamId, String>,
     state: BTreeMap<String, Moments>,
 }
 
 impl<M> ModuleVisitor for Reader<'_, M> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let (Some(moments), Some(name)) = (self.optimizer.moments.get(&param.id), self.names.get(&param.id)) else {
+        let (Some(moments), Some(name)) = (self.optimizer.moments.get(&param.id), self.optimizer.names.get(&param.id))
+        else {
             return;
         };
         let [first, second] = moments.clone().map(|moment| moment.into_tensor::<D>().into_data());
@@ -155,7 +162,6 @@ impl<M> ModuleVisitor for Reader<'_, M> {
 /// Puts moments back.
 struct Restorer<'a, M> {
     optimizer: &'a mut Optimizer<M>,
-    names: HashMap<ParamId, String>,
     /// What is not put back yet.
     state: BTreeMap<String, Moments>,
     /// What does not fit.
@@ -164,7 +170,7 @@ struct Restorer<'a, M> {
 
 impl<M> ModuleVisitor for Restorer<'_, M> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let Some(name) = self.names.get(&param.id) else { return };
+        let Some(name) = self.optimizer.names.get(&param.id) else { return };
         if !is_trainable(param) {
             return;
         }

@@ -118,7 +118,7 @@ impl Rule for AdaLoraRule {
         let ([out, input], r) = (self.shape, self.r);
         vec![
             TensorSpec::new("lora_A", [r, input], Init::Normal(0.02)),
-            TensorSpec::new("lora_B", [out, r], Init::Normal(0.02)),
+            TensorSpec::new("lora_B", [out, r], Init::Normal(0.02)).second_factor(),
             TensorSpec::new("lora_E", [r, 1], Init::Zeros),
         ]
     }

@@ -117,7 +117,7 @@ impl LoraInit {
             }
         };
         let a = TensorSpec::new("lora_A.weight", [r, input], a);
-        let b = TensorSpec::new("lora_B.weight", [out, r], b);
+        let b = TensorSpec::new("lora_B.weight", [out, r], b).second_factor();
         let initial = |spec: &TensorSpec, part: &'static str| TensorSpec {
             part: part.into(),
             ..spec.clone().frozen().not_stored()

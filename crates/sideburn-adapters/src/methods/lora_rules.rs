@@ -41,7 +41,7 @@ pub(super) struct WithBias(pub(super) Factors);
 impl Rule for WithBias {
     fn tensors(&self) -> Vec<TensorSpec> {
         let mut tensors = self.0.tensors();
-        tensors.push(TensorSpec::new("lora_B.bias", [self.0.shape[0]], Init::Zeros));
+        tensors.push(TensorSpec::new("lora_B.bias", [self.0.shape[0]], Init::Zeros).second_factor());
         tensors
     }
 }
@@ -117,7 +117,8 @@ impl Rule for Dora {
     fn tensors(&self) -> Vec<TensorSpec> {
         let norms = |base: Weights| base.weight.square().sum_dim(1).sqrt().transpose();
         let mut tensors = self.0.tensors();
-        tensors.push(TensorSpec::new("lora_magnitude_vector", [self.0.shape[0]], Init::from_base(norms)));
+        tensors
+            .push(TensorSpec::new("lora_magnitude_vector", [self.0.shape[0]], Init::from_base(norms)).second_factor());
         tensors
     }
 }
