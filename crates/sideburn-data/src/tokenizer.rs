@@ -72,7 +72,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`DataError::NoTokenizer`] if there is none; if a file is unreadable, or not what its name says; if the
-    /// vocabulary lacks a special token.
+    /// vocabulary lacks the end-of-sequence token.
     #[cfg(feature = "fs")]
     pub fn from_dir(directory: impl AsRef<std::path::Path>) -> Result<Self, DataError> {
         let directory = directory.as_ref();
@@ -120,8 +120,8 @@ impl Tokenizer {
     /// directory.
     ///
     /// # Errors
-    /// [`DataError::NoTokenizer`] if there is none; if a file is not what its name says; if the vocabulary lacks a
-    /// special token.
+    /// [`DataError::NoTokenizer`] if there is none; if a file is not what its name says; if the vocabulary lacks
+    /// the end-of-sequence token.
     pub fn from_files(files: TokenizerFiles<'_>) -> Result<Self, DataError> {
         Self::build(files, |name| PathBuf::from(name))
     }
