@@ -1,8 +1,8 @@
 //! A data set: how its files are called, and what stands in them.
 
-use crate::{columns::Columns, template::Template};
+use crate::{columns::Columns, split::Split, template::Template};
 #[cfg(feature = "fs")]
-use crate::{csv::read_csv, error::DataError, example::Example, jsonl::read_jsonl, split::Split};
+use crate::{csv::read_csv, error::DataError, example::Example, jsonl::read_jsonl};
 
 /// A data set in a directory, described: no code belongs to one.
 ///
