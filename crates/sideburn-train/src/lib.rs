@@ -1,6 +1,8 @@
 //! A training loop for fine-tuning on [Burn](burn) whose every step is a pure function of the model, the optimiser's
 //! state and the step's number.
 //!
+//! # Overview
+//!
 //! * A [`Run`] is a run between two steps: [`Run::step`] makes one, [`Run::state`] says what is needed to go on.
 //! * [`Trainer::train`] is the loop over it: micro-batches, backward pass, global-norm clipping, AdamW, schedule.
 //! * [`TrainConfig`] says how, in the words of `transformers.TrainingArguments`.
@@ -11,6 +13,40 @@
 //! The loss of a step is the sum over its target tokens divided by their number, over all micro-batches together, so
 //! that accumulating gradients is the same as a larger batch. The batch of micro-step `i` and the random draws inside
 //! it are functions of the seed and `i`, and of nothing that happened before.
+//!
+//! # A complete program
+//!
+//! ```
+//! use std::convert::Infallible;
+//! use std::error::Error;
+//!
+//! use sideburn_adapters::{Key, LoraConfig, attach};
+//! use sideburn_batch::{PromptBatch, TokenRows};
+//! use sideburn_t5::{LanguageModel, T5};
+//! use sideburn_train::{ProgressLine, TrainConfig, Trainer};
+//!
+//! /// Teaches a model to answer three tokens with two, and returns the losses on the way.
+//! fn teach(model: &mut T5) -> Result<Vec<f64>, Box<dyn Error>> {
+//!     attach(model, "default", LoraConfig::new(["q", "v"]), Key::from_seed(1))?;
+//!     let (prompts, targets) = (TokenRows::from_rows([[7, 8, 1]])?, TokenRows::from_rows([[9, 1]])?);
+//!     let batch = PromptBatch::new(prompts, targets)?;
+//!     // Every step sees the same batch here; with data it is that of `sampler.batch(step)`.
+//!     let batches = |_step| Ok::<_, Infallible>(batch.clone());
+//!     let config = TrainConfig { learning_rate: 1e-2, ..TrainConfig::new(20) };
+//!     let trainer = Trainer::new(config)?.observe(ProgressLine::new());
+//!     Ok(trainer.train(model, batches, T5::token_losses)?.losses())
+//! }
+//! # use burn::tensor::Device;
+//! # use sideburn_t5::T5Config;
+//! # let config = T5Config { vocab_size: 50, d_model: 16, d_kv: 4, d_ff: 32, num_layers: 1, ..T5Config::default() };
+//! # let mut model = T5::random(&config, Key::from_seed(0), &Device::flex().autodiff());
+//! # let losses = teach(&mut model).unwrap();
+//! # assert!(losses[19] < losses[0], "{losses:?}");
+//! ```
+//!
+//! # Features
+//!
+//! * `progress` (default): [`ProgressLine`].
 
 #![forbid(unsafe_code)]
 
