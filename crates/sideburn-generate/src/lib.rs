@@ -36,8 +36,8 @@
 //!     }
 //!
 //!     fn next_logits(&mut self, tokens: &[u32]) -> Result<Tensor<2>, Infallible> {
-//!         let next = |token: &u32| (0..10).map(move |other| f32::from(other == (token + 1) % 10));
-//!         let logits: Vec<f32> = tokens.iter().flat_map(next).collect();
+//!         let next = |token: u32| (0..10).map(move |other| f32::from(u8::from(other == (token + 1) % 10)));
+//!         let logits: Vec<f32> = tokens.iter().copied().flat_map(next).collect();
 //!         Ok(Tensor::<1>::from_floats(logits.as_slice(), &Device::flex()).reshape([tokens.len(), 10]))
 //!     }
 //!
