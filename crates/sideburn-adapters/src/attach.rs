@@ -9,9 +9,9 @@ use sideburn_kernels::Key;
 use crate::AdapterError;
 use crate::choose::{set_active, set_trainable};
 use crate::method::{Method, Plan};
-use crate::methods::{OwnHead, Replace};
+use crate::methods::Replace;
 use crate::model::{AdaptedModel, WeightMut};
-use crate::outline::{ModelShape, Outline, Place, ends_with};
+use crate::outline::{Outline, Place, PlaceKind};
 use crate::rule::{AtLinear, Rule, Weights};
 use crate::set::Entry;
 use crate::slot::{Base, Ruled, Shared, Slot};
@@ -74,21 +74,32 @@ pub(crate) fn add<M: AdaptedModel>(
     let (mut linears, mut tables, mut vectors) = (grouped(linears), grouped(tables), grouped(vectors));
     for (place, weight) in model.weights_mut() {
         let place = Place::name_of(&place);
-        let site = Site { name, place, key: key.fold_in_name(place), base: base_of(&weight), device: &device };
-        let is_adapted = match weight {
+        let base = base_of(&weight);
+        let site = |place| Site { name, place, key: key.fold_in_name(place), base: base.clone(), device: &device };
+        let adapted_now = match weight {
             WeightMut::Linear(linear) => {
-                site.attach(linear.ruled_mut(), linears.remove(place), AtLinear::rule, &mut shared)
-            }
-            WeightMut::Table(table) => {
-                site.attach(table.ruled_mut(), tables.remove(place), |rule| &**rule, &mut shared)
+                let rules = linears.remove(place);
+                site(place).attach(linear.ruled_mut(), rules, AtLinear::rule, &mut shared).then_some(place)
             }
             WeightMut::Vector(vector) => {
-                site.attach(vector.ruled_mut(), vectors.remove(place), |rule| &**rule, &mut shared)
+                let rules = vectors.remove(place);
+                site(place).attach(vector.ruled_mut(), rules, |rule| &**rule, &mut shared).then_some(place)
+            }
+            WeightMut::Table(table) => {
+                for named in outline.names_of(place).filter(|named| named.name != place) {
+                    let (before, rules) = (table.ruled_mut().len(), tables.remove(&named.name));
+                    if site(&named.name).attach(table.ruled_mut(), rules, |rule| &**rule, &mut shared) {
+                        adapted.push(named.name.clone());
+                    }
+                    if matches!(named.kind, PlaceKind::Reader { .. }) {
+                        table.ruled_mut()[before..].iter_mut().for_each(|ruled| ruled.slot.set_reader());
+                    }
+                }
+                let rules = tables.remove(place);
+                site(place).attach(table.ruled_mut(), rules, |rule| &**rule, &mut shared).then_some(place)
             }
         };
-        if is_adapted {
-            adapted.push(place.to_owned());
-        }
+        adapted.extend(adapted_now.map(str::to_owned));
     }
     if let Some(rule) = input {
         let embedding = outline.shape.embedding;
@@ -177,12 +188,6 @@ fn whole_plan(outline: &Outline, method: &dyn Method) -> Result<(Plan, Option<&'
     for copied in copies {
         Replace::all(copied).add_to(&mut plan, copied);
     }
-    let ModelShape { head, tied_head, .. } = outline.shape;
-    if tied_head && modules_to_save.iter().any(|name| ends_with(head, name)) {
-        for place in outline.places.iter().filter(|place| place.is_embedding()) {
-            plan.add_table(place, OwnHead::new(head, place));
-        }
-    }
     let not_by_row = match &plan {
         plan if plan.input.is_some() => Some("it acts on the model's input"),
         plan if plan.rules().any(|(place, _)| !outline.is_by_row(place)) => {
@@ -230,7 +235,8 @@ pub(crate) fn reconfigure<M: AdaptedModel>(
     method: Arc<dyn Method>,
 ) -> Result<(), AdapterError> {
     let carried = model.adapters().get(name)?.carried.clone();
-    let (plan, not_by_row) = whole_plan(&model.outline(), method.as_ref())?;
+    let outline = model.outline();
+    let (plan, not_by_row) = whole_plan(&outline, method.as_ref())?;
     let Plan { linears, tables, vectors, input } = plan;
     let (mut linears, mut tables, mut vectors) = (grouped(linears), grouped(tables), grouped(vectors));
     for (place, weight) in model.weights_mut() {
@@ -239,7 +245,13 @@ pub(crate) fn reconfigure<M: AdaptedModel>(
         let of = (name, place, carried.iter().any(|carried| carried == place));
         match weight {
             WeightMut::Linear(linear) => replan(linear.ruled_mut(), of, linears.remove(place), AtLinear::rule),
-            WeightMut::Table(table) => replan(table.ruled_mut(), of, tables.remove(place), |rule| &**rule),
+            WeightMut::Table(table) => {
+                for named in outline.names_of(place).filter(|named| named.name != place) {
+                    let of = (name, named.name.as_str(), false);
+                    replan(table.ruled_mut(), of, tables.remove(&named.name), |rule| &**rule);
+                }
+                replan(table.ruled_mut(), of, tables.remove(place), |rule| &**rule);
+            }
             WeightMut::Vector(vector) => replan(vector.ruled_mut(), of, vectors.remove(place), |rule| &**rule),
         }
     }
@@ -260,7 +272,8 @@ fn replan<R>(
     as_rule: impl Fn(&R) -> &dyn Rule,
 ) {
     let mut rules = rules.into_iter().flatten();
-    for Ruled { slot, rule } in slots.iter_mut().filter(|ruled| ruled.slot.name() == name) {
+    let of_place = |slot: &Slot| slot.name() == name && slot.site() == place;
+    for Ruled { slot, rule } in slots.iter_mut().filter(|ruled| of_place(&ruled.slot)) {
         match rules.next() {
             Some(new) => {
                 slot.set_specs(as_rule(&new).tensors());

@@ -65,7 +65,8 @@ pub(crate) fn carry_embeddings<M: AdaptedModel>(
 /// The sites under whose names a file can hold the weight of an embedding or a head.
 fn sites_in_file<'a>(place: &'a Place, outline: &'a Outline) -> Vec<&'a str> {
     let copies = outline.shape.embedding_copies.iter().filter(|_| place.is_embedding());
-    let is_other_place = |copy: &str| outline.places.iter().any(|place| place.name == copy);
+    let is_other_place =
+        |copy: &str| outline.places.iter().any(|place| place.name == copy && !place.is_name_of_embedding());
     [place.name.as_str()].into_iter().chain(copies.copied().filter(|copy| !is_other_place(copy))).collect()
 }
 

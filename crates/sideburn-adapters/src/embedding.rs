@@ -6,9 +6,9 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
 use sideburn_kernels::{embedding, linear};
 
-use crate::TokenPass;
 use crate::rule::{BoundTable, TableRule, VectorRule};
 use crate::slot::{Ruled, Slot, is_adapted};
+use crate::{Pass, TokenPass};
 
 /// A table that adapters can attach to, such as an embedding `[rows, width]`.
 #[derive(Module, Debug)]
@@ -28,52 +28,66 @@ impl AdaptedTable {
 
     /// The rows of the tokens `ids [n]`: `[n, width]`.
     pub fn rows(&self, ids: Tensor<1, Int>, pass: &TokenPass<'_>) -> Tensor<2> {
-        let rows = |ids: &Tensor<1, Int>, rules: &Bound<'_>| {
-            let rows = embedding(self.table(rules), ids.clone());
+        self.read(None, ids, pass)
+    }
+
+    /// The rows of the tokens `ids [n]`, `[n, width]`, as a part of the model reads them that `transformers` gives an
+    /// embedding of its own; `reader` is its name, such as `encoder.embed_tokens`.
+    pub fn rows_as(&self, reader: &str, ids: Tensor<1, Int>, pass: &TokenPass<'_>) -> Tensor<2> {
+        self.read(Some(reader), ids, pass)
+    }
+
+    fn read(&self, reader: Option<&str>, ids: Tensor<1, Int>, pass: &TokenPass<'_>) -> Tensor<2> {
+        let rows = |ids: &Tensor<1, Int>, routed| {
+            let rules = self.bound(routed, reader);
+            let rows = embedding(self.table(&rules), ids.clone());
             rules.iter().fold(rows, |rows, rule| rule.rows(rows, ids))
         };
         match pass.routes() {
-            None => rows(&ids, &self.bound(None)),
+            None => rows(&ids, None),
             Some(routes) => {
                 let parts = routes.adapters().iter().zip(routes.split_ids(&ids));
-                routes.join(parts.map(|(adapter, ids)| rows(&ids, &self.bound(Some(adapter.as_deref())))).collect())
+                routes.join(parts.map(|(adapter, ids)| rows(&ids, Some(adapter.as_deref()))).collect())
             }
         }
     }
 
     /// The products of `x [n, width]` with all rows: `[n, rows]`, where the table is an output head as well.
-    pub fn scores(&self, x: Tensor<2>, pass: &TokenPass<'_>) -> Tensor<2> {
-        let scores = |x: Tensor<2>, rules: &Bound<'_>| {
-            let scores = linear(x.clone(), self.table(rules));
-            rules.iter().fold(scores, |scores, rule| rule.scores(scores, &x))
+    pub fn scores(&self, x: Tensor<2>, pass: &mut TokenPass<'_>) -> Tensor<2> {
+        let scores = |x: Tensor<2>, routed, pass: &mut Pass| {
+            let rules = self.bound(routed, None);
+            let scores = linear(x.clone(), self.table(&rules));
+            rules.iter().fold(scores, |scores, rule| rule.scores(scores, &x, pass))
         };
         match pass.routes() {
-            None => scores(x, &self.bound(None)),
+            None => scores(x, None, pass),
             Some(routes) => {
                 let parts = routes.adapters().iter().zip(routes.split(x));
-                routes.join(parts.map(|(adapter, x)| scores(x, &self.bound(Some(adapter.as_deref())))).collect())
+                routes.join(parts.map(|(adapter, x)| scores(x, Some(adapter.as_deref()), pass)).collect())
             }
         }
     }
 
     /// The table, if it is all that there is to the output head in this pass.
     pub fn plain_table(&self, pass: &TokenPass<'_>) -> Option<Tensor<2>> {
-        (!is_adapted(&self.slots, pass)).then(|| self.weight.val())
+        let of_table = self.slots.iter().filter(|ruled| !ruled.slot.is_of_reader());
+        (!is_adapted(of_table, pass)).then(|| self.weight.val())
     }
 
     /// The whole table, with whatever stands in for it. Adapters that rows choose have nothing here, which
     /// [`AdapterSet::enter`](crate::AdapterSet::enter) sees to.
     pub fn value(&self, _pass: &TokenPass<'_>) -> Tensor<2> {
-        self.table(&self.bound(None))
+        self.table(&self.bound(None, None))
     }
 
     fn table(&self, rules: &Bound<'_>) -> Tensor<2> {
         rules.iter().rev().find_map(|rule| rule.replacement()).unwrap_or_else(|| self.weight.val())
     }
 
-    /// What is done here by the active adapters, or by the one that a route names.
-    fn bound(&self, routed: Option<Option<&str>>) -> Vec<Box<dyn BoundTable + '_>> {
-        let chosen = self.slots.iter().filter(|ruled| ruled.is_chosen(routed));
+    /// What is done here, as `reader` sees it, by the active adapters, or by the one that a route names.
+    fn bound(&self, routed: Option<Option<&str>>, reader: Option<&str>) -> Vec<Box<dyn BoundTable + '_>> {
+        let is_seen = |slot: &Slot| !slot.is_of_reader() || Some(slot.site()) == reader;
+        let chosen = self.slots.iter().filter(|ruled| ruled.is_chosen(routed) && is_seen(&ruled.slot));
         chosen.map(|ruled| ruled.rule.bind(&ruled.slot.own())).collect()
     }
 

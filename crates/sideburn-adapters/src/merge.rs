@@ -51,8 +51,13 @@ pub fn merge<M: AdaptedModel>(model: &mut M) -> Result<Vec<String>, AdapterError
             }
             WeightMut::Table(table) => {
                 let before = Weights { weight: table.weight().val(), bias: None };
-                let active = table.ruled().iter().filter(|ruled| ruled.slot.is_active());
-                let rules = active.map(|ruled| (&ruled.slot, ruled.rule.bind(&ruled.slot.own())));
+                let active = || table.ruled().iter().filter(|ruled| ruled.slot.is_active());
+                if let Some(ruled) = active().find(|ruled| ruled.slot.is_of_reader()) {
+                    let (name, place) = (ruled.slot.name().to_owned(), ruled.slot.site().to_owned());
+                    let reason = "other parts of the model read the same embedding";
+                    return Err(AdapterError::CannotMerge { name, place, reason });
+                }
+                let rules = active().map(|ruled| (&ruled.slot, ruled.rule.bind(&ruled.slot.own())));
                 let merge = |rule: &Box<dyn BoundTable + '_>, base: Weights| {
                     Ok(Weights { weight: rule.merge(base.weight)?, ..base })
                 };

@@ -222,7 +222,19 @@ pub trait AdaptedModel: Module {
             };
             Place { name, kind }
         };
-        Outline { shape, places: self.weights().into_iter().map(place).collect() }
+        let mut places: Vec<Place> = self.weights().into_iter().map(place).collect();
+        let embedding = places.iter().find_map(|place| match place.kind {
+            PlaceKind::Embedding { rows, width } => Some([rows, width]),
+            _ => None,
+        });
+        if let Some([rows, width]) = embedding {
+            let readers = shape.embedding_copies.iter().filter(|copy| **copy != shape.head);
+            let readers =
+                readers.map(|name| Place { name: (*name).to_owned(), kind: PlaceKind::Reader { rows, width } });
+            let head = Place { name: shape.head.to_owned(), kind: PlaceKind::TiedHead { rows, width } };
+            places.extend(readers.chain(shape.tied_head.then_some(head)));
+        }
+        Outline { shape, places }
     }
 
     /// The linear layers with their names.

@@ -116,6 +116,20 @@ pub enum PlaceKind {
         /// Their width.
         width: usize,
     },
+    /// The embedding, as a part of the model reads it that `transformers` gives a module of its own, such as one half.
+    Reader {
+        /// Tokens.
+        rows: usize,
+        /// The width of their embeddings.
+        width: usize,
+    },
+    /// The output head, where that is the embedding.
+    TiedHead {
+        /// Tokens.
+        rows: usize,
+        /// The width of their embeddings.
+        width: usize,
+    },
     /// A vector.
     Vector {
         /// Its length.
@@ -129,9 +143,14 @@ impl Place {
         matches!(self.kind, PlaceKind::Linear { .. })
     }
 
-    /// Whether it is a table, the embedding or another.
+    /// Whether it is a table: the embedding under any of its names, or another.
     pub fn is_table(&self) -> bool {
-        matches!(self.kind, PlaceKind::Embedding { .. } | PlaceKind::Table { .. })
+        matches!(self.kind, PlaceKind::Embedding { .. } | PlaceKind::Table { .. }) || self.is_name_of_embedding()
+    }
+
+    /// Whether it is one more name of the embedding: of a part that reads it, or of the head that it is.
+    pub fn is_name_of_embedding(&self) -> bool {
+        matches!(self.kind, PlaceKind::Reader { .. } | PlaceKind::TiedHead { .. })
     }
 
     /// Whether it is a vector.
@@ -178,23 +197,8 @@ impl Outline {
             let mut ends = place.name.match_indices('.').map(|(end, _)| end).chain([place.name.len()]);
             ends.any(|end| ends_with(&place.name[..end], name))
         };
-        let is_part_of_embedding = |name: &&String| {
-            let mut copies = self.shape.embedding_copies.iter().filter(|copy| **copy != self.shape.head);
-            copies.any(|copy| ends_with(copy, name))
-        };
-        if let Some(name) = names.iter().find(is_part_of_embedding) {
-            return Err(AdapterError::InvalidField {
-                field: "modules_to_save",
-                found: format!("{names:?}, in which {name} is the embedding of one half of the model"),
-                expected: "other modules, as both halves and the head have one embedding here",
-            });
-        }
-        let idle: Vec<String> = names
-            .iter()
-            .filter(|name| !self.places.iter().any(|place| within(place, name)))
-            .filter(|name| !(self.shape.tied_head && ends_with(self.shape.head, name)))
-            .cloned()
-            .collect();
+        let idle: Vec<String> =
+            names.iter().filter(|name| !self.places.iter().any(|place| within(place, name))).cloned().collect();
         if !idle.is_empty() {
             let places = self.places.iter().map(|place| place.name.clone()).collect();
             return Err(AdapterError::UnmatchedModulesToSave { names: idle, places });
@@ -233,10 +237,16 @@ impl Outline {
             Some(place) => Err(AdapterError::InvalidField {
                 field: "modules_to_save",
                 found: format!("{names:?}, in which {} has no effect in `peft`: no layer reads its copy", place.name),
-                expected: "other modules, or `trainable_token_indices` or FULL to train embeddings",
+                expected: "what the layers read (`embed_tokens`, of a T5), or `trainable_token_indices` or FULL",
             }),
             None => Ok(()),
         }
+    }
+
+    /// The place called `name`, and if that is the embedding, all its other names.
+    pub(crate) fn names_of(&self, name: &str) -> impl Iterator<Item = &Place> {
+        let is_embedding = name == self.shape.embedding;
+        self.places.iter().filter(move |place| place.name == name || (is_embedding && place.is_name_of_embedding()))
     }
 
     /// How many tokens the model knows; 0 if it embeds none.
@@ -247,7 +257,9 @@ impl Outline {
 
     /// Whether rows of a batch can differ in what is at the place called `name`.
     pub(crate) fn is_by_row(&self, name: &str) -> bool {
-        self.places.iter().any(|place| place.name == name && (place.is_linear() || place.is_embedding()))
+        self.places.iter().any(|place| {
+            place.name == name && (place.is_linear() || place.is_embedding() || place.is_name_of_embedding())
+        })
     }
 
     /// Of nothing but linear layers, for tests.

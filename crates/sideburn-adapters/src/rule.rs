@@ -101,7 +101,7 @@ pub trait BoundTable {
     }
 
     /// Where the table is the output head as well, the logits `[n, rows]` of `x [n, width]`.
-    fn scores(&self, scores: Tensor<2>, _x: &Tensor<2>) -> Tensor<2> {
+    fn scores(&self, scores: Tensor<2>, _x: &Tensor<2>, _pass: &mut Pass) -> Tensor<2> {
         scores
     }
 

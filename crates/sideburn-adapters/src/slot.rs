@@ -16,6 +16,8 @@ use crate::tensors::lazy_weight;
 pub struct Slot {
     name: String,
     site: String,
+    /// Whether the site is a part of the model that reads the table, and not the table.
+    reader: bool,
     active: bool,
     tensors: Vec<Param<Tensor<2>>>,
     #[module(skip)]
@@ -46,7 +48,15 @@ impl Slot {
         shared: &mut Shared,
     ) -> Self {
         let (name, at) = (name.to_owned(), site.to_owned());
-        let mut slot = Self { name, site: at, active: false, tensors: Vec::new(), specs: [].into(), keys: [].into() };
+        let mut slot = Self {
+            name,
+            site: at,
+            reader: false,
+            active: false,
+            tensors: Vec::new(),
+            specs: [].into(),
+            keys: [].into(),
+        };
         slot.set_specs(specs);
         let tensor = |(index, (spec, tensor)): (usize, (&TensorSpec, &TensorKey))| {
             let init = || init(spec, (key, index as u64), base.clone(), device);
@@ -100,6 +110,15 @@ impl Slot {
     pub(crate) fn set_specs(&mut self, specs: Vec<TensorSpec>) {
         self.keys = specs.iter().map(|spec| spec.key(&self.site)).collect();
         self.specs = specs.into();
+    }
+
+    pub(crate) fn set_reader(&mut self) {
+        self.reader = true;
+    }
+
+    /// Whether only the part of the model sees it that its site names.
+    pub(crate) fn is_of_reader(&self) -> bool {
+        self.reader
     }
 
     pub(crate) fn set_active(&mut self, active: bool) {
@@ -157,9 +176,10 @@ fn init(spec: &TensorSpec, (slot, index): (Key, u64), base: Base, device: &Devic
 }
 
 /// Whether adapters may take part at a place with these slots.
-pub(crate) fn is_adapted<R>(slots: &[Ruled<R>], pass: &TokenPass<'_>) -> bool {
+pub(crate) fn is_adapted<'a, R: 'a>(slots: impl IntoIterator<Item = &'a Ruled<R>>, pass: &TokenPass<'_>) -> bool {
+    let mut slots = slots.into_iter();
     match pass.routes() {
-        Some(_) => !slots.is_empty(),
-        None => slots.iter().any(|ruled| ruled.slot.active),
+        Some(_) => slots.next().is_some(),
+        None => slots.any(|ruled| ruled.slot.active),
     }
 }

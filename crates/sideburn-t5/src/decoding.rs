@@ -9,6 +9,7 @@ use sideburn_kernels::{RowLayout, Visibility, on_workers};
 use sideburn_nn::{Cache, KeysValues};
 
 use crate::T5Error;
+use crate::embedding::DECODER;
 use crate::layers::Scores;
 use crate::model::T5;
 use crate::stack::Cross;
@@ -52,7 +53,7 @@ impl Decoding {
             positions: model.decoder.positions(used, 0, pass),
             visibility: Visibility::causal(model.config().num_heads, &layout, &keys, used),
         };
-        let x = model.embed(&input, &layout, pass)?;
+        let x = model.embed(DECODER, &input, &layout, pass)?;
         let cache = &mut self.own;
         let mut seen = |block, fresh| cache.append(block, fresh);
         let hidden = model.decoder.run(x, &own, Some(&self.cross), pass, Some(&mut seen));

@@ -11,6 +11,10 @@ use crate::T5Error;
 /// The model's name for its embedding.
 pub(crate) const EMBEDDING: &str = "shared.weight";
 pub(crate) const HEAD: &str = "lm_head.weight";
+/// The embedding, as the encoder has it in `transformers`.
+pub(crate) const ENCODER: &str = "encoder.embed_tokens";
+/// The same of the decoder.
+pub(crate) const DECODER: &str = "decoder.embed_tokens";
 /// Names under which checkpoints store the embedding: any of them, or several.
 const EMBEDDINGS: [&str; 3] = [EMBEDDING, "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"];
 

@@ -5,10 +5,11 @@ use burn::tensor::{Device, Tensor};
 use sideburn_adapters::{AdaptedLinear, AdaptedModel, AdaptedTable, AdapterSet, Key, Pass, TokenPass, random_weight};
 use sideburn_batch::{PromptBatch, TokenRows};
 use sideburn_kernels::{RowLayout, Visibility};
-use sideburn_nn::{Head, KeysValues, SpecialTokens, behind, check_ids, embed, places_behind, shift_right};
+use sideburn_nn::{Head, KeysValues, SpecialTokens, behind, check_ids, places_behind, shift_right};
 
 use crate::T5Error;
 use crate::config::T5Config;
+use crate::embedding::{DECODER, ENCODER};
 use crate::layers::Scores;
 use crate::stack::{Cross, Stack};
 
@@ -72,10 +73,10 @@ impl T5 {
         let x = match virtual_tokens {
             Some(tokens) => {
                 let own = RowLayout::packed(source.lengths(), layout.device());
-                let embedded = self.embed(source, &own, &self.adapters.enter(pass, &own)?)?;
+                let embedded = self.embed(ENCODER, source, &own, &self.adapters.enter(pass, &own)?)?;
                 behind(tokens, embedded, &own, &layout)
             }
-            None => self.embed(source, &layout, pass)?,
+            None => self.embed(ENCODER, source, &layout, pass)?,
         };
         let far = layout.columns() - 1;
         let visibility = Visibility::bidirectional(self.config.num_heads, &layout);
@@ -96,7 +97,7 @@ impl T5 {
         let prefix = self.adapters.prefix().map(KeysValues::of_prefix);
         let layout = RowLayout::new(input.lengths(), &self.device());
         let pass = &mut self.adapters.enter(pass, &layout)?;
-        let x = self.embed(input, &layout, pass)?;
+        let x = self.embed(DECODER, input, &layout, pass)?;
         let heads = self.config.num_heads;
         let hidden = match prefix {
             None => {
@@ -156,13 +157,16 @@ impl T5 {
         self.config.decoder_start_token_id.or(self.special_tokens.start).ok_or(T5Error::NoStartToken)
     }
 
+    /// The embedded tokens of one half of the model, which is called `half`.
     pub(crate) fn embed(
         &self,
+        half: &str,
         rows: &TokenRows,
         layout: &RowLayout,
         pass: &TokenPass<'_>,
     ) -> Result<Tensor<2>, T5Error> {
-        Ok(embed(&self.shared, rows, layout, self.filler(), pass)?)
+        check_ids(rows, self.config.vocab_size)?;
+        Ok(self.shared.rows_as(half, layout.ids(rows, self.filler()), pass))
     }
 
     /// What stands where a batch has no token.

@@ -4,6 +4,7 @@ use burn::tensor::Device;
 use sideburn_adapters::{AdaptedModel, AdapterSet, ModelShape, Usual, list_weights};
 
 use crate::config::Family;
+use crate::embedding::{DECODER, ENCODER};
 use crate::model::T5;
 
 const HEAD: &str = "lm_head";
@@ -51,7 +52,7 @@ impl AdaptedModel for T5 {
     fn shape(&self) -> ModelShape {
         ModelShape {
             embedding: "shared",
-            embedding_copies: &["encoder.embed_tokens", "decoder.embed_tokens", HEAD],
+            embedding_copies: &[ENCODER, DECODER, HEAD],
             head: HEAD,
             tied_head: self.lm_head.is_none(),
             encoder_decoder: true,

@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 
 use super::checks::check_rank;
 use super::lora_init::LoraInit;
-use super::lora_rules::{Dora, Factors, PartOfBase, TableFactors, WithBias};
-use super::replace::Replace;
+use super::lora_rules::{Dora, Factors, HeadFactors, PartOfBase, TableFactors, WithBias};
+use super::replace::{OwnHead, Replace};
 use super::trainable_tokens::TokenRows;
 use crate::AdapterError;
 use crate::fields::{Fields, fields};
@@ -154,14 +154,24 @@ impl LoraConfig {
     /// Plans the factors at a place, and what else there is beside them.
     fn add_to(&self, plan: &mut Plan, place: &Place) -> Result<(), AdapterError> {
         let (r, scaling) = self.rank_and_scaling(&place.name)?;
-        let PlaceKind::Linear { out, input, .. } = place.kind else {
-            let PlaceKind::Embedding { rows, width } = place.kind else { unreachable!("no target of LoRA") };
-            plan.add_table(place, TableFactors { shape: [rows, width], r, scaling });
-            return Ok(());
+        let factors = |shape| {
+            let (dropout, init) = (self.lora_dropout, self.init_lora_weights);
+            Factors { shape, r, scaling, dropout, init }
         };
-        self.init_lora_weights.check(place, r, scaling)?;
-        let (shape, init) = ([out, input], self.init_lora_weights);
-        let factors = Factors { shape, r, scaling, dropout: self.lora_dropout, init };
+        let factors = match place.kind {
+            PlaceKind::Linear { out, input, .. } => factors([out, input]),
+            PlaceKind::TiedHead { rows, width } => {
+                plan.add_table(place, HeadFactors(factors([rows, width])));
+                return Ok(());
+            }
+            PlaceKind::Embedding { rows, width } | PlaceKind::Reader { rows, width } => {
+                plan.add_table(place, TableFactors { shape: [rows, width], r, scaling });
+                return Ok(());
+            }
+            PlaceKind::Table { .. } | PlaceKind::Vector { .. } => unreachable!("no target of LoRA"),
+        };
+        let init = self.init_lora_weights;
+        init.check(place, r, scaling)?;
         if init.is_part_of_base() {
             plan.add_linear(place, PartOfBase(factors));
         } else if self.use_dora {
@@ -227,7 +237,7 @@ impl Method for LoraConfig {
     }
 
     fn can_target(&self, place: &Place) -> bool {
-        place.is_linear() || place.is_embedding()
+        place.is_linear() || place.is_embedding() || place.is_name_of_embedding()
     }
 
     fn validate(&self) -> Result<(), AdapterError> {
@@ -281,7 +291,7 @@ impl Method for LoraConfig {
         let places = self.targets.select(model, |place| self.can_target(place), model.shape.usual.lora)?;
         let part_of_base = self.init_lora_weights.is_part_of_base();
         let only_linear = self.use_dora || self.lora_bias || part_of_base;
-        if let Some(place) = places.iter().find(|place| place.is_embedding() && only_linear) {
+        if let Some(place) = places.iter().find(|place| !place.is_linear() && only_linear) {
             return Err(AdapterError::InvalidField {
                 field: "target_modules",
                 found: format!("such that it selects the embedding {}", place.name),
@@ -299,7 +309,10 @@ impl Method for LoraConfig {
         // Copies of base weights come first, as the factors add to whatever the weights are.
         if self.stores_head(model)? {
             for place in places.iter().filter(|place| place.name == model.shape.head) {
-                plan.add_linear(place, Replace::base_weight(place));
+                match place.kind {
+                    PlaceKind::TiedHead { rows, width } => plan.add_table(place, OwnHead::of_base([rows, width])),
+                    _ => plan.add_linear(place, Replace::base_weight(place)),
+                }
             }
         }
         for place in &model.places {

@@ -4,6 +4,7 @@ use burn::tensor::{Int, Tensor};
 use sideburn_kernels::{dropout, embedding, low_rank};
 
 use super::lora_init::LoraInit;
+use super::replace::NO_HEAD;
 use crate::Pass;
 use crate::rule::{
     BoundLinear, BoundTable, Branch, Call, Init, LinearRule, LowRankRule, Own, Rule, TableRule, TensorSpec, Weights,
@@ -228,7 +229,7 @@ impl BoundTable for BoundTableFactors {
         rows + in_dtype(delta, outer)
     }
 
-    fn scores(&self, scores: Tensor<2>, x: &Tensor<2>) -> Tensor<2> {
+    fn scores(&self, scores: Tensor<2>, x: &Tensor<2>, _pass: &mut Pass) -> Tensor<2> {
         let outer = scores.dtype();
         let x = in_dtype(x.clone(), self.a.dtype());
         let delta = low_rank(x, self.b.clone().transpose(), self.a.clone().transpose(), self.scaling, None);
@@ -237,6 +238,35 @@ impl BoundTable for BoundTableFactors {
 
     fn merge(&self, table: Tensor<2>) -> Result<Tensor<2>, &'static str> {
         Ok(table + self.b.clone().matmul(self.a.clone()).mul_scalar(self.scaling).transpose())
+    }
+}
+
+/// Factors at an output head that is the embedding, of which the table knows nothing.
+#[derive(Clone, Debug)]
+pub(super) struct HeadFactors(pub(super) Factors);
+
+impl Rule for HeadFactors {
+    fn tensors(&self) -> Vec<TensorSpec> {
+        self.0.tensors()
+    }
+}
+
+impl TableRule for HeadFactors {
+    fn bind(&self, own: &Own) -> Box<dyn BoundTable + '_> {
+        Box::new(BoundHeadFactors(self.0.branch(own)))
+    }
+}
+
+struct BoundHeadFactors(Branch);
+
+impl BoundTable for BoundHeadFactors {
+    fn scores(&self, scores: Tensor<2>, x: &Tensor<2>, pass: &mut Pass) -> Tensor<2> {
+        let outer = scores.dtype();
+        scores + in_dtype(self.0.of(x, pass), outer)
+    }
+
+    fn merge(&self, _table: Tensor<2>) -> Result<Tensor<2>, &'static str> {
+        Err(NO_HEAD)
     }
 }
 

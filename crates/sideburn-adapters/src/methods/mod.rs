@@ -38,4 +38,4 @@ pub use trainable_tokens::TrainableTokensConfig;
 pub use vera::VeraConfig;
 
 pub(crate) use checks::check_rank;
-pub(crate) use replace::{OwnHead, Replace};
+pub(crate) use replace::Replace;

@@ -3,13 +3,13 @@
 use burn::tensor::Tensor;
 use serde_json::{Map, Value};
 
-use crate::AdapterError;
 use crate::fields::Fields;
 use crate::in_peft::PeftDifference;
 use crate::method::{About, Common, Company, Method, Plan};
 use crate::outline::{Outline, Place, PlaceKind};
 use crate::rule::{BoundLinear, BoundTable, Init, LinearRule, Own, Rule, TableRule, TensorSpec, VectorRule, Weights};
 use crate::targets::Targets;
+use crate::{AdapterError, Pass};
 
 /// Weights of the adapter's own in place of those of the base.
 #[derive(Clone, Debug)]
@@ -32,7 +32,10 @@ impl Replace {
     fn weight(place: &Place, name: &'static str, bias_name: &'static str) -> Self {
         let (shape, bias) = match place.kind {
             PlaceKind::Linear { out, input, bias } => (vec![out, input], bias.then_some((bias_name, out))),
-            PlaceKind::Embedding { rows, width } | PlaceKind::Table { rows, width } => (vec![rows, width], None),
+            PlaceKind::Embedding { rows, width }
+            | PlaceKind::Table { rows, width }
+            | PlaceKind::Reader { rows, width }
+            | PlaceKind::TiedHead { rows, width } => (vec![rows, width], None),
             PlaceKind::Vector { len } => (vec![len], None),
         };
         Self { weight: Some((name, shape)), bias, trainable: true, sites: Vec::new() }
@@ -58,7 +61,10 @@ impl Replace {
     pub(crate) fn add_to(self, plan: &mut Plan, place: &Place) {
         match place.kind {
             PlaceKind::Linear { .. } => plan.add_linear(place, self),
-            PlaceKind::Embedding { .. } | PlaceKind::Table { .. } => plan.add_table(place, self),
+            PlaceKind::TiedHead { rows, width } => plan.add_table(place, OwnHead::new([rows, width])),
+            PlaceKind::Embedding { .. } | PlaceKind::Table { .. } | PlaceKind::Reader { .. } => {
+                plan.add_table(place, self);
+            }
             PlaceKind::Vector { .. } => plan.add_vector(place, self),
         }
     }
@@ -140,39 +146,48 @@ impl VectorRule for Replace {
 /// An output head of the adapter's own, where the base has its embedding for one.
 #[derive(Clone, Debug)]
 pub(crate) struct OwnHead {
-    name: String,
+    part: &'static str,
     shape: [usize; 2],
+    trainable: bool,
 }
 
 impl OwnHead {
-    /// A head called `head`, that begins as a copy of the embedding at `place`.
-    pub(crate) fn new(head: &str, place: &Place) -> Self {
-        let PlaceKind::Embedding { rows, width } = place.kind else { panic!("{} is no embedding", place.name) };
-        Self { name: head.to_owned(), shape: [rows, width] }
+    /// A trained head, which begins as a copy of the embedding `[rows, width]`.
+    pub(crate) fn new(shape: [usize; 2]) -> Self {
+        Self { part: "weight", shape, trainable: true }
+    }
+
+    /// The embedding as it is, which is stored and not trained.
+    pub(crate) fn of_base(shape: [usize; 2]) -> Self {
+        Self { part: "base_layer.weight", shape, trainable: false }
     }
 }
 
+/// Why a head cannot be merged.
+pub(super) const NO_HEAD: &str = "the base has no output head of its own to take it up";
+
 impl Rule for OwnHead {
     fn tensors(&self) -> Vec<TensorSpec> {
-        vec![TensorSpec::new("weight", self.shape, Init::from_base(|base| base.weight)).of_site(&self.name)]
+        let spec = TensorSpec::new(self.part, self.shape, Init::from_base(|base| base.weight));
+        vec![if self.trainable { spec } else { spec.frozen() }]
     }
 }
 
 impl TableRule for OwnHead {
     fn bind(&self, own: &Own) -> Box<dyn BoundTable + '_> {
-        Box::new(BoundHead(own.get("weight")))
+        Box::new(BoundHead(own.get(self.part)))
     }
 }
 
 struct BoundHead(Tensor<2>);
 
 impl BoundTable for BoundHead {
-    fn scores(&self, _scores: Tensor<2>, x: &Tensor<2>) -> Tensor<2> {
+    fn scores(&self, _scores: Tensor<2>, x: &Tensor<2>, _pass: &mut Pass) -> Tensor<2> {
         x.clone().matmul(self.0.clone().transpose())
     }
 
     fn merge(&self, _table: Tensor<2>) -> Result<Tensor<2>, &'static str> {
-        Err("the base has no output head of its own to take it up")
+        Err(NO_HEAD)
     }
 }
 
@@ -218,7 +233,9 @@ impl Method for FullConfig {
 
     fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
         let mut plan = Plan::default();
-        model.places.iter().for_each(|place| Replace::all(place).add_to(&mut plan, place));
+        // A copy of the embedding is one under all its names.
+        let places = model.places.iter().filter(|place| !place.is_name_of_embedding());
+        places.for_each(|place| Replace::all(place).add_to(&mut plan, place));
         Ok(plan)
     }
 }

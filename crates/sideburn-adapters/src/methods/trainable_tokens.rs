@@ -6,13 +6,13 @@ use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
 use serde_json::{Map, Value};
 use sideburn_kernels::embedding;
 
-use crate::AdapterError;
 use crate::fields::{Fields, fields};
 use crate::in_peft::PeftDifference;
 use crate::method::{About, Common, Company, Method, Plan};
 use crate::outline::{Outline, Place, PlaceKind};
 use crate::rule::{BoundTable, Init, Own, Rule, TableRule, TensorSpec, Weights};
 use crate::tensors::in_dtype;
+use crate::{AdapterError, Pass};
 
 /// Which tokens get embeddings of their own; named as in `peft.TrainableTokensConfig`.
 ///
@@ -142,7 +142,7 @@ impl BoundTable for BoundRows<'_> {
         in_dtype(rows * kept + is.matmul(self.own.clone()), outer)
     }
 
-    fn scores(&self, scores: Tensor<2>, x: &Tensor<2>) -> Tensor<2> {
+    fn scores(&self, scores: Tensor<2>, x: &Tensor<2>, _pass: &mut Pass) -> Tensor<2> {
         let outer = scores.dtype();
         let own_scores = in_dtype(x.clone(), self.own.dtype()).matmul(self.own.clone().transpose());
         self.put(scores, in_dtype(own_scores, outer), 1)

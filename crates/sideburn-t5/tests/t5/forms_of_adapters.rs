@@ -2,11 +2,12 @@
 
 use std::fs;
 
-use crate::logits::common_logits as logits;
+use crate::logits::{common_logits as logits, logits_in};
 use burn::tensor::Device;
 use sideburn_adapters::{
     AdaptedModel, AdapterError, FullConfig, Ia3Config, Key, LoraConfig, Pass, PeftDifference, PromptTuningConfig,
-    Targets, adapter_tensors, attach, load_adapter, merge, read_adapter_json, save_adapter,
+    TargetModules, Targets, adapter_tensors, attach, load_adapter, merge, read_adapter_json, save_adapter, set_active,
+    set_adapter_tensors,
 };
 use sideburn_t5::T5;
 use sideburn_testing::{Golden, max_difference, values};
@@ -275,15 +276,86 @@ fn a_copy_that_no_layer_reads_is_not_trained() {
     let directory = with_embeddings(r#"{"modules_to_save": ["lm_head"]}"#, head, None);
     assert_eq!(both, logits(&with(directory.path()).unwrap()), "`shared` has no effect, as in peft");
 
-    for (name, part) in [
-        ("shared", "shared has no effect in `peft`: no layer reads its copy"),
-        ("embed_tokens", "in which embed_tokens is the embedding of one half of the model"),
+    let mut model = base(&Device::flex());
+    let mut config = LoraConfig::new(["q"]);
+    config.common.modules_to_save = vec!["shared".to_owned()];
+    let error = attach(&mut model, "a", config, Key::from_seed(0)).unwrap_err().to_string();
+    assert!(error.contains("shared has no effect in `peft`: no layer reads its copy"), "{error}");
+}
+
+/// `modules_to_save: [embed_tokens]` of `peft`: each half has an embedding of its own, and the tied head that of the base.
+#[test]
+fn halves_with_embeddings_of_their_own_compute_what_peft_does() {
+    let folder = sideburn_testing::path("embed_tokens");
+    let io = Golden::open("embed_tokens/io.safetensors");
+    let base = T5::from_dir(&folder, &Device::flex()).unwrap();
+    let mut model = base.clone();
+    load_adapter(&mut model, "default", folder.join("adapter")).unwrap();
+    let found = logits_in(&model, &io, Pass::evaluate());
+    let difference = max_difference(&found, &io.floats("logits"));
+    assert!(difference < 1e-4, "{difference:e}");
+    let tensors = adapter_tensors(&model, "default").unwrap();
+    let [encoder, decoder] = ["encoder", "decoder"]
+        .map(|half| values(tensors[&format!("base_model.model.{half}.embed_tokens.weight")].val()));
+    assert!(max_difference(&encoder, &decoder) > 1e-3, "the halves have been trained apart");
+
+    let saved = tempdir().unwrap();
+    assert_eq!(save_adapter(&model, "default", saved.path()).unwrap(), []);
+    let mut again = base.clone();
+    load_adapter(&mut again, "default", saved.path()).unwrap();
+    assert_eq!(logits_in(&again, &io, Pass::evaluate()), found);
+    let mut rows = base.clone();
+    load_adapter(&mut rows, "default", saved.path()).unwrap();
+    set_active(&mut rows, &[]).unwrap();
+    let pass = Pass::evaluate().with_adapters([Some("default"), None, Some("default")]);
+    let (mixed, plain) = (logits_in(&rows, &io, pass), logits_in(&rows, &io, Pass::evaluate()));
+    let row = found.len() / 3;
+    assert!(max_difference(&mixed[..row], &found[..row]) < 1e-4, "the first row has the adapter");
+    assert!(max_difference(&mixed[row..2 * row], &plain[row..2 * row]) < 1e-4, "the second row has none");
+    let error = merge(&mut model).unwrap_err().to_string();
+    assert!(error.contains("cannot be merged into encoder.embed_tokens: other parts of the model read"), "{error}");
+}
+
+/// LoRA on what the halves read, and on a head that is the embedding: each adds its product to what is there.
+#[test]
+fn factors_at_the_names_of_an_embedding() {
+    let base = T5::from_dir(sideburn_testing::path("embed_tokens"), &Device::flex()).unwrap();
+    let io = Golden::open("embed_tokens/io.safetensors");
+    let plain = logits_in(&base, &io, Pass::evaluate());
+    let noise = |name: &str, length: usize| -> Vec<f32> {
+        let key = Key::from_seed(5).fold_in_name(name);
+        (0..length as u64).map(|index| 0.3 * key.normal(index) as f32).collect()
+    };
+    for (targets, tensors) in [
+        (vec!["embed_tokens"], vec!["encoder.embed_tokens.lora_embedding_A", "decoder.embed_tokens.lora_embedding_B"]),
+        (vec!["decoder.embed_tokens"], vec!["decoder.embed_tokens.lora_embedding_A"]),
+        (vec!["lm_head"], vec!["lm_head.lora_A.weight", "lm_head.lora_B.weight", "lm_head.base_layer.weight"]),
     ] {
-        let mut model = base(&Device::flex());
-        let mut config = LoraConfig::new(["q"]);
-        config.common.modules_to_save = vec![name.to_owned()];
-        let error = attach(&mut model, "a", config, Key::from_seed(0)).unwrap_err().to_string();
-        assert!(error.contains(part), "{error}");
+        let mut model = base.clone();
+        let names = targets.iter().map(|name| (*name).to_owned()).collect();
+        let config = LoraConfig { r: 3, ..LoraConfig::new(TargetModules::Names(names)) };
+        attach(&mut model, "a", config, Key::from_seed(0)).unwrap();
+        assert_eq!(logits_in(&model, &io, Pass::evaluate()), plain, "{targets:?}: a new adapter changes nothing");
+        let shapes = adapter_tensors(&model, "a").unwrap();
+        for tensor in tensors {
+            assert!(
+                shapes.contains_key(&format!("base_model.model.{tensor}")),
+                "{tensor} is not in {:?}",
+                shapes.keys()
+            );
+        }
+        let lengths: std::collections::BTreeMap<_, _> =
+            shapes.iter().map(|(name, param)| (name.clone(), param.lazy_shape().num_elements())).collect();
+        let moved = |name: &str| name.contains("lora_").then(|| noise(name, lengths[name]));
+        set_adapter_tensors(&mut model, "a", moved).unwrap();
+        let found = logits_in(&model, &io, Pass::evaluate());
+        assert!(max_difference(&found, &plain) > 1e-2, "{targets:?} does nothing");
+        let saved = tempdir().unwrap();
+        save_adapter(&model, "a", saved.path()).unwrap();
+        let mut again = base.clone();
+        load_adapter(&mut again, "b", saved.path()).unwrap();
+        assert_eq!(logits_in(&again, &io, Pass::evaluate()), found, "{targets:?}");
+        assert!(matches!(merge(&mut model), Err(AdapterError::CannotMerge { .. })), "{targets:?}");
     }
 }
 
