@@ -3,7 +3,7 @@
 
 use std::hint::black_box;
 
-use burn::module::{Lora, Module, Param};
+use burn::module::{Lora, Module};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Distribution, Tensor};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
@@ -48,7 +48,7 @@ fn bench(criterion: &mut Criterion) {
 
     let weight = Tensor::<2>::random([OUTPUT, INPUT], Distribution::Default, &device);
     let mut merged = Layers::random(1, [OUTPUT, INPUT], &device);
-    *merged.layers[0].weight_mut() = Param::from_tensor(weight).set_require_grad(false);
+    merged.layers[0].weight_mut().replace(weight);
     group.bench_function("merged (no adapter)", |bencher| {
         bencher.iter_batched(x, |x| backward(&merged, x, Pass::evaluate()), BatchSize::LargeInput);
     });

@@ -35,7 +35,7 @@ pub(crate) fn prepare(model: &mut T5) {
     const FIRST: &str = "encoder.block.0.layer.0.SelfAttention";
     let d_kv = model.config().d_kv;
     let fresh: HashMap<String, Tensor<2>> =
-        model.sites().into_iter().map(|(name, site)| (name, site.weight().val().inner())).collect();
+        model.sites().into_iter().map(|(name, site)| (name, site.weight().dense().inner())).collect();
     let first_head = |projection| fresh[&format!("{FIRST}.{projection}")].clone();
     let previous = first_head("v").narrow(0, 0, d_kv);
     let written = first_head("o").narrow(1, 0, d_kv).transpose();
@@ -45,12 +45,11 @@ pub(crate) fn prepare(model: &mut T5) {
         Tensor::cat(vec![head.clone().repeat_dim(0, COPYING), others.clone().narrow(0, COPYING * d_kv, free)], 0)
     };
     for (name, weight) in model.weights_mut() {
-        let weight = match weight {
-            WeightMut::Table(table) => table.weight_mut(),
-            WeightMut::Linear(linear) => linear.weight_mut(),
-            WeightMut::Vector(_) => continue,
-        };
-        let drawn = weight.val().inner();
+        if let WeightMut::Vector(_) = weight {
+            continue;
+        }
+        let weight = weight.into_weight_mut();
+        let drawn = weight.dense().inner();
         let (place, last) = name.rsplit_once('.').expect("a weight has a place");
         let prepared = match last {
             _ if name == "shared.weight" => drawn * (1.0 / 12.0),
@@ -71,6 +70,6 @@ pub(crate) fn prepare(model: &mut T5) {
             "o" | "wo" => drawn * 0.03,
             _ => continue,
         };
-        *weight = weight.clone().map(|_| Tensor::from_inner(prepared.clone()).require_grad());
+        weight.replace(prepared);
     }
 }

@@ -7,6 +7,7 @@ use burn::tensor::Device;
 use sideburn_kernels::Key;
 
 use crate::AdapterError;
+use crate::base_weight::BaseWeight;
 use crate::choose::{set_active, set_trainable};
 use crate::method::{Method, Plan};
 use crate::methods::Replace;
@@ -162,7 +163,11 @@ const MOST_COPIES: u128 = 4;
 /// Refuses what no memory would hold, before anything is drawn.
 fn check_size<M: AdaptedModel>(model: &M, plan: &Plan) -> Result<(), AdapterError> {
     let product = |shape: &[usize]| shape.iter().fold(1u128, |product, dim| product.saturating_mul(*dim as u128));
-    let base = model.weights().iter().map(|(_, weight)| weight.elements() as u128).sum::<u128>();
+    let base = model
+        .weights()
+        .iter()
+        .map(|(_, weight)| weight.weight().dims().iter().map(|size| *size as u128).product::<u128>())
+        .sum::<u128>();
     let most = MIN_BOUND.max(MOST_COPIES * base);
     let (mut elements, mut largest, mut tensor) = (0u128, 0, String::new());
     for (place, rule) in plan.rules() {
@@ -286,20 +291,8 @@ fn replan<R>(
 
 /// The base weights of a place, as a function that shares them.
 fn base_of(weight: &WeightMut<'_>) -> Base {
-    match weight {
-        WeightMut::Linear(linear) => {
-            let (weight, bias) = (linear.weight().clone(), linear.bias().cloned());
-            Arc::new(move || Weights { weight: weight.val(), bias: bias.as_ref().map(|bias| bias.val().unsqueeze()) })
-        }
-        WeightMut::Vector(vector) => {
-            let weight = vector.weight().clone();
-            Arc::new(move || Weights { weight: weight.val().unsqueeze(), bias: None })
-        }
-        WeightMut::Table(table) => {
-            let weight = table.weight().clone();
-            Arc::new(move || Weights { weight: weight.val(), bias: None })
-        }
-    }
+    let (weight, bias) = (weight.as_weight().weight().clone(), weight.as_weight().bias().cloned());
+    Arc::new(move || Weights { weight: weight.dense(), bias: bias.as_ref().map(BaseWeight::dense) })
 }
 
 /// What `peft` calls the base in a batch of several adapters.

@@ -3,31 +3,22 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use burn::module::{Module, Param};
-use burn::tensor::Tensor;
+use burn::module::Module;
 use sideburn_weights::{TensorSource, write_safetensors};
 
+use crate::base_weight::BaseWeight;
 use crate::held::for_each_slot;
-use crate::model::{AdaptedModel, Weight, WeightMut};
-use crate::tensors::{from_param, frozen_param};
+use crate::model::AdaptedModel;
 use crate::{AdapterError, Misshapen};
 
 /// Freezes every weight of `model` and every tensor of its adapters; what is attached afterwards trains.
 pub fn freeze<M: AdaptedModel>(model: &mut M) {
-    fn stop<const D: usize>(param: &mut Param<Tensor<D>>) {
-        *param = param.clone().no_grad();
+    for (name, weight) in model.weights_mut() {
+        weight.into_tensors_mut(&name).for_each(|(_, weight)| weight.freeze());
     }
-    for (_, weight) in model.weights_mut() {
-        match weight {
-            WeightMut::Linear(linear) => {
-                stop(linear.weight_mut());
-                linear.bias_mut().into_iter().for_each(stop);
-            }
-            WeightMut::Vector(vector) => stop(vector.weight_mut()),
-            WeightMut::Table(table) => stop(table.weight_mut()),
-        }
-    }
-    for_each_slot(model, |slot| slot.tensors_mut().for_each(|(_, tensor)| stop(tensor)));
+    for_each_slot(model, |slot| {
+        slot.tensors_mut().for_each(|(_, tensor)| *tensor = tensor.clone().no_grad());
+    });
 }
 
 /// Fills `model` from `source`, frozen, in `f32`.
@@ -50,16 +41,7 @@ pub fn load_base<M: AdaptedModel>(
         misshapen: Vec::new(),
     };
     for (name, weight) in model.weights_mut() {
-        match weight {
-            WeightMut::Linear(linear) => {
-                loader.fill(&format!("{name}.weight"), linear.weight_mut())?;
-                if let Some(bias) = linear.bias_mut() {
-                    loader.fill(&format!("{name}.bias"), bias)?;
-                }
-            }
-            WeightMut::Vector(vector) => loader.fill(&name, vector.weight_mut())?,
-            WeightMut::Table(table) => loader.fill(&name, table.weight_mut())?,
-        }
+        weight.into_tensors_mut(&name).try_for_each(|(tensor, weight)| loader.fill(&tensor, weight))?;
     }
     loader.finish()
 }
@@ -73,7 +55,7 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
-    fn fill<const D: usize>(&mut self, name: &str, param: &mut Param<Tensor<D>>) -> Result<(), AdapterError> {
+    fn fill(&mut self, name: &str, weight: &mut BaseWeight) -> Result<(), AdapterError> {
         let Some((stored, info)) =
             self.unplaced.remove(name).and_then(|stored| Some((stored, self.source.info(stored)?)))
         else {
@@ -83,13 +65,12 @@ impl Loader<'_> {
             });
             return Ok(());
         };
-        let expected = param.lazy_shape().as_slice().to_vec();
+        let expected = weight.shape();
         if info.shape != expected {
             self.misshapen.push(Misshapen { tensor: stored.to_owned(), found: info.shape.to_vec(), expected });
             return Ok(());
         }
-        *param = frozen_param(self.source.read_f32(stored)?, &expected, &param.lazy_device());
-        Ok(())
+        weight.load(self.source, stored)
     }
 
     fn finish(self) -> Result<(), AdapterError> {
@@ -120,16 +101,7 @@ pub enum Precision {
 pub fn save_base<M: AdaptedModel>(model: &M, file: impl AsRef<Path>, precision: Precision) -> Result<(), AdapterError> {
     let mut tensors = BTreeMap::new();
     for (name, weight) in model.weights() {
-        match weight {
-            Weight::Linear(linear) => {
-                tensors.insert(format!("{name}.weight"), from_param(linear.weight()));
-                if let Some(bias) = linear.bias() {
-                    tensors.insert(format!("{name}.bias"), from_param(bias));
-                }
-            }
-            Weight::Vector(vector) => drop(tensors.insert(name, from_param(vector.weight()))),
-            Weight::Table(table) => drop(tensors.insert(name, from_param(table.weight()))),
-        }
+        tensors.extend(weight.tensors(&name).map(|(tensor, weight)| (tensor, weight.stored())));
     }
     if precision == Precision::Bf16 {
         tensors.values_mut().try_for_each(|tensor| tensor.to_bf16().map(|rounded| *tensor = rounded))?;

@@ -72,6 +72,6 @@ fn sites_in_file<'a>(place: &'a Place, outline: &'a Outline) -> Vec<&'a str> {
 
 fn is_as_in_base<M: AdaptedModel>(model: &M, place: &str, values: &[f32]) -> bool {
     let base = model.weights().into_iter().find(|(name, _)| Place::name_of(name) == place);
-    let base = base.expect("a place of the model").1.base().weight.cast(DType::F32).into_data();
+    let base = base.expect("a place of the model").1.weight().dense().cast(DType::F32).into_data();
     base.try_into_vec::<f32>().expect("a tensor that was cast to f32") == values
 }

@@ -6,6 +6,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
 use sideburn_kernels::{embedding, linear};
 
+use crate::base_weight::BaseWeight;
 use crate::rule::{BoundTable, TableRule, VectorRule};
 use crate::slot::{Ruled, Slot, is_adapted};
 use crate::{Pass, TokenPass};
@@ -13,7 +14,7 @@ use crate::{Pass, TokenPass};
 /// A table that adapters can attach to, such as an embedding `[rows, width]`.
 #[derive(Module, Debug)]
 pub struct AdaptedTable {
-    weight: Param<Tensor<2>>,
+    weight: BaseWeight,
     slots: Vec<Ruled<Arc<dyn TableRule>>>,
 }
 
@@ -23,7 +24,7 @@ type Bound<'a> = [Box<dyn BoundTable + 'a>];
 impl AdaptedTable {
     /// A table around existing weights.
     pub fn new(weight: Param<Tensor<2>>) -> Self {
-        Self { weight, slots: Vec::new() }
+        Self { weight: BaseWeight::of_matrix(weight), slots: Vec::new() }
     }
 
     /// The rows of the tokens `ids [n]`: `[n, width]`.
@@ -71,7 +72,7 @@ impl AdaptedTable {
     /// The table, if it is all that there is to the output head in this pass.
     pub fn plain_table(&self, pass: &TokenPass<'_>) -> Option<Tensor<2>> {
         let of_table = self.slots.iter().filter(|ruled| !ruled.slot.is_of_reader());
-        (!is_adapted(of_table, pass)).then(|| self.weight.val())
+        (!is_adapted(of_table, pass)).then(|| self.weight.dense())
     }
 
     /// The whole table, with whatever stands in for it. Adapters that rows choose have nothing here, which
@@ -81,7 +82,7 @@ impl AdaptedTable {
     }
 
     fn table(&self, rules: &Bound<'_>) -> Tensor<2> {
-        rules.iter().rev().find_map(|rule| rule.replacement()).unwrap_or_else(|| self.weight.val())
+        rules.iter().rev().find_map(|rule| rule.replacement()).unwrap_or_else(|| self.weight.dense())
     }
 
     /// What is done here, as `reader` sees it, by the active adapters, or by the one that a route names.
@@ -93,22 +94,21 @@ impl AdaptedTable {
 
     /// `[rows, width]`, without initialising the table.
     pub fn shape(&self) -> [usize; 2] {
-        let shape = self.weight.lazy_shape();
-        [shape[0], shape[1]]
+        self.weight.dims()
     }
 
     /// Where the table is, or will be initialised.
     pub fn device(&self) -> Device {
-        self.weight.lazy_device()
+        self.weight.device()
     }
 
     /// The table of the base.
-    pub fn weight(&self) -> &Param<Tensor<2>> {
+    pub fn weight(&self) -> &BaseWeight {
         &self.weight
     }
 
     /// The table of the base, to be replaced.
-    pub fn weight_mut(&mut self) -> &mut Param<Tensor<2>> {
+    pub fn weight_mut(&mut self) -> &mut BaseWeight {
         &mut self.weight
     }
 
@@ -129,26 +129,26 @@ impl AdaptedTable {
 /// A vector that adapters can stand in for, such as the scale of a norm.
 #[derive(Module, Debug)]
 pub struct AdaptedVector {
-    weight: Param<Tensor<1>>,
+    weight: BaseWeight,
     slots: Vec<Ruled<Arc<dyn VectorRule>>>,
 }
 
 impl AdaptedVector {
-    /// A vector around existing weights.
-    pub fn new(weight: Param<Tensor<1>>) -> Self {
-        Self { weight, slots: Vec::new() }
+    /// A vector around existing weights, which are trainable until they are frozen.
+    pub fn new(weight: Tensor<1>) -> Self {
+        Self { weight: BaseWeight::of_vector(weight), slots: Vec::new() }
     }
 
     /// The vector, or what an active adapter has in its place. Adapters that rows choose have nothing here, which
     /// [`AdapterSet::enter`](crate::AdapterSet::enter) sees to.
     pub fn value(&self, _pass: &TokenPass<'_>) -> Tensor<1> {
         let active = self.slots.iter().filter(|ruled| ruled.slot.is_active());
-        active.fold(self.weight.val(), |value, ruled| ruled.rule.value(value, &ruled.slot.own()))
+        active.fold(self.weight.dense().squeeze_dim(0), |value, ruled| ruled.rule.value(value, &ruled.slot.own()))
     }
 
     /// Its length, without initialising it.
     pub fn len(&self) -> usize {
-        self.weight.lazy_shape()[0]
+        self.weight.dims()[1]
     }
 
     /// Whether it has no elements.
@@ -157,12 +157,12 @@ impl AdaptedVector {
     }
 
     /// The vector of the base.
-    pub fn weight(&self) -> &Param<Tensor<1>> {
+    pub fn weight(&self) -> &BaseWeight {
         &self.weight
     }
 
     /// The vector of the base, to be replaced.
-    pub fn weight_mut(&mut self) -> &mut Param<Tensor<1>> {
+    pub fn weight_mut(&mut self) -> &mut BaseWeight {
         &mut self.weight
     }
 

@@ -44,6 +44,7 @@
 
 mod attach;
 mod base;
+mod base_weight;
 mod burn_modules;
 mod carried;
 mod choose;
@@ -77,6 +78,7 @@ mod training;
 
 pub use attach::attach;
 pub use base::{Precision, freeze, load_base, save_base};
+pub use base_weight::BaseWeight;
 pub use burn_modules::{load_burn_lora, save_burn_lora};
 pub use choose::{delete, set_active, set_trainable, without_adapters};
 pub use combine::{Combination, combine, to_plain_lora};
@@ -102,8 +104,8 @@ pub use peft_dir::{
 };
 pub use report::{ParameterReport, is_trainable};
 pub use rule::{
-    AtLinear, BoundLinear, BoundTable, Branch, Call, Init, InputRule, LinearRule, LowRankRule, Own, Prefix, Rule,
-    TableRule, TensorKey, TensorSpec, VectorRule, Weights,
+    AtLinear, BoundLinear, BoundTable, Branch, Call, Init, InputRule, LinearRule, LowRankRule, Own, Prefix,
+    Replacement, Rule, TableRule, TensorKey, TensorSpec, VectorRule, Weights,
 };
 pub use set::{AdapterSet, Entry};
 pub use sideburn_kernels::Key;

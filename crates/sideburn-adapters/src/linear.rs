@@ -2,10 +2,11 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
-use sideburn_kernels::{Key, LinearOp, adapted_linears, linear};
+use sideburn_kernels::{Key, LinearOp, Matrix, adapted_linears, linear};
 
 use crate::TokenPass;
-use crate::rule::{AtLinear, AtLinearBound, Call, Weights};
+use crate::base_weight::BaseWeight;
+use crate::rule::{AtLinear, AtLinearBound, Call, Replacement};
 use crate::slot::{Ruled, Slot, is_adapted};
 use crate::tensors::random_weight;
 
@@ -18,15 +19,16 @@ use crate::tensors::random_weight;
 /// `weight [out, in]` and `bias [out]` as PyTorch stores them; `x [n, in]` gives `[n, out]`.
 #[derive(Module, Debug)]
 pub struct AdaptedLinear {
-    weight: Param<Tensor<2>>,
-    bias: Option<Param<Tensor<1>>>,
+    weight: BaseWeight,
+    bias: Option<BaseWeight>,
     slots: Vec<Ruled<AtLinear>>,
 }
 
 impl AdaptedLinear {
     /// A layer whose weight `[out, in]` is drawn from `N(0, deviation^2)` with `key`, when it is first needed.
     pub fn random(out: usize, input: usize, deviation: f64, key: Key, device: &Device) -> Self {
-        Self { weight: random_weight([out, input], deviation, key, device), bias: None, slots: Vec::new() }
+        let weight = BaseWeight::of_matrix(random_weight([out, input], deviation, key, device));
+        Self { weight, bias: None, slots: Vec::new() }
     }
 
     /// A layer around existing weights, which are trainable until they are frozen.
@@ -37,8 +39,8 @@ impl AdaptedLinear {
         if let Some(bias) = &bias {
             assert_eq!(bias.dims()[0], weight.dims()[0], "a bias needs one entry for each row of the weight");
         }
-        let leaf = |bias: Tensor<1>| Param::from_tensor(bias.detach());
-        Self { weight: Param::from_tensor(weight.detach()), bias: bias.map(leaf), slots: Vec::new() }
+        let weight = BaseWeight::of_matrix(Param::from_tensor(weight.detach()));
+        Self { weight, bias: bias.map(BaseWeight::of_vector), slots: Vec::new() }
     }
 
     /// Applies the layer to `x [n, in]`, with its active adapters, or with those that the pass names for each row.
@@ -70,25 +72,24 @@ impl AdaptedLinear {
             let branches = rules.iter().filter_map(|rule| rule.branch(dtype));
             branches.map(|branch| branch.drawn(rows.clone(), pass)).collect::<Vec<_>>()
         });
-        LinearOp { weight: Some(self.weight.val().into()), branches: branches.collect() }
+        LinearOp { weight: Some(self.weight.operand()), branches: branches.collect() }
     }
 
     /// The layer step by step, whatever the adapters do.
     fn forward_by_steps(&self, x: Tensor<2>, bound: &[Vec<AtLinearBound<'_>>], pass: &mut TokenPass<'_>) -> Tensor<2> {
-        let (base, routes) = (self.base(), pass.routes());
-        let Some(routes) = routes else {
-            let weights = replaced(&base, &bound[0]).unwrap_or(base);
-            return forward(x, &weights, &bound[0], pass);
+        let base = Computed { weight: self.weight.operand(), bias: self.bias.as_ref().map(BaseWeight::dense) };
+        let Some(routes) = pass.routes() else {
+            return forward(x, &base.replaced(&bound[0]).unwrap_or(base), &bound[0], pass);
         };
         if bound.iter().all(Vec::is_empty) {
-            return product(x, &base);
+            return base.product(x);
         }
         // The base layer runs once over all rows; each adapter sees its own rows only.
         let parts = routes.split(x);
         let inputs = parts.iter().zip(bound).map(|(x, rules)| input(x, rules)).collect();
-        let products = routes.split_sorted(product(Tensor::cat(inputs, 0), &base));
-        let outputs = parts.iter().zip(bound).zip(products).map(|((x, rules), y)| match replaced(&base, rules) {
-            Some(weights) => forward(x.clone(), &weights, rules, pass),
+        let products = routes.split_sorted(base.product(Tensor::cat(inputs, 0)));
+        let outputs = parts.iter().zip(bound).zip(products).map(|((x, rules), y)| match base.replaced(rules) {
+            Some(own) => forward(x.clone(), &own, rules, pass),
             None => output(y, x, &base, rules, pass),
         });
         routes.join(outputs.collect())
@@ -96,43 +97,37 @@ impl AdaptedLinear {
 
     /// The weight `[out, in]`, if `x W^T` is all that the layer does in this pass.
     pub fn plain_weight(&self, pass: &TokenPass<'_>) -> Option<Tensor<2>> {
-        (!is_adapted(&self.slots, pass) && self.bias.is_none()).then(|| self.weight.val())
-    }
-
-    /// The weights of the base layer.
-    pub fn base(&self) -> Weights {
-        Weights { weight: self.weight.val(), bias: self.bias.as_ref().map(|bias| bias.val().unsqueeze()) }
+        (!is_adapted(&self.slots, pass) && self.bias.is_none()).then(|| self.weight.dense())
     }
 
     /// `[out, in]`, without initialising the weight.
     pub fn shape(&self) -> [usize; 2] {
-        let shape = self.weight.lazy_shape();
-        [shape[0], shape[1]]
+        self.weight.dims()
     }
 
     /// Where the weight is, or will be initialised.
     pub fn device(&self) -> Device {
-        self.weight.lazy_device()
+        self.weight.device()
     }
 
     /// The base weight, `[out, in]`.
-    pub fn weight(&self) -> &Param<Tensor<2>> {
+    pub fn weight(&self) -> &BaseWeight {
         &self.weight
     }
 
     /// The bias, `[out]`, if the layer has one.
-    pub fn bias(&self) -> Option<&Param<Tensor<1>>> {
+    pub fn bias(&self) -> Option<&BaseWeight> {
         self.bias.as_ref()
     }
 
-    /// The bias, to be replaced.
-    pub(crate) fn bias_mut(&mut self) -> Option<&mut Param<Tensor<1>>> {
-        self.bias.as_mut()
+    /// The base weight, to be replaced.
+    pub fn weight_mut(&mut self) -> &mut BaseWeight {
+        &mut self.weight
     }
 
-    /// The base weight, to be replaced.
-    pub fn weight_mut(&mut self) -> &mut Param<Tensor<2>> {
-        &mut self.weight
+    /// The base weight and the bias, to be replaced.
+    pub(crate) fn parts_mut(&mut self) -> (&mut BaseWeight, Option<&mut BaseWeight>) {
+        (&mut self.weight, self.bias.as_mut())
     }
 
     /// What adapters have here, in the order in which they were attached.
@@ -169,25 +164,39 @@ pub fn forward_together<const N: usize>(
     if N == 1 { outputs.remove(0) } else { Tensor::cat(outputs, 1) }
 }
 
-/// The layer with these weights and what the rules do to it.
-fn forward(x: Tensor<2>, weights: &Weights, rules: &[AtLinearBound<'_>], pass: &mut TokenPass<'_>) -> Tensor<2> {
-    output(product(input(&x, rules), weights), &x, weights, rules, pass)
+/// What a layer computes with: the base, or what stands in for it.
+struct Computed {
+    weight: Matrix,
+    /// `[1, out]`.
+    bias: Option<Tensor<2>>,
 }
 
-/// The weights that stand in for those of the base, if there are any.
-fn replaced(base: &Weights, rules: &[AtLinearBound<'_>]) -> Option<Weights> {
-    rules.iter().fold(None, |weights, rule| {
-        let replacement = rule.steps().replacement(weights.as_ref().unwrap_or(base));
-        replacement.or(weights)
-    })
-}
-
-fn product(x: Tensor<2>, Weights { weight, bias }: &Weights) -> Tensor<2> {
-    let y = linear(x, weight.clone());
-    match bias {
-        Some(bias) => y + bias.clone(),
-        None => y,
+impl Computed {
+    /// With what these rules have in its place, if they have anything.
+    fn replaced(&self, rules: &[AtLinearBound<'_>]) -> Option<Self> {
+        let all = rules.iter().map(|rule| rule.steps().replacement());
+        let Replacement { weight, bias } = all.fold(Replacement::default(), |before, after| Replacement {
+            weight: after.weight.or(before.weight),
+            bias: after.bias.or(before.bias),
+        });
+        (weight.is_some() || bias.is_some()).then(|| Self {
+            weight: weight.map_or_else(|| self.weight.clone(), Matrix::from),
+            bias: bias.or_else(|| self.bias.clone()),
+        })
     }
+
+    fn product(&self, x: Tensor<2>) -> Tensor<2> {
+        let y = linear(x, self.weight.clone());
+        match &self.bias {
+            Some(bias) => y + bias.clone(),
+            None => y,
+        }
+    }
+}
+
+/// A layer that computes with these weights, and what the rules do to it.
+fn forward(x: Tensor<2>, weights: &Computed, rules: &[AtLinearBound<'_>], pass: &mut TokenPass<'_>) -> Tensor<2> {
+    output(weights.product(input(&x, rules)), &x, weights, rules, pass)
 }
 
 fn input(x: &Tensor<2>, rules: &[AtLinearBound<'_>]) -> Tensor<2> {
@@ -197,10 +206,10 @@ fn input(x: &Tensor<2>, rules: &[AtLinearBound<'_>]) -> Tensor<2> {
 fn output(
     y: Tensor<2>,
     x: &Tensor<2>,
-    weights: &Weights,
+    weights: &Computed,
     rules: &[AtLinearBound<'_>],
     pass: &mut TokenPass<'_>,
 ) -> Tensor<2> {
-    let call = Call { x, weights };
+    let call = Call { x, weight: &weights.weight, bias: weights.bias.as_ref() };
     rules.iter().fold(y, |y, rule| rule.steps().output(y, &call, pass))
 }

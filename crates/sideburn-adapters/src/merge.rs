@@ -1,18 +1,17 @@
 //! Working adapters into the base weights, and taking them out again.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor};
 
 use crate::AdapterError;
+use crate::base_weight::BaseWeight;
 use crate::choose::set_active;
 use crate::held::retain_slots;
-use crate::model::{AdaptedModel, WeightMut};
+use crate::model::{AdaptedModel, Weight};
 use crate::outline::Place;
-use crate::rule::{AtLinearBound, BoundTable, VectorRule, Weights};
-use crate::slot::{Ruled, Slot};
+use crate::rule::{Own, Weights};
+use crate::slot::Ruled;
 use crate::tensors::in_dtype;
 
 /// Works the active adapters into the base weights, after which they cost nothing. Returns their names.
@@ -34,50 +33,11 @@ pub fn merge<M: AdaptedModel>(model: &mut M) -> Result<Vec<String>, AdapterError
     let mut originals = BTreeMap::new();
     for (name, weight) in merged.weights_mut() {
         let place = Place::name_of(&name);
-        match weight {
-            WeightMut::Linear(linear) => {
-                let before = linear.base();
-                let active = linear.ruled().iter().filter(|ruled| ruled.slot.is_active());
-                let rules = active.map(|ruled| (&ruled.slot, ruled.rule.bind(&ruled.slot.own())));
-                let merge = |rule: &AtLinearBound<'_>, base| rule.steps().merge(base);
-                let Some(after) = merged_weights(place, &before, rules, merge)? else { continue };
-                replace(linear.weight_mut(), after.weight);
-                match (linear.bias_mut(), after.bias) {
-                    (Some(bias), Some(after)) => replace(bias, after.squeeze_dim(0)),
-                    (None, None) => {}
-                    _ => unreachable!("merging neither adds a bias nor takes one away"),
-                }
-                originals.insert(place.to_owned(), before);
-            }
-            WeightMut::Table(table) => {
-                let before = Weights { weight: table.weight().val(), bias: None };
-                let active = || table.ruled().iter().filter(|ruled| ruled.slot.is_active());
-                if let Some(ruled) = active().find(|ruled| ruled.slot.is_of_reader()) {
-                    let (name, place) = (ruled.slot.name().to_owned(), ruled.slot.site().to_owned());
-                    let reason = "other parts of the model read the same embedding";
-                    return Err(AdapterError::CannotMerge { name, place, reason });
-                }
-                let rules = active().map(|ruled| (&ruled.slot, ruled.rule.bind(&ruled.slot.own())));
-                let merge = |rule: &Box<dyn BoundTable + '_>, base: Weights| {
-                    Ok(Weights { weight: rule.merge(base.weight)?, ..base })
-                };
-                let Some(after) = merged_weights(place, &before, rules, merge)? else { continue };
-                replace(table.weight_mut(), after.weight);
-                originals.insert(place.to_owned(), before);
-            }
-            WeightMut::Vector(vector) => {
-                let before = Weights { weight: vector.weight().val().unsqueeze(), bias: None };
-                let active = vector.ruled().iter().filter(|ruled| ruled.slot.is_active());
-                let rules = active.map(|ruled| (&ruled.slot, ruled));
-                let merge = |ruled: &&Ruled<Arc<dyn VectorRule>>, base: Weights| {
-                    let value = ruled.rule.value(base.weight.squeeze_dim(0), &ruled.slot.own());
-                    Ok(Weights { weight: value.unsqueeze(), ..base })
-                };
-                let Some(after) = merged_weights(place, &before, rules, merge)? else { continue };
-                replace(vector.weight_mut(), after.weight.squeeze_dim(0));
-                originals.insert(place.to_owned(), before);
-            }
-        }
+        let Some(after) = merged_weights(place, &weight.as_weight())? else { continue };
+        let before = weight.as_weight().tensors(&name).map(|(name, weight)| (name, weight.clone())).collect();
+        let after = [after.weight].into_iter().chain(after.bias);
+        weight.into_tensors_mut(&name).zip(after).for_each(|((_, weight), after)| weight.replace(after));
+        originals.insert(place.to_owned(), before);
     }
     set_active(&mut merged, &[])?;
     let set = merged.adapters_mut();
@@ -122,17 +82,8 @@ pub fn unmerge<M: AdaptedModel>(model: &mut M) -> Result<Vec<String>, AdapterErr
     let mut restored = model.clone();
     let mut originals = std::mem::take(&mut restored.adapters_mut().originals);
     for (name, weight) in restored.weights_mut() {
-        let Some(Weights { weight: before, bias }) = originals.remove(Place::name_of(&name)) else { continue };
-        match weight {
-            WeightMut::Linear(linear) => {
-                replace(linear.weight_mut(), before);
-                if let (Some(place), Some(bias)) = (linear.bias_mut(), bias) {
-                    replace(place, bias.squeeze_dim(0));
-                }
-            }
-            WeightMut::Table(table) => replace(table.weight_mut(), before),
-            WeightMut::Vector(vector) => replace(vector.weight_mut(), before.squeeze_dim(0)),
-        }
+        let before: Vec<(String, BaseWeight)> = originals.remove(Place::name_of(&name)).unwrap_or_default();
+        weight.into_tensors_mut(&name).zip(before).for_each(|((_, weight), (_, before))| *weight = before);
     }
     names.iter().for_each(|name| restored.adapters_mut().set_merged(name, false));
     set_active(&mut restored, &names.iter().map(String::as_str).collect::<Vec<_>>())?;
@@ -151,23 +102,47 @@ pub fn merge_and_unload<M: AdaptedModel>(model: &mut M) -> Result<Vec<String>, A
     Ok(names)
 }
 
-/// The weights of a place with these rules worked in; none if there are none.
-fn merged_weights<'a, R>(
+/// The weights of a place with its active adapters worked in; none if there are none.
+fn merged_weights(place: &str, weight: &Weight<'_>) -> Result<Option<Weights>, AdapterError> {
+    let base = || Weights { weight: weight.weight().dense(), bias: weight.bias().map(BaseWeight::dense) };
+    match weight {
+        Weight::Linear(linear) => {
+            worked_in(place, base, linear.ruled(), |rule, own, base| rule.bind(own).steps().merge(base))
+        }
+        Weight::Table(table) => {
+            let of_reader = |ruled: &&Ruled<_>| ruled.slot.is_active() && ruled.slot.is_of_reader();
+            if let Some(Ruled { slot, .. }) = table.ruled().iter().find(of_reader) {
+                let (name, place) = (slot.name().to_owned(), slot.site().to_owned());
+                let reason = "other parts of the model read the same embedding";
+                return Err(AdapterError::CannotMerge { name, place, reason });
+            }
+            worked_in(place, base, table.ruled(), |rule, own, base| {
+                Ok(Weights { weight: rule.bind(own).merge(base.weight)?, ..base })
+            })
+        }
+        Weight::Vector(vector) => worked_in(place, base, vector.ruled(), |rule, own, base| {
+            Ok(Weights { weight: rule.value(base.weight.squeeze_dim(0), own).unsqueeze(), ..base })
+        }),
+    }
+}
+
+/// The same, of a place whose rules `merge` works in.
+fn worked_in<R>(
     place: &str,
-    base: &Weights,
-    rules: impl Iterator<Item = (&'a Slot, R)>,
-    merge: impl Fn(&R, Weights) -> Result<Weights, &'static str>,
+    base: impl Fn() -> Weights,
+    slots: &[Ruled<R>],
+    merge: impl Fn(&R, &Own, Weights) -> Result<Weights, &'static str>,
 ) -> Result<Option<Weights>, AdapterError> {
     let mut merged = None;
-    for (slot, rule) in rules {
+    for Ruled { slot, rule } in slots.iter().filter(|ruled| ruled.slot.is_active()) {
         let (name, place) = (slot.name().to_owned(), place.to_owned());
-        let mut weights: Weights = merged.take().unwrap_or_else(|| base.clone());
+        let mut weights = merged.take().unwrap_or_else(&base);
         if let Some((_, own)) = slot.tensors().next() {
             let dtype = own.val().dtype();
             weights.weight = in_dtype(weights.weight, dtype);
             weights.bias = weights.bias.map(|bias| in_dtype(bias, dtype));
         }
-        weights = match merge(&rule, weights) {
+        weights = match merge(rule, &slot.own(), weights) {
             Ok(weights) => weights,
             Err(reason) => return Err(AdapterError::CannotMerge { name, place, reason }),
         };
@@ -182,10 +157,4 @@ fn merged_weights<'a, R>(
 
 fn is_finite(tensor: &Tensor<2>) -> bool {
     tensor.clone().is_finite().all().into_scalar::<bool>()
-}
-
-/// Puts frozen values in the place of a parameter's.
-fn replace<const D: usize>(param: &mut Param<Tensor<D>>, values: Tensor<D>) {
-    let dtype = param.val().dtype();
-    *param = Param::from_tensor(values.detach().cast(dtype)).no_grad();
 }

@@ -3,10 +3,10 @@
 use burn::module::Module;
 use burn::tensor::Device;
 
+use crate::base_weight::BaseWeight;
 use crate::embedding::{AdaptedTable, AdaptedVector};
 use crate::linear::AdaptedLinear;
 use crate::outline::{ModelShape, Outline, Place, PlaceKind};
-use crate::rule::Weights;
 use crate::set::AdapterSet;
 use crate::slot::Slot;
 
@@ -33,23 +33,26 @@ pub enum WeightMut<'a> {
 }
 
 impl<'a> Weight<'a> {
-    /// The weights of the base.
-    pub(crate) fn base(&self) -> Weights {
+    /// The weight of the base.
+    pub fn weight(&self) -> &'a BaseWeight {
         match self {
-            Self::Linear(linear) => linear.base(),
-            Self::Vector(vector) => Weights { weight: vector.weight().val().unsqueeze(), bias: None },
-            Self::Table(table) => Weights { weight: table.weight().val(), bias: None },
+            Self::Linear(linear) => linear.weight(),
+            Self::Vector(vector) => vector.weight(),
+            Self::Table(table) => table.weight(),
         }
     }
 
-    /// How many elements the weight of the base has, which is not initialised.
-    pub(crate) fn elements(&self) -> usize {
-        let [rows, columns] = match self {
-            Self::Linear(linear) => linear.shape(),
-            Self::Vector(vector) => [1, vector.len()],
-            Self::Table(table) => table.shape(),
-        };
-        rows * columns
+    /// The bias of a linear layer that has one.
+    pub fn bias(&self) -> Option<&'a BaseWeight> {
+        if let Self::Linear(linear) = self { linear.bias() } else { None }
+    }
+
+    /// The tensors of the base, by the names that Hugging Face gives them; `name` is that of the place in
+    /// [`weights`](AdaptedModel::weights).
+    pub fn tensors(&self, name: &str) -> impl Iterator<Item = (String, &'a BaseWeight)> + use<'a> {
+        let weight = if let Self::Linear(_) = self { format!("{name}.weight") } else { name.to_owned() };
+        let bias = self.bias().map(|bias| (format!("{name}.bias"), bias));
+        [(weight, self.weight())].into_iter().chain(bias)
     }
 
     /// What adapters have here, in the order in which they were attached.
@@ -63,6 +66,36 @@ impl<'a> Weight<'a> {
 }
 
 impl<'a> WeightMut<'a> {
+    /// The place, borrowed.
+    pub fn as_weight(&self) -> Weight<'_> {
+        match self {
+            Self::Linear(linear) => Weight::Linear(linear),
+            Self::Vector(vector) => Weight::Vector(vector),
+            Self::Table(table) => Weight::Table(table),
+        }
+    }
+
+    /// The weight of the base, and the bias of a linear layer that has one.
+    fn into_parts(self) -> (&'a mut BaseWeight, Option<&'a mut BaseWeight>) {
+        match self {
+            Self::Linear(linear) => linear.parts_mut(),
+            Self::Vector(vector) => (vector.weight_mut(), None),
+            Self::Table(table) => (table.weight_mut(), None),
+        }
+    }
+
+    /// The weight of the base, to be replaced.
+    pub fn into_weight_mut(self) -> &'a mut BaseWeight {
+        self.into_parts().0
+    }
+
+    /// The same of [`Weight::tensors`], to be replaced.
+    pub(crate) fn into_tensors_mut(self, name: &str) -> impl Iterator<Item = (String, &'a mut BaseWeight)> + use<'a> {
+        let names: Vec<String> = self.as_weight().tensors(name).map(|(name, _)| name).collect();
+        let (weight, bias) = self.into_parts();
+        names.into_iter().zip([weight].into_iter().chain(bias))
+    }
+
     pub(crate) fn into_slots_mut(self) -> Vec<&'a mut Slot> {
         match self {
             Self::Linear(linear) => linear.ruled_mut().iter_mut().map(|ruled| &mut ruled.slot).collect(),

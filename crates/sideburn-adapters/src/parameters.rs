@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use burn::module::ParamId;
 
-use crate::model::{AdaptedModel, Weight};
+use crate::model::AdaptedModel;
 use crate::slot::Slot;
 
 /// A parameter of a model or of one of its adapters.
@@ -42,14 +42,7 @@ pub fn parameters<M: AdaptedModel>(model: &M) -> Vec<Parameter> {
     let of_base = |name: String, id| Parameter { adapter: None, name, id, second_factor: false };
     let weights = model.weights();
     for (name, weight) in &weights {
-        match weight {
-            Weight::Linear(linear) => {
-                add(of_base(format!("{name}.weight"), linear.weight().id));
-                linear.bias().into_iter().for_each(|bias| add(of_base(format!("{name}.bias"), bias.id)));
-            }
-            Weight::Vector(vector) => add(of_base(name.clone(), vector.weight().id)),
-            Weight::Table(table) => add(of_base(name.clone(), table.weight().id)),
-        }
+        weight.tensors(name).for_each(|(name, weight)| add(of_base(name, weight.id())));
     }
     let of_slot = |slot: &Slot| -> Vec<Parameter> {
         let tensors = slot.tensors().zip(slot.keyed());

@@ -13,7 +13,7 @@ use std::fmt::{self, Debug};
 use std::sync::Arc;
 
 use burn::tensor::{DType, Int, Tensor};
-use sideburn_kernels::{Key, LowRank, low_rank};
+use sideburn_kernels::{Key, LowRank, Matrix, low_rank};
 
 use crate::Pass;
 use crate::tensors::in_dtype;
@@ -60,9 +60,9 @@ pub trait LinearRule: Rule {
 
 /// A rule at a linear layer, with its tensors. What is left out changes nothing.
 pub trait BoundLinear {
-    /// Weights that stand in for those of the base, if there are any.
-    fn replacement(&self, _base: &Weights) -> Option<Weights> {
-        None
+    /// What stands in for weights of the base.
+    fn replacement(&self) -> Replacement {
+        Replacement::default()
     }
 
     /// What the layer sees instead of `x [n, in]`.
@@ -254,13 +254,25 @@ pub struct Prefix {
     pub values: Tensor<3>,
 }
 
+/// What stands in for the weights of a linear layer; nothing for those that are `None`.
+#[derive(Clone, Debug, Default)]
+pub struct Replacement {
+    /// For the weight, `[out, in]`.
+    pub weight: Option<Tensor<2>>,
+    /// For the bias, `[1, out]`.
+    pub bias: Option<Tensor<2>>,
+}
+
 /// The call of a linear layer that a rule is applied in.
 #[derive(Debug)]
 pub struct Call<'a> {
     /// The layer's input `[n, in]`, before any adapter.
     pub x: &'a Tensor<2>,
-    /// The weights that the layer has computed with: those of the base, or what stands in for them.
-    pub weights: &'a Weights,
+    /// The weight `[out, in]` that the layer has computed with: that of the base, or what stands in for it. To have it as
+    /// floats may cost a matrix ([`Matrix::dense`]).
+    pub weight: &'a Matrix,
+    /// The bias `[1, out]`, if there is one.
+    pub bias: Option<&'a Tensor<2>>,
 }
 
 /// A tensor of an adapter: what it is called, its shape, and how it begins.

@@ -7,9 +7,10 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use sideburn_kernels::RowLayout;
 
+use crate::base_weight::BaseWeight;
 use crate::method::{Company, Method};
 use crate::methods::MethodRegistry;
-use crate::rule::{InputRule, Prefix, Weights};
+use crate::rule::{InputRule, Prefix};
 use crate::slot::{Ruled, Slot};
 use crate::{AdapterError, Pass, TokenPass};
 
@@ -20,9 +21,9 @@ pub struct AdapterSet {
     pub(crate) input: Vec<Ruled<Arc<dyn InputRule>>>,
     #[module(skip)]
     pub(crate) entries: Vec<Entry>,
-    /// Base weights from before the first merge, by the names of their places.
+    /// Base weights from before the first merge, with their names, by the names of their places.
     #[module(skip)]
-    pub(crate) originals: HashMap<String, Weights>,
+    pub(crate) originals: HashMap<String, Vec<(String, BaseWeight)>>,
     #[module(skip)]
     methods: MethodRegistry,
 }

@@ -167,7 +167,9 @@ fn init(spec: &TensorSpec, (slot, index): (Key, u64), base: Base, device: &Devic
         Init::FromBase(compute) => {
             let compute = compute.clone();
             let init = move |device: &Device, require_grad| {
-                compute(base(), slot).detach().to_device(device).set_require_grad(require_grad)
+                // A base that trains is a leaf, and so is what is detached from it; what comes of that would be none.
+                let values = compute(base(), slot).detach().set_require_grad(false);
+                values.to_device(device).set_require_grad(require_grad)
             };
             Param::uninitialized(ParamId::new(), init, device.clone(), true, dims.into())
         }

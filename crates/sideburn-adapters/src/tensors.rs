@@ -5,11 +5,6 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use sideburn_kernels::{Key, elements};
 use sideburn_weights as weights;
 
-/// The values of a parameter in `f32`, in row-major order.
-pub(crate) fn from_param<const D: usize>(param: &Param<Tensor<D>>) -> weights::Tensor {
-    to_file(param.val(), param.lazy_shape().as_slice().to_vec())
-}
-
 /// The values of a tensor in `f32`, as a tensor of a shape with as many elements.
 pub(crate) fn to_file<const D: usize>(tensor: Tensor<D>, shape: Vec<usize>) -> weights::Tensor {
     let values: Vec<f32> = tensor.cast(DType::F32).into_data().try_into_vec().expect("a tensor that was cast to f32");

@@ -1,6 +1,6 @@
 //! Norms of hidden states.
 
-use burn::module::{Module, Param};
+use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use sideburn_adapters::{AdaptedVector, TokenPass};
 use sideburn_kernels::rms_norm;
@@ -25,7 +25,7 @@ pub struct LayerNorm {
 }
 
 fn filled(width: usize, value: f64, device: &Device) -> AdaptedVector {
-    AdaptedVector::new(Param::from_tensor(Tensor::full([width], value, device)))
+    AdaptedVector::new(Tensor::full([width], value, device))
 }
 
 impl RmsNorm {

@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use burn::module::Param;
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
-use sideburn_adapters::{AdaptedModel, Key, ParameterReport, Regimens, Weight};
+use sideburn_adapters::{AdaptedModel, BaseWeight, Key, ParameterReport, Regimens, Weight};
 use sideburn_batch::Batch;
 use sideburn_kernels::Span;
 
@@ -258,17 +257,12 @@ impl Measured {
 
 /// The first weight that is frozen, and so was as it is from the start, and holds something that is not finite.
 fn broken_weight<M: AdaptedModel>(model: &M) -> Option<String> {
-    fn is_finite<const D: usize>(param: &Param<Tensor<D>>) -> bool {
-        let weight = param.val().inner();
-        param.is_require_grad() || (weight.clone() - weight).sum().into_scalar::<f32>() == 0.0
-    }
-    let broken = |(name, weight): (String, Weight<'_>)| match weight {
-        Weight::Linear(linear) => {
-            let finite = is_finite(linear.weight()) && linear.bias().is_none_or(is_finite);
-            (!finite).then(|| format!("{name}.weight"))
-        }
-        Weight::Vector(vector) => (!is_finite(vector.weight())).then_some(name),
-        Weight::Table(table) => (!is_finite(table.weight())).then_some(name),
+    let is_broken = |weight: &BaseWeight| {
+        let floats = weight.dense().inner();
+        !weight.is_trainable() && (floats.clone() - floats).sum().into_scalar::<f32>() != 0.0
+    };
+    let broken = |(name, weight): (String, Weight<'_>)| {
+        weight.tensors(&name).find(|(_, weight)| is_broken(weight)).map(|(name, _)| name)
     };
     model.weights().into_iter().find_map(broken)
 }

@@ -162,18 +162,14 @@ impl BoundLinear for BoundDora {
         let Branch { a, b, scale, dropout: probability } = self.branch.clone();
         let outer = y.dtype();
         let x = in_dtype(call.x.clone(), a.dtype());
-        let Weights { weight, bias } = call.weights.clone();
-        let weight = in_dtype(weight, a.dtype());
+        let weight = in_dtype(call.weight.dense(), a.dtype());
         let gain = self.gain(&weight);
         let dropped = pass.next_dropout(probability);
         if dropped.is_none() {
             let y = in_dtype(y, a.dtype());
-            let (bare, bias) = match bias {
-                Some(bias) => (y - bias.clone(), Some(bias)),
-                None => (y, None),
-            };
+            let bare = call.bias.into_iter().fold(y, |y, bias| y - bias.clone());
             let scaled = (bare + low_rank(x, a, b, scale, None)) * gain;
-            return in_dtype(bias.into_iter().fold(scaled, |y, bias| y + bias), outer);
+            return in_dtype(call.bias.into_iter().fold(scaled, |y, bias| y + bias.clone()), outer);
         }
         let x = dropout(x, dropped);
         let bare = x.clone().matmul(weight.transpose());
@@ -295,7 +291,7 @@ mod tests {
         let tensors = [[2, 7], [5, 2], [2, 7], [5, 2]].map(|dims| random(dims, 1.0, dims[0] as u64));
         let own = Own::new(rule.tensors().into(), tensors.to_vec());
         let (x, y, weights) = (random([4, 7], 1.0, 3), random([4, 5], 1.0, 4), random([5, 7], 1.0, 5));
-        let call = Call { x: &x, weights: &Weights { weight: weights, bias: None } };
+        let call = Call { x: &x, weight: &weights.into(), bias: None };
         let pass = || Pass::train(Key::from_seed(6));
         let found = rule.bind(&own).output(y.clone(), &call, &mut pass());
         let [a, b, first_a, first_b] = tensors;

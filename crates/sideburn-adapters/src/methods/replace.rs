@@ -7,7 +7,9 @@ use crate::fields::Fields;
 use crate::in_peft::PeftDifference;
 use crate::method::{About, Common, Company, Method, Plan};
 use crate::outline::{Outline, Place, PlaceKind};
-use crate::rule::{BoundLinear, BoundTable, Init, LinearRule, Own, Rule, TableRule, TensorSpec, VectorRule, Weights};
+use crate::rule::{
+    BoundLinear, BoundTable, Init, LinearRule, Own, Replacement, Rule, TableRule, TensorSpec, VectorRule, Weights,
+};
 use crate::targets::Targets;
 use crate::{AdapterError, Pass};
 
@@ -94,27 +96,21 @@ impl Rule for Replace {
 
 impl LinearRule for Replace {
     fn bind(&self, own: &Own) -> Box<dyn BoundLinear + '_> {
-        Box::new(OwnWeights { weight: self.own_weight(own), bias: self.bias.map(|(name, _)| own.get(name)) })
+        let bias = self.bias.map(|(name, _)| own.get(name));
+        Box::new(OwnWeights(Replacement { weight: self.own_weight(own), bias }))
     }
 }
 
-/// What stands in for a linear layer's weight, for its bias, or for both.
-struct OwnWeights {
-    weight: Option<Tensor<2>>,
-    bias: Option<Tensor<2>>,
-}
+struct OwnWeights(Replacement);
 
 impl BoundLinear for OwnWeights {
-    fn replacement(&self, base: &Weights) -> Option<Weights> {
-        let Self { weight, bias } = self;
-        Some(Weights {
-            weight: weight.clone().unwrap_or_else(|| base.weight.clone()),
-            bias: bias.clone().or_else(|| base.bias.clone()),
-        })
+    fn replacement(&self) -> Replacement {
+        self.0.clone()
     }
 
     fn merge(&self, base: Weights) -> Result<Weights, &'static str> {
-        Ok(self.replacement(&base).unwrap_or(base))
+        let Replacement { weight, bias } = self.replacement();
+        Ok(Weights { weight: weight.unwrap_or(base.weight), bias: bias.or(base.bias) })
     }
 }
 

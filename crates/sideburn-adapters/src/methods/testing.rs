@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
 
-use crate::rule::{AtLinear, Call, LinearRule, LowRankRule, Own};
+use crate::rule::{AtLinear, Call, LinearRule, LowRankRule, Own, Weights};
 use crate::tensors::random_weight;
 use crate::{AdaptedLinear, Key, Pass};
 
@@ -34,10 +34,13 @@ fn check(rule: &AtLinear, [out, input]: [usize; 2]) {
     let (bound, is_empty) = (rule.bind(&own), rule.rule().tensors().iter().all(|spec| spec.shape.contains(&0)));
     let bound = bound.steps();
     let (layer, x) = (AdaptedLinear::from_weights(random([out, input], 0.5, 0), None), random([4, input], 1.0, 1));
-    let y = bound.input(x.clone()).matmul(layer.weight().val().transpose());
-    let y = bound.output(y, &Call { x: &x, weights: &layer.base() }, &mut Pass::evaluate());
-    let merged = x.clone().matmul(bound.merge(layer.base()).unwrap().weight.transpose());
-    let base = x.matmul(layer.weight().val().transpose());
+    let weight = layer.weight().dense();
+    let y = bound.input(x.clone()).matmul(weight.clone().transpose());
+    let call = Call { x: &x, weight: &layer.weight().operand(), bias: None };
+    let y = bound.output(y, &call, &mut Pass::evaluate());
+    let merged = bound.merge(Weights { weight: weight.clone(), bias: None }).unwrap();
+    let merged = x.clone().matmul(merged.weight.transpose());
+    let base = x.matmul(weight.transpose());
     let [drift, change] = [merged.clone() - y, merged - base].map(|x| x.abs().max().into_scalar::<f32>());
     assert!(drift <= 1e-5 * (1.0 + change), "{rule:?}: merging changes the output by {drift:e}");
     assert!(change >= 1e-3 || is_empty, "{rule:?} does nothing");

@@ -49,7 +49,7 @@ impl Decoder {
     fn new(tied: bool, device: &Device) -> Self {
         let key = Key::from_seed(1);
         let linear = |out, input, name: &str| AdaptedLinear::random(out, input, 0.5, key.fold_in_name(name), device);
-        let norm = || AdaptedVector::new(Param::from_tensor(Tensor::ones([WIDTH], device)));
+        let norm = || AdaptedVector::new(Tensor::ones([WIDTH], device));
         let block = |index: usize| {
             let linear = |out, input, name: &str| linear(out, input, &format!("{index}.{name}"));
             Block {
@@ -339,7 +339,7 @@ fn every_method_has_gradients() {
             slopes.insert(name, gradient);
         }
         for (name, site) in model.sites() {
-            assert!(site.weight().grad(&gradients).is_none(), "{kind}: the base trains at {name}");
+            assert!(site.weight().dense().grad(&gradients).is_none(), "{kind}: the base trains at {name}");
         }
         // Along the gradient the loss rises by its norm.
         let step = 3e-4 / squares.sqrt();

@@ -30,7 +30,7 @@ fn rows(x: Tensor<2>) -> Vec<Vec<f64>> {
 
 /// `x W^T`.
 fn product(x: &[Vec<f64>], weight: &AdaptedLinear) -> Vec<Vec<f64>> {
-    let weight = rows(weight.weight().val());
+    let weight = rows(weight.weight().dense());
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum();
     x.iter().map(|x| weight.iter().map(|row| dot(x, row)).collect()).collect()
 }
@@ -119,13 +119,10 @@ fn norms() {
     let expected: Vec<Vec<f64>> =
         rows_of_x.iter().map(|row| scaled(row, row.iter().sum::<f64>() / WIDTH as f64, 1e-5)).collect();
     assert!(max_difference(&values(norm.forward(x.clone(), pass)), &flat(&expected)) < 1e-5);
-    let of = |values: [f32; WIDTH]| {
-        let tensor = Tensor::<1>::from_data(TensorData::new(values.to_vec(), [WIDTH]), &device);
-        burn::module::Param::from_tensor(tensor)
-    };
+    let of = |values: [f32; WIDTH]| Tensor::<2>::from_data(TensorData::new(values.to_vec(), [1, WIDTH]), &device);
     let (weight, bias) = ([1.0, 2.0, 3.0, -1.0, 0.0, 0.5], [0.0, 1.0, 0.0, 2.0, 5.0, -1.0]);
-    *norm.weight.weight_mut() = of(weight);
-    *norm.bias.weight_mut() = of(bias);
+    norm.weight.weight_mut().replace(of(weight));
+    norm.bias.weight_mut().replace(of(bias));
     let changed: Vec<Vec<f64>> = expected
         .iter()
         .map(|row| {

@@ -1,7 +1,7 @@
 //! A family of models in one file, as somebody else would write it: a decoder alone, with multi-query attention, layer
 //! norms with biases, learned positions and a tied head. A prompt ends with a separator, behind which the model writes.
 
-use burn::module::{Module, Param};
+use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use serde_json::{Value, json};
 use sideburn_adapters::{
@@ -404,10 +404,9 @@ pub(crate) fn moved(mut model: Tiny) -> Tiny {
         if let WeightMut::Vector(vector) = weight {
             let key = Key::from_seed(9).fold_in_name(&name);
             let values: Vec<f32> = (0..vector.len() as u64).map(|index| 1.0 + 0.3 * key.normal(index) as f32).collect();
-            let length = values.len();
-            let data = burn::tensor::TensorData::new(values, [length]);
-            let device = vector.weight().lazy_device();
-            *vector.weight_mut() = Param::from_tensor(Tensor::from_data(data, &device));
+            let data = burn::tensor::TensorData::new(values, vector.weight().dims());
+            let device = vector.weight().device();
+            vector.weight_mut().replace(Tensor::from_data(data, &device));
         }
     }
     model

@@ -258,12 +258,7 @@ fn merged_and_unmerged() {
 }
 
 fn bits(weight: &sideburn_adapters::Weight<'_>) -> Vec<u32> {
-    let values = match weight {
-        sideburn_adapters::Weight::Linear(linear) => values(linear.weight().val()),
-        sideburn_adapters::Weight::Vector(vector) => values(vector.weight().val()),
-        sideburn_adapters::Weight::Table(table) => values(table.weight().val()),
-    };
-    values.into_iter().map(f32::to_bits).collect()
+    values(weight.weight().dense()).into_iter().map(f32::to_bits).collect()
 }
 
 /// With `SIDEBURN_EXPORT` set to a folder, the adapters are written there, for `testdata/check_round_trip_with_peft.py`.

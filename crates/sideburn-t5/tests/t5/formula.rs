@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use burn::module::Param;
-use burn::tensor::{Device, Shape, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use sideburn_adapters::{AdaptedModel, Key, LoraConfig, Method, WeightMut};
 use sideburn_t5::{T5, T5Config};
 
@@ -17,38 +16,25 @@ fn values(name: &str, len: usize, deviation: f64, mean: f64) -> Vec<f32> {
 /// A model with all its weights.
 pub(crate) fn model(config: &T5Config, device: &Device) -> T5 {
     let (d_model, inner) = (config.d_model as f64, config.inner_dim() as f64);
-    fn tensor<const D: usize>(
-        name: &str,
-        shape: Shape,
-        deviation: f64,
-        mean: f64,
-        device: &Device,
-    ) -> Param<Tensor<D>> {
-        let values = values(name, shape.num_elements(), deviation, mean);
-        Param::from_tensor(Tensor::from_data(TensorData::new(values, shape), device))
-    }
     let mut model = T5::random(config, Key::from_seed(0), device);
     for (name, weight) in model.weights_mut() {
-        match weight {
-            WeightMut::Linear(linear) => {
-                let deviation = match name.rsplit('.').next().unwrap() {
-                    "q" => (d_model * config.d_kv as f64).powf(-0.5),
-                    "o" => inner.powf(-0.5),
-                    "wo" => (config.d_ff as f64).powf(-0.5),
-                    "lm_head" => 8.0 * d_model.powf(-0.5),
-                    _ => d_model.powf(-0.5),
-                };
-                let shape = linear.shape().into();
-                *linear.weight_mut() = tensor(&format!("{name}.weight"), shape, deviation, 0.0, device);
-            }
-            WeightMut::Vector(vector) => {
-                *vector.weight_mut() = tensor(&name, vector.weight().lazy_shape(), 0.1, 1.0, device)
-            }
-            WeightMut::Table(table) => {
-                let deviation = if name == "shared.weight" { 1.0 } else { 0.5 };
-                *table.weight_mut() = tensor(&name, table.weight().lazy_shape(), deviation, 0.0, device);
-            }
-        }
+        let (deviation, mean) = match &weight {
+            WeightMut::Linear(_) => match name.rsplit('.').next().unwrap() {
+                "q" => ((d_model * config.d_kv as f64).powf(-0.5), 0.0),
+                "o" => (inner.powf(-0.5), 0.0),
+                "wo" => ((config.d_ff as f64).powf(-0.5), 0.0),
+                "lm_head" => (8.0 * d_model.powf(-0.5), 0.0),
+                _ => (d_model.powf(-0.5), 0.0),
+            },
+            WeightMut::Vector(_) => (0.1, 1.0),
+            WeightMut::Table(_) => (if name == "shared.weight" { 1.0 } else { 0.5 }, 0.0),
+        };
+        let (name, shape) = {
+            let (name, weight) = weight.as_weight().tensors(&name).next().unwrap();
+            (name, weight.dims())
+        };
+        let values = values(&name, shape.iter().product(), deviation, mean);
+        weight.into_weight_mut().replace(Tensor::from_data(TensorData::new(values, shape), device));
     }
     model
 }
