@@ -35,7 +35,7 @@ pub(crate) fn prepare(model: &mut T5) {
     const FIRST: &str = "encoder.block.0.layer.0.SelfAttention";
     let d_kv = model.config().d_kv;
     let fresh: HashMap<String, Tensor<2>> =
-        model.sites().into_iter().map(|(name, site)| (name, site.weight().dense().inner())).collect();
+        model.linears().into_iter().map(|(name, site)| (name, site.weight().dense().inner())).collect();
     let first_head = |projection| fresh[&format!("{FIRST}.{projection}")].clone();
     let previous = first_head("v").narrow(0, 0, d_kv);
     let written = first_head("o").narrow(1, 0, d_kv).transpose();

@@ -12,16 +12,16 @@ use crate::choose::{set_active, set_trainable};
 use crate::method::{Method, Plan};
 use crate::methods::Replace;
 use crate::model::{AdaptedModel, WeightMut};
-use crate::outline::{Outline, Place, PlaceKind};
+use crate::outline::{ModelOutline, Site, SiteKind};
 use crate::rule::{AtLinear, Rule, Weights};
 use crate::set::Entry;
-use crate::slot::{Base, Ruled, Shared, Slot};
+use crate::slot::{Base, RuledSlot, Shared, Slot};
 
 /// Attaches a new adapter called `name`, alone active and alone trainable; all that was there before is frozen. Returns
-/// the names of the adapted places.
+/// the names of the adapted sites.
 ///
-/// What is drawn at a place is a function of `key`, of the adapter's and of the place's name. Nothing is copied: the
-/// cost grows with the number of places, not with the size of the base.
+/// What is drawn at a site is a function of `key`, of the adapter's and of the site's name. Nothing is copied: the
+/// cost grows with the number of sites, not with the size of the base.
 ///
 /// # Errors
 /// If the name cannot be one or is taken, or the configuration means nothing or does not fit the model: every name in
@@ -33,9 +33,9 @@ pub fn attach<M: AdaptedModel>(
     key: Key,
 ) -> Result<Vec<String>, AdapterError> {
     let outline = model.outline();
-    outline.check_not_idle(&method.common().modules_to_save)?;
+    outline.check_not_idle(&method.meta().modules_to_save)?;
     if let Some(targets) = method.targets() {
-        targets.check_all_match(&outline, |place| method.can_target(place))?;
+        targets.check_all_match(&outline, |site| method.can_target(site))?;
     }
     attach_dyn(model, &outline, name, Arc::new(method), key)
 }
@@ -43,7 +43,7 @@ pub fn attach<M: AdaptedModel>(
 /// Attaches an adapter to a model with this outline, alone active and alone trainable.
 pub(crate) fn attach_dyn<M: AdaptedModel>(
     model: &mut M,
-    outline: &Outline,
+    outline: &ModelOutline,
     name: &str,
     method: Arc<dyn Method>,
     key: Key,
@@ -57,7 +57,7 @@ pub(crate) fn attach_dyn<M: AdaptedModel>(
 /// Adds a new adapter, and leaves all else as it is: the adapter is not active, although its tensors could be trained.
 pub(crate) fn add<M: AdaptedModel>(
     model: &mut M,
-    outline: &Outline,
+    outline: &ModelOutline,
     name: &str,
     method: Arc<dyn Method>,
     key: Key,
@@ -73,83 +73,84 @@ pub(crate) fn add<M: AdaptedModel>(
     let (mut shared, mut adapted) = (Shared::new(), Vec::new());
     let Plan { linears, tables, vectors, input } = plan;
     let (mut linears, mut tables, mut vectors) = (grouped(linears), grouped(tables), grouped(vectors));
-    for (place, weight) in model.weights_mut() {
-        let place = Place::name_of(&place);
+    for (site, weight) in model.weights_mut() {
+        let site = Site::name_of(&site);
         let base = base_of(&weight);
-        let site = |place| Site { name, place, key: key.fold_in_name(place), base: base.clone(), device: &device };
+        let attaching =
+            |site| Attaching { name, site, key: key.fold_in_name(site), base: base.clone(), device: &device };
         let adapted_now = match weight {
             WeightMut::Linear(linear) => {
-                let rules = linears.remove(place);
-                site(place).attach(linear.ruled_mut(), rules, AtLinear::rule, &mut shared).then_some(place)
+                let rules = linears.remove(site);
+                attaching(site).attach(linear.ruled_mut(), rules, AtLinear::rule, &mut shared).then_some(site)
             }
             WeightMut::Vector(vector) => {
-                let rules = vectors.remove(place);
-                site(place).attach(vector.ruled_mut(), rules, |rule| &**rule, &mut shared).then_some(place)
+                let rules = vectors.remove(site);
+                attaching(site).attach(vector.ruled_mut(), rules, |rule| &**rule, &mut shared).then_some(site)
             }
             WeightMut::Table(table) => {
-                for named in outline.names_of(place).filter(|named| named.name != place) {
+                for named in outline.names_of(site).filter(|named| named.name != site) {
                     let (before, rules) = (table.ruled_mut().len(), tables.remove(&named.name));
-                    if site(&named.name).attach(table.ruled_mut(), rules, |rule| &**rule, &mut shared) {
+                    if attaching(&named.name).attach(table.ruled_mut(), rules, |rule| &**rule, &mut shared) {
                         adapted.push(named.name.clone());
                     }
-                    if matches!(named.kind, PlaceKind::Reader { .. }) {
+                    if matches!(named.kind, SiteKind::Reader { .. }) {
                         table.ruled_mut()[before..].iter_mut().for_each(|ruled| ruled.slot.set_reader());
                     }
                 }
-                let rules = tables.remove(place);
-                site(place).attach(table.ruled_mut(), rules, |rule| &**rule, &mut shared).then_some(place)
+                let rules = tables.remove(site);
+                attaching(site).attach(table.ruled_mut(), rules, |rule| &**rule, &mut shared).then_some(site)
             }
         };
         adapted.extend(adapted_now.map(str::to_owned));
     }
     if let Some(rule) = input {
         let embedding = outline.shape.embedding;
-        let base = model.weights_mut().into_iter().find(|(name, _)| Place::name_of(name) == embedding);
+        let base = model.weights_mut().into_iter().find(|(name, _)| Site::name_of(name) == embedding);
         let base = (base_of(&base.expect("every model embeds its tokens").1), &device);
         let slot = Slot::new(name, "", rule.tensors(), key.fold_in_name("input"), base, &mut shared);
-        model.adapters_mut().input.push(Ruled { slot, rule });
+        model.adapters_mut().input.push(RuledSlot { slot, rule });
     }
     let entry = Entry { name: name.to_owned(), method, active: false, merged: false, carried: Vec::new(), not_by_row };
     model.adapters_mut().entries.push(entry);
     Ok(adapted)
 }
 
-/// The rules of each place, in their order.
+/// The rules of each site, in their order.
 fn grouped<R>(planned: Vec<(String, R)>) -> HashMap<String, Vec<R>> {
-    let mut by_place: HashMap<String, Vec<R>> = HashMap::new();
-    for (place, rule) in planned {
-        by_place.entry(place).or_default().push(rule);
+    let mut by_site: HashMap<String, Vec<R>> = HashMap::new();
+    for (site, rule) in planned {
+        by_site.entry(site).or_default().push(rule);
     }
-    by_place
+    by_site
 }
 
 /// Where the slots of a new adapter are made.
-struct Site<'a> {
+struct Attaching<'a> {
     /// The adapter.
     name: &'a str,
-    place: &'a str,
+    site: &'a str,
     /// What its tensors there are drawn with.
     key: Key,
     base: Base,
     device: &'a Device,
 }
 
-impl Site<'_> {
+impl Attaching<'_> {
     /// Makes a slot for each of these rules. Returns whether there are any.
     fn attach<R>(
         &self,
-        slots: &mut Vec<Ruled<R>>,
+        slots: &mut Vec<RuledSlot<R>>,
         rules: Option<Vec<R>>,
         as_rule: impl Fn(&R) -> &dyn Rule,
         shared: &mut Shared,
     ) -> bool {
-        let Self { name, place, key, base, device } = self;
+        let Self { name, site, key, base, device } = self;
         let rules = rules.unwrap_or_default();
         let is_adapted = !rules.is_empty();
         for (index, rule) in rules.into_iter().enumerate() {
             let (key, base) = (key.fold_in(index as u64), (base.clone(), *device));
-            let slot = Slot::new(name, place, as_rule(&rule).tensors(), key, base, shared);
-            slots.push(Ruled { slot, rule });
+            let slot = Slot::new(name, site, as_rule(&rule).tensors(), key, base, shared);
+            slots.push(RuledSlot { slot, rule });
         }
         is_adapted
     }
@@ -170,12 +171,12 @@ fn check_size<M: AdaptedModel>(model: &M, plan: &Plan) -> Result<(), AdapterErro
         .sum::<u128>();
     let most = MIN_BOUND.max(MOST_COPIES * base);
     let (mut elements, mut largest, mut tensor) = (0u128, 0, String::new());
-    for (place, rule) in plan.rules() {
+    for (site, rule) in plan.rules() {
         for spec in rule.tensors() {
             let own = product(&spec.shape);
             elements = elements.saturating_add(own);
             if own > largest {
-                (largest, tensor) = (own, spec.key(place).to_string());
+                (largest, tensor) = (own, spec.key(site).to_string());
             }
         }
     }
@@ -183,11 +184,11 @@ fn check_size<M: AdaptedModel>(model: &M, plan: &Plan) -> Result<(), AdapterErro
 }
 
 /// Which rules go where, copies of parts of the base among them; and why rows cannot choose the adapter, if they cannot.
-fn whole_plan(outline: &Outline, method: &dyn Method) -> Result<(Plan, Option<&'static str>), AdapterError> {
+fn whole_plan(outline: &ModelOutline, method: &dyn Method) -> Result<(Plan, Option<&'static str>), AdapterError> {
     let mut plan = method.plan(outline)?;
-    let modules_to_save = &method.common().modules_to_save;
+    let modules_to_save = &method.meta().modules_to_save;
     let mut copies = outline.saved_modules(modules_to_save)?;
-    copies.retain(|place| !outline.is_idle_to_save(place, modules_to_save));
+    copies.retain(|site| !outline.is_idle_to_save(site, modules_to_save));
     // A copy takes the place of whatever else the adapter would do there.
     plan.clear(|planned| copies.iter().any(|copied| copied.name == planned));
     for copied in copies {
@@ -195,7 +196,7 @@ fn whole_plan(outline: &Outline, method: &dyn Method) -> Result<(Plan, Option<&'
     }
     let not_by_row = match &plan {
         plan if plan.input.is_some() => Some("it acts on the model's input"),
-        plan if plan.rules().any(|(place, _)| !outline.is_by_row(place)) => {
+        plan if plan.rules().any(|(site, _)| !outline.is_by_row(site)) => {
             Some("it has its own weights for parts that all rows share")
         }
         _ => None,
@@ -203,37 +204,37 @@ fn whole_plan(outline: &Outline, method: &dyn Method) -> Result<(Plan, Option<&'
     Ok((plan, not_by_row))
 }
 
-/// Gives the adapter called `name` one more rule at `place`, for what its file holds and its configuration does not name.
-pub(crate) fn add_carried<M: AdaptedModel>(model: &mut M, name: &str, place: &Place, rule: &Replace) {
+/// Gives the adapter called `name` one more rule at `site`, for what its file holds and its configuration does not name.
+pub(crate) fn add_carried<M: AdaptedModel>(model: &mut M, name: &str, site: &Site, rule: &Replace) {
     let device = model.device();
     let entries = &mut model.adapters_mut().entries;
     let Some(entry) = entries.iter_mut().find(|entry| entry.name == name) else { return };
-    entry.carried.push(place.name.clone());
+    entry.carried.push(site.name.clone());
     let active = entry.active;
     for (at, weight) in model.weights_mut() {
-        if Place::name_of(&at) == place.name {
+        if Site::name_of(&at) == site.name {
             let base = (base_of(&weight), &device);
-            let mut slot = Slot::new(name, &place.name, rule.tensors(), Key::from_seed(0), base, &mut Shared::new());
+            let mut slot = Slot::new(name, &site.name, rule.tensors(), Key::from_seed(0), base, &mut Shared::new());
             slot.set_active(active);
             match weight {
                 WeightMut::Linear(linear) => {
-                    linear.ruled_mut().push(Ruled { slot, rule: AtLinear::General(Arc::new(rule.clone())) });
+                    linear.ruled_mut().push(RuledSlot { slot, rule: AtLinear::General(Arc::new(rule.clone())) });
                 }
-                WeightMut::Table(table) => table.ruled_mut().push(Ruled { slot, rule: Arc::new(rule.clone()) }),
-                WeightMut::Vector(vector) => vector.ruled_mut().push(Ruled { slot, rule: Arc::new(rule.clone()) }),
+                WeightMut::Table(table) => table.ruled_mut().push(RuledSlot { slot, rule: Arc::new(rule.clone()) }),
+                WeightMut::Vector(vector) => vector.ruled_mut().push(RuledSlot { slot, rule: Arc::new(rule.clone()) }),
             }
         }
     }
 }
 
-/// Makes the adapter called `name` one of another configuration for the same places. Its tensors stay; they are to be
+/// Makes the adapter called `name` one of another configuration for the same sites. Its tensors stay; they are to be
 /// given the shapes of that configuration.
 ///
 /// # Errors
 /// If there is no such adapter, or the configuration does not fit the model. The model is then as before.
 ///
 /// # Panics
-/// If the places are others.
+/// If the sites are others.
 pub(crate) fn reconfigure<M: AdaptedModel>(
     model: &mut M,
     name: &str,
@@ -244,20 +245,20 @@ pub(crate) fn reconfigure<M: AdaptedModel>(
     let (plan, not_by_row) = whole_plan(&outline, method.as_ref())?;
     let Plan { linears, tables, vectors, input } = plan;
     let (mut linears, mut tables, mut vectors) = (grouped(linears), grouped(tables), grouped(vectors));
-    for (place, weight) in model.weights_mut() {
-        let place = Place::name_of(&place);
+    for (site, weight) in model.weights_mut() {
+        let site = Site::name_of(&site);
         // What is carried is in no configuration.
-        let of = (name, place, carried.iter().any(|carried| carried == place));
+        let of = (name, site, carried.iter().any(|carried| carried == site));
         match weight {
-            WeightMut::Linear(linear) => replan(linear.ruled_mut(), of, linears.remove(place), AtLinear::rule),
+            WeightMut::Linear(linear) => replan(linear.ruled_mut(), of, linears.remove(site), AtLinear::rule),
             WeightMut::Table(table) => {
-                for named in outline.names_of(place).filter(|named| named.name != place) {
+                for named in outline.names_of(site).filter(|named| named.name != site) {
                     let of = (name, named.name.as_str(), false);
                     replan(table.ruled_mut(), of, tables.remove(&named.name), |rule| &**rule);
                 }
-                replan(table.ruled_mut(), of, tables.remove(place), |rule| &**rule);
+                replan(table.ruled_mut(), of, tables.remove(site), |rule| &**rule);
             }
-            WeightMut::Vector(vector) => replan(vector.ruled_mut(), of, vectors.remove(place), |rule| &**rule),
+            WeightMut::Vector(vector) => replan(vector.ruled_mut(), of, vectors.remove(site), |rule| &**rule),
         }
     }
     let input = input.map(|rule| vec![rule]);
@@ -269,27 +270,27 @@ pub(crate) fn reconfigure<M: AdaptedModel>(
     Ok(())
 }
 
-/// Gives the slots of an adapter at a place their new rules.
+/// Gives the slots of an adapter at a site their new rules.
 fn replan<R>(
-    slots: &mut [Ruled<R>],
-    (name, place, is_carried): (&str, &str, bool),
+    slots: &mut [RuledSlot<R>],
+    (name, site, is_carried): (&str, &str, bool),
     rules: Option<Vec<R>>,
     as_rule: impl Fn(&R) -> &dyn Rule,
 ) {
     let mut rules = rules.into_iter().flatten();
-    let of_place = |slot: &Slot| slot.name() == name && slot.site() == place;
-    for Ruled { slot, rule } in slots.iter_mut().filter(|ruled| of_place(&ruled.slot)) {
+    let of_site = |slot: &Slot| slot.name() == name && slot.site() == site;
+    for RuledSlot { slot, rule } in slots.iter_mut().filter(|ruled| of_site(&ruled.slot)) {
         match rules.next() {
             Some(new) => {
                 slot.set_specs(as_rule(&new).tensors());
                 *rule = new;
             }
-            None => assert!(is_carried, "the new configuration has nothing at {place:?}"),
+            None => assert!(is_carried, "the new configuration has nothing at {site:?}"),
         }
     }
 }
 
-/// The base weights of a place, as a function that shares them.
+/// The base weights of a site, as a function that shares them.
 fn base_of(weight: &WeightMut<'_>) -> Base {
     let (weight, bias) = (weight.as_weight().weight().clone(), weight.as_weight().bias().cloned());
     Arc::new(move || Weights { weight: weight.dense(), bias: bias.as_ref().map(BaseWeight::dense) })

@@ -7,8 +7,8 @@ use burn::module::Module;
 use sideburn_weights::{TensorSource, write_safetensors};
 
 use crate::base_weight::BaseWeight;
-use crate::held::for_each_slot;
 use crate::model::AdaptedModel;
+use crate::model_slots::for_each_slot;
 use crate::{AdapterError, Misshapen};
 
 /// Freezes every weight of `model` and every tensor of its adapters; what is attached afterwards trains.

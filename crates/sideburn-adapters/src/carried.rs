@@ -11,9 +11,9 @@ use burn::tensor::DType;
 use sideburn_weights::TensorSource;
 
 use crate::attach::add_carried;
-use crate::held::tensors_of;
 use crate::methods::Replace;
-use crate::outline::{Outline, Place, PlaceKind};
+use crate::model_slots::tensors_of;
+use crate::outline::{ModelOutline, Site, SiteKind};
 use crate::peft_names::{name_at, name_in_file};
 use crate::{AdaptedModel, AdapterError};
 
@@ -24,19 +24,19 @@ use crate::{AdaptedModel, AdapterError};
 /// If the vocabulary has another size than that of the model, or a tensor cannot be read.
 pub(crate) fn carry_embeddings<M: AdaptedModel>(
     model: &mut M,
-    outline: &Outline,
+    outline: &ModelOutline,
     name: &str,
     file: &dyn TensorSource,
 ) -> Result<BTreeSet<String>, AdapterError> {
     let own: BTreeSet<String> = tensors_of(model, name).map(|(key, _)| name_in_file(key)).collect();
     let mut passed_over = BTreeSet::new();
-    for place in &outline.places {
-        let [rows, width] = match place.kind {
-            PlaceKind::Embedding { rows, width } => [rows, width],
-            PlaceKind::Linear { out, input, .. } if place.name == outline.shape.head => [out, input],
+    for site in &outline.sites {
+        let [rows, width] = match site.kind {
+            SiteKind::Embedding { rows, width } => [rows, width],
+            SiteKind::Linear { out, input, .. } if site.name == outline.shape.head => [out, input],
             _ => continue,
         };
-        let mut held = sites_in_file(place, outline);
+        let mut held = sites_in_file(site, outline);
         held.retain(|site| {
             let tensor = name_at(site, "weight");
             file.info(&tensor).is_some() && !own.contains(&tensor)
@@ -51,27 +51,27 @@ pub(crate) fn carry_embeddings<M: AdaptedModel>(
             [found, columns] if [found, columns] == [rows, width] => {}
             _ => continue, // It is none of the model's, and is told as unexpected.
         }
-        if outline.is_idle_to_save(place, &model.adapters().get(name)?.method().common().modules_to_save)
-            || is_as_in_base(model, &place.name, &file.read_f32(&first)?)
+        if outline.is_idle_to_save(site, &model.adapters().get(name)?.method().meta().modules_to_save)
+            || is_as_in_base(model, &site.name, &file.read_f32(&first)?)
         {
             passed_over.extend(held.iter().map(|site| name_at(site, "weight")));
         } else {
-            add_carried(model, name, place, &Replace::carried(place, &held));
+            add_carried(model, name, site, &Replace::carried(site, &held));
         }
     }
     Ok(passed_over)
 }
 
 /// The sites under whose names a file can hold the weight of an embedding or a head.
-fn sites_in_file<'a>(place: &'a Place, outline: &'a Outline) -> Vec<&'a str> {
-    let copies = outline.shape.embedding_copies.iter().filter(|_| place.is_embedding());
+fn sites_in_file<'a>(site: &'a Site, outline: &'a ModelOutline) -> Vec<&'a str> {
+    let copies = outline.shape.embedding_copies.iter().filter(|_| site.is_embedding());
     let is_other_place =
-        |copy: &str| outline.places.iter().any(|place| place.name == copy && !place.is_name_of_embedding());
-    [place.name.as_str()].into_iter().chain(copies.copied().filter(|copy| !is_other_place(copy))).collect()
+        |copy: &str| outline.sites.iter().any(|site| site.name == copy && !site.is_name_of_embedding());
+    [site.name.as_str()].into_iter().chain(copies.copied().filter(|copy| !is_other_place(copy))).collect()
 }
 
-fn is_as_in_base<M: AdaptedModel>(model: &M, place: &str, values: &[f32]) -> bool {
-    let base = model.weights().into_iter().find(|(name, _)| Place::name_of(name) == place);
-    let base = base.expect("a place of the model").1.weight().dense().cast(DType::F32).into_data();
+fn is_as_in_base<M: AdaptedModel>(model: &M, site: &str, values: &[f32]) -> bool {
+    let base = model.weights().into_iter().find(|(name, _)| Site::name_of(name) == site);
+    let base = base.expect("a site of the model").1.weight().dense().cast(DType::F32).into_data();
     base.try_into_vec::<f32>().expect("a tensor that was cast to f32") == values
 }

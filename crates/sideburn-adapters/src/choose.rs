@@ -2,14 +2,14 @@
 
 use crate::AdapterError;
 use crate::base::freeze;
-use crate::held::{for_each_slot, retain_slots};
-use crate::method::Company;
+use crate::method::CanCombineWith;
 use crate::model::AdaptedModel;
+use crate::model_slots::{for_each_slot, retain_slots};
 use crate::set::Entry;
 
 /// Makes the adapters called `names`, and no others, active. With none, the model is its base.
 ///
-/// Costs a visit to every place; nothing is copied or initialised. What is trainable stays so.
+/// Costs a visit to every site; nothing is copied or initialised. What is trainable stays so.
 ///
 /// # Errors
 /// If one is unknown, named twice or merged, or they cannot be active at once. The model is then as before.
@@ -19,7 +19,7 @@ pub fn set_active<M: AdaptedModel>(model: &mut M, names: &[&str]) -> Result<(), 
     if let Some(entry) = entries.iter().find(|entry| entry.merged) {
         return Err(AdapterError::IsMerged { name: entry.name.clone() });
     }
-    check_company(&entries)?;
+    check_combination(&entries)?;
     for entry in &mut model.adapters_mut().entries {
         entry.active = names.contains(&entry.name.as_str());
     }
@@ -27,15 +27,15 @@ pub fn set_active<M: AdaptedModel>(model: &mut M, names: &[&str]) -> Result<(), 
     Ok(())
 }
 
-fn check_company(entries: &[&Entry]) -> Result<(), AdapterError> {
+fn check_combination(entries: &[&Entry]) -> Result<(), AdapterError> {
     for (index, first) in entries.iter().enumerate() {
         for second in &entries[index + 1..] {
             let same_kind = first.method.peft_type() == second.method.peft_type();
-            let reason = match [first.company(), second.company()] {
+            let reason = match [first.combines_with(), second.combines_with()] {
                 _ if first.name == second.name => "it is one and the same",
-                [Company::Additive, Company::Additive] => continue,
-                [Company::SameKind, Company::SameKind] if same_kind => continue,
-                [Company::Alone, _] | [_, Company::Alone] => "one of them can only be active alone",
+                [CanCombineWith::Additive, CanCombineWith::Additive] => continue,
+                [CanCombineWith::SameKind, CanCombineWith::SameKind] if same_kind => continue,
+                [CanCombineWith::Alone, _] | [_, CanCombineWith::Alone] => "one of them can only be active alone",
                 _ => "their kinds do not combine",
             };
             let adapters = [first, second].map(|entry| (entry.name.clone(), entry.method.peft_type())).into();

@@ -9,16 +9,16 @@ use sideburn_kernels::Key;
 
 use crate::AdapterError;
 use crate::attach::add;
-use crate::held::{slots_of, try_each_slot};
 use crate::linalg::Svd;
 use crate::methods::{LoraConfig, LoraInit, check_rank};
 use crate::model::AdaptedModel;
+use crate::model_slots::{slots_of, try_each_slot};
 use crate::targets::TargetModules;
 use crate::tensors::frozen_param;
 
 /// How several adapters become one; `combination_type` of `peft`.
 ///
-/// Adapter `i` has at a place the factors `A_i` and `B_i`, and `s_i` is its weight there times its scaling. The update
+/// Adapter `i` has at a site the factors `A_i` and `B_i`, and `s_i` is its weight there times its scaling. The update
 /// that the adapters make together, `sum s_i B_i A_i`, is kept by `Cat` alone. The others but `Svd` add up the factors:
 /// `A = sum sign(s_i) sqrt|s_i| A_i` and `B = sum sqrt|s_i| B_i`, so that `B A` has products of factors of different
 /// adapters in it.
@@ -61,10 +61,10 @@ pub enum Combination {
     },
 }
 
-/// The factors `A [r, in]` and `B [out, r]` at a place.
+/// The factors `A [r, in]` and `B [out, r]` at a site.
 type Factors = [Tensor<2>; 2];
 
-/// What one adapter has at a place.
+/// What one adapter has at a site.
 struct Part<'a> {
     adapter: &'a str,
     factors: Factors,
@@ -75,7 +75,7 @@ struct Part<'a> {
 /// What is active and what is trainable stay as they are.
 ///
 /// The new adapter has its scaling, 1, and one rank everywhere, filled up with zeros; it has the first one's dropout and
-/// common fields. Where an adapter has nothing, the others are combined without it. One that began as a part of the base
+/// [`AdapterMeta`]. Where an adapter has nothing, the others are combined without it. One that began as a part of the base
 /// ([`LoraInit`]) takes part as plain LoRA of twice its rank. `peft` takes over `use_rslora` and `use_dora` of the first
 /// adapter as well, which makes another update of the same factors.
 ///
@@ -89,7 +89,7 @@ pub fn combine<M: AdaptedModel>(
     how: Combination,
 ) -> Result<(), AdapterError> {
     how.validate()?;
-    let mut places = BTreeMap::<String, Vec<Part<'_>>>::new();
+    let mut sites = BTreeMap::<String, Vec<Part<'_>>>::new();
     let (mut configs, mut ranks) = (Vec::new(), Vec::new());
     for (index, (adapter, weight)) in adapters.iter().enumerate() {
         if adapters[..index].iter().any(|(earlier, _)| earlier == adapter) {
@@ -104,9 +104,9 @@ pub fn combine<M: AdaptedModel>(
         let (config, factors) = (config(model, adapter)?, factors(model, adapter)?);
         configs.push(config);
         ranks.push(factors.values().map(rank).max().unwrap_or(0));
-        for (place, factors) in factors {
-            let scale = weight * config.rank_and_scaling(&place)?.1;
-            places.entry(place).or_default().push(Part { adapter, factors, scale });
+        for (site, factors) in factors {
+            let scale = weight * config.rank_and_scaling(&site)?.1;
+            sites.entry(site).or_default().push(Part { adapter, factors, scale });
         }
     }
     let Some(first) = configs.first() else {
@@ -119,20 +119,20 @@ pub fn combine<M: AdaptedModel>(
         _ => ranks.into_iter().max().unwrap_or(0),
     };
     let mut combined = BTreeMap::new();
-    for (place, parts) in &places {
-        let factors = how.factors(place, parts, r)?;
+    for (site, parts) in &sites {
+        let factors = how.factors(site, parts, r)?;
         if !factors.iter().all(|factor| factor.clone().is_finite().all().into_scalar::<bool>()) {
-            let reason = format!("{place} would not be finite; check all tensors and weights for NaN and infinity");
+            let reason = format!("{site} would not be finite; check all tensors and weights for NaN and infinity");
             return Err(not_combinable(parts[0].adapter, reason));
         }
-        combined.insert(place.clone(), factors);
+        combined.insert(site.clone(), factors);
     }
     let config = LoraConfig {
         r,
         lora_alpha: r as f64,
         lora_dropout: first.lora_dropout,
-        common: first.common.clone(),
-        ..LoraConfig::new(TargetModules::Names(places.into_keys().collect()))
+        meta: first.meta.clone(),
+        ..LoraConfig::new(TargetModules::Names(sites.into_keys().collect()))
     };
     attach_factors(model, name, config, &combined)
 }
@@ -185,8 +185,8 @@ impl Combination {
         }
     }
 
-    /// The new factors at a place, of rank `r`.
-    fn factors(self, place: &str, parts: &[Part<'_>], r: usize) -> Result<Factors, AdapterError> {
+    /// The new factors at a site, of rank `r`.
+    fn factors(self, site: &str, parts: &[Part<'_>], r: usize) -> Result<Factors, AdapterError> {
         let [a, b] = match self {
             Self::Cat => stacked(parts),
             Self::Svd { .. } => {
@@ -195,22 +195,22 @@ impl Combination {
                 [vt, u * s].map(|factor| factor.cast(DType::F32))
             }
             _ => {
-                check_ranks(place, parts)?;
-                [self.sum(place, parts, 0), self.sum(place, parts, 1)]
+                check_ranks(site, parts)?;
+                [self.sum(site, parts, 0), self.sum(site, parts, 1)]
             }
         };
         Ok([padded(a, 0, r), padded(b, 1, r)])
     }
 
     /// The weighted sum of one factor of all parts, the `index`th.
-    fn sum(self, place: &str, parts: &[Part<'_>], index: usize) -> Tensor<2> {
+    fn sum(self, site: &str, parts: &[Part<'_>], index: usize) -> Tensor<2> {
         let thinned = |part: &Part<'_>| {
             let tensor = part.factors[index].clone();
             match self.density_and_key() {
                 None => tensor,
                 Some((density, None)) => pruned(tensor, density),
                 Some((density, Some(key))) => {
-                    dropped(tensor, density, key.fold_in_name(place).fold_in_name(part.adapter).fold_in(index as u64))
+                    dropped(tensor, density, key.fold_in_name(site).fold_in_name(part.adapter).fold_in(index as u64))
                 }
             }
         };
@@ -229,11 +229,11 @@ impl Combination {
 }
 
 /// Refuses parts whose factors cannot be added up.
-fn check_ranks(place: &str, parts: &[Part<'_>]) -> Result<(), AdapterError> {
+fn check_ranks(site: &str, parts: &[Part<'_>]) -> Result<(), AdapterError> {
     for pair in parts.windows(2) {
         let [(first, r), (second, other)] = [0, 1].map(|index| (pair[index].adapter, rank(&pair[index].factors)));
         if r != other {
-            let reason = format!("its rank at {place} is {other}, that of {first:?} is {r}; take Cat or Svd");
+            let reason = format!("its rank at {site} is {other}, that of {first:?} is {r}; take Cat or Svd");
             return Err(not_combinable(second, reason));
         }
     }
@@ -299,14 +299,14 @@ fn config<'a, M: AdaptedModel>(model: &'a M, name: &str) -> Result<&'a LoraConfi
     entry.method().downcast_ref().ok_or_else(|| not_combinable(name, format!("it is {kind}; take adapters of LORA")))
 }
 
-/// The factors of a LoRA adapter that has nothing but these, by place. Those that began as a part of the base are followed
+/// The factors of a LoRA adapter that has nothing but these, by site. Those that began as a part of the base are followed
 /// by what takes it out: `[A; A_0]` and `[B, -B_0]`.
 fn factors<M: AdaptedModel>(model: &M, name: &str) -> Result<BTreeMap<String, Factors>, AdapterError> {
     let mut factors = BTreeMap::new();
     for slot in slots_of(model, name) {
         let names: Vec<&str> = slot.tensors().map(|(spec, _)| spec.part.as_ref()).collect();
         let own: Vec<_> = slot.tensors().map(|(_, param)| param.val().inner().cast(DType::F32)).collect();
-        let place = slot.site();
+        let site = slot.site();
         let [a, b] = match (&names[..], &own[..]) {
             (["lora_A.weight", "lora_B.weight"] | ["lora_embedding_A", "lora_embedding_B"], [a, b]) => {
                 [a.clone(), b.clone()]
@@ -317,11 +317,11 @@ fn factors<M: AdaptedModel>(model: &M, name: &str) -> Result<BTreeMap<String, Fa
             ],
             _ => {
                 let names = names.join(" and ");
-                let reason = format!("it has {names} at {place}; take adapters that are nothing but factors of LoRA");
+                let reason = format!("it has {names} at {site}; take adapters that are nothing but factors of LoRA");
                 return Err(not_combinable(name, reason));
             }
         };
-        factors.insert(place.to_owned(), [a, b]);
+        factors.insert(site.to_owned(), [a, b]);
     }
     Ok(factors)
 }

@@ -8,14 +8,14 @@ use sideburn_kernels::{embedding, linear};
 
 use crate::base_weight::BaseWeight;
 use crate::rule::{BoundTable, TableRule, VectorRule};
-use crate::slot::{Ruled, Slot, is_adapted};
+use crate::slot::{RuledSlot, Slot, is_adapted};
 use crate::{Pass, TokenPass};
 
 /// A table that adapters can attach to, such as an embedding `[rows, width]`.
 #[derive(Module, Debug)]
 pub struct AdaptedTable {
     weight: BaseWeight,
-    slots: Vec<Ruled<Arc<dyn TableRule>>>,
+    slots: Vec<RuledSlot<Arc<dyn TableRule>>>,
 }
 
 /// Rules at a table, with their tensors.
@@ -117,11 +117,11 @@ impl AdaptedTable {
         self.slots.iter().map(|ruled| &ruled.slot)
     }
 
-    pub(crate) fn ruled(&self) -> &[Ruled<Arc<dyn TableRule>>] {
+    pub(crate) fn ruled(&self) -> &[RuledSlot<Arc<dyn TableRule>>] {
         &self.slots
     }
 
-    pub(crate) fn ruled_mut(&mut self) -> &mut Vec<Ruled<Arc<dyn TableRule>>> {
+    pub(crate) fn ruled_mut(&mut self) -> &mut Vec<RuledSlot<Arc<dyn TableRule>>> {
         &mut self.slots
     }
 }
@@ -130,7 +130,7 @@ impl AdaptedTable {
 #[derive(Module, Debug)]
 pub struct AdaptedVector {
     weight: BaseWeight,
-    slots: Vec<Ruled<Arc<dyn VectorRule>>>,
+    slots: Vec<RuledSlot<Arc<dyn VectorRule>>>,
 }
 
 impl AdaptedVector {
@@ -171,11 +171,11 @@ impl AdaptedVector {
         self.slots.iter().map(|ruled| &ruled.slot)
     }
 
-    pub(crate) fn ruled(&self) -> &[Ruled<Arc<dyn VectorRule>>] {
+    pub(crate) fn ruled(&self) -> &[RuledSlot<Arc<dyn VectorRule>>] {
         &self.slots
     }
 
-    pub(crate) fn ruled_mut(&mut self) -> &mut Vec<Ruled<Arc<dyn VectorRule>>> {
+    pub(crate) fn ruled_mut(&mut self) -> &mut Vec<RuledSlot<Arc<dyn VectorRule>>> {
         &mut self.slots
     }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use sideburn_files::{FileError, printable, printable_lines};
 use sideburn_weights::WeightsError;
 
-/// A tensor whose shape is not that of its place in the model.
+/// A tensor whose shape is not that of its site in the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Misshapen {
     /// Its name in the file.
@@ -27,7 +27,7 @@ impl fmt::Display for Misshapen {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AdapterError {
-    /// Targets that mean no place, or none that the method can adapt.
+    /// Targets that mean no site, or none that the method can adapt.
     #[error(
         "target_modules {targets:?} match{} nothing in the model that can be adapted so; choose among: {}",
         if targets.len() == 1 { "es" } else { "" },
@@ -36,22 +36,22 @@ pub enum AdapterError {
     UnmatchedTargets {
         /// The targets.
         targets: Vec<String>,
-        /// The places of the model that could be targeted.
+        /// The sites of the model that could be targeted.
         sites: Vec<String>,
     },
     /// Names in `modules_to_save` that name nothing.
     #[error(
         "modules_to_save {names:?} name{} nothing in the model; choose among: {}",
         if names.len() == 1 { "s" } else { "" },
-        places.join(", ")
+        sites.join(", ")
     )]
     UnmatchedModulesToSave {
         /// The names.
         names: Vec<String>,
-        /// All places of the model.
-        places: Vec<String>,
+        /// All sites of the model.
+        sites: Vec<String>,
     },
-    /// A pattern for names of places that is not a regular expression, or one that takes too long.
+    /// A pattern for names of sites that is not a regular expression, or one that takes too long.
     #[error("{field} {pattern:?} is not a regular expression that is supported here: {}", printable_lines(message))]
     TargetPattern {
         /// The field, as `peft` calls it.
@@ -269,22 +269,22 @@ pub enum AdapterError {
         name: String,
     },
     /// An adapter that cannot be merged.
-    #[error("the adapter {name:?} cannot be merged into {place}: {reason}; use it unmerged")]
+    #[error("the adapter {name:?} cannot be merged into {site}: {reason}; use it unmerged")]
     CannotMerge {
         /// Its name.
         name: String,
-        /// The place.
-        place: String,
+        /// The site.
+        site: String,
         /// Why not, as the end of a sentence.
         reason: &'static str,
     },
     /// A merge that would give weights that are not finite.
-    #[error("merging {name:?} would make {place} not finite; check the adapter's weights for NaN and infinity")]
+    #[error("merging {name:?} would make {site} not finite; check the adapter's weights for NaN and infinity")]
     MergeNotFinite {
         /// The adapter.
         name: String,
-        /// The place.
-        place: String,
+        /// The site.
+        site: String,
     },
     /// Tensors of a file that do not fit the model.
     #[error(
@@ -331,7 +331,7 @@ pub enum AdapterError {
         path: PathBuf,
         /// The tensor.
         tensor: String,
-        /// The place of the first such value, in row-major order.
+        /// The position of the first such value, in row-major order.
         index: usize,
         /// The value.
         value: f32,

@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use sideburn_kernels::Key;
 
 use crate::AdaptedModel;
-use crate::outline::Place;
+use crate::outline::Site;
 
 /// How many elements of each weight are looked at.
 const SAMPLES: usize = 64;
@@ -20,7 +20,7 @@ pub fn fingerprint<M: AdaptedModel>(model: &M) -> String {
     let originals = &model.adapters().originals;
     let mut weights = BTreeMap::new();
     for (name, weight) in model.weights() {
-        match originals.get(Place::name_of(&name)) {
+        match originals.get(Site::name_of(&name)) {
             Some(before) => weights.extend(before.iter().map(|(name, weight)| (name.clone(), weight))),
             None => weights.extend(weight.tensors(&name)),
         }

@@ -16,10 +16,10 @@
 //! * [`load_base`] and [`save_base`] exchange base weights with `transformers`;
 //! * [`ParameterReport`] counts, and [`fingerprint`] tells bases apart.
 //!
-//! A method is one file: a configuration, which is a [`Method`], and what it does at a place of a model, which is a
-//! rule for that kind of place ([`LinearRule`], [`TableRule`], ...).
+//! A method is one file: a configuration, which is a [`Method`], and what it does at a site of a model, which is a
+//! rule for that kind of site ([`LinearRule`], [`TableRule`], ...).
 //!
-//! What a method does in training beside having its tensors trained is its [`Regimen`]; [`Regimens`] are those of a model.
+//! What a method does in training beside having its tensors trained is its [`TrainingHook`]; [`TrainingHooks`] are those of a model.
 //!
 //! A forward pass is given a [`Pass`]: evaluation, or training with the key of its random draws. Layers take a
 //! [`TokenPass`], the pass over the tokens that they see, which [`AdapterSet::enter`] makes of it.
@@ -53,7 +53,6 @@ mod embedding;
 mod error;
 mod fields;
 mod fingerprint;
-mod held;
 mod in_peft;
 mod linalg;
 mod linear;
@@ -62,6 +61,7 @@ mod method;
 mod methods;
 mod model;
 mod model_card;
+mod model_slots;
 mod outline;
 mod parameters;
 mod pass;
@@ -89,14 +89,14 @@ pub use fingerprint::fingerprint;
 pub use in_peft::PeftDifference;
 pub use linear::{AdaptedLinear, forward_together};
 pub use merge::{merge, merge_and_unload, merge_drift, unmerge};
-pub use method::{About, Common, Company, Finished, Method, Plan, Regimen, Updated};
+pub use method::{About, AdapterMeta, CanCombineWith, Finished, Method, Plan, TrainingHook, Updated};
 pub use methods::{
     AdaLoraConfig, FullConfig, Ia3Config, LnTuningConfig, LoHaConfig, LoKrConfig, LoraBias, LoraConfig, LoraInit,
     Lycoris, MethodRegistry, OftConfig, PTuningConfig, PrefixTuningConfig, PromptInit, PromptTuningConfig, ReadMethod,
     TrainableTokensConfig, VeraConfig,
 };
 pub use model::{AdaptedModel, Weight, WeightMut};
-pub use outline::{ModelShape, Outline, Place, PlaceKind, Usual};
+pub use outline::{ModelOutline, ModelShape, Site, SiteKind, Usual};
 pub use parameters::{Parameter, parameters};
 pub use pass::{Pass, TokenPass};
 pub use peft_dir::{
@@ -104,12 +104,12 @@ pub use peft_dir::{
 };
 pub use report::{ParameterReport, is_trainable};
 pub use rule::{
-    AtLinear, BoundLinear, BoundTable, Branch, Call, Init, InputRule, LinearRule, LowRankRule, Own, Prefix,
-    Replacement, Rule, TableRule, TensorKey, TensorSpec, VectorRule, Weights,
+    AtLinear, BoundLinear, BoundTable, Branch, Call, Init, InputRule, LinearRule, LowRankRule, Prefix, Replacement,
+    Rule, RuleTensors, TableRule, TensorKey, TensorSpec, VectorRule, Weights,
 };
 pub use set::{AdapterSet, Entry};
 pub use sideburn_kernels::Key;
 pub use slot::Slot;
 pub use targets::{TargetModules, Targets};
 pub use tensors::random_weight;
-pub use training::Regimens;
+pub use training::TrainingHooks;

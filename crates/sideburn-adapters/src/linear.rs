@@ -7,10 +7,10 @@ use sideburn_kernels::{Key, LinearOp, Matrix, adapted_linears, linear};
 use crate::TokenPass;
 use crate::base_weight::BaseWeight;
 use crate::rule::{AtLinear, AtLinearBound, Call, Replacement};
-use crate::slot::{Ruled, Slot, is_adapted};
+use crate::slot::{RuledSlot, Slot, is_adapted};
 use crate::tensors::random_weight;
 
-/// A linear layer that adapters can attach to: a *site*.
+/// A linear layer that adapters can attach to.
 ///
 /// `y = x W^T + b`, and what the adapters do to it; for LoRA, `+ s (dropout(x) A^T) B^T`. The weight of an adapted layer
 /// is never formed. A frozen weight takes no part in the autodiff graph except to carry the gradient on to `x`.
@@ -21,7 +21,7 @@ use crate::tensors::random_weight;
 pub struct AdaptedLinear {
     weight: BaseWeight,
     bias: Option<BaseWeight>,
-    slots: Vec<Ruled<AtLinear>>,
+    slots: Vec<RuledSlot<AtLinear>>,
 }
 
 impl AdaptedLinear {
@@ -135,11 +135,11 @@ impl AdaptedLinear {
         self.slots.iter().map(|ruled| &ruled.slot)
     }
 
-    pub(crate) fn ruled(&self) -> &[Ruled<AtLinear>] {
+    pub(crate) fn ruled(&self) -> &[RuledSlot<AtLinear>] {
         &self.slots
     }
 
-    pub(crate) fn ruled_mut(&mut self) -> &mut Vec<Ruled<AtLinear>> {
+    pub(crate) fn ruled_mut(&mut self) -> &mut Vec<RuledSlot<AtLinear>> {
         &mut self.slots
     }
 }

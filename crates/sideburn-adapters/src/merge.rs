@@ -7,16 +7,16 @@ use burn::tensor::{DType, Tensor};
 use crate::AdapterError;
 use crate::base_weight::BaseWeight;
 use crate::choose::set_active;
-use crate::held::retain_slots;
 use crate::model::{AdaptedModel, Weight};
-use crate::outline::Place;
-use crate::rule::{Own, Weights};
-use crate::slot::Ruled;
+use crate::model_slots::retain_slots;
+use crate::outline::Site;
+use crate::rule::{RuleTensors, Weights};
+use crate::slot::RuledSlot;
 use crate::tensors::in_dtype;
 
 /// Works the active adapters into the base weights, after which they cost nothing. Returns their names.
 ///
-/// The weights from before are kept for [`unmerge`], which costs as much memory as the adapted places; a merged adapter
+/// The weights from before are kept for [`unmerge`], which costs as much memory as the adapted sites; a merged adapter
 /// is not active until then. The computed outputs change by rounding alone: the test against `peft` allows 2e-4 where
 /// logits have a standard deviation of 4.
 ///
@@ -26,25 +26,25 @@ pub fn merge<M: AdaptedModel>(model: &mut M) -> Result<Vec<String>, AdapterError
     let active = model.adapters().list().iter().filter(|entry| entry.is_active());
     let names: Vec<String> = active.map(|entry| entry.name().to_owned()).collect();
     if let Some(slot) = model.adapters().input_slots().find(|slot| slot.is_active()) {
-        let (name, place) = (slot.name().to_owned(), "the model's input".to_owned());
-        return Err(AdapterError::CannotMerge { name, place, reason: "its tokens are no weights" });
+        let (name, site) = (slot.name().to_owned(), "the model's input".to_owned());
+        return Err(AdapterError::CannotMerge { name, site, reason: "its tokens are no weights" });
     }
     let mut merged = model.clone();
     let mut originals = BTreeMap::new();
     for (name, weight) in merged.weights_mut() {
-        let place = Place::name_of(&name);
-        let Some(after) = merged_weights(place, &weight.as_weight())? else { continue };
+        let site = Site::name_of(&name);
+        let Some(after) = merged_weights(site, &weight.as_weight())? else { continue };
         let before = weight.as_weight().tensors(&name).map(|(name, weight)| (name, weight.clone())).collect();
         let after = [after.weight].into_iter().chain(after.bias);
         weight.into_tensors_mut(&name).zip(after).for_each(|((_, weight), after)| weight.replace(after));
-        originals.insert(place.to_owned(), before);
+        originals.insert(site.to_owned(), before);
     }
     set_active(&mut merged, &[])?;
     let set = merged.adapters_mut();
     names.iter().for_each(|name| set.set_merged(name, true));
-    for (place, before) in originals {
+    for (site, before) in originals {
         // After a second merge the weights from before the first count.
-        set.originals.entry(place).or_insert(before);
+        set.originals.entry(site).or_insert(before);
     }
     *model = merged;
     Ok(names)
@@ -82,7 +82,7 @@ pub fn unmerge<M: AdaptedModel>(model: &mut M) -> Result<Vec<String>, AdapterErr
     let mut restored = model.clone();
     let mut originals = std::mem::take(&mut restored.adapters_mut().originals);
     for (name, weight) in restored.weights_mut() {
-        let before: Vec<(String, BaseWeight)> = originals.remove(Place::name_of(&name)).unwrap_or_default();
+        let before: Vec<(String, BaseWeight)> = originals.remove(Site::name_of(&name)).unwrap_or_default();
         weight.into_tensors_mut(&name).zip(before).for_each(|((_, weight), (_, before))| *weight = before);
     }
     names.iter().for_each(|name| restored.adapters_mut().set_merged(name, false));
@@ -102,40 +102,40 @@ pub fn merge_and_unload<M: AdaptedModel>(model: &mut M) -> Result<Vec<String>, A
     Ok(names)
 }
 
-/// The weights of a place with its active adapters worked in; none if there are none.
-fn merged_weights(place: &str, weight: &Weight<'_>) -> Result<Option<Weights>, AdapterError> {
+/// The weights of a site with its active adapters worked in; none if there are none.
+fn merged_weights(site: &str, weight: &Weight<'_>) -> Result<Option<Weights>, AdapterError> {
     let base = || Weights { weight: weight.weight().dense(), bias: weight.bias().map(BaseWeight::dense) };
     match weight {
         Weight::Linear(linear) => {
-            worked_in(place, base, linear.ruled(), |rule, own, base| rule.bind(own).steps().merge(base))
+            worked_in(site, base, linear.ruled(), |rule, own, base| rule.bind(own).steps().merge(base))
         }
         Weight::Table(table) => {
-            let of_reader = |ruled: &&Ruled<_>| ruled.slot.is_active() && ruled.slot.is_of_reader();
-            if let Some(Ruled { slot, .. }) = table.ruled().iter().find(of_reader) {
-                let (name, place) = (slot.name().to_owned(), slot.site().to_owned());
+            let of_reader = |ruled: &&RuledSlot<_>| ruled.slot.is_active() && ruled.slot.is_of_reader();
+            if let Some(RuledSlot { slot, .. }) = table.ruled().iter().find(of_reader) {
+                let (name, site) = (slot.name().to_owned(), slot.site().to_owned());
                 let reason = "other parts of the model read the same embedding";
-                return Err(AdapterError::CannotMerge { name, place, reason });
+                return Err(AdapterError::CannotMerge { name, site, reason });
             }
-            worked_in(place, base, table.ruled(), |rule, own, base| {
+            worked_in(site, base, table.ruled(), |rule, own, base| {
                 Ok(Weights { weight: rule.bind(own).merge(base.weight)?, ..base })
             })
         }
-        Weight::Vector(vector) => worked_in(place, base, vector.ruled(), |rule, own, base| {
+        Weight::Vector(vector) => worked_in(site, base, vector.ruled(), |rule, own, base| {
             Ok(Weights { weight: rule.value(base.weight.squeeze_dim(0), own).unsqueeze(), ..base })
         }),
     }
 }
 
-/// The same, of a place whose rules `merge` works in.
+/// The same, of a site whose rules `merge` works in.
 fn worked_in<R>(
-    place: &str,
+    site: &str,
     base: impl Fn() -> Weights,
-    slots: &[Ruled<R>],
-    merge: impl Fn(&R, &Own, Weights) -> Result<Weights, &'static str>,
+    slots: &[RuledSlot<R>],
+    merge: impl Fn(&R, &RuleTensors, Weights) -> Result<Weights, &'static str>,
 ) -> Result<Option<Weights>, AdapterError> {
     let mut merged = None;
-    for Ruled { slot, rule } in slots.iter().filter(|ruled| ruled.slot.is_active()) {
-        let (name, place) = (slot.name().to_owned(), place.to_owned());
+    for RuledSlot { slot, rule } in slots.iter().filter(|ruled| ruled.slot.is_active()) {
+        let (name, site) = (slot.name().to_owned(), site.to_owned());
         let mut weights = merged.take().unwrap_or_else(&base);
         if let Some((_, own)) = slot.tensors().next() {
             let dtype = own.val().dtype();
@@ -144,11 +144,11 @@ fn worked_in<R>(
         }
         weights = match merge(rule, &slot.own(), weights) {
             Ok(weights) => weights,
-            Err(reason) => return Err(AdapterError::CannotMerge { name, place, reason }),
+            Err(reason) => return Err(AdapterError::CannotMerge { name, site, reason }),
         };
         let parts = [Some(&weights.weight), weights.bias.as_ref()];
         if parts.into_iter().flatten().any(|part| !is_finite(part)) {
-            return Err(AdapterError::MergeNotFinite { name, place });
+            return Err(AdapterError::MergeNotFinite { name, site });
         }
         merged = Some(weights);
     }

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use crate::AdapterError;
 use crate::fields::Fields;
 use crate::in_peft::PeftDifference;
-use crate::outline::{Outline, Place};
+use crate::outline::{ModelOutline, Site};
 use crate::rule::{AtLinear, InputRule, LinearRule, LowRankRule, Rule, TableRule, TensorKey, VectorRule};
 use crate::targets::Targets;
 
@@ -31,18 +31,18 @@ pub trait Method: Any + Debug + Send + Sync {
     }
 
     /// The fields that all methods have.
-    fn common(&self) -> &Common {
-        self.about().common
+    fn meta(&self) -> &AdapterMeta {
+        self.about().meta
     }
 
-    /// Which places it names, if its configuration has a field for them.
+    /// Which sites it names, if its configuration has a field for them.
     fn targets(&self) -> Option<&Targets> {
         self.about().targets
     }
 
-    /// Whether it can adapt such a place, if it is named.
-    fn can_target(&self, place: &Place) -> bool {
-        place.is_linear()
+    /// Whether it can adapt such a site, if it is named.
+    fn can_target(&self, site: &Site) -> bool {
+        site.is_linear()
     }
 
     /// Refuses values that mean nothing.
@@ -53,11 +53,11 @@ pub trait Method: Any + Debug + Send + Sync {
         Ok(())
     }
 
-    /// The fields of `adapter_config.json`, without the common ones.
+    /// The fields of `adapter_config.json`, without those of [`AdapterMeta`].
     fn fields(&self) -> Map<String, Value>;
 
     /// Fields that `peft` records of the model that the adapter is for.
-    fn model_fields(&self, _model: &Outline) -> Map<String, Value> {
+    fn model_fields(&self, _model: &ModelOutline) -> Map<String, Value> {
         Map::new()
     }
 
@@ -73,34 +73,34 @@ pub trait Method: Any + Debug + Send + Sync {
     ///
     /// # Errors
     /// As for [`plan`](Self::plan).
-    fn differences_in_peft(&self, _model: &Outline) -> Result<Vec<PeftDifference>, AdapterError> {
+    fn differences_in_peft(&self, _model: &ModelOutline) -> Result<Vec<PeftDifference>, AdapterError> {
         Ok(Vec::new())
     }
 
     /// Which rules go where in a model, but for `modules_to_save`.
     ///
     /// # Errors
-    /// If there is no such place in the model.
-    fn plan(&self, model: &Outline) -> Result<Plan, AdapterError>;
+    /// If there is no such site in the model.
+    fn plan(&self, model: &ModelOutline) -> Result<Plan, AdapterError>;
 
     /// What the method does in a training run of so many steps, beside having its tensors trained; most do nothing.
     ///
     /// # Errors
     /// If the configuration is not for such a run.
-    fn regimen(&self, _steps: u64) -> Result<Option<Box<dyn Regimen>>, AdapterError> {
+    fn training_hook(&self, _steps: u64) -> Result<Option<Box<dyn TrainingHook>>, AdapterError> {
         Ok(None)
     }
 
     /// The content of `adapter_config.json`, as `peft` writes it for inference.
     fn to_json(&self) -> Value {
         let mut fields = self.fields();
-        let common = self.common();
+        let meta = self.meta();
         fields.insert("peft_type".into(), json!(self.peft_type()));
-        fields.insert("task_type".into(), json!(common.task_type));
-        fields.insert("base_model_name_or_path".into(), json!(common.base_model_name_or_path));
-        if !common.modules_to_save.is_empty() {
+        fields.insert("task_type".into(), json!(meta.task_type));
+        fields.insert("base_model_name_or_path".into(), json!(meta.base_model_name_or_path));
+        if !meta.modules_to_save.is_empty() {
             // Not every method of `peft` has the field.
-            fields.insert("modules_to_save".into(), json!(common.modules_to_save));
+            fields.insert("modules_to_save".into(), json!(meta.modules_to_save));
         }
         fields.insert("inference_mode".into(), json!(true));
         fields.insert("auto_mapping".into(), Value::Null);
@@ -122,16 +122,16 @@ pub struct About<'a> {
     /// `peft_type`.
     pub peft_type: &'static str,
     /// The fields that every configuration has.
-    pub common: &'a Common,
-    /// Which places the configuration names, if it has a field for them.
+    pub meta: &'a AdapterMeta,
+    /// Which sites the configuration names, if it has a field for them.
     pub targets: Option<&'a Targets>,
     /// Which other adapters may be active beside one of this method.
-    pub company: Company,
+    pub combines_with: CanCombineWith,
 }
 
 /// Which other adapters may be active beside one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Company {
+pub enum CanCombineWith {
     /// Any that also add something to the output of layers, whatever the others add.
     Additive,
     /// Others of the same kind.
@@ -142,7 +142,7 @@ pub enum Company {
 
 /// The fields that every configuration has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Common {
+pub struct AdapterMeta {
     /// The task, in the words of `peft`; only recorded. If it is `None`, files of a language model have `SEQ_2_SEQ_LM` or
     /// `CAUSAL_LM`, as the model is.
     pub task_type: Option<String>,
@@ -152,7 +152,7 @@ pub struct Common {
     pub modules_to_save: Vec<String>,
 }
 
-impl Common {
+impl AdapterMeta {
     /// Reads the fields.
     ///
     /// # Errors
@@ -166,12 +166,12 @@ impl Common {
     }
 }
 
-/// Which rules go where in a model, each at a place of its kind.
+/// Which rules go where in a model, each at a site of its kind.
 ///
-/// A rule for places of another kind does not compile:
+/// A rule for sites of another kind does not compile:
 ///
 /// ```compile_fail,E0277
-/// fn plan(plan: &mut sideburn_adapters::Plan, layer: &sideburn_adapters::Place, rule: impl sideburn_adapters::InputRule + 'static) {
+/// fn plan(plan: &mut sideburn_adapters::Plan, layer: &sideburn_adapters::Site, rule: impl sideburn_adapters::InputRule + 'static) {
 ///     plan.add_linear(layer, rule);
 /// }
 /// ```
@@ -192,12 +192,12 @@ impl Plan {
     /// # Panics
     /// If one is no linear layer.
     pub fn of_linears<R: LinearRule + 'static>(
-        places: impl IntoIterator<Item = impl Borrow<Place>>,
-        rule: impl Fn(&Place) -> Result<R, AdapterError>,
+        sites: impl IntoIterator<Item = impl Borrow<Site>>,
+        rule: impl Fn(&Site) -> Result<R, AdapterError>,
     ) -> Result<Self, AdapterError> {
         let mut plan = Self::default();
-        for place in places {
-            plan.add_linear(place.borrow(), rule(place.borrow())?);
+        for site in sites {
+            plan.add_linear(site.borrow(), rule(site.borrow())?);
         }
         Ok(plan)
     }
@@ -210,64 +210,64 @@ impl Plan {
     /// One more rule at a linear layer, which adds a low-rank branch and nothing else.
     ///
     /// # Panics
-    /// If the place is no linear layer.
-    pub fn add_branch(&mut self, place: &Place, rule: impl LowRankRule + 'static) {
-        self.add_at_linear(place, AtLinear::Branch(Arc::new(rule)));
+    /// If the site is no linear layer.
+    pub fn add_branch(&mut self, site: &Site, rule: impl LowRankRule + 'static) {
+        self.add_at_linear(site, AtLinear::Branch(Arc::new(rule)));
     }
 
     /// One more rule at a linear layer.
     ///
     /// # Panics
-    /// If the place is no linear layer.
-    pub fn add_linear(&mut self, place: &Place, rule: impl LinearRule + 'static) {
-        self.add_at_linear(place, AtLinear::General(Arc::new(rule)));
+    /// If the site is no linear layer.
+    pub fn add_linear(&mut self, site: &Site, rule: impl LinearRule + 'static) {
+        self.add_at_linear(site, AtLinear::General(Arc::new(rule)));
     }
 
-    fn add_at_linear(&mut self, place: &Place, rule: AtLinear) {
-        assert!(place.is_linear(), "{} is no linear layer", place.name);
-        self.linears.push((place.name.clone(), rule));
+    fn add_at_linear(&mut self, site: &Site, rule: AtLinear) {
+        assert!(site.is_linear(), "{} is no linear layer", site.name);
+        self.linears.push((site.name.clone(), rule));
     }
 
     /// One more rule at a table.
     ///
     /// # Panics
-    /// If the place is no table.
-    pub fn add_table(&mut self, place: &Place, rule: impl TableRule + 'static) {
-        assert!(place.is_table(), "{} is no table", place.name);
-        self.tables.push((place.name.clone(), Arc::new(rule)));
+    /// If the site is no table.
+    pub fn add_table(&mut self, site: &Site, rule: impl TableRule + 'static) {
+        assert!(site.is_table(), "{} is no table", site.name);
+        self.tables.push((site.name.clone(), Arc::new(rule)));
     }
 
     /// One more rule at a vector.
     ///
     /// # Panics
-    /// If the place is no vector.
-    pub fn add_vector(&mut self, place: &Place, rule: impl VectorRule + 'static) {
-        assert!(place.is_vector(), "{} is no vector", place.name);
-        self.vectors.push((place.name.clone(), Arc::new(rule)));
+    /// If the site is no vector.
+    pub fn add_vector(&mut self, site: &Site, rule: impl VectorRule + 'static) {
+        assert!(site.is_vector(), "{} is no vector", site.name);
+        self.vectors.push((site.name.clone(), Arc::new(rule)));
     }
 
-    /// All rules with the names of their places; that of the input is empty.
+    /// All rules with the names of their sites; that of the input is empty.
     pub(crate) fn rules(&self) -> impl Iterator<Item = (&str, &dyn Rule)> {
-        let linears = self.linears.iter().map(|(place, rule)| (place.as_str(), rule.rule()));
-        let tables = self.tables.iter().map(|(place, rule)| (place.as_str(), rule.as_ref() as &dyn Rule));
-        let vectors = self.vectors.iter().map(|(place, rule)| (place.as_str(), rule.as_ref() as &dyn Rule));
+        let linears = self.linears.iter().map(|(site, rule)| (site.as_str(), rule.rule()));
+        let tables = self.tables.iter().map(|(site, rule)| (site.as_str(), rule.as_ref() as &dyn Rule));
+        let vectors = self.vectors.iter().map(|(site, rule)| (site.as_str(), rule.as_ref() as &dyn Rule));
         let input = self.input.iter().map(|rule| ("", rule.as_ref() as &dyn Rule));
         linears.chain(tables).chain(vectors).chain(input)
     }
 
-    /// Takes away all rules at these places.
+    /// Takes away all rules at these sites.
     pub(crate) fn clear(&mut self, is_cleared: impl Fn(&str) -> bool) {
-        self.linears.retain(|(place, _)| !is_cleared(place));
-        self.tables.retain(|(place, _)| !is_cleared(place));
-        self.vectors.retain(|(place, _)| !is_cleared(place));
+        self.linears.retain(|(site, _)| !is_cleared(site));
+        self.tables.retain(|(site, _)| !is_cleared(site));
+        self.vectors.retain(|(site, _)| !is_cleared(site));
     }
 }
 
 /// What a method does in the training of one adapter: what it adds to the loss, and what it makes of an update.
 ///
 /// Tensors are given and returned by their sites and parts. Every method has a default that does nothing.
-/// What a regimen remembers from step to step is in it, so that a copy of it goes on from where it was copied.
-pub trait Regimen: Debug + Send {
+/// What a hook remembers from step to step is in it, so that a copy of it goes on from where it was copied.
+pub trait TrainingHook: Debug + Send {
     /// What is added to the mean loss of a step, once for all its micro-batches: a function of the tensors alone.
     fn penalty(&self, _tensors: BTreeMap<TensorKey, Tensor<2>>) -> Option<Tensor<1>> {
         None
@@ -300,7 +300,7 @@ pub trait Regimen: Debug + Send {
     }
 
     /// A copy.
-    fn boxed(&self) -> Box<dyn Regimen>;
+    fn boxed(&self) -> Box<dyn TrainingHook>;
 }
 
 /// A trained tensor after an update, not tracked by autodiff.
@@ -315,7 +315,7 @@ pub struct Updated {
 /// An adapter that training has made another.
 #[derive(Debug)]
 pub struct Finished {
-    /// Its configuration, which has rules for the same places.
+    /// Its configuration, which has rules for the same sites.
     pub method: Arc<dyn Method>,
     /// Those tensors that are others, with the shapes that the configuration gives them.
     pub tensors: BTreeMap<TensorKey, Tensor<2>>,

@@ -6,14 +6,14 @@ use burn::tensor::Device;
 use crate::base_weight::BaseWeight;
 use crate::embedding::{AdaptedTable, AdaptedVector};
 use crate::linear::AdaptedLinear;
-use crate::outline::{ModelShape, Outline, Place, PlaceKind};
+use crate::outline::{ModelOutline, ModelShape, Site, SiteKind};
 use crate::set::AdapterSet;
 use crate::slot::Slot;
 
-/// A place in a model that holds weights, borrowed.
+/// A site in a model that holds weights, borrowed.
 #[derive(Debug)]
 pub enum Weight<'a> {
-    /// A linear layer: a site.
+    /// A linear layer.
     Linear(&'a AdaptedLinear),
     /// A vector, such as the scale of a norm.
     Vector(&'a AdaptedVector),
@@ -21,10 +21,10 @@ pub enum Weight<'a> {
     Table(&'a AdaptedTable),
 }
 
-/// A place in a model that holds weights, to be changed.
+/// A site in a model that holds weights, to be changed.
 #[derive(Debug)]
 pub enum WeightMut<'a> {
-    /// A linear layer: a site.
+    /// A linear layer.
     Linear(&'a mut AdaptedLinear),
     /// A vector, such as the scale of a norm.
     Vector(&'a mut AdaptedVector),
@@ -47,7 +47,7 @@ impl<'a> Weight<'a> {
         if let Self::Linear(linear) = self { linear.bias() } else { None }
     }
 
-    /// The tensors of the base, by the names that Hugging Face gives them; `name` is that of the place in
+    /// The tensors of the base, by the names that Hugging Face gives them; `name` is that of the site in
     /// [`weights`](AdaptedModel::weights).
     pub fn tensors(&self, name: &str) -> impl Iterator<Item = (String, &'a BaseWeight)> + use<'a> {
         let weight = if let Self::Linear(_) = self { format!("{name}.weight") } else { name.to_owned() };
@@ -66,7 +66,7 @@ impl<'a> Weight<'a> {
 }
 
 impl<'a> WeightMut<'a> {
-    /// The place, borrowed.
+    /// The site, borrowed.
     pub fn as_weight(&self) -> Weight<'_> {
         match self {
             Self::Linear(linear) => Weight::Linear(linear),
@@ -235,49 +235,48 @@ pub trait AdaptedModel: Module {
     fn adapters_mut(&mut self) -> &mut AdapterSet;
 
     /// What the model is made of. Nothing is initialised.
-    fn outline(&self) -> Outline {
+    fn outline(&self) -> ModelOutline {
         let shape = self.shape();
-        let place = |(name, weight): (String, Weight<'_>)| {
-            let name = Place::name_of(&name).to_owned();
+        let site = |(name, weight): (String, Weight<'_>)| {
+            let name = Site::name_of(&name).to_owned();
             let kind = match weight {
                 Weight::Linear(linear) => {
                     let [out, input] = linear.shape();
-                    PlaceKind::Linear { out, input, bias: linear.bias().is_some() }
+                    SiteKind::Linear { out, input, bias: linear.bias().is_some() }
                 }
-                Weight::Vector(vector) => PlaceKind::Vector { len: vector.len() },
+                Weight::Vector(vector) => SiteKind::Vector { len: vector.len() },
                 Weight::Table(table) => {
                     let [rows, width] = table.shape();
                     match name == shape.embedding {
-                        true => PlaceKind::Embedding { rows, width },
-                        false => PlaceKind::Table { rows, width },
+                        true => SiteKind::Embedding { rows, width },
+                        false => SiteKind::Table { rows, width },
                     }
                 }
             };
-            Place { name, kind }
+            Site { name, kind }
         };
-        let mut places: Vec<Place> = self.weights().into_iter().map(place).collect();
-        let embedding = places.iter().find_map(|place| match place.kind {
-            PlaceKind::Embedding { rows, width } => Some([rows, width]),
+        let mut sites: Vec<Site> = self.weights().into_iter().map(site).collect();
+        let embedding = sites.iter().find_map(|site| match site.kind {
+            SiteKind::Embedding { rows, width } => Some([rows, width]),
             _ => None,
         });
         if let Some([rows, width]) = embedding {
             let readers = shape.embedding_copies.iter().filter(|copy| **copy != shape.head);
-            let readers =
-                readers.map(|name| Place { name: (*name).to_owned(), kind: PlaceKind::Reader { rows, width } });
-            let head = Place { name: shape.head.to_owned(), kind: PlaceKind::TiedHead { rows, width } };
-            places.extend(readers.chain(shape.tied_head.then_some(head)));
+            let readers = readers.map(|name| Site { name: (*name).to_owned(), kind: SiteKind::Reader { rows, width } });
+            let head = Site { name: shape.head.to_owned(), kind: SiteKind::TiedHead { rows, width } };
+            sites.extend(readers.chain(shape.tied_head.then_some(head)));
         }
-        Outline { shape, places }
+        ModelOutline { shape, sites }
     }
 
     /// The linear layers with their names.
-    fn sites(&self) -> Vec<(String, &AdaptedLinear)> {
+    fn linears(&self) -> Vec<(String, &AdaptedLinear)> {
         let linear = |(name, weight)| if let Weight::Linear(linear) = weight { Some((name, linear)) } else { None };
         self.weights().into_iter().filter_map(linear).collect()
     }
 
     /// The linear layers with their names, to be changed.
-    fn sites_mut(&mut self) -> Vec<(String, &mut AdaptedLinear)> {
+    fn linears_mut(&mut self) -> Vec<(String, &mut AdaptedLinear)> {
         let linear = |(name, weight)| if let WeightMut::Linear(linear) = weight { Some((name, linear)) } else { None };
         self.weights_mut().into_iter().filter_map(linear).collect()
     }

@@ -9,7 +9,7 @@ use crate::outline::ModelShape;
 pub(crate) fn model_card(method: &dyn Method, shape: &ModelShape) -> String {
     let kind = method.peft_type();
     let mut card = "---\n".to_owned();
-    if let Some(base) = &method.common().base_model_name_or_path {
+    if let Some(base) = &method.meta().base_model_name_or_path {
         // A JSON string is a string of YAML, and of Python too.
         card += &format!("base_model: {}\n", json!(base));
     }
@@ -23,7 +23,7 @@ pub(crate) fn model_card(method: &dyn Method, shape: &ModelShape) -> String {
              ```rust\nload_adapter(&mut base, \"default\", \"path/to/this/directory\")?;\n```\n";
     if kind != "FULL" {
         let class = if shape.encoder_decoder { "AutoModelForSeq2SeqLM" } else { "AutoModelForCausalLM" };
-        let base = json!(method.common().base_model_name_or_path.as_deref().unwrap_or("path/to/the/base"));
+        let base = json!(method.meta().base_model_name_or_path.as_deref().unwrap_or("path/to/the/base"));
         card += &format!(
             "\nIn Python, with `peft`:\n\n```python\nfrom peft import PeftModel\nfrom transformers import {class}\n\n\
              base = {class}.from_pretrained({base})\n\

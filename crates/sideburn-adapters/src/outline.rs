@@ -6,7 +6,7 @@ use crate::in_peft::PeftDifference;
 /// What kind of model it is, as far as adapters need to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ModelShape {
-    /// The place that embeds tokens.
+    /// The site that embeds tokens.
     pub embedding: &'static str,
     /// Other names that `transformers` has for what the embedding is tied to.
     pub embedding_copies: &'static [&'static str],
@@ -72,27 +72,27 @@ impl ModelShape {
     }
 }
 
-/// What a model is made of: its places in order.
+/// What a model is made of: its sites in order.
 #[derive(Clone, Debug)]
-pub struct Outline {
+pub struct ModelOutline {
     /// What kind of model it is.
     pub shape: ModelShape,
     /// Where adapters can attach.
-    pub places: Vec<Place>,
+    pub sites: Vec<Site>,
 }
 
 /// Where an adapter can attach.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct Site {
     /// The name of the module, as Hugging Face has it: `encoder.block.0.layer.0.SelfAttention.q`, `shared`.
     pub name: String,
     /// What is there.
-    pub kind: PlaceKind,
+    pub kind: SiteKind,
 }
 
-/// What is at a place.
+/// What is at a site.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PlaceKind {
+pub enum SiteKind {
     /// A linear layer: a site.
     Linear {
         /// The width of its output.
@@ -137,39 +137,39 @@ pub enum PlaceKind {
     },
 }
 
-impl Place {
+impl Site {
     /// Whether it is a linear layer.
     pub fn is_linear(&self) -> bool {
-        matches!(self.kind, PlaceKind::Linear { .. })
+        matches!(self.kind, SiteKind::Linear { .. })
     }
 
     /// Whether it is a table: the embedding under any of its names, or another.
     pub fn is_table(&self) -> bool {
-        matches!(self.kind, PlaceKind::Embedding { .. } | PlaceKind::Table { .. }) || self.is_name_of_embedding()
+        matches!(self.kind, SiteKind::Embedding { .. } | SiteKind::Table { .. }) || self.is_name_of_embedding()
     }
 
     /// Whether it is one more name of the embedding: of a part that reads it, or of the head that it is.
     pub fn is_name_of_embedding(&self) -> bool {
-        matches!(self.kind, PlaceKind::Reader { .. } | PlaceKind::TiedHead { .. })
+        matches!(self.kind, SiteKind::Reader { .. } | SiteKind::TiedHead { .. })
     }
 
     /// Whether it is a vector.
     pub fn is_vector(&self) -> bool {
-        matches!(self.kind, PlaceKind::Vector { .. })
+        matches!(self.kind, SiteKind::Vector { .. })
     }
 
     /// Whether it embeds tokens.
     pub fn is_embedding(&self) -> bool {
-        matches!(self.kind, PlaceKind::Embedding { .. })
+        matches!(self.kind, SiteKind::Embedding { .. })
     }
 
     /// A linear layer, for tests.
     #[cfg(test)]
     pub(crate) fn of(name: &str, [out, input]: [usize; 2]) -> Self {
-        Self { name: name.to_owned(), kind: PlaceKind::Linear { out, input, bias: false } }
+        Self { name: name.to_owned(), kind: SiteKind::Linear { out, input, bias: false } }
     }
 
-    /// The name of the place that a weight is, from the weight's own.
+    /// The name of the site that a weight is, from the weight's own.
     pub(crate) fn name_of(weight: &str) -> &str {
         weight.strip_suffix(".weight").unwrap_or(weight)
     }
@@ -180,37 +180,37 @@ impl Place {
     /// If it is none.
     pub fn linear(&self) -> [usize; 2] {
         match self.kind {
-            PlaceKind::Linear { out, input, .. } => [out, input],
+            SiteKind::Linear { out, input, .. } => [out, input],
             _ => panic!("{} is no linear layer", self.name),
         }
     }
 }
 
-impl Outline {
-    /// The places that `modules_to_save` names: a place itself, or all those inside a part of that name. As in `peft`, the
+impl ModelOutline {
+    /// The sites that `modules_to_save` names: a site itself, or all those inside a part of that name. As in `peft`, the
     /// end of a name is enough: `layer_norm` means `final_layer_norm`, too.
     ///
     /// # Errors
     /// If a name means nothing.
-    pub(crate) fn saved_modules(&self, names: &[String]) -> Result<Vec<&Place>, AdapterError> {
-        let within = |place: &Place, name: &str| {
-            let mut ends = place.name.match_indices('.').map(|(end, _)| end).chain([place.name.len()]);
-            ends.any(|end| ends_with(&place.name[..end], name))
+    pub(crate) fn saved_modules(&self, names: &[String]) -> Result<Vec<&Site>, AdapterError> {
+        let within = |site: &Site, name: &str| {
+            let mut ends = site.name.match_indices('.').map(|(end, _)| end).chain([site.name.len()]);
+            ends.any(|end| ends_with(&site.name[..end], name))
         };
         let idle: Vec<String> =
-            names.iter().filter(|name| !self.places.iter().any(|place| within(place, name))).cloned().collect();
+            names.iter().filter(|name| !self.sites.iter().any(|site| within(site, name))).cloned().collect();
         if !idle.is_empty() {
-            let places = self.places.iter().map(|place| place.name.clone()).collect();
-            return Err(AdapterError::UnmatchedModulesToSave { names: idle, places });
+            let sites = self.sites.iter().map(|site| site.name.clone()).collect();
+            return Err(AdapterError::UnmatchedModulesToSave { names: idle, sites });
         }
-        Ok(self.places.iter().filter(|place| names.iter().any(|name| within(place, name))).collect())
+        Ok(self.sites.iter().filter(|site| names.iter().any(|name| within(site, name))).collect())
     }
 
-    /// Whether `modules_to_save` names this place and `peft` would make a copy there that no layer reads: the layers of a
+    /// Whether `modules_to_save` names this site and `peft` would make a copy there that no layer reads: the layers of a
     /// T5 hold `encoder.embed_tokens` and `decoder.embed_tokens`, and `shared` beside them is read by none.
-    pub(crate) fn is_idle_to_save(&self, place: &Place, names: &[String]) -> bool {
+    pub(crate) fn is_idle_to_save(&self, site: &Site, names: &[String]) -> bool {
         let is_read_elsewhere = self.shape.embedding_copies.iter().any(|copy| *copy != self.shape.head);
-        place.is_embedding() && is_read_elsewhere && names.iter().any(|name| ends_with(&place.name, name))
+        site.is_embedding() && is_read_elsewhere && names.iter().any(|name| ends_with(&site.name, name))
     }
 
     /// What the layers of the model read in `peft` in place of the embedding's own name, if they do.
@@ -233,41 +233,41 @@ impl Outline {
     /// # Errors
     /// If there is one.
     pub(crate) fn check_not_idle(&self, names: &[String]) -> Result<(), AdapterError> {
-        match self.places.iter().find(|place| self.is_idle_to_save(place, names)) {
-            Some(place) => Err(AdapterError::InvalidField {
+        match self.sites.iter().find(|site| self.is_idle_to_save(site, names)) {
+            Some(site) => Err(AdapterError::InvalidField {
                 field: "modules_to_save",
-                found: format!("{names:?}, in which {} has no effect in `peft`: no layer reads its copy", place.name),
+                found: format!("{names:?}, in which {} has no effect in `peft`: no layer reads its copy", site.name),
                 expected: "what the layers read (`embed_tokens`, of a T5), or `trainable_token_indices` or FULL",
             }),
             None => Ok(()),
         }
     }
 
-    /// The place called `name`, and if that is the embedding, all its other names.
-    pub(crate) fn names_of(&self, name: &str) -> impl Iterator<Item = &Place> {
+    /// The site called `name`, and if that is the embedding, all its other names.
+    pub(crate) fn names_of(&self, name: &str) -> impl Iterator<Item = &Site> {
         let is_embedding = name == self.shape.embedding;
-        self.places.iter().filter(move |place| place.name == name || (is_embedding && place.is_name_of_embedding()))
+        self.sites.iter().filter(move |site| site.name == name || (is_embedding && site.is_name_of_embedding()))
     }
 
     /// How many tokens the model knows; 0 if it embeds none.
     pub fn vocabulary(&self) -> usize {
-        let rows = |place: &Place| if let PlaceKind::Embedding { rows, .. } = place.kind { Some(rows) } else { None };
-        self.places.iter().find_map(rows).unwrap_or(0)
+        let rows = |site: &Site| if let SiteKind::Embedding { rows, .. } = site.kind { Some(rows) } else { None };
+        self.sites.iter().find_map(rows).unwrap_or(0)
     }
 
-    /// Whether rows of a batch can differ in what is at the place called `name`.
+    /// Whether rows of a batch can differ in what is at the site called `name`.
     pub(crate) fn is_by_row(&self, name: &str) -> bool {
-        self.places.iter().any(|place| {
-            place.name == name && (place.is_linear() || place.is_embedding() || place.is_name_of_embedding())
-        })
+        self.sites
+            .iter()
+            .any(|site| site.name == name && (site.is_linear() || site.is_embedding() || site.is_name_of_embedding()))
     }
 
     /// Of nothing but linear layers, for tests.
     #[cfg(test)]
     pub(crate) fn of_linear(names: &[&str]) -> Self {
-        let kind = PlaceKind::Linear { out: 2, input: 3, bias: false };
+        let kind = SiteKind::Linear { out: 2, input: 3, bias: false };
         let shape = ModelShape { head: "lm_head", ..ModelShape::of_layers() };
-        Self { shape, places: names.iter().map(|name| Place { name: (*name).to_owned(), kind }).collect() }
+        Self { shape, sites: names.iter().map(|name| Site { name: (*name).to_owned(), kind }).collect() }
     }
 }
 
@@ -276,7 +276,7 @@ pub(crate) fn ends_with(module: &str, name: &str) -> bool {
     !name.is_empty() && module.ends_with(name)
 }
 
-/// Whether `name` names the place, or ends its name as a whole component.
+/// Whether `name` names the site, or ends its name as a whole component.
 pub(crate) fn is_suffix(site: &str, name: &str) -> bool {
     site.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }

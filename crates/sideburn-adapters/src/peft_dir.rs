@@ -14,11 +14,11 @@ use sideburn_weights::{StateDict, Tensor, TensorSource, write_safetensors};
 use crate::attach::attach_dyn;
 use crate::carried::carry_embeddings;
 use crate::fields::{DESCRIPTIVE, read_json};
-use crate::held::{slots_of, tensors_of, try_each_slot};
 use crate::in_peft::PeftDifference;
 use crate::method::Method;
 use crate::methods::MethodRegistry;
 use crate::model_card::model_card;
+use crate::model_slots::{slots_of, tensors_of, try_each_slot};
 use crate::peft_names::{name_at, name_in_file};
 use crate::tensors::{param_like, to_file};
 use crate::{AdaptedModel, AdapterError, Misshapen, fingerprint};
@@ -64,7 +64,7 @@ pub fn save_adapter<M: AdaptedModel>(
     }
     let mut config = method.to_json();
     let outline = model.outline();
-    if let (None, Some(task)) = (&method.common().task_type, outline.shape.task_type()) {
+    if let (None, Some(task)) = (&method.meta().task_type, outline.shape.task_type()) {
         config["task_type"] = task.into();
     }
     for (field, value) in method.model_fields(&outline) {
@@ -228,7 +228,7 @@ impl AdapterDir {
 /// Attaches the adapter in a PEFT directory to `model` under `name`, alone active and alone trainable.
 ///
 /// # Errors
-/// If a file is missing or broken, the configuration asks for what is not supported, or its places and the tensors do
+/// If a file is missing or broken, the configuration asks for what is not supported, or its sites and the tensors do
 /// not fit the model: a missing, unexpected or misshapen tensor is an error that lists them all. The model is then as
 /// before.
 pub fn load_adapter<M: AdaptedModel>(

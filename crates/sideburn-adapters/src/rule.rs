@@ -1,12 +1,12 @@
-//! What an adapter does at one place of a model.
+//! What an adapter does at one site of a model.
 //!
-//! What a rule can do depends on where it is, and each kind of place has a trait of its own: linear layers
+//! What a rule can do depends on where it is, and each kind of site has a trait of its own: linear layers
 //! [`LinearRule`] and, for what is a low-rank branch and nothing else, [`LowRankRule`]; tables [`TableRule`], vectors
-//! [`VectorRule`], and the input of the model [`InputRule`]. A [`Plan`](crate::Plan) takes each at a place of its kind
+//! [`VectorRule`], and the input of the model [`InputRule`]. A [`Plan`](crate::Plan) takes each at a site of its kind
 //! alone.
 //!
 //! A rule holds no tensors. It says which the adapter has ([`Rule::tensors`]), and for each pass they are handed to it,
-//! [`Own`], to be bound to what computes with them.
+//! [`RuleTensors`], to be bound to what computes with them.
 
 use std::borrow::Cow;
 use std::fmt::{self, Debug};
@@ -20,7 +20,7 @@ use crate::tensors::in_dtype;
 
 /// What rules of all kinds say.
 pub trait Rule: Debug + Send + Sync {
-    /// The tensors of the adapter at this place.
+    /// The tensors of the adapter at this site.
     fn tensors(&self) -> Vec<TensorSpec>;
 }
 
@@ -36,7 +36,7 @@ pub enum AtLinear {
 /// A rule at a linear layer that adds a low-rank branch to its output, and nothing else.
 pub trait LowRankRule: Rule {
     /// The branch.
-    fn branch(&self, own: &Own) -> Branch;
+    fn branch(&self, own: &RuleTensors) -> Branch;
 }
 
 /// A low-rank branch of a linear layer, `scale * dropout(x) A^T B^T`.
@@ -55,7 +55,7 @@ pub struct Branch {
 /// A rule at a linear layer.
 pub trait LinearRule: Rule {
     /// The rule with its tensors.
-    fn bind(&self, own: &Own) -> Box<dyn BoundLinear + '_>;
+    fn bind(&self, own: &RuleTensors) -> Box<dyn BoundLinear + '_>;
 }
 
 /// A rule at a linear layer, with its tensors. What is left out changes nothing.
@@ -85,7 +85,7 @@ pub trait BoundLinear {
 /// A rule at a table.
 pub trait TableRule: Rule {
     /// The rule with its tensors.
-    fn bind(&self, own: &Own) -> Box<dyn BoundTable + '_>;
+    fn bind(&self, own: &RuleTensors) -> Box<dyn BoundTable + '_>;
 }
 
 /// A rule at a table, with its tensors. What is left out changes nothing.
@@ -115,24 +115,24 @@ pub trait BoundTable {
 /// A rule at a vector, such as the scale of a norm.
 pub trait VectorRule: Rule {
     /// The vector `[n]` in the place of that of the base.
-    fn value(&self, base: Tensor<1>, own: &Own) -> Tensor<1>;
+    fn value(&self, base: Tensor<1>, own: &RuleTensors) -> Tensor<1>;
 }
 
 /// A rule at the input of a model. What is left out changes nothing.
 pub trait InputRule: Rule {
     /// Embeddings `[tokens, width]` of virtual tokens before those of every row (of an encoder-decoder: of every source
     /// row).
-    fn virtual_tokens(&self, _own: &Own) -> Option<Tensor<2>> {
+    fn virtual_tokens(&self, _own: &RuleTensors) -> Option<Tensor<2>> {
         None
     }
 
     /// Keys and values of virtual tokens for each layer of the decoder.
-    fn prefix(&self, _own: &Own) -> Option<Vec<Prefix>> {
+    fn prefix(&self, _own: &RuleTensors) -> Option<Vec<Prefix>> {
         None
     }
 
     /// What a file holds in place of the rule's tensors, if it is something else: what these make of the virtual tokens.
-    fn saved(&self, _own: &Own) -> Option<(TensorSpec, Tensor<2>)> {
+    fn saved(&self, _own: &RuleTensors) -> Option<(TensorSpec, Tensor<2>)> {
         None
     }
 }
@@ -147,7 +147,7 @@ impl AtLinear {
     }
 
     /// The rule with its tensors.
-    pub(crate) fn bind(&self, own: &Own) -> AtLinearBound<'_> {
+    pub(crate) fn bind(&self, own: &RuleTensors) -> AtLinearBound<'_> {
         match self {
             Self::Branch(rule) => AtLinearBound::Branch(rule.branch(own)),
             Self::General(rule) => AtLinearBound::General(rule.bind(own)),
@@ -207,14 +207,14 @@ impl BoundLinear for Branch {
     }
 }
 
-/// The tensors of one adapter at one place, by their [parts](TensorSpec::part).
+/// The tensors of one adapter at one site, by their [parts](TensorSpec::part).
 #[derive(Clone, Debug)]
-pub struct Own {
+pub struct RuleTensors {
     specs: Arc<[TensorSpec]>,
     tensors: Vec<Tensor<2>>,
 }
 
-impl Own {
+impl RuleTensors {
     /// Tensors in the order of their specs.
     pub(crate) fn new(specs: Arc<[TensorSpec]>, tensors: Vec<Tensor<2>>) -> Self {
         Self { specs, tensors }
@@ -235,7 +235,7 @@ impl Own {
     }
 }
 
-/// The weights of a place: `[out, in]` of a linear layer with its bias `[1, out]`, `[rows, width]` of a table, `[1, n]`
+/// The weights of a site: `[out, in]` of a linear layer with its bias `[1, out]`, `[rows, width]` of a table, `[1, n]`
 /// of a vector.
 #[derive(Clone, Debug)]
 pub struct Weights {
@@ -372,8 +372,8 @@ pub enum Init {
     Normal(f64),
     /// The elements that the function gives in row-major order, when the tensor is first needed.
     Values(Arc<dyn Fn() -> Vec<f32> + Send + Sync>),
-    /// What the function makes of the base weights of the place (at a model's input: of its embedding), when the tensor
-    /// is first needed, and of a key that all tensors of the adapter at the place have in common.
+    /// What the function makes of the base weights of the site (at a model's input: of its embedding), when the tensor
+    /// is first needed, and of a key that all tensors of the adapter at the site have in common.
     FromBase(Arc<dyn Fn(Weights, Key) -> Tensor<2> + Send + Sync>),
 }
 
@@ -388,7 +388,7 @@ impl Init {
         Self::from_base_and_key(move |base, _| compute(base))
     }
 
-    /// What `compute` makes of the base weights and draws with the key of the place.
+    /// What `compute` makes of the base weights and draws with the key of the site.
     pub fn from_base_and_key(compute: impl Fn(Weights, Key) -> Tensor<2> + Send + Sync + 'static) -> Self {
         Self::FromBase(Arc::new(compute))
     }

@@ -8,20 +8,20 @@ use burn::tensor::Tensor;
 use sideburn_kernels::RowLayout;
 
 use crate::base_weight::BaseWeight;
-use crate::method::{Company, Method};
+use crate::method::{CanCombineWith, Method};
 use crate::methods::MethodRegistry;
 use crate::rule::{InputRule, Prefix};
-use crate::slot::{Ruled, Slot};
+use crate::slot::{RuledSlot, Slot};
 use crate::{AdapterError, Pass, TokenPass};
 
 /// The adapters that a model has; a field of every model that can be adapted.
 #[derive(Module, Debug, Default)]
 pub struct AdapterSet {
     /// What adapters have at the model's input.
-    pub(crate) input: Vec<Ruled<Arc<dyn InputRule>>>,
+    pub(crate) input: Vec<RuledSlot<Arc<dyn InputRule>>>,
     #[module(skip)]
     pub(crate) entries: Vec<Entry>,
-    /// Base weights from before the first merge, with their names, by the names of their places.
+    /// Base weights from before the first merge, with their names, by the names of their sites.
     #[module(skip)]
     pub(crate) originals: HashMap<String, Vec<(String, BaseWeight)>>,
     #[module(skip)]
@@ -58,12 +58,12 @@ impl Entry {
     }
 
     /// Which other adapters may be active beside it.
-    pub(crate) fn company(&self) -> Company {
-        let has_copies = !self.method.common().modules_to_save.is_empty() || !self.carried.is_empty();
-        if has_copies { Company::Alone } else { self.method.about().company }
+    pub(crate) fn combines_with(&self) -> CanCombineWith {
+        let has_copies = !self.method.meta().modules_to_save.is_empty() || !self.carried.is_empty();
+        if has_copies { CanCombineWith::Alone } else { self.method.about().combines_with }
     }
 
-    /// The places of embeddings and heads that its file holds although its configuration does not name them, and that
+    /// The sites of embeddings and heads that its file holds although its configuration does not name them, and that
     /// differ from those of the base.
     pub fn carried(&self) -> &[String] {
         &self.carried
@@ -165,7 +165,7 @@ impl AdapterSet {
         self.active_input().find_map(|ruled| ruled.rule.prefix(&ruled.slot.own()))
     }
 
-    fn active_input(&self) -> impl Iterator<Item = &Ruled<Arc<dyn InputRule>>> {
+    fn active_input(&self) -> impl Iterator<Item = &RuledSlot<Arc<dyn InputRule>>> {
         self.input.iter().filter(|ruled| ruled.slot.is_active())
     }
 

@@ -1,4 +1,4 @@
-//! One adapter at one place: its tensors, and the rule that computes with them.
+//! One adapter at one site: its tensors, and the rule that computes with them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,10 +8,10 @@ use burn::tensor::{Device, Tensor, TensorData};
 use sideburn_kernels::Key;
 
 use crate::TokenPass;
-use crate::rule::{Init, Own, TensorKey, TensorSpec, Weights};
+use crate::rule::{Init, RuleTensors, TensorKey, TensorSpec, Weights};
 use crate::tensors::lazy_weight;
 
-/// The tensors of an adapter at one place of a model; it may have several slots at a place.
+/// The tensors of an adapter at one site of a model; it may have several slots at a site.
 #[derive(Module, Debug)]
 pub struct Slot {
     name: String,
@@ -26,15 +26,15 @@ pub struct Slot {
     keys: Arc<[TensorKey]>,
 }
 
-/// A slot with the rule that computes with its tensors; `R` is the kind of rule that its place takes.
+/// A slot with the rule that computes with its tensors; `R` is the kind of rule that its site takes.
 #[derive(Module, Debug)]
-pub(crate) struct Ruled<R> {
+pub(crate) struct RuledSlot<R> {
     pub(crate) slot: Slot,
     #[module(skip)]
     pub(crate) rule: R,
 }
 
-/// Tensors of a new adapter that several of its places may have in common.
+/// Tensors of a new adapter that several of its sites may have in common.
 pub(crate) type Shared = HashMap<TensorKey, Param<Tensor<2>>>;
 
 impl Slot {
@@ -71,7 +71,7 @@ impl Slot {
         &self.name
     }
 
-    /// The name of the place; empty at the model's input.
+    /// The name of the site; empty at the model's input.
     pub fn site(&self) -> &str {
         &self.site
     }
@@ -102,8 +102,8 @@ impl Slot {
     }
 
     /// The values of its tensors.
-    pub(crate) fn own(&self) -> Own {
-        Own::new(self.specs.clone(), self.tensors.iter().map(Param::val).collect())
+    pub(crate) fn own(&self) -> RuleTensors {
+        RuleTensors::new(self.specs.clone(), self.tensors.iter().map(Param::val).collect())
     }
 
     /// Describes its tensors anew, in the same order.
@@ -126,7 +126,7 @@ impl Slot {
     }
 }
 
-impl<R> Ruled<R> {
+impl<R> RuledSlot<R> {
     /// Whether the adapter takes part where the pass names `routed`, or none.
     pub(crate) fn is_chosen(&self, routed: Option<Option<&str>>) -> bool {
         match routed {
@@ -136,7 +136,7 @@ impl<R> Ruled<R> {
     }
 }
 
-/// The base weights of a place, to be asked for when they are needed.
+/// The base weights of a site, to be asked for when they are needed.
 pub(crate) type Base = Arc<dyn Fn() -> Weights + Send + Sync>;
 
 /// The tensor with this index, of a slot with this key.
@@ -177,8 +177,8 @@ fn init(spec: &TensorSpec, (slot, index): (Key, u64), base: Base, device: &Devic
     if spec.trainable { param } else { param.no_grad() }
 }
 
-/// Whether adapters may take part at a place with these slots.
-pub(crate) fn is_adapted<'a, R: 'a>(slots: impl IntoIterator<Item = &'a Ruled<R>>, pass: &TokenPass<'_>) -> bool {
+/// Whether adapters may take part at a site with these slots.
+pub(crate) fn is_adapted<'a, R: 'a>(slots: impl IntoIterator<Item = &'a RuledSlot<R>>, pass: &TokenPass<'_>) -> bool {
     let mut slots = slots.into_iter();
     match pass.routes() {
         Some(_) => slots.next().is_some(),

@@ -5,10 +5,10 @@ use serde_json::{Map, Value, json};
 
 use crate::AdapterError;
 use crate::fields::Fields;
-use crate::outline::{Outline, Place, PlaceKind, is_suffix};
+use crate::outline::{ModelOutline, Site, SiteKind, is_suffix};
 use crate::pattern::Pattern;
 
-/// The field that says which places are adapted.
+/// The field that says which sites are adapted.
 const TARGETS: &str = "target_modules";
 
 /// `target_modules` of `peft`: which linear layers are adapted.
@@ -40,59 +40,57 @@ impl TargetModules {
         Self::Pattern("all-linear".to_owned())
     }
 
-    /// For each of `places`, whether it is meant; none need be. `field` is where the targets stand.
+    /// For each of `sites`, whether it is meant; none need be. `field` is where the targets stand.
     ///
     /// # Errors
     /// If the pattern is not a regular expression.
     pub(crate) fn matches<'a>(
         &self,
         field: &'static str,
-        places: impl Iterator<Item = &'a Place>,
+        sites: impl Iterator<Item = &'a Site>,
     ) -> Result<Vec<bool>, AdapterError> {
         match self {
-            Self::Names(names) => {
-                Ok(places.map(|place| names.iter().any(|name| is_suffix(&place.name, name))).collect())
-            }
+            Self::Names(names) => Ok(sites.map(|site| names.iter().any(|name| is_suffix(&site.name, name))).collect()),
             Self::Pattern(pattern) => {
                 let pattern = Pattern::of_whole_name(field, pattern)?;
-                places.map(|place| pattern.is_match(&place.name)).collect()
+                sites.map(|site| pattern.is_match(&site.name)).collect()
             }
         }
     }
 
-    /// For each of `places`, whether it is chosen. `head` names the output head, which `all-linear` leaves out.
+    /// For each of `sites`, whether it is chosen. `head` names the output head, which `all-linear` leaves out.
     ///
-    /// A name that no place has is passed over, as by `peft`, while another one matches.
+    /// A name that no site has is passed over, as by `peft`, while another one matches.
     ///
     /// # Errors
-    /// If a name means only places that cannot be targeted, nothing matches, or the pattern is not a regular expression.
+    /// If a name means only sites that cannot be targeted, nothing matches, or the pattern is not a regular expression.
     fn select(
         &self,
-        places: &[Place],
-        can_be_targeted: &impl Fn(&Place) -> bool,
+        sites: &[Site],
+        can_be_targeted: &impl Fn(&Site) -> bool,
         head: &str,
     ) -> Result<Vec<bool>, AdapterError> {
-        let unmatched = |targets| Err(unmatched_targets(targets, places, can_be_targeted));
+        let unmatched = |targets| Err(unmatched_targets(targets, sites, can_be_targeted));
         let matches: Vec<bool> = match self {
             Self::Names(names) => {
                 let misplaced = |name: &&String| {
-                    let mut named = places.iter().filter(|place| is_suffix(&place.name, name)).peekable();
+                    let mut named = sites.iter().filter(|site| is_suffix(&site.name, name)).peekable();
                     named.peek().is_some() && !named.any(can_be_targeted)
                 };
                 let misplaced: Vec<String> = names.iter().filter(misplaced).cloned().collect();
                 if !misplaced.is_empty() {
                     return unmatched(misplaced);
                 }
-                self.matches(TARGETS, places.iter())?
+                self.matches(TARGETS, sites.iter())?
             }
             Self::Pattern(pattern) if pattern.eq_ignore_ascii_case("all-linear") => {
-                let linear = |place: &Place| matches!(place.kind, PlaceKind::Linear { .. }) && place.name != head;
-                places.iter().map(linear).collect()
+                let linear = |site: &Site| matches!(site.kind, SiteKind::Linear { .. }) && site.name != head;
+                sites.iter().map(linear).collect()
             }
-            Self::Pattern(_) => self.matches(TARGETS, places.iter())?,
+            Self::Pattern(_) => self.matches(TARGETS, sites.iter())?,
         };
         let chosen: Vec<bool> =
-            matches.into_iter().zip(places).map(|(matches, place)| matches && can_be_targeted(place)).collect();
+            matches.into_iter().zip(sites).map(|(matches, site)| matches && can_be_targeted(site)).collect();
         if chosen.contains(&true) {
             return Ok(chosen);
         }
@@ -103,16 +101,16 @@ impl TargetModules {
     }
 }
 
-/// Which places an adapter attaches to; the fields are named as in `peft`.
+/// Which sites an adapter attaches to; the fields are named as in `peft`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Targets {
-    /// The places; those that are usual for the model if `None`.
+    /// The sites; those that are usual for the model if `None`.
     pub target_modules: Option<TargetModules>,
     /// Places that are left out of them.
     pub exclude_modules: Option<TargetModules>,
     /// The layers, counted from 0, that alone are adapted, if `target_modules` is a list of names.
     pub layers_to_transform: Option<Vec<usize>>,
-    /// What stands before the number of a layer in the names of places; the first number counts if there is none.
+    /// What stands before the number of a layer in the names of sites; the first number counts if there is none.
     pub layers_pattern: Vec<String>,
 }
 
@@ -123,41 +121,41 @@ impl<T: Into<TargetModules>> From<T> for Targets {
 }
 
 impl Targets {
-    /// The names in `target_modules` that no place of the model has.
+    /// The names in `target_modules` that no site of the model has.
     ///
     /// A new adapter with one is refused by [`attach`](crate::attach). One that is loaded is not: `peft` is content if
     /// another name matches, and writes the usual names of a family into files, of which a model may not have all.
-    pub fn unmatched(&self, model: &Outline) -> Vec<String> {
+    pub fn unmatched(&self, model: &ModelOutline) -> Vec<String> {
         let Some(TargetModules::Names(names)) = &self.target_modules else { return Vec::new() };
-        let is_unmatched = |name: &&String| !model.places.iter().any(|place| is_suffix(&place.name, name));
+        let is_unmatched = |name: &&String| !model.sites.iter().any(|site| is_suffix(&site.name, name));
         names.iter().filter(is_unmatched).cloned().collect()
     }
 
-    /// Refuses names that no place of the model has.
+    /// Refuses names that no site of the model has.
     ///
     /// # Errors
-    /// If there is one; those places are listed that could be meant.
+    /// If there is one; those sites are listed that could be meant.
     pub(crate) fn check_all_match(
         &self,
-        model: &Outline,
-        can_be_targeted: impl Fn(&Place) -> bool,
+        model: &ModelOutline,
+        can_be_targeted: impl Fn(&Site) -> bool,
     ) -> Result<(), AdapterError> {
         let targets = self.unmatched(model);
-        if targets.is_empty() { Ok(()) } else { Err(unmatched_targets(targets, &model.places, can_be_targeted)) }
+        if targets.is_empty() { Ok(()) } else { Err(unmatched_targets(targets, &model.sites, can_be_targeted)) }
     }
 
-    /// The chosen ones among those places of a model that can be. `usual` are the names where no targets are given,
+    /// The chosen ones among those sites of a model that can be. `usual` are the names where no targets are given,
     /// if any are usual.
     ///
     /// # Errors
-    /// If nothing matches or is left, a name means only places that cannot be targeted, or a pattern is not a regular
+    /// If nothing matches or is left, a name means only sites that cannot be targeted, or a pattern is not a regular
     /// expression.
     pub fn select<'a>(
         &self,
-        model: &'a Outline,
-        can_be_targeted: impl Fn(&Place) -> bool,
+        model: &'a ModelOutline,
+        can_be_targeted: impl Fn(&Site) -> bool,
         usual: &[&str],
-    ) -> Result<Vec<&'a Place>, AdapterError> {
+    ) -> Result<Vec<&'a Site>, AdapterError> {
         let usual = (!usual.is_empty()).then(|| TargetModules::from(usual));
         let Some(targets) = self.target_modules.as_ref().or(usual.as_ref()) else {
             return Err(AdapterError::InvalidField {
@@ -166,24 +164,24 @@ impl Targets {
                 expected: "names of layers, as nothing is usual for this kind of model",
             });
         };
-        let mut chosen = targets.select(&model.places, &can_be_targeted, model.shape.head)?;
+        let mut chosen = targets.select(&model.sites, &can_be_targeted, model.shape.head)?;
         if let Some(excluded) = &self.exclude_modules {
-            let excluded = excluded.matches("exclude_modules", model.places.iter())?;
+            let excluded = excluded.matches("exclude_modules", model.sites.iter())?;
             chosen.iter_mut().zip(excluded).for_each(|(chosen, excluded)| *chosen &= !excluded);
         }
         if let (Some(layers), TargetModules::Names(names)) = (&self.layers_to_transform, targets) {
             let patterns = self.layer_patterns()?;
-            for (chosen, place) in chosen.iter_mut().zip(&model.places) {
-                if names.contains(&place.name) {
+            for (chosen, site) in chosen.iter_mut().zip(&model.sites) {
+                if names.contains(&site.name) {
                     continue; // A full name means just this layer.
                 }
-                let layer = layer_of(&place.name, &patterns)?;
+                let layer = layer_of(&site.name, &patterns)?;
                 *chosen &= layer.is_some_and(|layer| layers.contains(&layer));
             }
         }
-        let places: Vec<&Place> =
-            model.places.iter().zip(&chosen).filter(|(_, chosen)| **chosen).map(|(place, _)| place).collect();
-        if places.is_empty() {
+        let sites: Vec<&Site> =
+            model.sites.iter().zip(&chosen).filter(|(_, chosen)| **chosen).map(|(site, _)| site).collect();
+        if sites.is_empty() {
             let (found, expected) = ("such that nothing is left to adapt".into(), "something to leave");
             return Err(AdapterError::InvalidField {
                 field: "exclude_modules or layers_to_transform",
@@ -191,7 +189,7 @@ impl Targets {
                 expected,
             });
         }
-        Ok(places)
+        Ok(sites)
     }
 
     fn layer_patterns(&self) -> Result<Vec<Pattern>, AdapterError> {
@@ -233,8 +231,8 @@ impl Targets {
     }
 }
 
-fn unmatched_targets(targets: Vec<String>, places: &[Place], can_be_targeted: impl Fn(&Place) -> bool) -> AdapterError {
-    let sites = places.iter().filter(|place| can_be_targeted(place)).map(|place| place.name.clone()).collect();
+fn unmatched_targets(targets: Vec<String>, sites: &[Site], can_be_targeted: impl Fn(&Site) -> bool) -> AdapterError {
+    let sites = sites.iter().filter(|site| can_be_targeted(site)).map(|site| site.name.clone()).collect();
     AdapterError::UnmatchedTargets { targets, sites }
 }
 
@@ -255,7 +253,7 @@ impl<T> OneOrMany<T> {
     }
 }
 
-/// The number of the layer that the first matching pattern finds in the name of a place.
+/// The number of the layer that the first matching pattern finds in the name of a site.
 fn layer_of(name: &str, patterns: &[Pattern]) -> Result<Option<usize>, AdapterError> {
     for pattern in patterns {
         if let Some(found) = pattern.captures(name)? {
@@ -270,13 +268,8 @@ mod tests {
     use super::*;
 
     fn select(targets: impl Into<Targets>) -> Result<Vec<String>, AdapterError> {
-        let outline = Outline::of_linear(&["encoder.0.q", "encoder.0.freq", "decoder.0.q", "lm_head"]);
-        Ok(targets
-            .into()
-            .select(&outline, Place::is_linear, &[])?
-            .into_iter()
-            .map(|place| place.name.clone())
-            .collect())
+        let outline = ModelOutline::of_linear(&["encoder.0.q", "encoder.0.freq", "decoder.0.q", "lm_head"]);
+        Ok(targets.into().select(&outline, Site::is_linear, &[])?.into_iter().map(|site| site.name.clone()).collect())
     }
 
     fn pattern(pattern: &str) -> TargetModules {
@@ -311,7 +304,7 @@ mod tests {
 
     #[test]
     fn names_without_a_place_are_told() {
-        let outline = Outline::of_linear(&["encoder.0.q", "lm_head"]);
+        let outline = ModelOutline::of_linear(&["encoder.0.q", "lm_head"]);
         let unmatched = |targets: Targets| targets.unmatched(&outline);
         assert_eq!(unmatched(["query", "q", "k"].into()), ["query", "k"]);
         for targets in [["q"].into(), pattern("k").into(), TargetModules::all_linear().into(), Targets::default()] {
@@ -321,9 +314,9 @@ mod tests {
 
     #[test]
     fn a_name_of_something_else_is_refused() {
-        let mut outline = Outline::of_linear(&["encoder.0.q", "encoder.0.norm"]);
-        outline.places[1].kind = PlaceKind::Vector { len: 2 };
-        let select = |targets: Targets| targets.select(&outline, Place::is_linear, &[]).map(|places| places.len());
+        let mut outline = ModelOutline::of_linear(&["encoder.0.q", "encoder.0.norm"]);
+        outline.sites[1].kind = SiteKind::Vector { len: 2 };
+        let select = |targets: Targets| targets.select(&outline, Site::is_linear, &[]).map(|sites| sites.len());
         let error = select(["q", "norm"].into()).unwrap_err().to_string();
         assert!(error.contains("[\"norm\"] matches nothing") && error.ends_with("among: encoder.0.q"), "{error}");
         assert_eq!(select(["q", "standard"].into()).unwrap(), 1);
@@ -343,15 +336,15 @@ mod tests {
 
     #[test]
     fn some_layers_only() {
-        let outline = Outline::of_linear(&["encoder.block.0.layer.1.q", "encoder.block.1.layer.0.q", "head"]);
+        let outline = ModelOutline::of_linear(&["encoder.block.0.layer.1.q", "encoder.block.1.layer.0.q", "head"]);
         let select = |layers_pattern: &[&str]| {
             let layers_pattern = layers_pattern.iter().map(|name| (*name).to_owned()).collect();
             let targets = Targets { layers_to_transform: Some(vec![1]), layers_pattern, ..["q"].into() };
             targets
-                .select(&outline, Place::is_linear, &[])
+                .select(&outline, Site::is_linear, &[])
                 .unwrap()
                 .into_iter()
-                .map(|place| place.name.clone())
+                .map(|site| site.name.clone())
                 .collect::<Vec<_>>()
         };
         assert_eq!(select(&[]), ["encoder.block.1.layer.0.q"], "the first number is the layer's");

@@ -7,27 +7,27 @@ use burn::module::{Param, ParamId};
 use burn::tensor::{Tensor, TensorData};
 
 use crate::attach::reconfigure;
-use crate::held::{slots_of, tensors_of, try_each_slot};
-use crate::method::{Finished, Regimen, Updated};
+use crate::method::{Finished, TrainingHook, Updated};
+use crate::model_slots::{slots_of, tensors_of, try_each_slot};
 use crate::report::is_trainable;
 use crate::rule::TensorKey;
 use crate::slot::Slot;
 use crate::{AdaptedModel, AdapterError};
 
-/// The regimens of all adapters of a model that are active and trained: what a training loop must do for them, whatever
+/// The hooks of all adapters of a model that are active and trained: what a training loop must do for them, whatever
 /// they are.
 #[derive(Debug, Default)]
-pub struct Regimens {
-    of_adapters: Vec<(String, Box<dyn Regimen>)>,
+pub struct TrainingHooks {
+    of_adapters: Vec<(String, Box<dyn TrainingHook>)>,
 }
 
-impl Clone for Regimens {
+impl Clone for TrainingHooks {
     fn clone(&self) -> Self {
-        Self { of_adapters: self.of_adapters.iter().map(|(name, regimen)| (name.clone(), regimen.boxed())).collect() }
+        Self { of_adapters: self.of_adapters.iter().map(|(name, hook)| (name.clone(), hook.boxed())).collect() }
     }
 }
 
-impl Regimens {
+impl TrainingHooks {
     /// For a run of `steps` steps over `model`.
     ///
     /// # Errors
@@ -39,8 +39,8 @@ impl Regimens {
             if !is_trained {
                 continue;
             }
-            if let Some(regimen) = entry.method().regimen(steps)? {
-                of_adapters.push((entry.name().to_owned(), regimen));
+            if let Some(hook) = entry.method().training_hook(steps)? {
+                of_adapters.push((entry.name().to_owned(), hook));
             }
         }
         Ok(Self { of_adapters })
@@ -53,7 +53,7 @@ impl Regimens {
 
     /// What each remembers from step to step, by the names of the adapters.
     pub fn state(&self) -> BTreeMap<String, BTreeMap<String, TensorData>> {
-        let states = self.of_adapters.iter().map(|(name, regimen)| (name.clone(), regimen.state()));
+        let states = self.of_adapters.iter().map(|(name, hook)| (name.clone(), hook.state()));
         states.filter(|(_, state)| !state.is_empty()).collect()
     }
 
@@ -67,9 +67,9 @@ impl Regimens {
         mut state: BTreeMap<String, BTreeMap<String, TensorData>>,
     ) -> Result<(), AdapterError> {
         let wrong = |adapter: &str, message| AdapterError::TrainingState { name: adapter.to_owned(), message };
-        for (name, regimen) in &mut self.of_adapters {
+        for (name, hook) in &mut self.of_adapters {
             let own = state.remove(name).unwrap_or_default();
-            regimen.restore(own, &model.device().inner()).map_err(|message| wrong(name, message))?;
+            hook.restore(own, &model.device().inner()).map_err(|message| wrong(name, message))?;
         }
         match state.into_keys().next() {
             Some(name) => Err(wrong(&name, "the adapter has none".to_owned())),
@@ -79,7 +79,7 @@ impl Regimens {
 
     /// What is added to the mean loss of a step, if anything is.
     pub fn penalty<M: AdaptedModel>(&self, model: &M) -> Option<Tensor<1>> {
-        let penalties = self.of_adapters.iter().filter_map(|(name, regimen)| regimen.penalty(values(model, name)));
+        let penalties = self.of_adapters.iter().filter_map(|(name, hook)| hook.penalty(values(model, name)));
         penalties.reduce(|sum, penalty| sum + penalty)
     }
 
@@ -91,13 +91,13 @@ impl Regimens {
         step: u64,
         gradient: impl Fn(ParamId) -> Option<Tensor<2>>,
     ) {
-        for (name, regimen) in &mut self.of_adapters {
+        for (name, hook) in &mut self.of_adapters {
             let updated = |(key, param): (&TensorKey, &Param<Tensor<2>>)| {
                 let value = param.val().inner();
                 let gradient = gradient(param.id).map_or_else(|| value.zeros_like(), Tensor::inner);
                 (key.clone(), Updated { value, gradient })
             };
-            let changed = regimen.after_update(step, tensors_of(model, name).map(updated).collect());
+            let changed = hook.after_update(step, tensors_of(model, name).map(updated).collect());
             replace(model, name, &changed);
         }
     }
@@ -105,10 +105,10 @@ impl Regimens {
     /// To be called at the end of training, whatever ended it: makes of every adapter what its training has made of it.
     ///
     /// # Panics
-    /// If a regimen has made something of an adapter that does not fit the model.
+    /// If a hook has made something of an adapter that does not fit the model.
     pub fn finish<M: AdaptedModel>(self, model: &mut M) {
-        for (name, regimen) in self.of_adapters {
-            if let Some(Finished { method, tensors }) = regimen.finish(values(model, &name)) {
+        for (name, hook) in self.of_adapters {
+            if let Some(Finished { method, tensors }) = hook.finish(values(model, &name)) {
                 reconfigure(model, &name, method).expect("a configuration for the same model");
                 replace(model, &name, &tensors);
                 for (spec, param) in slots_of(model, &name).into_iter().flat_map(Slot::tensors) {

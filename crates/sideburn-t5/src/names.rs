@@ -134,7 +134,10 @@ mod tests {
         assert_eq!(tables(T5Config { num_layers: 3, ..T5Config::default() }), 2, "in the first blocks");
         assert_eq!(tables(T5Config { num_layers: 3, ..T5Config::of(Family::Umt5) }), 6, "in each block");
         let relu = T5::random(&T5Config { num_layers: 1, ..T5Config::default() }, Key::from_seed(0), &Device::flex());
-        assert!(relu.sites().iter().any(|(name, _)| name == "encoder.block.0.layer.1.DenseReluDense.wi"));
-        assert!(relu.shape().tied_head && !relu.sites().iter().any(|(name, _)| name == HEAD), "a tied head is no site");
+        assert!(relu.linears().iter().any(|(name, _)| name == "encoder.block.0.layer.1.DenseReluDense.wi"));
+        assert!(
+            relu.shape().tied_head && !relu.linears().iter().any(|(name, _)| name == HEAD),
+            "a tied head is no site"
+        );
     }
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
-use sideburn_adapters::{AdaptedModel, BaseWeight, Key, ParameterReport, Regimens, Weight};
+use sideburn_adapters::{AdaptedModel, BaseWeight, Key, ParameterReport, TrainingHooks, Weight};
 use sideburn_batch::Batch;
 use sideburn_kernels::Span;
 
@@ -49,11 +49,11 @@ pub struct Run<M> {
     /// The next step.
     step: u64,
     optimizer: Optimizer<M>,
-    regimens: Regimens,
+    hooks: TrainingHooks,
     /// Whether the weights before an update are kept in case that it must be taken back.
     keeps_copies: bool,
     /// What was there at the last step that gave a finite loss. An update shows to be bad in the loss of the next step.
-    good: Option<(M, Regimens)>,
+    good: Option<(M, TrainingHooks)>,
 }
 
 /// What a run is, beside the weights of its model: what it needs to go on. Numbers of parameters are by their names.
@@ -84,14 +84,14 @@ impl<M: AdaptedModel> Run<M> {
         if trainable == 0 {
             return Err(TrainError::NothingToTrain);
         }
-        let regimens = Regimens::begin(model, config.max_steps)?;
+        let hooks = TrainingHooks::begin(model, config.max_steps)?;
         Ok(Self {
             config: config.clone(),
             step: 0,
             optimizer: Optimizer::new(config, model),
             // They must be kept if something else than the optimiser writes to them.
-            keeps_copies: trainable < all.div_ceil(2) || !regimens.is_empty(),
-            regimens,
+            keeps_copies: trainable < all.div_ceil(2) || !hooks.is_empty(),
+            hooks,
             good: None,
         })
     }
@@ -104,7 +104,7 @@ impl<M: AdaptedModel> Run<M> {
         let mut run = Self::begin(model, &state.config)?;
         run.step = state.step;
         run.optimizer.restore(model, state.moments)?;
-        run.regimens.restore(model, state.adapters)?;
+        run.hooks.restore(model, state.adapters)?;
         Ok(run)
     }
 
@@ -114,7 +114,7 @@ impl<M: AdaptedModel> Run<M> {
             config: self.config.clone(),
             step: self.step,
             moments: self.optimizer.state(model),
-            adapters: self.regimens.state(),
+            adapters: self.hooks.state(),
         }
     }
 
@@ -152,7 +152,7 @@ impl<M: AdaptedModel> Run<M> {
         let differentiated =
             token_losses.gradient(model, micro_batches, &info).map_err(|source| TrainError::Step { step, source })?;
         let (numbers, gradients) = self.measure(model, differentiated)?;
-        let before = self.keeps_copies.then(|| (model.clone(), self.regimens.clone()));
+        let before = self.keeps_copies.then(|| (model.clone(), self.hooks.clone()));
         let (learning_rate, scale) = (self.config.learning_rate_at(step), self.scale(&numbers));
         let update = Span::new("update");
         self.optimizer.step(model, &gradients, learning_rate, scale.clone());
@@ -163,7 +163,7 @@ impl<M: AdaptedModel> Run<M> {
             Err(error) => {
                 // This update has changed nothing. The one before it led here.
                 match self.good.take() {
-                    Some(good) => (*model, self.regimens) = good,
+                    Some(good) => (*model, self.hooks) = good,
                     None => self.optimizer.undo(model),
                 }
                 return Err(match broken_weight(model) {
@@ -173,7 +173,7 @@ impl<M: AdaptedModel> Run<M> {
             }
         };
         self.good = before;
-        self.regimens.after_update(model, step, |id| Some(gradients.get::<2>(id)?.mul_scalar(scale)));
+        self.hooks.after_update(model, step, |id| Some(gradients.get::<2>(id)?.mul_scalar(scale)));
         self.step += 1;
         let tokens = micro_batches.iter().map(Batch::tokens).sum();
         let seconds = started.elapsed().as_secs_f64();
@@ -183,7 +183,7 @@ impl<M: AdaptedModel> Run<M> {
     /// Ends the run, whatever ended it: each adapter becomes what its training has made of it. AdaLoRA takes ranks away in
     /// this way.
     pub fn finish(self, model: &mut M) {
-        self.regimens.finish(model);
+        self.hooks.finish(model);
     }
 
     /// The gradient with that of what methods add to the loss, and the numbers of the step.
@@ -193,7 +193,7 @@ impl<M: AdaptedModel> Run<M> {
         Differentiated { losses, gradients }: Differentiated,
     ) -> Result<(Measured, GradientsParams), TrainError> {
         let mut gradients = gradients;
-        let penalty = self.regimens.penalty(model).map(|added| {
+        let penalty = self.hooks.penalty(model).map(|added| {
             let value = added.clone().inner();
             let mut sum = GradientsAccumulator::new();
             sum.accumulate(model, std::mem::take(&mut gradients));

@@ -52,7 +52,7 @@ impl<'a, M: AdaptedModel> Trainer<'a, M> {
     /// way to the gradient ([`Differentiate`]).
     ///
     /// What the methods of the trained adapters do in training is done, whichever they are
-    /// ([`Regimens`](sideburn_adapters::Regimens)): their penalties are added to the loss, and at the end, an error
+    /// ([`TrainingHooks`](sideburn_adapters::TrainingHooks)): their penalties are added to the loss, and at the end, an error
     /// included, each adapter becomes what its training has made of it. AdaLoRA takes ranks away in this way.
     ///
     /// # Errors

@@ -8,14 +8,19 @@ use super::adalora_training::RankAllocator;
 use super::checks::{check, check_finite, check_probability, check_rank};
 use super::lora::number;
 use crate::fields::fields;
-use crate::method::{About, Company, Method, Plan, Regimen};
-use crate::outline::{Outline, Place};
-use crate::rule::{BoundLinear, Branch, Call, Init, LinearRule, LowRankRule, Own, Rule, TensorSpec, Weights};
+use crate::method::{About, CanCombineWith, Method, Plan, TrainingHook};
+use crate::outline::{ModelOutline, Site};
+use crate::rule::{BoundLinear, Branch, Call, Init, LinearRule, LowRankRule, Rule, RuleTensors, TensorSpec, Weights};
 use crate::{AdapterError, Pass};
 
 impl Method for AdaLoraConfig {
     fn about(&self) -> About<'_> {
-        About { peft_type: "ADALORA", common: &self.common, targets: Some(&self.targets), company: Company::Additive }
+        About {
+            peft_type: "ADALORA",
+            meta: &self.meta,
+            targets: Some(&self.targets),
+            combines_with: CanCombineWith::Additive,
+        }
     }
 
     fn validate(&self) -> Result<(), AdapterError> {
@@ -70,25 +75,25 @@ impl Method for AdaLoraConfig {
         fields
     }
 
-    fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
-        let places = self.targets.select(model, Place::is_linear, model.shape.usual.adalora)?;
-        let is_adapted = |layer: &&String| places.iter().any(|place| place.name == **layer);
+    fn plan(&self, model: &ModelOutline) -> Result<Plan, AdapterError> {
+        let sites = self.targets.select(model, Site::is_linear, model.shape.usual.adalora)?;
+        let is_adapted = |layer: &&String| sites.iter().any(|site| site.name == **layer);
         if let Some(stranger) = self.rank_pattern.keys().find(|layer| !is_adapted(layer)) {
             let (field, found) = ("rank_pattern", format!("such that it names {stranger:?}"));
             return Err(AdapterError::InvalidField { field, found, expected: "names of layers that are adapted" });
         }
         let mut plan = Plan::default();
-        for place in places {
+        for site in sites {
             let kept = |kept: &Vec<bool>| kept.iter().filter(|kept| **kept).count();
-            let r = self.rank_pattern.get(&place.name).map_or(self.init_r, kept);
+            let r = self.rank_pattern.get(&site.name).map_or(self.init_r, kept);
             let scaling = self.lora_alpha / (self.init_r as f64 + 1e-5);
-            let rule = AdaLoraRule { shape: place.linear(), r, scaling, dropout: self.lora_dropout };
-            if r > 0 { plan.add_branch(place, rule) } else { plan.add_linear(place, rule) }
+            let rule = AdaLoraRule { shape: site.linear(), r, scaling, dropout: self.lora_dropout };
+            if r > 0 { plan.add_branch(site, rule) } else { plan.add_linear(site, rule) }
         }
         Ok(plan)
     }
 
-    fn regimen(&self, steps: u64) -> Result<Option<Box<dyn Regimen>>, AdapterError> {
+    fn training_hook(&self, steps: u64) -> Result<Option<Box<dyn TrainingHook>>, AdapterError> {
         let ends = u64::try_from(self.total_step).is_ok_and(|total| total <= steps);
         check(
             "total_step",
@@ -125,7 +130,7 @@ impl Rule for AdaLoraRule {
 }
 
 impl LowRankRule for AdaLoraRule {
-    fn branch(&self, own: &Own) -> Branch {
+    fn branch(&self, own: &RuleTensors) -> Branch {
         let a = own.get("lora_A") * own.get("lora_E");
         Branch { a, b: own.get("lora_B"), scale: self.scaling, dropout: self.dropout }
     }
@@ -134,7 +139,7 @@ impl LowRankRule for AdaLoraRule {
 /// What is left of a layer that has lost all its ranks: tensors without elements, and a place of dropout, so that those of
 /// other layers stay as they are.
 impl LinearRule for AdaLoraRule {
-    fn bind(&self, _own: &Own) -> Box<dyn BoundLinear + '_> {
+    fn bind(&self, _own: &RuleTensors) -> Box<dyn BoundLinear + '_> {
         Box::new(WithoutRanks { dropout: self.dropout })
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::AdapterError;
 use crate::fields::Fields;
-use crate::method::Common;
+use crate::method::AdapterMeta;
 use crate::targets::Targets;
 
 /// What to adapt and how; the fields are named as in `peft.AdaLoraConfig`.
@@ -37,7 +37,7 @@ pub struct AdaLoraConfig {
     /// Which layers are adapted.
     pub targets: Targets,
     /// The fields that every method has.
-    pub common: Common,
+    pub meta: AdapterMeta,
 }
 
 /// What follows the name of a layer in `rank_pattern`.
@@ -60,7 +60,7 @@ impl AdaLoraConfig {
             total_step,
             rank_pattern: BTreeMap::new(),
             targets: targets.into(),
-            common: Common::default(),
+            meta: AdapterMeta::default(),
         }
     }
 
@@ -97,7 +97,7 @@ impl AdaLoraConfig {
             beta2: float("beta2", defaults.beta2)?,
             orth_reg_weight: float("orth_reg_weight", defaults.orth_reg_weight)?,
             rank_pattern: pattern.into_iter().flatten().map(layer).collect::<Result<_, _>>()?,
-            common: Common::read(fields)?,
+            meta: AdapterMeta::read(fields)?,
             ..defaults
         })
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
 
 use super::adalora_config::AdaLoraConfig;
-use crate::method::{Finished, Regimen, Updated};
+use crate::method::{Finished, TrainingHook, Updated};
 use crate::rule::TensorKey;
 use crate::tensors::in_dtype;
 
@@ -111,7 +111,7 @@ impl RankAllocator {
     }
 }
 
-impl Regimen for RankAllocator {
+impl TrainingHook for RankAllocator {
     /// `orth_reg_weight` times the mean, over the `A` and `B` of all layers, of the norms `|A A^T - 1|` and `|B^T B - 1|`.
     fn penalty(&self, tensors: BTreeMap<TensorKey, Tensor<2>>) -> Option<Tensor<1>> {
         let (mut norms, mut factors) = (Vec::new(), 0);
@@ -232,7 +232,7 @@ impl Regimen for RankAllocator {
         Ok(())
     }
 
-    fn boxed(&self) -> Box<dyn Regimen> {
+    fn boxed(&self) -> Box<dyn TrainingHook> {
         Box::new(self.clone())
     }
 }

@@ -5,9 +5,9 @@ use serde_json::{Map, Value};
 
 use crate::fields::{Fields, fields};
 use crate::in_peft::PeftDifference;
-use crate::method::{About, Common, Company, Method, Plan};
-use crate::outline::{Outline, Place};
-use crate::rule::{BoundLinear, Call, Init, LinearRule, Own, Rule, TensorSpec, Weights};
+use crate::method::{About, AdapterMeta, CanCombineWith, Method, Plan};
+use crate::outline::{ModelOutline, Site};
+use crate::rule::{BoundLinear, Call, Init, LinearRule, Rule, RuleTensors, TensorSpec, Weights};
 use crate::targets::{TargetModules, Targets};
 use crate::tensors::in_dtype;
 use crate::{AdapterError, Pass};
@@ -20,7 +20,7 @@ pub struct Ia3Config {
     /// Those of them whose input is scaled; of the others it is the output.
     pub feedforward_modules: Option<TargetModules>,
     /// The fields that every method has.
-    pub common: Common,
+    pub meta: AdapterMeta,
 }
 
 impl Ia3Config {
@@ -30,14 +30,19 @@ impl Ia3Config {
         Ok(Self {
             targets: Targets::read(fields)?,
             feedforward_modules: fields.optional("feedforward_modules", "a list of names, or a pattern")?,
-            common: Common::read(fields)?,
+            meta: AdapterMeta::read(fields)?,
         })
     }
 }
 
 impl Method for Ia3Config {
     fn about(&self) -> About<'_> {
-        About { peft_type: "IA3", common: &self.common, targets: Some(&self.targets), company: Company::SameKind }
+        About {
+            peft_type: "IA3",
+            meta: &self.meta,
+            targets: Some(&self.targets),
+            combines_with: CanCombineWith::SameKind,
+        }
     }
 
     fn fields(&self) -> Map<String, Value> {
@@ -52,21 +57,21 @@ impl Method for Ia3Config {
         fields
     }
 
-    fn differences_in_peft(&self, _model: &Outline) -> Result<Vec<PeftDifference>, AdapterError> {
+    fn differences_in_peft(&self, _model: &ModelOutline) -> Result<Vec<PeftDifference>, AdapterError> {
         let (peft_type, field) = (self.peft_type(), "layers_to_transform");
         let is_chosen = self.targets.layers_to_transform.is_some();
         Ok(is_chosen.then_some(PeftDifference::NoSuchField { peft_type, field }).into_iter().collect())
     }
 
-    fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
+    fn plan(&self, model: &ModelOutline) -> Result<Plan, AdapterError> {
         let usual = model.shape.usual;
-        let places = self.targets.select(model, Place::is_linear, usual.ia3)?;
+        let sites = self.targets.select(model, Site::is_linear, usual.ia3)?;
         let feedforward = self.feedforward_modules.clone().unwrap_or_else(|| usual.ia3_feedforward.into());
-        let of_input = feedforward.matches("feedforward_modules", places.iter().copied())?;
+        let of_input = feedforward.matches("feedforward_modules", sites.iter().copied())?;
         let mut plan = Plan::default();
-        for (place, of_input) in places.into_iter().zip(of_input) {
-            let [out, input] = place.linear();
-            plan.add_linear(place, Ia3Rule { width: if of_input { input } else { out }, of_input });
+        for (site, of_input) in sites.into_iter().zip(of_input) {
+            let [out, input] = site.linear();
+            plan.add_linear(site, Ia3Rule { width: if of_input { input } else { out }, of_input });
         }
         Ok(plan)
     }
@@ -87,7 +92,7 @@ impl Rule for Ia3Rule {
 }
 
 impl LinearRule for Ia3Rule {
-    fn bind(&self, own: &Own) -> Box<dyn BoundLinear + '_> {
+    fn bind(&self, own: &RuleTensors) -> Box<dyn BoundLinear + '_> {
         let factors = own.get("ia3_l");
         if self.of_input { Box::new(InputScale(factors)) } else { Box::new(OutputScale(factors)) }
     }

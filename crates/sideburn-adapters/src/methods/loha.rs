@@ -6,9 +6,9 @@ use sideburn_kernels::low_rank;
 
 use super::lycoris::{Lycoris, Update};
 use crate::fields::Fields;
-use crate::method::{About, Common, Company, Method, Plan};
-use crate::outline::{Outline, Place};
-use crate::rule::{BoundLinear, Call, Init, LinearRule, Own, Rule, TensorSpec, Weights};
+use crate::method::{About, AdapterMeta, CanCombineWith, Method, Plan};
+use crate::outline::{ModelOutline, Site};
+use crate::rule::{BoundLinear, Call, Init, LinearRule, Rule, RuleTensors, TensorSpec, Weights};
 use crate::targets::Targets;
 use crate::tensors::in_dtype;
 use crate::{AdapterError, Pass};
@@ -21,24 +21,29 @@ pub struct LoHaConfig {
     /// Which layers are adapted.
     pub targets: Targets,
     /// The fields that every method has.
-    pub common: Common,
+    pub meta: AdapterMeta,
 }
 
 impl LoHaConfig {
     /// `peft`'s defaults.
     pub fn new(targets: impl Into<Targets>) -> Self {
-        Self { lycoris: Lycoris::default(), targets: targets.into(), common: Common::default() }
+        Self { lycoris: Lycoris::default(), targets: targets.into(), meta: AdapterMeta::default() }
     }
 
     pub(crate) fn read(fields: &Fields<'_>) -> Result<Self, AdapterError> {
         let (lycoris, targets) = (Lycoris::read(fields)?, Targets::read(fields)?);
-        Ok(Self { lycoris, targets, common: Common::read(fields)? })
+        Ok(Self { lycoris, targets, meta: AdapterMeta::read(fields)? })
     }
 }
 
 impl Method for LoHaConfig {
     fn about(&self) -> About<'_> {
-        About { peft_type: "LOHA", common: &self.common, targets: Some(&self.targets), company: Company::Additive }
+        About {
+            peft_type: "LOHA",
+            meta: &self.meta,
+            targets: Some(&self.targets),
+            combines_with: CanCombineWith::Additive,
+        }
     }
 
     fn validate(&self) -> Result<(), AdapterError> {
@@ -51,11 +56,9 @@ impl Method for LoHaConfig {
         fields
     }
 
-    fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
-        let places = self.targets.select(model, Place::is_linear, model.shape.usual.lora)?;
-        Plan::of_linears(places, |place| {
-            Ok(LoHaRule { shape: place.linear(), update: self.lycoris.update(place, true)? })
-        })
+    fn plan(&self, model: &ModelOutline) -> Result<Plan, AdapterError> {
+        let sites = self.targets.select(model, Site::is_linear, model.shape.usual.lora)?;
+        Plan::of_linears(sites, |site| Ok(LoHaRule { shape: site.linear(), update: self.lycoris.update(site, true)? }))
     }
 }
 
@@ -85,7 +88,7 @@ impl Rule for LoHaRule {
 }
 
 impl LinearRule for LoHaRule {
-    fn bind(&self, own: &Own) -> Box<dyn BoundLinear + '_> {
+    fn bind(&self, own: &RuleTensors) -> Box<dyn BoundLinear + '_> {
         let factors = |matrix: usize| ["a", "b"].map(|factor| own.get(&format!("hada_w{matrix}_{factor}")));
         Box::new(BoundLoHa { rule: self, w1: factors(1), w2: factors(2) })
     }
@@ -139,7 +142,7 @@ mod tests {
     #[test]
     fn with_and_without_forming_the_update() {
         for (r, shape) in [(1, [7, 5]), (2, [24, 12]), (3, [7, 5])] {
-            let update = Lycoris { r, alpha: 2.0, ..Lycoris::default() }.update(&Place::of("q", shape), true).unwrap();
+            let update = Lycoris { r, alpha: 2.0, ..Lycoris::default() }.update(&Site::of("q", shape), true).unwrap();
             assert_merged_as_computed(LoHaRule { shape, update }, shape);
         }
     }

@@ -5,9 +5,9 @@ use serde_json::{Map, Value, json};
 
 use super::lycoris::{Lycoris, Update};
 use crate::fields::Fields;
-use crate::method::{About, Common, Company, Method, Plan};
-use crate::outline::{Outline, Place};
-use crate::rule::{BoundLinear, Call, Init, LinearRule, Own, Rule, TensorSpec, Weights};
+use crate::method::{About, AdapterMeta, CanCombineWith, Method, Plan};
+use crate::outline::{ModelOutline, Site};
+use crate::rule::{BoundLinear, Call, Init, LinearRule, Rule, RuleTensors, TensorSpec, Weights};
 use crate::targets::Targets;
 use crate::tensors::in_dtype;
 use crate::{AdapterError, Pass};
@@ -27,7 +27,7 @@ pub struct LoKrConfig {
     /// Which layers are adapted.
     pub targets: Targets,
     /// The fields that every method has.
-    pub common: Common,
+    pub meta: AdapterMeta,
 }
 
 impl LoKrConfig {
@@ -39,7 +39,7 @@ impl LoKrConfig {
             decompose_factor: None,
             rank_dropout_scale: false,
             targets: targets.into(),
-            common: Common::default(),
+            meta: AdapterMeta::default(),
         }
     }
 
@@ -54,13 +54,13 @@ impl LoKrConfig {
             decompose_factor,
             rank_dropout_scale: fields.flag("rank_dropout_scale")?,
             targets: Targets::read(fields)?,
-            common: Common::read(fields)?,
+            meta: AdapterMeta::read(fields)?,
         })
     }
 
-    fn rule(&self, place: &Place) -> Result<LoKrRule, AdapterError> {
-        let update = self.lycoris.update(place, self.rank_dropout_scale)?;
-        let [out, input] = place.linear().map(|width| factorisation(width, self.decompose_factor));
+    fn rule(&self, site: &Site) -> Result<LoKrRule, AdapterError> {
+        let update = self.lycoris.update(site, self.rank_dropout_scale)?;
+        let [out, input] = site.linear().map(|width| factorisation(width, self.decompose_factor));
         let is_whole = |matrix: usize| update.r >= out[matrix].max(input[matrix]).div_ceil(2);
         Ok(LoKrRule { out, input, whole: [!self.decompose_both || is_whole(0), is_whole(1)], update })
     }
@@ -78,7 +78,12 @@ fn factorisation(width: usize, factor: Option<usize>) -> [usize; 2] {
 
 impl Method for LoKrConfig {
     fn about(&self) -> About<'_> {
-        About { peft_type: "LOKR", common: &self.common, targets: Some(&self.targets), company: Company::Additive }
+        About {
+            peft_type: "LOKR",
+            meta: &self.meta,
+            targets: Some(&self.targets),
+            combines_with: CanCombineWith::Additive,
+        }
     }
 
     fn validate(&self) -> Result<(), AdapterError> {
@@ -98,9 +103,9 @@ impl Method for LoKrConfig {
         fields
     }
 
-    fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
-        let places = self.targets.select(model, Place::is_linear, model.shape.usual.lora)?;
-        Plan::of_linears(places, |place| self.rule(place))
+    fn plan(&self, model: &ModelOutline) -> Result<Plan, AdapterError> {
+        let sites = self.targets.select(model, Site::is_linear, model.shape.usual.lora)?;
+        Plan::of_linears(sites, |site| self.rule(site))
     }
 }
 
@@ -148,7 +153,7 @@ impl Rule for LoKrRule {
 }
 
 impl LinearRule for LoKrRule {
-    fn bind(&self, own: &Own) -> Box<dyn BoundLinear + '_> {
+    fn bind(&self, own: &RuleTensors) -> Box<dyn BoundLinear + '_> {
         let [w1, w2] = [(0, "lokr_w1"), (1, "lokr_w2")].map(|(matrix, name)| match self.whole[matrix] {
             true => vec![own.get(name)],
             false => vec![own.get(&format!("{name}_a")), own.get(&format!("{name}_b"))],
@@ -217,7 +222,7 @@ mod tests {
         {
             let lycoris = Lycoris { r, alpha: 2.0, ..Lycoris::default() };
             let config = LoKrConfig { lycoris, decompose_both, decompose_factor, ..LoKrConfig::new(["q"]) };
-            assert_merged_as_computed(config.rule(&Place::of("q", [12, 30])).unwrap(), [12, 30]);
+            assert_merged_as_computed(config.rule(&Site::of("q", [12, 30])).unwrap(), [12, 30]);
         }
     }
 }

@@ -13,8 +13,8 @@ use super::trainable_tokens::TokenRows;
 use crate::AdapterError;
 use crate::fields::{Fields, fields};
 use crate::in_peft::PeftDifference;
-use crate::method::{About, Common, Company, Method, Plan};
-use crate::outline::{Outline, Place, PlaceKind};
+use crate::method::{About, AdapterMeta, CanCombineWith, Method, Plan};
+use crate::outline::{ModelOutline, Site, SiteKind};
 use crate::pattern::{Pattern, ends_with_literal, is_literal};
 use crate::targets::{TargetModules, Targets};
 
@@ -67,7 +67,7 @@ pub struct LoraConfig {
     /// Tokens whose embeddings are trained as well.
     pub trainable_token_indices: Vec<usize>,
     /// The fields that every method has.
-    pub common: Common,
+    pub meta: AdapterMeta,
 }
 
 impl LoraConfig {
@@ -86,7 +86,7 @@ impl LoraConfig {
             rank_pattern: BTreeMap::new(),
             alpha_pattern: BTreeMap::new(),
             trainable_token_indices: Vec::new(),
-            common: Common::default(),
+            meta: AdapterMeta::default(),
         }
     }
 
@@ -119,12 +119,12 @@ impl LoraConfig {
             rank_pattern: fields.optional("rank_pattern", "ranks by pattern")?.unwrap_or_default(),
             alpha_pattern: fields.optional("alpha_pattern", "numbers by pattern")?.unwrap_or_default(),
             trainable_token_indices: tokens.map(TokenIndices::into_vec).unwrap_or_default(),
-            common: Common::read(fields)?,
+            meta: AdapterMeta::read(fields)?,
         })
     }
 
     /// Whether `peft` puts the base's output head into the file: it does where a target names the head.
-    fn stores_head(&self, model: &Outline) -> Result<bool, AdapterError> {
+    fn stores_head(&self, model: &ModelOutline) -> Result<bool, AdapterError> {
         Ok(match &self.targets.target_modules {
             Some(TargetModules::Names(names)) => names.iter().any(|name| name == model.shape.head),
             Some(TargetModules::Pattern(pattern)) => {
@@ -147,39 +147,39 @@ impl LoraConfig {
     /// Whether there are two factors at each layer and nothing else, nor anywhere else.
     pub(crate) fn is_plain(&self) -> bool {
         let extra = self.use_dora || self.lora_bias || self.init_lora_weights.is_part_of_base();
-        let elsewhere = self.bias != LoraBias::None || !self.common.modules_to_save.is_empty();
+        let elsewhere = self.bias != LoraBias::None || !self.meta.modules_to_save.is_empty();
         !extra && !elsewhere && self.trainable_token_indices.is_empty()
     }
 
-    /// Plans the factors at a place, and what else there is beside them.
-    fn add_to(&self, plan: &mut Plan, place: &Place) -> Result<(), AdapterError> {
-        let (r, scaling) = self.rank_and_scaling(&place.name)?;
+    /// Plans the factors at a site, and what else there is beside them.
+    fn add_to(&self, plan: &mut Plan, site: &Site) -> Result<(), AdapterError> {
+        let (r, scaling) = self.rank_and_scaling(&site.name)?;
         let factors = |shape| {
             let (dropout, init) = (self.lora_dropout, self.init_lora_weights);
             Factors { shape, r, scaling, dropout, init }
         };
-        let factors = match place.kind {
-            PlaceKind::Linear { out, input, .. } => factors([out, input]),
-            PlaceKind::TiedHead { rows, width } => {
-                plan.add_table(place, HeadFactors(factors([rows, width])));
+        let factors = match site.kind {
+            SiteKind::Linear { out, input, .. } => factors([out, input]),
+            SiteKind::TiedHead { rows, width } => {
+                plan.add_table(site, HeadFactors(factors([rows, width])));
                 return Ok(());
             }
-            PlaceKind::Embedding { rows, width } | PlaceKind::Reader { rows, width } => {
-                plan.add_table(place, TableFactors { shape: [rows, width], r, scaling });
+            SiteKind::Embedding { rows, width } | SiteKind::Reader { rows, width } => {
+                plan.add_table(site, TableFactors { shape: [rows, width], r, scaling });
                 return Ok(());
             }
-            PlaceKind::Table { .. } | PlaceKind::Vector { .. } => unreachable!("no target of LoRA"),
+            SiteKind::Table { .. } | SiteKind::Vector { .. } => unreachable!("no target of LoRA"),
         };
         let init = self.init_lora_weights;
-        init.check(place, r, scaling)?;
+        init.check(site, r, scaling)?;
         if init.is_part_of_base() {
-            plan.add_linear(place, PartOfBase(factors));
+            plan.add_linear(site, PartOfBase(factors));
         } else if self.use_dora {
-            plan.add_linear(place, Dora(factors));
+            plan.add_linear(site, Dora(factors));
         } else if self.lora_bias {
-            plan.add_linear(place, WithBias(factors));
+            plan.add_linear(site, WithBias(factors));
         } else {
-            plan.add_branch(place, factors);
+            plan.add_branch(site, factors);
         }
         Ok(())
     }
@@ -229,15 +229,16 @@ pub(super) fn number(value: f64) -> Value {
 
 impl Method for LoraConfig {
     fn about(&self) -> About<'_> {
-        let company = match self.use_dora || self.bias != LoraBias::None || !self.trainable_token_indices.is_empty() {
-            true => Company::Alone,
-            false => Company::Additive,
-        };
-        About { peft_type: "LORA", common: &self.common, targets: Some(&self.targets), company }
+        let combines_with =
+            match self.use_dora || self.bias != LoraBias::None || !self.trainable_token_indices.is_empty() {
+                true => CanCombineWith::Alone,
+                false => CanCombineWith::Additive,
+            };
+        About { peft_type: "LORA", meta: &self.meta, targets: Some(&self.targets), combines_with }
     }
 
-    fn can_target(&self, place: &Place) -> bool {
-        place.is_linear() || place.is_embedding() || place.is_name_of_embedding()
+    fn can_target(&self, site: &Site) -> bool {
+        site.is_linear() || site.is_embedding() || site.is_name_of_embedding()
     }
 
     fn validate(&self) -> Result<(), AdapterError> {
@@ -287,14 +288,14 @@ impl Method for LoraConfig {
         fields
     }
 
-    fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
-        let places = self.targets.select(model, |place| self.can_target(place), model.shape.usual.lora)?;
+    fn plan(&self, model: &ModelOutline) -> Result<Plan, AdapterError> {
+        let sites = self.targets.select(model, |site| self.can_target(site), model.shape.usual.lora)?;
         let part_of_base = self.init_lora_weights.is_part_of_base();
         let only_linear = self.use_dora || self.lora_bias || part_of_base;
-        if let Some(place) = places.iter().find(|place| !place.is_linear() && only_linear) {
+        if let Some(site) = sites.iter().find(|site| !site.is_linear() && only_linear) {
             return Err(AdapterError::InvalidField {
                 field: "target_modules",
-                found: format!("such that it selects the embedding {}", place.name),
+                found: format!("such that it selects the embedding {}", site.name),
                 expected: "linear layers, where DoRA, a bias of LoRA's, PiSSA or OLoRA is used",
             });
         }
@@ -308,40 +309,40 @@ impl Method for LoraConfig {
         let mut plan = Plan::default();
         // Copies of base weights come first, as the factors add to whatever the weights are.
         if self.stores_head(model)? {
-            for place in places.iter().filter(|place| place.name == model.shape.head) {
-                match place.kind {
-                    PlaceKind::TiedHead { rows, width } => plan.add_table(place, OwnHead::of_base([rows, width])),
-                    _ => plan.add_linear(place, Replace::base_weight(place)),
+            for site in sites.iter().filter(|site| site.name == model.shape.head) {
+                match site.kind {
+                    SiteKind::TiedHead { rows, width } => plan.add_table(site, OwnHead::of_base([rows, width])),
+                    _ => plan.add_linear(site, Replace::base_weight(site)),
                 }
             }
         }
-        for place in &model.places {
-            let adapted = places.iter().any(|adapted| adapted.name == place.name);
-            match (self.bias, place.kind) {
-                (LoraBias::All | LoraBias::LoraOnly, PlaceKind::Linear { out, bias: true, .. }) if adapted => {
-                    plan.add_linear(place, Replace::bias("base_layer.bias", out));
+        for site in &model.sites {
+            let adapted = sites.iter().any(|adapted| adapted.name == site.name);
+            match (self.bias, site.kind) {
+                (LoraBias::All | LoraBias::LoraOnly, SiteKind::Linear { out, bias: true, .. }) if adapted => {
+                    plan.add_linear(site, Replace::bias("base_layer.bias", out));
                 }
-                (LoraBias::All, PlaceKind::Linear { out, bias: true, .. }) => {
-                    plan.add_linear(place, Replace::bias("bias", out));
+                (LoraBias::All, SiteKind::Linear { out, bias: true, .. }) => {
+                    plan.add_linear(site, Replace::bias("bias", out));
                 }
                 _ => {}
             }
         }
-        for place in places {
-            self.add_to(&mut plan, place)?;
+        for site in sites {
+            self.add_to(&mut plan, site)?;
         }
         if !self.trainable_token_indices.is_empty() {
             let indices = &self.trainable_token_indices;
-            for place in model.places.iter().filter(|place| place.is_embedding()) {
-                plan.add_table(place, TokenRows::new(place, indices, "token_adapter.trainable_tokens_delta", &[])?);
+            for site in model.sites.iter().filter(|site| site.is_embedding()) {
+                plan.add_table(site, TokenRows::new(site, indices, "token_adapter.trainable_tokens_delta", &[])?);
             }
         }
         Ok(plan)
     }
 
-    fn differences_in_peft(&self, model: &Outline) -> Result<Vec<PeftDifference>, AdapterError> {
-        let places = self.targets.select(model, |place| self.can_target(place), model.shape.usual.lora)?;
-        let unread = if places.iter().any(|place| place.is_embedding()) { model.unread_embedding() } else { None };
+    fn differences_in_peft(&self, model: &ModelOutline) -> Result<Vec<PeftDifference>, AdapterError> {
+        let sites = self.targets.select(model, |site| self.can_target(site), model.shape.usual.lora)?;
+        let unread = if sites.iter().any(|site| site.is_embedding()) { model.unread_embedding() } else { None };
         let has_tokens = !self.trainable_token_indices.is_empty();
         let taken = if has_tokens { model.head_taken_for_embedding() } else { None };
         Ok(unread.into_iter().chain(taken).collect())

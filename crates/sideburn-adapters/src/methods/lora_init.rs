@@ -10,7 +10,7 @@ use super::checks::check;
 use crate::AdapterError;
 use crate::fields::Fields;
 use crate::linalg::{Svd, orthonormal, wide};
-use crate::outline::{Place, PlaceKind};
+use crate::outline::{Site, SiteKind};
 use crate::rule::{Init, TensorSpec};
 
 /// How the factors begin.
@@ -88,12 +88,12 @@ impl LoraInit {
     }
 
     /// Refuses a layer that has no such part.
-    pub(super) fn check(self, place: &Place, r: usize, scaling: f64) -> Result<(), AdapterError> {
-        let PlaceKind::Linear { out, input, .. } = place.kind else { return Ok(()) };
+    pub(super) fn check(self, site: &Site, r: usize, scaling: f64) -> Result<(), AdapterError> {
+        let SiteKind::Linear { out, input, .. } = site.kind else { return Ok(()) };
         if !self.is_part_of_base() {
             return Ok(());
         }
-        let at = |value: String| format!("{value} for {}, which is [{out}, {input}]", place.name);
+        let at = |value: String| format!("{value} for {}, which is [{out}, {input}]", site.name);
         check("r", at(r.to_string()), r <= out.min(input), "at most the smaller dimension, to be a part of the layer")?;
         check("lora_alpha", at(scaling.to_string()), scaling > 0.0, "a positive scaling, to take its root")
     }

@@ -7,7 +7,8 @@ use super::lora_init::LoraInit;
 use super::replace::NO_HEAD;
 use crate::Pass;
 use crate::rule::{
-    BoundLinear, BoundTable, Branch, Call, Init, LinearRule, LowRankRule, Own, Rule, TableRule, TensorSpec, Weights,
+    BoundLinear, BoundTable, Branch, Call, Init, LinearRule, LowRankRule, Rule, RuleTensors, TableRule, TensorSpec,
+    Weights,
 };
 use crate::tensors::in_dtype;
 
@@ -29,7 +30,7 @@ impl Rule for Factors {
 }
 
 impl LowRankRule for Factors {
-    fn branch(&self, own: &Own) -> Branch {
+    fn branch(&self, own: &RuleTensors) -> Branch {
         let [a, b] = ["lora_A.weight", "lora_B.weight"].map(|part| own.get(part));
         Branch { a, b, scale: self.scaling, dropout: self.dropout }
     }
@@ -48,7 +49,7 @@ impl Rule for WithBias {
 }
 
 impl LinearRule for WithBias {
-    fn bind(&self, own: &Own) -> Box<dyn BoundLinear + '_> {
+    fn bind(&self, own: &RuleTensors) -> Box<dyn BoundLinear + '_> {
         Box::new(BoundWithBias { branch: self.0.branch(own), bias: own.get("lora_B.bias").mul_scalar(self.0.scaling) })
     }
 }
@@ -84,7 +85,7 @@ impl Rule for PartOfBase {
 }
 
 impl LinearRule for PartOfBase {
-    fn bind(&self, own: &Own) -> Box<dyn BoundLinear + '_> {
+    fn bind(&self, own: &RuleTensors) -> Box<dyn BoundLinear + '_> {
         let [a, b] = ["initial_A", "initial_B"].map(|part| own.get(part));
         // Of what is left of the base nothing is dropped.
         let initial = Branch { a, b, scale: self.0.scaling, dropout: 0.0 };
@@ -125,7 +126,7 @@ impl Rule for Dora {
 }
 
 impl LinearRule for Dora {
-    fn bind(&self, own: &Own) -> Box<dyn BoundLinear + '_> {
+    fn bind(&self, own: &RuleTensors) -> Box<dyn BoundLinear + '_> {
         Box::new(BoundDora { branch: self.0.branch(own), magnitude: own.get("lora_magnitude_vector") })
     }
 }
@@ -205,7 +206,7 @@ impl Rule for TableFactors {
 }
 
 impl TableRule for TableFactors {
-    fn bind(&self, own: &Own) -> Box<dyn BoundTable + '_> {
+    fn bind(&self, own: &RuleTensors) -> Box<dyn BoundTable + '_> {
         let [a, b] = ["lora_embedding_A", "lora_embedding_B"].map(|part| own.get(part));
         Box::new(BoundTableFactors { a, b, scaling: self.scaling })
     }
@@ -248,7 +249,7 @@ impl Rule for HeadFactors {
 }
 
 impl TableRule for HeadFactors {
-    fn bind(&self, own: &Own) -> Box<dyn BoundTable + '_> {
+    fn bind(&self, own: &RuleTensors) -> Box<dyn BoundTable + '_> {
         Box::new(BoundHeadFactors(self.0.branch(own)))
     }
 }
@@ -289,7 +290,7 @@ mod tests {
         assert_merged_as_computed(rule.clone(), [5, 7]);
 
         let tensors = [[2, 7], [5, 2], [2, 7], [5, 2]].map(|dims| random(dims, 1.0, dims[0] as u64));
-        let own = Own::new(rule.tensors().into(), tensors.to_vec());
+        let own = RuleTensors::new(rule.tensors().into(), tensors.to_vec());
         let (x, y, weights) = (random([4, 7], 1.0, 3), random([4, 5], 1.0, 4), random([5, 7], 1.0, 5));
         let call = Call { x: &x, weight: &weights.into(), bias: None };
         let pass = || Pass::train(Key::from_seed(6));

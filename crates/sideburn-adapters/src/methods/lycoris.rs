@@ -9,7 +9,7 @@ use sideburn_kernels::Dropout;
 use super::checks::{check_finite, check_probability, check_rank};
 use super::lora::{number, pattern_value};
 use crate::fields::{Fields, fields};
-use crate::outline::Place;
+use crate::outline::Site;
 use crate::tensors::in_dtype;
 use crate::{AdapterError, Pass};
 
@@ -82,10 +82,10 @@ impl Lycoris {
         self.alpha_pattern.values().try_for_each(|alpha| check_finite("alpha_pattern", *alpha))
     }
 
-    /// What holds at `place`; `rescale` says whether rows that are kept in training make up for those that are not.
-    pub(super) fn update(&self, place: &Place, rescale: bool) -> Result<Update, AdapterError> {
-        let r = pattern_value("rank_pattern", &self.rank_pattern, &place.name)?.unwrap_or(self.r);
-        let alpha = pattern_value("alpha_pattern", &self.alpha_pattern, &place.name)?.unwrap_or(self.alpha);
+    /// What holds at `site`; `rescale` says whether rows that are kept in training make up for those that are not.
+    pub(super) fn update(&self, site: &Site, rescale: bool) -> Result<Update, AdapterError> {
+        let r = pattern_value("rank_pattern", &self.rank_pattern, &site.name)?.unwrap_or(self.r);
+        let alpha = pattern_value("alpha_pattern", &self.alpha_pattern, &site.name)?.unwrap_or(self.alpha);
         let (rank_dropout, module_dropout) = (self.rank_dropout, self.module_dropout);
         Ok(Update { r, scaling: alpha / r as f64, rank_dropout, rescale, module_dropout })
     }
@@ -146,7 +146,7 @@ mod tests {
 
     /// `y + x`, with `y` zero and `x` one.
     fn sum(lycoris: &Lycoris, rescale: bool, seed: u64) -> Vec<f32> {
-        let update = lycoris.update(&Place::of("q", [100, 100]), rescale).unwrap();
+        let update = lycoris.update(&Site::of("q", [100, 100]), rescale).unwrap();
         let x = random([1, 100], 0.0, 0) + 1.0;
         let mut pass = Pass::train(Key::from_seed(seed));
         let y = update.add(x.zeros_like(), &x, DType::F32, &mut pass, |x| x);

@@ -5,9 +5,9 @@ use serde_json::{Map, Value};
 
 use crate::AdapterError;
 use crate::fields::{Fields, fields};
-use crate::method::{About, Common, Company, Method, Plan};
-use crate::outline::{Outline, Place};
-use crate::rule::{BoundLinear, Init, LinearRule, Own, Rule, TensorSpec, Weights};
+use crate::method::{About, AdapterMeta, CanCombineWith, Method, Plan};
+use crate::outline::{ModelOutline, Site};
+use crate::rule::{BoundLinear, Init, LinearRule, Rule, RuleTensors, TensorSpec, Weights};
 use crate::targets::Targets;
 use crate::tensors::in_dtype;
 
@@ -28,7 +28,7 @@ pub struct OftConfig {
     /// Which layers are adapted.
     pub targets: Targets,
     /// The fields that every method has.
-    pub common: Common,
+    pub meta: AdapterMeta,
 }
 
 impl OftConfig {
@@ -41,7 +41,7 @@ impl OftConfig {
             use_cayley_neumann: true,
             num_cayley_neumann_terms: 5,
             targets: targets.into(),
-            common: Common::default(),
+            meta: AdapterMeta::default(),
         }
     }
 
@@ -62,12 +62,12 @@ impl OftConfig {
             use_cayley_neumann: fields.optional("use_cayley_neumann", "true or false")?.unwrap_or(true),
             num_cayley_neumann_terms: fields.optional("num_cayley_neumann_terms", "a number")?.unwrap_or(5),
             targets: Targets::read(fields)?,
-            common: Common::read(fields)?,
+            meta: AdapterMeta::read(fields)?,
         })
     }
 
-    fn rule(&self, place: &Place) -> OftRule {
-        let [_, input] = place.linear();
+    fn rule(&self, site: &Site) -> OftRule {
+        let [_, input] = site.linear();
         let block = match self.r {
             0 => nearest_divisor(input, self.oft_block_size),
             r => input / nearest_divisor(input, r),
@@ -89,7 +89,7 @@ fn nearest_divisor(width: usize, wanted: usize) -> usize {
 impl Method for OftConfig {
     fn about(&self) -> About<'_> {
         // Rotations do not commute: `peft` merges two of them in another order than it applies them.
-        About { peft_type: "OFT", common: &self.common, targets: Some(&self.targets), company: Company::Alone }
+        About { peft_type: "OFT", meta: &self.meta, targets: Some(&self.targets), combines_with: CanCombineWith::Alone }
     }
 
     fn validate(&self) -> Result<(), AdapterError> {
@@ -120,9 +120,9 @@ impl Method for OftConfig {
         fields
     }
 
-    fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
-        let places = self.targets.select(model, Place::is_linear, model.shape.usual.lora)?;
-        Plan::of_linears(places, |place| Ok(self.rule(place)))
+    fn plan(&self, model: &ModelOutline) -> Result<Plan, AdapterError> {
+        let sites = self.targets.select(model, Site::is_linear, model.shape.usual.lora)?;
+        Plan::of_linears(sites, |site| Ok(self.rule(site)))
     }
 }
 
@@ -219,7 +219,7 @@ impl Rule for OftRule {
 }
 
 impl LinearRule for OftRule {
-    fn bind(&self, own: &Own) -> Box<dyn BoundLinear + '_> {
+    fn bind(&self, own: &RuleTensors) -> Box<dyn BoundLinear + '_> {
         // Of a block of one element there is nothing to rotate.
         let rotations = (self.block > 1).then(|| self.rotations(&own.get("oft_R.weight")));
         Box::new(BoundOft { rule: self, rotations })

@@ -9,9 +9,9 @@ use super::prompt::{
 };
 use crate::AdapterError;
 use crate::fields::Fields;
-use crate::method::{About, Common, Company, Method, Plan};
-use crate::outline::Outline;
-use crate::rule::{Init, InputRule, Own, Prefix, Rule, TensorSpec};
+use crate::method::{About, AdapterMeta, CanCombineWith, Method, Plan};
+use crate::outline::ModelOutline;
+use crate::rule::{Init, InputRule, Prefix, Rule, RuleTensors, TensorSpec};
 
 /// Prefix tuning; the fields are named as in `peft.PrefixTuningConfig`.
 ///
@@ -30,7 +30,7 @@ pub struct PrefixTuningConfig {
     /// Whether the network is gone, as in every saved adapter.
     pub inference_mode: bool,
     /// The fields that every method has.
-    pub common: Common,
+    pub meta: AdapterMeta,
 }
 
 impl PrefixTuningConfig {
@@ -42,7 +42,7 @@ impl PrefixTuningConfig {
             encoder_hidden_size: None,
             num_transformer_submodules: None,
             inference_mode: false,
-            common: Common::default(),
+            meta: AdapterMeta::default(),
         }
     }
 
@@ -55,14 +55,14 @@ impl PrefixTuningConfig {
             encoder_hidden_size: fields.optional("encoder_hidden_size", "a width")?,
             num_transformer_submodules,
             inference_mode: true,
-            common: Common::read(fields)?,
+            meta: AdapterMeta::read(fields)?,
         })
     }
 }
 
 impl Method for PrefixTuningConfig {
     fn about(&self) -> About<'_> {
-        About { peft_type: "PREFIX_TUNING", common: &self.common, targets: None, company: Company::Alone }
+        About { peft_type: "PREFIX_TUNING", meta: &self.meta, targets: None, combines_with: CanCombineWith::Alone }
     }
 
     fn validate(&self) -> Result<(), AdapterError> {
@@ -76,11 +76,11 @@ impl Method for PrefixTuningConfig {
         fields
     }
 
-    fn model_fields(&self, model: &Outline) -> Map<String, Value> {
+    fn model_fields(&self, model: &ModelOutline) -> Map<String, Value> {
         model_sizes(self.num_transformer_submodules, model.shape.num_heads * model.shape.d_kv, model)
     }
 
-    fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
+    fn plan(&self, model: &ModelOutline) -> Result<Plan, AdapterError> {
         let prefix = PrefixRule {
             tokens: self.num_virtual_tokens,
             layers: model.shape.num_layers,
@@ -138,7 +138,7 @@ impl Rule for PrefixRule {
 }
 
 impl InputRule for PrefixRule {
-    fn prefix(&self, own: &Own) -> Option<Vec<Prefix>> {
+    fn prefix(&self, own: &RuleTensors) -> Option<Vec<Prefix>> {
         Some(self.split(&own.get(PROMPT)))
     }
 }
@@ -151,7 +151,7 @@ struct Projection {
 }
 
 impl Projection {
-    fn embeddings(&self, own: &Own) -> Tensor<2> {
+    fn embeddings(&self, own: &RuleTensors) -> Tensor<2> {
         linear(linear(own.get(EMBEDDING), own, "transform.0").tanh(), own, "transform.2")
     }
 }
@@ -165,11 +165,11 @@ impl Rule for Projection {
 }
 
 impl InputRule for Projection {
-    fn prefix(&self, own: &Own) -> Option<Vec<Prefix>> {
+    fn prefix(&self, own: &RuleTensors) -> Option<Vec<Prefix>> {
         Some(self.prefix.split(&self.embeddings(own)))
     }
 
-    fn saved(&self, own: &Own) -> Option<(TensorSpec, Tensor<2>)> {
+    fn saved(&self, own: &RuleTensors) -> Option<(TensorSpec, Tensor<2>)> {
         Some((self.prefix.spec(), self.embeddings(own)))
     }
 }

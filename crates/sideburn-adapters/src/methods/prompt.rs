@@ -7,9 +7,9 @@ use sideburn_kernels::{Key, embedding};
 use super::checks::check;
 use crate::AdapterError;
 use crate::fields::{Fields, fields};
-use crate::method::{About, Common, Company, Method, Plan};
-use crate::outline::Outline;
-use crate::rule::{Init, InputRule, Own, Rule, TensorSpec, Weights};
+use crate::method::{About, AdapterMeta, CanCombineWith, Method, Plan};
+use crate::outline::ModelOutline;
+use crate::rule::{Init, InputRule, Rule, RuleTensors, TensorSpec, Weights};
 
 /// What the virtual tokens of prompt tuning begin as.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,7 +42,7 @@ pub struct PromptTuningConfig {
     /// How many stacks of layers `peft` stores virtual tokens for; by default those that the model has.
     pub num_transformer_submodules: Option<usize>,
     /// The fields that every method has.
-    pub common: Common,
+    pub meta: AdapterMeta,
 }
 
 impl PromptTuningConfig {
@@ -52,7 +52,7 @@ impl PromptTuningConfig {
             num_virtual_tokens,
             prompt_tuning_init: PromptInit::Random,
             num_transformer_submodules: None,
-            common: Common::default(),
+            meta: AdapterMeta::default(),
         }
     }
 
@@ -66,7 +66,7 @@ impl PromptTuningConfig {
             num_virtual_tokens,
             prompt_tuning_init: PromptInit::Random,
             num_transformer_submodules,
-            common: Common::read(fields)?,
+            meta: AdapterMeta::read(fields)?,
         })
     }
 }
@@ -100,7 +100,7 @@ pub(super) fn size_fields(num_virtual_tokens: usize) -> Map<String, Value> {
 }
 
 /// The sizes that `peft` records of the model; of a prefix the width of all heads together is that of its tokens.
-pub(super) fn model_sizes(given: Option<usize>, token_dim: usize, model: &Outline) -> Map<String, Value> {
+pub(super) fn model_sizes(given: Option<usize>, token_dim: usize, model: &ModelOutline) -> Map<String, Value> {
     fields! {
         "num_transformer_submodules": submodules(given, model),
         "token_dim": token_dim,
@@ -109,13 +109,13 @@ pub(super) fn model_sizes(given: Option<usize>, token_dim: usize, model: &Outlin
     }
 }
 
-pub(super) fn submodules(given: Option<usize>, model: &Outline) -> usize {
+pub(super) fn submodules(given: Option<usize>, model: &ModelOutline) -> usize {
     given.unwrap_or(if model.shape.encoder_decoder { 2 } else { 1 })
 }
 
 impl Method for PromptTuningConfig {
     fn about(&self) -> About<'_> {
-        About { peft_type: "PROMPT_TUNING", common: &self.common, targets: None, company: Company::Alone }
+        About { peft_type: "PROMPT_TUNING", meta: &self.meta, targets: None, combines_with: CanCombineWith::Alone }
     }
 
     fn validate(&self) -> Result<(), AdapterError> {
@@ -139,11 +139,11 @@ impl Method for PromptTuningConfig {
         fields
     }
 
-    fn model_fields(&self, model: &Outline) -> Map<String, Value> {
+    fn model_fields(&self, model: &ModelOutline) -> Map<String, Value> {
         model_sizes(self.num_transformer_submodules, model.shape.d_model, model)
     }
 
-    fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
+    fn plan(&self, model: &ModelOutline) -> Result<Plan, AdapterError> {
         let stored = self.num_virtual_tokens * submodules(self.num_transformer_submodules, model);
         let init = match &self.prompt_tuning_init {
             PromptInit::Random => Init::Normal(1.0),
@@ -159,7 +159,7 @@ impl Method for PromptTuningConfig {
 }
 
 /// The embeddings of these tokens.
-fn rows_of(ids: Vec<u32>, model: &Outline) -> Result<Init, AdapterError> {
+fn rows_of(ids: Vec<u32>, model: &ModelOutline) -> Result<Init, AdapterError> {
     if let Some(id) = ids.iter().find(|id| **id as usize >= model.vocabulary()) {
         return Err(AdapterError::InvalidField {
             field: "prompt_tuning_init_text",
@@ -190,7 +190,7 @@ impl Rule for Prompt {
 }
 
 impl InputRule for Prompt {
-    fn virtual_tokens(&self, own: &Own) -> Option<Tensor<2>> {
+    fn virtual_tokens(&self, own: &RuleTensors) -> Option<Tensor<2>> {
         Some(own.get(PROMPT).narrow(0, 0, self.used))
     }
 }
@@ -217,7 +217,7 @@ pub struct PTuningConfig {
     /// Whether the network is gone, as in every saved adapter.
     pub inference_mode: bool,
     /// The fields that every method has.
-    pub common: Common,
+    pub meta: AdapterMeta,
 }
 
 impl PTuningConfig {
@@ -228,7 +228,7 @@ impl PTuningConfig {
             encoder_hidden_size: None,
             num_transformer_submodules: None,
             inference_mode: false,
-            common: Common::default(),
+            meta: AdapterMeta::default(),
         }
     }
 
@@ -243,14 +243,14 @@ impl PTuningConfig {
             encoder_hidden_size: fields.optional("encoder_hidden_size", "a width")?,
             num_transformer_submodules,
             inference_mode: true,
-            common: Common::read(fields)?,
+            meta: AdapterMeta::read(fields)?,
         })
     }
 }
 
 impl Method for PTuningConfig {
     fn about(&self) -> About<'_> {
-        About { peft_type: "P_TUNING", common: &self.common, targets: None, company: Company::Alone }
+        About { peft_type: "P_TUNING", meta: &self.meta, targets: None, combines_with: CanCombineWith::Alone }
     }
 
     fn validate(&self) -> Result<(), AdapterError> {
@@ -266,11 +266,11 @@ impl Method for PTuningConfig {
         fields
     }
 
-    fn model_fields(&self, model: &Outline) -> Map<String, Value> {
+    fn model_fields(&self, model: &ModelOutline) -> Map<String, Value> {
         model_sizes(self.num_transformer_submodules, model.shape.d_model, model)
     }
 
-    fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
+    fn plan(&self, model: &ModelOutline) -> Result<Plan, AdapterError> {
         let stored = self.num_virtual_tokens * submodules(self.num_transformer_submodules, model);
         let prompt =
             Prompt { used: self.num_virtual_tokens, stored, width: model.shape.d_model, init: Init::Normal(1.0) };
@@ -290,7 +290,7 @@ struct PromptEncoder {
 }
 
 impl PromptEncoder {
-    fn embeddings(&self, own: &Own) -> Tensor<2> {
+    fn embeddings(&self, own: &RuleTensors) -> Tensor<2> {
         let hidden = activation::relu(linear(own.get(EMBEDDING), own, "mlp_head.0"));
         linear(activation::relu(linear(hidden, own, "mlp_head.2")), own, "mlp_head.4")
     }
@@ -300,7 +300,7 @@ impl PromptEncoder {
 pub(super) const EMBEDDING: &str = "prompt_encoder.embedding.weight";
 
 /// `x W^T + b` for the linear layer of that name of a network of [`network_specs`].
-pub(super) fn linear(x: Tensor<2>, own: &Own, layer: &str) -> Tensor<2> {
+pub(super) fn linear(x: Tensor<2>, own: &RuleTensors, layer: &str) -> Tensor<2> {
     let [weight, bias] = ["weight", "bias"].map(|part| own.get(&format!("prompt_encoder.{layer}.{part}")));
     x.matmul(weight.transpose()) + bias
 }
@@ -340,11 +340,11 @@ impl Rule for PromptEncoder {
 }
 
 impl InputRule for PromptEncoder {
-    fn virtual_tokens(&self, own: &Own) -> Option<Tensor<2>> {
+    fn virtual_tokens(&self, own: &RuleTensors) -> Option<Tensor<2>> {
         Some(self.embeddings(own).narrow(0, 0, self.prompt.used))
     }
 
-    fn saved(&self, own: &Own) -> Option<(TensorSpec, Tensor<2>)> {
+    fn saved(&self, own: &RuleTensors) -> Option<(TensorSpec, Tensor<2>)> {
         Some((self.prompt.spec(), self.embeddings(own)))
     }
 }

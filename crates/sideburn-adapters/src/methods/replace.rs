@@ -5,10 +5,11 @@ use serde_json::{Map, Value};
 
 use crate::fields::Fields;
 use crate::in_peft::PeftDifference;
-use crate::method::{About, Common, Company, Method, Plan};
-use crate::outline::{Outline, Place, PlaceKind};
+use crate::method::{About, AdapterMeta, CanCombineWith, Method, Plan};
+use crate::outline::{ModelOutline, Site, SiteKind};
 use crate::rule::{
-    BoundLinear, BoundTable, Init, LinearRule, Own, Replacement, Rule, TableRule, TensorSpec, VectorRule, Weights,
+    BoundLinear, BoundTable, Init, LinearRule, Replacement, Rule, RuleTensors, TableRule, TensorSpec, VectorRule,
+    Weights,
 };
 use crate::targets::Targets;
 use crate::{AdapterError, Pass};
@@ -26,32 +27,32 @@ pub(crate) struct Replace {
 }
 
 impl Replace {
-    /// All that is at `place`.
-    pub(crate) fn all(place: &Place) -> Self {
-        Self::weight(place, "weight", "bias")
+    /// All that is at `site`.
+    pub(crate) fn all(site: &Site) -> Self {
+        Self::weight(site, "weight", "bias")
     }
 
-    fn weight(place: &Place, name: &'static str, bias_name: &'static str) -> Self {
-        let (shape, bias) = match place.kind {
-            PlaceKind::Linear { out, input, bias } => (vec![out, input], bias.then_some((bias_name, out))),
-            PlaceKind::Embedding { rows, width }
-            | PlaceKind::Table { rows, width }
-            | PlaceKind::Reader { rows, width }
-            | PlaceKind::TiedHead { rows, width } => (vec![rows, width], None),
-            PlaceKind::Vector { len } => (vec![len], None),
+    fn weight(site: &Site, name: &'static str, bias_name: &'static str) -> Self {
+        let (shape, bias) = match site.kind {
+            SiteKind::Linear { out, input, bias } => (vec![out, input], bias.then_some((bias_name, out))),
+            SiteKind::Embedding { rows, width }
+            | SiteKind::Table { rows, width }
+            | SiteKind::Reader { rows, width }
+            | SiteKind::TiedHead { rows, width } => (vec![rows, width], None),
+            SiteKind::Vector { len } => (vec![len], None),
         };
         Self { weight: Some((name, shape)), bias, trainable: true, sites: Vec::new() }
     }
 
     /// The weight of the base as it is, which is stored and not trained.
-    pub(crate) fn base_weight(place: &Place) -> Self {
-        Self { trainable: false, bias: None, ..Self::weight(place, "base_layer.weight", "") }
+    pub(crate) fn base_weight(site: &Site) -> Self {
+        Self { trainable: false, bias: None, ..Self::weight(site, "base_layer.weight", "") }
     }
 
     /// The weight of an embedding or a head, which the file holds at each of `sites` and which is not trained.
-    pub(crate) fn carried(place: &Place, sites: &[&str]) -> Self {
+    pub(crate) fn carried(site: &Site, sites: &[&str]) -> Self {
         let sites = sites.iter().map(|site| (*site).to_owned()).collect();
-        Self { sites, trainable: false, bias: None, ..Self::all(place) }
+        Self { sites, trainable: false, bias: None, ..Self::all(site) }
     }
 
     /// The bias alone.
@@ -59,20 +60,20 @@ impl Replace {
         Self { weight: None, bias: Some((name, len)), trainable: true, sites: Vec::new() }
     }
 
-    /// Plans the rule at `place`, whatever that is.
-    pub(crate) fn add_to(self, plan: &mut Plan, place: &Place) {
-        match place.kind {
-            PlaceKind::Linear { .. } => plan.add_linear(place, self),
-            PlaceKind::TiedHead { rows, width } => plan.add_table(place, OwnHead::new([rows, width])),
-            PlaceKind::Embedding { .. } | PlaceKind::Table { .. } | PlaceKind::Reader { .. } => {
-                plan.add_table(place, self);
+    /// Plans the rule at `site`, whatever that is.
+    pub(crate) fn add_to(self, plan: &mut Plan, site: &Site) {
+        match site.kind {
+            SiteKind::Linear { .. } => plan.add_linear(site, self),
+            SiteKind::TiedHead { rows, width } => plan.add_table(site, OwnHead::new([rows, width])),
+            SiteKind::Embedding { .. } | SiteKind::Table { .. } | SiteKind::Reader { .. } => {
+                plan.add_table(site, self);
             }
-            PlaceKind::Vector { .. } => plan.add_vector(place, self),
+            SiteKind::Vector { .. } => plan.add_vector(site, self),
         }
     }
 
     /// The weight, of a rule that replaces one.
-    fn own_weight(&self, own: &Own) -> Option<Tensor<2>> {
+    fn own_weight(&self, own: &RuleTensors) -> Option<Tensor<2>> {
         self.weight.as_ref().map(|(name, _)| own.get(name))
     }
 }
@@ -95,7 +96,7 @@ impl Rule for Replace {
 }
 
 impl LinearRule for Replace {
-    fn bind(&self, own: &Own) -> Box<dyn BoundLinear + '_> {
+    fn bind(&self, own: &RuleTensors) -> Box<dyn BoundLinear + '_> {
         let bias = self.bias.map(|(name, _)| own.get(name));
         Box::new(OwnWeights(Replacement { weight: self.own_weight(own), bias }))
     }
@@ -115,7 +116,7 @@ impl BoundLinear for OwnWeights {
 }
 
 impl TableRule for Replace {
-    fn bind(&self, own: &Own) -> Box<dyn BoundTable + '_> {
+    fn bind(&self, own: &RuleTensors) -> Box<dyn BoundTable + '_> {
         Box::new(OwnTable(self.own_weight(own)))
     }
 }
@@ -134,7 +135,7 @@ impl BoundTable for OwnTable {
 }
 
 impl VectorRule for Replace {
-    fn value(&self, base: Tensor<1>, own: &Own) -> Tensor<1> {
+    fn value(&self, base: Tensor<1>, own: &RuleTensors) -> Tensor<1> {
         self.own_weight(own).map_or(base, |weight| weight.squeeze_dim(0))
     }
 }
@@ -170,7 +171,7 @@ impl Rule for OwnHead {
 }
 
 impl TableRule for OwnHead {
-    fn bind(&self, own: &Own) -> Box<dyn BoundTable + '_> {
+    fn bind(&self, own: &RuleTensors) -> Box<dyn BoundTable + '_> {
         Box::new(BoundHead(own.get(self.part)))
     }
 }
@@ -194,26 +195,26 @@ impl BoundTable for BoundHead {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FullConfig {
     /// The fields that every method has.
-    pub common: Common,
+    pub meta: AdapterMeta,
 }
 
 impl FullConfig {
     pub(crate) fn read(fields: &Fields<'_>) -> Result<Self, AdapterError> {
-        Ok(Self { common: Common::read(fields)? })
+        Ok(Self { meta: AdapterMeta::read(fields)? })
     }
 }
 
 impl Method for FullConfig {
     fn about(&self) -> About<'_> {
-        About { peft_type: "FULL", common: &self.common, targets: None, company: Company::Alone }
+        About { peft_type: "FULL", meta: &self.meta, targets: None, combines_with: CanCombineWith::Alone }
     }
 
     fn validate(&self) -> Result<(), AdapterError> {
-        match self.common.modules_to_save.is_empty() {
+        match self.meta.modules_to_save.is_empty() {
             true => Ok(()),
             false => Err(AdapterError::InvalidField {
                 field: "modules_to_save",
-                found: format!("{:?}", self.common.modules_to_save),
+                found: format!("{:?}", self.meta.modules_to_save),
                 expected: "nothing, as full fine-tuning saves every module",
             }),
         }
@@ -223,15 +224,15 @@ impl Method for FullConfig {
         Map::new()
     }
 
-    fn differences_in_peft(&self, _model: &Outline) -> Result<Vec<PeftDifference>, AdapterError> {
+    fn differences_in_peft(&self, _model: &ModelOutline) -> Result<Vec<PeftDifference>, AdapterError> {
         Ok(vec![PeftDifference::NoSuchMethod { peft_type: self.peft_type() }])
     }
 
-    fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
+    fn plan(&self, model: &ModelOutline) -> Result<Plan, AdapterError> {
         let mut plan = Plan::default();
         // A copy of the embedding is one under all its names.
-        let places = model.places.iter().filter(|place| !place.is_name_of_embedding());
-        places.for_each(|place| Replace::all(place).add_to(&mut plan, place));
+        let sites = model.sites.iter().filter(|site| !site.is_name_of_embedding());
+        sites.for_each(|site| Replace::all(site).add_to(&mut plan, site));
         Ok(plan)
     }
 }
@@ -242,22 +243,27 @@ pub struct LnTuningConfig {
     /// Which norms; all of them by default.
     pub targets: Targets,
     /// The fields that every method has.
-    pub common: Common,
+    pub meta: AdapterMeta,
 }
 
 impl LnTuningConfig {
     pub(crate) fn read(fields: &Fields<'_>) -> Result<Self, AdapterError> {
-        Ok(Self { targets: Targets::read(fields)?, common: Common::read(fields)? })
+        Ok(Self { targets: Targets::read(fields)?, meta: AdapterMeta::read(fields)? })
     }
 }
 
 impl Method for LnTuningConfig {
     fn about(&self) -> About<'_> {
-        About { peft_type: "LN_TUNING", common: &self.common, targets: Some(&self.targets), company: Company::Alone }
+        About {
+            peft_type: "LN_TUNING",
+            meta: &self.meta,
+            targets: Some(&self.targets),
+            combines_with: CanCombineWith::Alone,
+        }
     }
 
-    fn can_target(&self, place: &Place) -> bool {
-        place.is_vector()
+    fn can_target(&self, site: &Site) -> bool {
+        site.is_vector()
     }
 
     fn fields(&self) -> Map<String, Value> {
@@ -268,17 +274,17 @@ impl Method for LnTuningConfig {
         fields
     }
 
-    fn differences_in_peft(&self, _model: &Outline) -> Result<Vec<PeftDifference>, AdapterError> {
+    fn differences_in_peft(&self, _model: &ModelOutline) -> Result<Vec<PeftDifference>, AdapterError> {
         let (peft_type, field) = (self.peft_type(), "layers_to_transform");
         let is_chosen = self.targets.layers_to_transform.is_some();
         Ok(is_chosen.then_some(PeftDifference::NoSuchField { peft_type, field }).into_iter().collect())
     }
 
-    fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
-        let places = self.targets.select(model, |place| self.can_target(place), model.shape.usual.norms)?;
+    fn plan(&self, model: &ModelOutline) -> Result<Plan, AdapterError> {
+        let sites = self.targets.select(model, |site| self.can_target(site), model.shape.usual.norms)?;
         let mut plan = Plan::default();
-        for place in places {
-            plan.add_vector(place, Replace::weight(place, "ln_tuning_layers.weight", "ln_tuning_layers.bias"));
+        for site in sites {
+            plan.add_vector(site, Replace::weight(site, "ln_tuning_layers.weight", "ln_tuning_layers.bias"));
         }
         Ok(plan)
     }

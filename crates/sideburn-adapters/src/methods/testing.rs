@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
 
-use crate::rule::{AtLinear, Call, LinearRule, LowRankRule, Own, Weights};
+use crate::rule::{AtLinear, Call, LinearRule, LowRankRule, RuleTensors, Weights};
 use crate::tensors::random_weight;
 use crate::{AdaptedLinear, Key, Pass};
 
@@ -23,10 +23,10 @@ pub(super) fn assert_branch_merged_as_computed(rule: impl LowRankRule + 'static,
 }
 
 /// The tensors of a rule, drawn at random.
-pub(super) fn drawn(rule: &AtLinear) -> Own {
+pub(super) fn drawn(rule: &AtLinear) -> RuleTensors {
     let specs = rule.rule().tensors();
     let tensors = specs.iter().zip(2..).map(|(spec, seed)| random(spec.dims(), 0.5, seed)).collect();
-    Own::new(specs.into(), tensors)
+    RuleTensors::new(specs.into(), tensors)
 }
 
 fn check(rule: &AtLinear, [out, input]: [usize; 2]) {

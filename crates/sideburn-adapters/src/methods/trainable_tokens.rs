@@ -8,9 +8,9 @@ use sideburn_kernels::embedding;
 
 use crate::fields::{Fields, fields};
 use crate::in_peft::PeftDifference;
-use crate::method::{About, Common, Company, Method, Plan};
-use crate::outline::{Outline, Place, PlaceKind};
-use crate::rule::{BoundTable, Init, Own, Rule, TableRule, TensorSpec, Weights};
+use crate::method::{About, AdapterMeta, CanCombineWith, Method, Plan};
+use crate::outline::{ModelOutline, Site, SiteKind};
+use crate::rule::{BoundTable, Init, Rule, RuleTensors, TableRule, TensorSpec, Weights};
 use crate::tensors::in_dtype;
 use crate::{AdapterError, Pass};
 
@@ -24,13 +24,13 @@ pub struct TrainableTokensConfig {
     /// The tokens.
     pub token_indices: Vec<usize>,
     /// The fields that every method has.
-    pub common: Common,
+    pub meta: AdapterMeta,
 }
 
 impl TrainableTokensConfig {
     /// Of these tokens.
     pub fn new(token_indices: impl Into<Vec<usize>>) -> Self {
-        Self { token_indices: token_indices.into(), common: Common::default() }
+        Self { token_indices: token_indices.into(), meta: AdapterMeta::default() }
     }
 
     pub(crate) fn read(fields: &Fields<'_>) -> Result<Self, AdapterError> {
@@ -40,29 +40,29 @@ impl TrainableTokensConfig {
         }
         Ok(Self {
             token_indices: fields.required("token_indices", "a list of token ids")?,
-            common: Common::read(fields)?,
+            meta: AdapterMeta::read(fields)?,
         })
     }
 }
 
 impl Method for TrainableTokensConfig {
     fn about(&self) -> About<'_> {
-        About { peft_type: "TRAINABLE_TOKENS", common: &self.common, targets: None, company: Company::Alone }
+        About { peft_type: "TRAINABLE_TOKENS", meta: &self.meta, targets: None, combines_with: CanCombineWith::Alone }
     }
 
     fn fields(&self) -> Map<String, Value> {
         fields! { "token_indices": self.token_indices, "init_weights": true }
     }
 
-    fn differences_in_peft(&self, model: &Outline) -> Result<Vec<PeftDifference>, AdapterError> {
+    fn differences_in_peft(&self, model: &ModelOutline) -> Result<Vec<PeftDifference>, AdapterError> {
         Ok(model.head_taken_for_embedding().into_iter().collect())
     }
 
-    fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
+    fn plan(&self, model: &ModelOutline) -> Result<Plan, AdapterError> {
         let mut plan = Plan::default();
-        for place in model.places.iter().filter(|place| place.is_embedding()) {
+        for site in model.sites.iter().filter(|site| site.is_embedding()) {
             let copies = model.shape.embedding_copies;
-            plan.add_table(place, TokenRows::new(place, &self.token_indices, "trainable_tokens_delta", copies)?);
+            plan.add_table(site, TokenRows::new(site, &self.token_indices, "trainable_tokens_delta", copies)?);
         }
         Ok(plan)
     }
@@ -80,12 +80,12 @@ pub(super) struct TokenRows {
 
 impl TokenRows {
     pub(super) fn new(
-        place: &Place,
+        site: &Site,
         indices: &[usize],
         name: &'static str,
         copies: &'static [&'static str],
     ) -> Result<Self, AdapterError> {
-        let PlaceKind::Embedding { rows, width } = place.kind else { panic!("{} is no embedding", place.name) };
+        let SiteKind::Embedding { rows, width } = site.kind else { panic!("{} is no embedding", site.name) };
         let distinct: BTreeSet<usize> = indices.iter().copied().collect();
         if indices.is_empty() || distinct.len() < indices.len() || distinct.last().is_some_and(|last| *last >= rows) {
             return Err(AdapterError::InvalidField {
@@ -113,7 +113,7 @@ impl Rule for TokenRows {
 }
 
 impl TableRule for TokenRows {
-    fn bind(&self, own: &Own) -> Box<dyn BoundTable + '_> {
+    fn bind(&self, own: &RuleTensors) -> Box<dyn BoundTable + '_> {
         Box::new(BoundRows { rule: self, own: own.get(self.name) })
     }
 }

@@ -8,9 +8,9 @@ use serde_json::{Map, Value};
 use super::checks::{check_finite, check_probability, check_rank};
 use super::torch_random::TorchGenerator;
 use crate::fields::{Fields, fields};
-use crate::method::{About, Common, Company, Method, Plan};
-use crate::outline::{Outline, Place};
-use crate::rule::{BoundLinear, Call, Init, LinearRule, Own, Rule, TensorSpec, Weights};
+use crate::method::{About, AdapterMeta, CanCombineWith, Method, Plan};
+use crate::outline::{ModelOutline, Site};
+use crate::rule::{BoundLinear, Call, Init, LinearRule, Rule, RuleTensors, TensorSpec, Weights};
 use crate::targets::Targets;
 use crate::tensors::in_dtype;
 use crate::{AdapterError, Pass};
@@ -31,7 +31,7 @@ pub struct VeraConfig {
     /// Which layers are adapted; `peft` cannot exclude any.
     pub targets: Targets,
     /// The fields that every method has.
-    pub common: Common,
+    pub meta: AdapterMeta,
 }
 
 impl VeraConfig {
@@ -44,7 +44,7 @@ impl VeraConfig {
             vera_dropout: 0.0,
             d_initial: 0.1,
             targets: targets.into(),
-            common: Common::default(),
+            meta: AdapterMeta::default(),
         }
     }
 
@@ -59,14 +59,19 @@ impl VeraConfig {
             vera_dropout: fields.optional("vera_dropout", "a probability in [0, 1)")?.unwrap_or(0.0),
             d_initial: fields.optional("d_initial", "a number")?.unwrap_or(0.1),
             targets: Targets::read(fields)?,
-            common: Common::read(fields)?,
+            meta: AdapterMeta::read(fields)?,
         })
     }
 }
 
 impl Method for VeraConfig {
     fn about(&self) -> About<'_> {
-        About { peft_type: "VERA", common: &self.common, targets: Some(&self.targets), company: Company::Additive }
+        About {
+            peft_type: "VERA",
+            meta: &self.meta,
+            targets: Some(&self.targets),
+            combines_with: CanCombineWith::Additive,
+        }
     }
 
     fn validate(&self) -> Result<(), AdapterError> {
@@ -99,15 +104,15 @@ impl Method for VeraConfig {
         fields
     }
 
-    fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
-        let places = self.targets.select(model, Place::is_linear, model.shape.usual.lora)?;
-        let largest = places
+    fn plan(&self, model: &ModelOutline) -> Result<Plan, AdapterError> {
+        let sites = self.targets.select(model, Site::is_linear, model.shape.usual.lora)?;
+        let largest = sites
             .iter()
-            .map(|place| place.linear())
-            .fold([0, 0], |[out, input], place| [out.max(place[0]), input.max(place[1])]);
-        Plan::of_linears(places, |place| {
+            .map(|site| site.linear())
+            .fold([0, 0], |[out, input], site| [out.max(site[0]), input.max(site[1])]);
+        Plan::of_linears(sites, |site| {
             let projection = Projection { largest, seed: self.projection_prng_key, saved: self.save_projection };
-            let (shape, r, dropout, d_initial) = (place.linear(), self.r, self.vera_dropout, self.d_initial);
+            let (shape, r, dropout, d_initial) = (site.linear(), self.r, self.vera_dropout, self.d_initial);
             Ok(VeraRule { shape, projection, r, dropout, d_initial })
         })
     }
@@ -168,7 +173,7 @@ impl Rule for VeraRule {
 /// VeRA is a low-rank branch, with the factors `d * A` and `b * B`; but as such it would have gradients of `A` and `B`,
 /// which are large and not trained.
 impl LinearRule for VeraRule {
-    fn bind(&self, own: &Own) -> Box<dyn BoundLinear + '_> {
+    fn bind(&self, own: &RuleTensors) -> Box<dyn BoundLinear + '_> {
         let [out, input] = self.shape;
         Box::new(BoundVera {
             b: own.get("vera_lambda_b"),

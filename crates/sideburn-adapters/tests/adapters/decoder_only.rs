@@ -7,7 +7,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData, activation};
 use serde_json::{Value, json};
 use sideburn_adapters::{
-    AdaLoraConfig, AdaptedLinear, AdaptedModel, AdaptedTable, AdaptedVector, AdapterError, AdapterSet, Common,
+    AdaLoraConfig, AdaptedLinear, AdaptedModel, AdaptedTable, AdaptedVector, AdapterError, AdapterMeta, AdapterSet,
     FullConfig, Ia3Config, Key, LnTuningConfig, LoHaConfig, LoKrConfig, LoraConfig, LoraInit, Method, MethodRegistry,
     ModelShape, OftConfig, PTuningConfig, ParameterReport, Pass, PrefixTuningConfig, PromptInit, PromptTuningConfig,
     TokenPass, TrainableTokensConfig, VeraConfig, adapter_tensors, attach, list_weights, load_adapter, merge,
@@ -229,8 +229,10 @@ fn every_method() -> Vec<Case> {
     let norms = LnTuningConfig { targets: ["norm", "ln_f"].into(), ..LnTuningConfig::default() };
     let rotated = OftConfig { r: 0, oft_block_size: 2, ..OftConfig::new(TARGETS) };
     let lora = || LoraConfig { r: 2, ..LoraConfig::new(TARGETS) };
-    let with_head =
-        LoraConfig { common: Common { modules_to_save: vec!["lm_head".to_owned()], ..Common::default() }, ..lora() };
+    let with_head = LoraConfig {
+        meta: AdapterMeta { modules_to_save: vec!["lm_head".to_owned()], ..AdapterMeta::default() },
+        ..lora()
+    };
     let sampled = PromptInit::SampleVocab(5);
     vec![
         case(AdaLoraConfig { init_r: 3, target_r: 2, ..AdaLoraConfig::new(TARGETS, 100) }),
@@ -338,7 +340,7 @@ fn every_method_has_gradients() {
             squares += gradient.iter().map(|slope| f64::from(*slope).powi(2)).sum::<f64>();
             slopes.insert(name, gradient);
         }
-        for (name, site) in model.sites() {
+        for (name, site) in model.linears() {
             assert!(site.weight().dense().grad(&gradients).is_none(), "{kind}: the base trains at {name}");
         }
         // Along the gradient the loss rises by its norm.

@@ -6,9 +6,10 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use serde_json::{Map, Value, json};
 use sideburn_adapters::{
-    About, AdaptedLinear, AdaptedModel, AdapterError, AdapterSet, BoundLinear, Call, Common, Company, Fields, Init,
-    Key, LinearRule, LoraConfig, Method, ModelShape, Outline, Own, Pass, Place, Plan, Rule, Targets, TensorSpec,
-    Weights, adapter_tensors, attach, list_weights, load_adapter, merge, save_adapter, set_adapter_tensors,
+    About, AdaptedLinear, AdaptedModel, AdapterError, AdapterMeta, AdapterSet, BoundLinear, Call, CanCombineWith,
+    Fields, Init, Key, LinearRule, LoraConfig, Method, ModelOutline, ModelShape, Pass, Plan, Rule, RuleTensors, Site,
+    Targets, TensorSpec, Weights, adapter_tensors, attach, list_weights, load_adapter, merge, save_adapter,
+    set_adapter_tensors,
 };
 use sideburn_kernels::RowLayout;
 use sideburn_weights::{SafetensorsFile, TensorSource, write_safetensors};
@@ -19,7 +20,7 @@ use tempfile::tempdir;
 struct GainConfig {
     power: i32,
     targets: Targets,
-    common: Common,
+    meta: AdapterMeta,
 }
 
 impl GainConfig {
@@ -27,14 +28,19 @@ impl GainConfig {
         Ok(Self {
             power: fields.required("power", "a whole number")?,
             targets: Targets::read(fields)?,
-            common: Common::read(fields)?,
+            meta: AdapterMeta::read(fields)?,
         })
     }
 }
 
 impl Method for GainConfig {
     fn about(&self) -> About<'_> {
-        About { peft_type: "GAIN", common: &self.common, targets: Some(&self.targets), company: Company::Alone }
+        About {
+            peft_type: "GAIN",
+            meta: &self.meta,
+            targets: Some(&self.targets),
+            combines_with: CanCombineWith::Alone,
+        }
     }
 
     fn validate(&self) -> Result<(), AdapterError> {
@@ -50,9 +56,9 @@ impl Method for GainConfig {
         fields
     }
 
-    fn plan(&self, model: &Outline) -> Result<Plan, AdapterError> {
-        let places = self.targets.select(model, Place::is_linear, model.shape.usual.lora)?;
-        Plan::of_linears(places, |place| Ok(Gain { width: place.linear()[0], power: self.power }))
+    fn plan(&self, model: &ModelOutline) -> Result<Plan, AdapterError> {
+        let sites = self.targets.select(model, Site::is_linear, model.shape.usual.lora)?;
+        Plan::of_linears(sites, |site| Ok(Gain { width: site.linear()[0], power: self.power }))
     }
 }
 
@@ -69,7 +75,7 @@ impl Rule for Gain {
 }
 
 impl LinearRule for Gain {
-    fn bind(&self, own: &Own) -> Box<dyn BoundLinear + '_> {
+    fn bind(&self, own: &RuleTensors) -> Box<dyn BoundLinear + '_> {
         Box::new(BoundGain(own.get("gain").powi_scalar(self.power)))
     }
 }
@@ -141,7 +147,7 @@ impl AdaptedModel for Layers {
 fn a_method_from_outside_is_trained_saved_and_loaded() {
     let base = Layers::of_widths([3, 4, 2]);
     let mut model = base.clone();
-    let config = GainConfig { power: 2, targets: ["first", "second"].into(), common: Common::default() };
+    let config = GainConfig { power: 2, targets: ["first", "second"].into(), meta: AdapterMeta::default() };
     assert_eq!(attach(&mut model, "mine", config, Key::from_seed(2)).unwrap(), ["first", "second"]);
     assert_eq!(model.values(), base.values(), "factors of one");
 
@@ -156,7 +162,7 @@ fn a_method_from_outside_is_trained_saved_and_loaded() {
     })
     .unwrap();
     assert!(
-        model.sites().iter().all(|(_, site)| site.weight().dense().grad(&gradients).is_none()),
+        model.linears().iter().all(|(_, site)| site.weight().dense().grad(&gradients).is_none()),
         "the base is frozen"
     );
     let sum = |model: &Layers| model.values().iter().map(|y| y * y).sum::<f32>();

@@ -6,7 +6,7 @@ use std::path::Path;
 use burn::module::Param;
 use burn::tensor::Device;
 use sideburn_adapters::{
-    AdapterDir, Common, Ia3Config, Key, LoraConfig, Precision, adapter_tensors, attach, delete, fingerprint,
+    AdapterDir, AdapterMeta, Ia3Config, Key, LoraConfig, Precision, adapter_tensors, attach, delete, fingerprint,
     load_adapter, merge, save_adapter, swap_adapter, unmerge,
 };
 use sideburn_t5::T5;
@@ -118,8 +118,9 @@ fn an_adapter_remembers_its_base() {
 #[test]
 fn a_model_card_says_what_the_adapter_is() {
     let (directory, mut model) = (tempdir().unwrap(), base());
-    let common = Common { base_model_name_or_path: Some("google/t5-v1_1-small".to_owned()), ..Common::default() };
-    let lora = LoraConfig { r: 4, lora_alpha: 16.0, common, ..LoraConfig::new(["q", "v"]) };
+    let meta =
+        AdapterMeta { base_model_name_or_path: Some("google/t5-v1_1-small".to_owned()), ..AdapterMeta::default() };
+    let lora = LoraConfig { r: 4, lora_alpha: 16.0, meta, ..LoraConfig::new(["q", "v"]) };
     attach(&mut model, "default", lora, Key::from_seed(0)).unwrap();
     save_adapter(&model, "default", &directory).unwrap();
     let card = fs::read_to_string(directory.path().join("README.md")).unwrap();
@@ -139,8 +140,8 @@ fn a_model_card_says_what_the_adapter_is() {
 #[test]
 fn a_name_does_not_break_out_of_its_field() {
     let (directory, mut model) = (tempdir().unwrap(), base());
-    let common = Common { base_model_name_or_path: Some("a\"\n---\n# b".to_owned()), ..Common::default() };
-    attach(&mut model, "default", Ia3Config { common, ..Ia3Config::default() }, Key::from_seed(0)).unwrap();
+    let meta = AdapterMeta { base_model_name_or_path: Some("a\"\n---\n# b".to_owned()), ..AdapterMeta::default() };
+    attach(&mut model, "default", Ia3Config { meta, ..Ia3Config::default() }, Key::from_seed(0)).unwrap();
     save_adapter(&model, "default", &directory).unwrap();
     let card = fs::read_to_string(directory.path().join("README.md")).unwrap();
     assert!(card.starts_with("---\nbase_model: \"a\\\"\\n---\\n# b\"\nlibrary_name: peft\n"), "{card}");

@@ -3,8 +3,8 @@
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, Gradients, Tensor, TensorData};
 use sideburn_adapters::{
-    AdaptedModel, Key, MethodRegistry, PTuningConfig, Pass, PrefixTuningConfig, Regimens, VeraConfig, adapter_tensors,
-    attach, load_adapter, merge, save_adapter, set_adapter_tensors, unmerge,
+    AdaptedModel, Key, MethodRegistry, PTuningConfig, Pass, PrefixTuningConfig, TrainingHooks, VeraConfig,
+    adapter_tensors, attach, load_adapter, merge, save_adapter, set_adapter_tensors, unmerge,
 };
 use sideburn_t5::{LanguageModel, T5};
 use sideburn_weights::{SafetensorsFile, TensorSource};
@@ -52,7 +52,7 @@ impl Inputs {
     /// What is minimised in training.
     fn loss(&self, model: &T5) -> Tensor<1> {
         let cross_entropy = self.cross_entropy(model);
-        match Regimens::begin(model, 1000).unwrap().penalty(model) {
+        match TrainingHooks::begin(model, 1000).unwrap().penalty(model) {
             Some(penalty) => cross_entropy + penalty,
             None => cross_entropy,
         }

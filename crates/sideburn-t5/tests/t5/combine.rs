@@ -160,7 +160,7 @@ fn what_cannot_be_combined() {
     attach(&mut model, "bias", LoraConfig { lora_bias: true, ..LoraConfig::new(targets()) }, key).unwrap();
     attach(&mut model, "head", LoraConfig::new(["lm_head"]), key).unwrap();
     let mut copies = LoraConfig::new(targets());
-    copies.common.modules_to_save = vec!["encoder.final_layer_norm".to_owned()];
+    copies.meta.modules_to_save = vec!["encoder.final_layer_norm".to_owned()];
     attach(&mut model, "copies", copies, key).unwrap();
     attach(&mut model, "nan", LoraConfig::new(targets()), key).unwrap();
     set_adapter_tensors(&mut model, "nan", |name| name.ends_with("lora_A.weight").then(|| vec![f32::NAN; 512]))

@@ -85,7 +85,7 @@ fn patterns_that_are_not_taken_name_their_field() {
 #[test]
 fn dora_leaves_rows_of_zeros_alone() {
     let mut model = base(&Device::flex().autodiff());
-    for (name, site) in model.sites_mut() {
+    for (name, site) in model.linears_mut() {
         if name.ends_with(".q") {
             let weight = site.weight().dense();
             let zeros = weight.clone().narrow(0, 0, 3).zeros_like();
@@ -214,7 +214,7 @@ fn what_peft_makes_otherwise_is_told_when_it_is_saved() {
 fn with_embeddings(fields: &str, change: impl Fn(&str, Vec<f32>) -> Vec<f32>, rows: Option<usize>) -> TempDir {
     let directory = changed(ADAPTER, fields);
     let base = base(&Device::flex());
-    let [all, width] = base.sites().into_iter().find(|(name, _)| name == "lm_head").unwrap().1.shape();
+    let [all, width] = base.linears().into_iter().find(|(name, _)| name == "lm_head").unwrap().1.shape();
     let path = directory.path().join("adapter_model.safetensors");
     let file = sideburn_weights::StateDict::open(directory.path(), "adapter_model").unwrap();
     let mut tensors: std::collections::BTreeMap<_, _> =
@@ -278,7 +278,7 @@ fn a_copy_that_no_layer_reads_is_not_trained() {
 
     let mut model = base(&Device::flex());
     let mut config = LoraConfig::new(["q"]);
-    config.common.modules_to_save = vec!["shared".to_owned()];
+    config.meta.modules_to_save = vec!["shared".to_owned()];
     let error = attach(&mut model, "a", config, Key::from_seed(0)).unwrap_err().to_string();
     assert!(error.contains("shared has no effect in `peft`: no layer reads its copy"), "{error}");
 }
@@ -363,7 +363,7 @@ fn factors_at_the_names_of_an_embedding() {
 fn modules_to_save_are_named_by_their_ends() {
     let mut model = base(&Device::flex());
     let mut config = LoraConfig::new(["q"]);
-    config.common.modules_to_save = vec!["layer_norm".to_owned()];
+    config.meta.modules_to_save = vec!["layer_norm".to_owned()];
     attach(&mut model, "a", config, Key::from_seed(0)).unwrap();
     let norms: Vec<_> =
         adapter_tensors(&model, "a").unwrap().into_keys().filter(|name| name.contains("norm")).collect();

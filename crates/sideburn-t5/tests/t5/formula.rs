@@ -42,7 +42,7 @@ pub(crate) fn model(config: &T5Config, device: &Device) -> T5 {
 /// Writes an adapter of `model` on `q` and `v` to `directory`, as `peft` would.
 pub(crate) fn write_adapter(model: &T5, config: &LoraConfig, directory: &Path) {
     let mut tensors = Vec::new();
-    for (site, linear) in model.sites() {
+    for (site, linear) in model.linears() {
         if !(site.ends_with(".q") || site.ends_with(".v")) {
             continue;
         }

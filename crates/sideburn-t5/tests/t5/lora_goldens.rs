@@ -102,7 +102,7 @@ fn lora_on_the_flan_t5_small_architecture() {
 fn gradient_difference(model: &T5, loss: Tensor<1>, io: &Golden) -> (f64, f64) {
     let gradients = loss.backward();
     let (mut squared_error, mut squared_norm, mut compared) = (0.0, 0.0, 0);
-    for (site, linear) in model.sites() {
+    for (site, linear) in model.linears() {
         assert!(linear.weight().dense().grad(&gradients).is_none(), "{site}: the base must not be differentiated");
     }
     for (name, param) in adapter_tensors(model, "default").unwrap() {
@@ -175,7 +175,7 @@ fn a_fresh_adapter_changes_nothing() {
     let sites = attach(&mut model, "default", config.clone(), Key::from_seed(1)).unwrap();
     assert_eq!(sites.len(), 12);
     assert_eq!(logits(&model, &io), logits(&base, &io), "B is zero");
-    assert!(base.sites().iter().all(|(_, linear)| linear.slots().len() == 0), "the original is not touched");
+    assert!(base.linears().iter().all(|(_, linear)| linear.slots().len() == 0), "the original is not touched");
 
     // A is uniform in ±1 / sqrt(in), as `kaiming_uniform_(a=sqrt(5))` draws it.
     let tensors = adapter_tensors(&model, "default").unwrap();

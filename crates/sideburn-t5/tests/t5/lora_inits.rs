@@ -48,7 +48,7 @@ fn tensor(model: &T5, site: &str, name: &str) -> Tensor<2> {
 }
 
 fn weight(model: &T5, site: &str) -> Tensor<2> {
-    model.sites().into_iter().find(|(name, _)| name == site).unwrap().1.weight().dense()
+    model.linears().into_iter().find(|(name, _)| name == site).unwrap().1.weight().dense()
 }
 
 fn read(golden: &Golden, name: &str) -> Tensor<2> {

@@ -4,7 +4,7 @@ use std::fmt::Debug;
 
 use burn::tensor::Device;
 use sideburn_adapters::{
-    AdaLoraConfig, Common, Key, LoHaConfig, LoKrConfig, Lycoris, Method, MethodRegistry, OftConfig, Pass,
+    AdaLoraConfig, AdapterMeta, Key, LoHaConfig, LoKrConfig, Lycoris, Method, MethodRegistry, OftConfig, Pass,
     TargetModules, Targets, VeraConfig, adapter_tensors, attach,
 };
 use sideburn_t5::{LanguageModel, T5};
@@ -39,7 +39,7 @@ fn check<C: Method + Clone + PartialEq + Debug>(config: C) {
 #[test]
 fn new_adapters_change_nothing() {
     let targets = Targets { layers_to_transform: Some(vec![1]), ..["q", "wo"].into() };
-    let common = Common { task_type: Some("SEQ_2_SEQ_LM".to_owned()), ..Common::default() };
+    let meta = AdapterMeta { task_type: Some("SEQ_2_SEQ_LM".to_owned()), ..AdapterMeta::default() };
     let lycoris = Lycoris {
         r: 2,
         alpha: 1.5,
@@ -61,25 +61,25 @@ fn new_adapters_change_nothing() {
         beta2: 0.75,
         orth_reg_weight: 0.25,
         rank_pattern: [("encoder.block.1.layer.0.SelfAttention.q".to_owned(), kept)].into(),
-        common: common.clone(),
+        meta: meta.clone(),
         ..AdaLoraConfig::new(targets.clone(), 100)
     });
-    check(LoHaConfig { lycoris: lycoris.clone(), targets: targets.clone(), common: common.clone() });
+    check(LoHaConfig { lycoris: lycoris.clone(), targets: targets.clone(), meta: meta.clone() });
     check(LoKrConfig {
         lycoris,
         decompose_both: true,
         decompose_factor: Some(4),
         rank_dropout_scale: true,
         targets: targets.clone(),
-        common: common.clone(),
+        meta: meta.clone(),
     });
     let (projection_prng_key, vera_dropout, d_initial) = (7, 0.25, 0.5);
     let vera = VeraConfig::new(targets.clone());
-    check(VeraConfig { r: 4, projection_prng_key, vera_dropout, d_initial, common: common.clone(), ..vera });
+    check(VeraConfig { r: 4, projection_prng_key, vera_dropout, d_initial, meta: meta.clone(), ..vera });
     for (r, oft_block_size, block_share, use_cayley_neumann, num_cayley_neumann_terms) in
         [(0, 32, false, true, 5), (4, 0, true, false, 3)]
     {
-        let (targets, common) = (targets.clone(), common.clone());
+        let (targets, meta) = (targets.clone(), meta.clone());
         check(OftConfig {
             r,
             oft_block_size,
@@ -87,7 +87,7 @@ fn new_adapters_change_nothing() {
             use_cayley_neumann,
             num_cayley_neumann_terms,
             targets,
-            common,
+            meta,
         });
     }
 }

@@ -3,9 +3,9 @@
 
 use burn::tensor::{Device, Tensor};
 use sideburn_adapters::{
-    AdaptedModel, AdapterError, Common, Ia3Config, Key, LoraConfig, Method, ParameterReport, Pass, PromptTuningConfig,
-    adapter_tensors, attach, delete, load_adapter, merge, merge_and_unload, merge_drift, save_adapter, set_active,
-    set_adapter_tensors, set_trainable, swap_adapter, unmerge, without_adapters,
+    AdaptedModel, AdapterError, AdapterMeta, Ia3Config, Key, LoraConfig, Method, ParameterReport, Pass,
+    PromptTuningConfig, adapter_tensors, attach, delete, load_adapter, merge, merge_and_unload, merge_drift,
+    save_adapter, set_active, set_adapter_tensors, set_trainable, swap_adapter, unmerge, without_adapters,
 };
 use sideburn_batch::TokenRows;
 use sideburn_generate::{GenerationConfig, greedy};
@@ -190,7 +190,7 @@ fn many_adapters_are_no_more_work() {
     for index in 0..35 {
         attach(&mut model, &format!("adapter {index}"), LoraConfig::new(["q", "v"]), Key::from_seed(index)).unwrap();
     }
-    let (_, site) = model.sites().into_iter().find(|(name, _)| name.ends_with(".q")).unwrap();
+    let (_, site) = model.linears().into_iter().find(|(name, _)| name.ends_with(".q")).unwrap();
     assert_eq!(site.slots().len(), 35);
     assert_eq!(site.slots().filter(|slot| slot.is_active()).count(), 1);
 }
@@ -212,8 +212,8 @@ fn what_cannot_be_is_refused() {
     }
     let error = refused(attach(&mut model, "a", LoraConfig::new(["q"]), key));
     assert!(error.contains("already has an adapter called \"a\""), "{error}");
-    let common = Common { modules_to_save: vec!["lm_haed".into()], ..Common::default() };
-    let error = refused(attach(&mut model, "c", LoraConfig { common, ..LoraConfig::new(["q"]) }, key));
+    let meta = AdapterMeta { modules_to_save: vec!["lm_haed".into()], ..AdapterMeta::default() };
+    let error = refused(attach(&mut model, "c", LoraConfig { meta, ..LoraConfig::new(["q"]) }, key));
     assert!(error.contains("modules_to_save [\"lm_haed\"] names nothing") && error.contains("lm_head"), "{error}");
     assert!(refused(set_active(&mut model, &["c"])).contains("no adapter called \"c\"; it has [\"a\", \"b\"]"));
     assert!(refused(set_active(&mut model, &["a", "a"])).contains("one and the same"));
@@ -381,7 +381,7 @@ fn configurations_survive_the_file() {
         rank_pattern: [("q".to_owned(), 2)].into(),
         alpha_pattern: [("v".to_owned(), 3.0)].into(),
         use_rslora: true,
-        common: Common { task_type: Some("SEQ_2_SEQ_LM".to_owned()), ..Common::default() },
+        meta: AdapterMeta { task_type: Some("SEQ_2_SEQ_LM".to_owned()), ..AdapterMeta::default() },
         ..LoraConfig::new(["q", "v"])
     };
     let read = sideburn_adapters::MethodRegistry::peft().read(&config.to_json()).unwrap();
