@@ -8,7 +8,7 @@ use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Distribution, Tensor};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use sideburn::adapters::TargetModules;
-use sideburn::prelude::{Key, LoraConfig, Pass, attach};
+use sideburn::prelude::{Adapters, Key, LoraConfig, Pass};
 use sideburn_benches::Layers;
 
 const TOKENS: usize = 2048;
@@ -34,7 +34,7 @@ fn bench(criterion: &mut Criterion) {
         let mut factored = Layers::random(1, [OUTPUT, INPUT], &device);
         let (lora_dropout, all) = (dropout, TargetModules::all_linear());
         let config = LoraConfig { r: RANK, lora_alpha: 64.0, lora_dropout, ..LoraConfig::new(all) };
-        attach(&mut factored, "default", config, Key::from_seed(1)).expect("one site");
+        factored.attach("default", config, Key::from_seed(1)).expect("one site");
         group.bench_function(format!("factored, dropout {dropout}"), |bencher| {
             bencher.iter_batched(x, |x| backward(&factored, x, Pass::train(Key::from_seed(2))), BatchSize::LargeInput);
         });

@@ -45,7 +45,7 @@ pub fn flan_t5_small(device: &Device) -> T5 {
 pub fn factored(base: &T5, lora_dropout: f64) -> T5 {
     let mut model = base.clone();
     let config = LoraConfig { r: 32, lora_alpha: 64.0, lora_dropout, ..LoraConfig::new(["q", "v"]) };
-    attach(&mut model, "default", config, Key::from_seed(0)).expect("every T5 has q and v");
+    model.attach("default", config, Key::from_seed(0)).expect("every T5 has q and v");
     model
 }
 

@@ -5,8 +5,8 @@ use std::hint::black_box;
 
 use burn::tensor::{Device, Distribution, Tensor};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use sideburn::adapters::{TargetModules, set_active};
-use sideburn::prelude::{Key, LoraConfig, Pass, attach};
+use sideburn::adapters::{Adapters, TargetModules};
+use sideburn::prelude::{Key, LoraConfig, Pass};
 use sideburn_benches::Layers;
 
 const SITES: usize = 24;
@@ -15,14 +15,14 @@ const MANY: usize = 35;
 
 fn add(model: &mut Layers, name: &str) {
     let config = LoraConfig::new(TargetModules::all_linear());
-    attach(model, name, config, Key::from_seed(1)).expect("a new name");
+    model.attach(name, config, Key::from_seed(1)).expect("a new name");
 }
 
 /// With this many adapters, the first of which is active.
 fn with_adapters(sites: usize, adapters: usize, device: &Device) -> Layers {
     let mut model = Layers::random(sites, [WIDTH, WIDTH], device);
     (0..adapters).for_each(|index| add(&mut model, &index.to_string()));
-    set_active(&mut model, if adapters == 0 { &[] } else { &["0"] }).expect("it is there");
+    model.set_active(if adapters == 0 { &[] } else { &["0"] }).expect("it is there");
     model
 }
 

@@ -10,9 +10,10 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use clap::Parser;
-use sideburn::adapters::{
-    AdaLoraConfig, FullConfig, Ia3Config, LnTuningConfig, LoHaConfig, LoKrConfig, Lycoris, Method, OftConfig,
-    PTuningConfig, PrefixTuningConfig, PromptInit, PromptTuningConfig, VeraConfig,
+use sideburn::adapters::Method;
+use sideburn::adapters::methods::{
+    AdaLoraConfig, FullConfig, Ia3Config, LnTuningConfig, LoHaConfig, LoKrConfig, Lycoris, OftConfig, PTuningConfig,
+    PrefixTuningConfig, PromptInit, PromptTuningConfig, VeraConfig,
 };
 use sideburn::files::check_writable;
 use sideburn::prelude::*;
@@ -66,7 +67,7 @@ fn candidates() -> Vec<Candidate> {
         LoraConfig { r: 32, lora_alpha: 64.0, lora_dropout: 0.05, ..LoraConfig::new(["q", "v"]) }
     }
     fn add(model: &mut AutoModel, method: impl Method, run: &Run<'_>) -> anyhow::Result<()> {
-        attach(model, "adapter", method, run.key)?;
+        model.attach("adapter", method, run.key)?;
         Ok(())
     }
     fn prompt(model: &mut AutoModel, run: &Run<'_>) -> anyhow::Result<()> {
@@ -170,7 +171,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
             continue;
         }
         let adapter = args.output.join(name);
-        for difference in save_adapter(&model, "adapter", &adapter)? {
+        for difference in model.save_adapter("adapter", &adapter)? {
             eprintln!("{name}: {difference}");
         }
         let (scores, bytes) = (scores(name, &model)?, size(&adapter)?);

@@ -90,7 +90,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     // The adapter: trainable factors beside every q and v. The base is shared, frozen, and never changed.
     let mut model = base.clone();
     let lora = LoraConfig { r: args.r, lora_alpha: args.lora_alpha, lora_dropout: 0.05, ..LoraConfig::new(["q", "v"]) };
-    attach(&mut model, "dialogsum", lora, Key::from_seed(args.seed))?;
+    model.attach("dialogsum", lora, Key::from_seed(args.seed))?;
     let parameters = ParameterReport::of(&model);
     writeln!(out, "{parameters}");
     let clock = Instant::now();
@@ -102,7 +102,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     // learnt nothing.
     let clock = Instant::now();
     let mut reloaded = AutoModel::from_dir(&model_dir, &device)?;
-    load_adapter(&mut reloaded, "dialogsum", &adapter)?;
+    reloaded.load_adapter("dialogsum", &adapter)?;
     let zero_shot = summarise(&base, &test_set.examples)?;
     let tuned = summarise(&reloaded, &test_set.examples)?;
     let seconds_generate = clock.elapsed().as_secs_f64();
@@ -164,7 +164,7 @@ fn train(
     let report = match ended {
         Ok(report) => report,
         Err(error) => {
-            save_adapter(model, "dialogsum", unfinished.join("adapter"))?;
+            model.save_adapter("dialogsum", unfinished.join("adapter"))?;
             let saved = format!("the adapter as it is, and its log, are in {}", unfinished.display());
             return Err(error.context(format!("the training did not end well ({saved})")));
         }
@@ -173,7 +173,7 @@ fn train(
     if log.exists() {
         fs::remove_file(&log)?;
     }
-    for difference in save_adapter(model, "dialogsum", &adapter)? {
+    for difference in model.save_adapter("dialogsum", &adapter)? {
         eprintln!("{difference}");
     }
     fs::rename(unfinished.join("training.jsonl"), &log)?;

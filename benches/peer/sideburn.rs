@@ -16,7 +16,7 @@ use burn::module::Module;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use sideburn::adapters::PromptTuningConfig;
+use sideburn::adapters::methods::PromptTuningConfig;
 use sideburn::batch::Batch;
 use sideburn::data::{DataError, GroupedSampler};
 use sideburn::kernels::{ChromeEvents, record_profile, take_profile};
@@ -195,10 +195,10 @@ fn attach_method(model: &mut T5, method: Method, lora_dropout: f64) -> anyhow::R
     match method {
         Method::Lora => {
             let lora = LoraConfig { r: 32, lora_alpha: 32.0, lora_dropout, ..LoraConfig::new(["q", "v"]) };
-            attach(model, "default", lora, key)?;
+            model.attach("default", lora, key)?;
         }
         Method::Prompt => {
-            attach(model, "default", PromptTuningConfig::new(20), key)?;
+            model.attach("default", PromptTuningConfig::new(20), key)?;
         }
         Method::Full => {
             *model = model.clone().unfreeze();

@@ -17,16 +17,8 @@ use crate::rule::{AtLinear, Rule, Weights};
 use crate::set::Entry;
 use crate::slot::{Base, RuledSlot, Shared, Slot};
 
-/// Attaches a new adapter called `name`, alone active and alone trainable; all that was there before is frozen. Returns
-/// the names of the adapted sites.
-///
-/// What is drawn at a site is a function of `key`, of the adapter's and of the site's name. Nothing is copied: the
-/// cost grows with the number of sites, not with the size of the base.
-///
-/// # Errors
-/// If the name cannot be one or is taken, or the configuration means nothing or does not fit the model: every name in
-/// `target_modules` must match something. The model is then as before.
-pub fn attach<M: AdaptedModel>(
+/// [`Adapters::attach`](crate::Adapters::attach).
+pub(crate) fn attach<M: AdaptedModel>(
     model: &mut M,
     name: &str,
     method: impl Method,

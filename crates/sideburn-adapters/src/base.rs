@@ -12,7 +12,7 @@ use crate::model_slots::for_each_slot;
 use crate::{AdapterError, Misshapen};
 
 /// Freezes every weight of `model` and every tensor of its adapters; what is attached afterwards trains.
-pub fn freeze<M: AdaptedModel>(model: &mut M) {
+pub(crate) fn freeze<M: AdaptedModel>(model: &mut M) {
     for (name, weight) in model.weights_mut() {
         weight.into_tensors_mut(&name).for_each(|(_, weight)| weight.freeze());
     }
@@ -21,15 +21,8 @@ pub fn freeze<M: AdaptedModel>(model: &mut M) {
     });
 }
 
-/// Fills `model` from `source`, frozen, in `f32`.
-///
-/// `name_of` gives a tensor of the source the name that the model has for it, which is most often its own; or none, if
-/// it has no place in the model on purpose, such as a second copy of a tied embedding.
-///
-/// # Errors
-/// If a tensor is missing, unexpected or misshapen, all of which are listed, or cannot be read. The model may then be
-/// half filled and is not to be used.
-pub fn load_base<M: AdaptedModel>(
+/// [`Adapters::load_base`](crate::Adapters::load_base).
+pub(crate) fn load_base<M: AdaptedModel>(
     model: &mut M,
     source: &dyn TensorSource,
     name_of: impl Fn(&str) -> Option<&str>,
@@ -94,11 +87,12 @@ pub enum Precision {
     Bf16,
 }
 
-/// Writes the base weights of `model`, without adapters, to a safetensors file under their Hugging Face names.
-///
-/// # Errors
-/// If the file cannot be written; what was there before is then untouched.
-pub fn save_base<M: AdaptedModel>(model: &M, file: impl AsRef<Path>, precision: Precision) -> Result<(), AdapterError> {
+/// [`Adapters::save_base`](crate::Adapters::save_base).
+pub(crate) fn save_base<M: AdaptedModel>(
+    model: &M,
+    file: impl AsRef<Path>,
+    precision: Precision,
+) -> Result<(), AdapterError> {
     let mut tensors = BTreeMap::new();
     for (name, weight) in model.weights() {
         tensors.extend(weight.tensors(&name).map(|(tensor, weight)| (tensor, weight.stored())));

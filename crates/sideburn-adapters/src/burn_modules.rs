@@ -12,10 +12,11 @@ use burn::tensor::{Device, Tensor, TensorData};
 use sideburn_weights::TensorSource;
 
 use crate::method::Method;
+use crate::methods::LoraConfig;
 use crate::peft_dir::{AdapterDir, Files, pretty};
 use crate::peft_names::name_at;
 use crate::tensors::to_file;
-use crate::{AdapterError, LoraConfig, Misshapen, TargetModules};
+use crate::{AdapterError, Misshapen, TargetModules};
 
 /// Saves the LoRA adapters that Burn has attached to `module` as a directory that `peft` and this crate read.
 ///

@@ -7,13 +7,8 @@ use crate::model::AdaptedModel;
 use crate::model_slots::{for_each_slot, retain_slots};
 use crate::set::Entry;
 
-/// Makes the adapters called `names`, and no others, active. With none, the model is its base.
-///
-/// Costs a visit to every site; nothing is copied or initialised. What is trainable stays so.
-///
-/// # Errors
-/// If one is unknown, named twice or merged, or they cannot be active at once. The model is then as before.
-pub fn set_active<M: AdaptedModel>(model: &mut M, names: &[&str]) -> Result<(), AdapterError> {
+/// [`Adapters::set_active`](crate::Adapters::set_active).
+pub(crate) fn set_active<M: AdaptedModel>(model: &mut M, names: &[&str]) -> Result<(), AdapterError> {
     let set = model.adapters();
     let entries: Vec<&Entry> = names.iter().map(|name| set.get(name)).collect::<Result<_, _>>()?;
     if let Some(entry) = entries.iter().find(|entry| entry.merged) {
@@ -45,18 +40,15 @@ fn check_combination(entries: &[&Entry]) -> Result<(), AdapterError> {
     Ok(())
 }
 
-/// What `run` makes of the bare base; the active adapters are the same before and after.
-pub fn without_adapters<M: AdaptedModel, T>(model: &M, run: impl FnOnce(&M) -> T) -> T {
+/// [`Adapters::without_adapters`](crate::Adapters::without_adapters).
+pub(crate) fn without_adapters<M: AdaptedModel, T>(model: &M, run: impl FnOnce(&M) -> T) -> T {
     let mut base = model.clone();
     set_active(&mut base, &[]).expect("none can always be active");
     run(&base)
 }
 
-/// Makes the adapters called `names`, and nothing else of the model, trainable.
-///
-/// # Errors
-/// If one is unknown. The model is then as before.
-pub fn set_trainable<M: AdaptedModel>(model: &mut M, names: &[&str]) -> Result<(), AdapterError> {
+/// [`Adapters::set_trainable`](crate::Adapters::set_trainable).
+pub(crate) fn set_trainable<M: AdaptedModel>(model: &mut M, names: &[&str]) -> Result<(), AdapterError> {
     for name in names {
         model.adapters().get(name)?;
     }
@@ -71,11 +63,8 @@ pub fn set_trainable<M: AdaptedModel>(model: &mut M, names: &[&str]) -> Result<(
     Ok(())
 }
 
-/// Removes an adapter with all its tensors.
-///
-/// # Errors
-/// If it is unknown, or merged into the base.
-pub fn delete<M: AdaptedModel>(model: &mut M, name: &str) -> Result<(), AdapterError> {
+/// [`Adapters::delete`](crate::Adapters::delete).
+pub(crate) fn delete<M: AdaptedModel>(model: &mut M, name: &str) -> Result<(), AdapterError> {
     if model.adapters().get(name)?.merged {
         return Err(AdapterError::IsMerged { name: name.to_owned() });
     }

@@ -71,18 +71,8 @@ struct Part<'a> {
     scale: f64,
 }
 
-/// Makes one LoRA adapter of several, each with a weight, and attaches it as `name`: `add_weighted_adapter` of `peft`.
-/// What is active and what is trainable stay as they are.
-///
-/// The new adapter has its scaling, 1, and one rank everywhere, filled up with zeros; it has the first one's dropout and
-/// [`AdapterMeta`]. Where an adapter has nothing, the others are combined without it. One that began as a part of the base
-/// ([`LoraInit`]) takes part as plain LoRA of twice its rank. `peft` takes over `use_rslora` and `use_dora` of the first
-/// adapter as well, which makes another update of the same factors.
-///
-/// # Errors
-/// If an adapter is unknown, named twice, merged, or more than plain LoRA; if ranks differ where factors are added up; if
-/// a number is out of range; or if the new name cannot be one or is taken. The model is then as before.
-pub fn combine<M: AdaptedModel>(
+/// [`Adapters::combine`](crate::Adapters::combine).
+pub(crate) fn combine<M: AdaptedModel>(
     model: &mut M,
     name: &str,
     adapters: &[(&str, f64)],
@@ -137,15 +127,8 @@ pub fn combine<M: AdaptedModel>(
     attach_factors(model, name, config, &combined)
 }
 
-/// Makes plain LoRA of an adapter that began as a part of the base ([`LoraInit`]), and attaches it as `name`: of twice the
-/// rank, and computing the same. What is active and what is trainable stay as they are.
-///
-/// `path_initial_model_for_weight_conversion` of `peft`: the factors are `[A; A_0]` and `[B, -B_0]`.
-///
-/// # Errors
-/// If the adapter is unknown, merged, plain LoRA already, or has more than factors; or if the new name cannot be one or is
-/// taken. The model is then as before.
-pub fn to_plain_lora<M: AdaptedModel>(model: &mut M, adapter: &str, name: &str) -> Result<(), AdapterError> {
+/// [`Adapters::to_plain_lora`](crate::Adapters::to_plain_lora).
+pub(crate) fn to_plain_lora<M: AdaptedModel>(model: &mut M, adapter: &str, name: &str) -> Result<(), AdapterError> {
     let config = config(model, adapter)?;
     if !config.init_lora_weights.is_part_of_base() {
         return Err(not_combinable(adapter, "it is plain LoRA already"));

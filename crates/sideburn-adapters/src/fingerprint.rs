@@ -11,12 +11,8 @@ use crate::outline::Site;
 /// How many elements of each weight are looked at.
 const SAMPLES: usize = 64;
 
-/// A short text that tells the base weights of `model` from those of another, whatever adapters it has, merged ones too.
-///
-/// It depends on the names and shapes of all weights, and on at most 64 elements of each, evenly spread, as `f32`; so it
-/// costs little however large the model is. Equal weights have equal fingerprints on every device, but the same model
-/// stored in another precision has another: rounding changes the elements.
-pub fn fingerprint<M: AdaptedModel>(model: &M) -> String {
+/// [`Adapters::fingerprint`](crate::Adapters::fingerprint).
+pub(crate) fn fingerprint<M: AdaptedModel>(model: &M) -> String {
     let originals = &model.adapters().originals;
     let mut weights = BTreeMap::new();
     for (name, weight) in model.weights() {

@@ -4,7 +4,7 @@ use std::fmt;
 
 /// What `peft` makes of an adapter's files that differs from what the adapter does here.
 ///
-/// [`save_adapter`](crate::save_adapter) returns those that it knows of, to be shown to whoever is to load the files in
+/// [`save_adapter`](crate::Adapters::save_adapter) returns those that it knows of, to be shown to whoever is to load the files in
 /// Python; [`Display`](fmt::Display) is one line of text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -2,24 +2,25 @@
 //! directory format of Hugging Face `peft`.
 //!
 //! A model is built from [`AdaptedLinear`] layers, [`AdaptedTable`]s and [`AdaptedVector`]s and lists them by implementing
-//! [`AdaptedModel`]; all else works on any such model:
+//! [`AdaptedModel`]; all else are methods of any such model ([`Adapters`]):
 //!
-//! * [`attach`] freezes the base and adds the trainable tensors of a [`Method`], such as [`LoraConfig`];
-//! * [`set_active`], [`set_trainable`], [`without_adapters`] and [`delete`] choose among named adapters over one base, and
+//! * [`attach`](Adapters::attach) freezes the base and adds the trainable tensors of a [`Method`], such as [`LoraConfig`](methods::LoraConfig);
+//! * [`set_active`](Adapters::set_active), [`set_trainable`](Adapters::set_trainable), [`without_adapters`](Adapters::without_adapters) and [`delete`](Adapters::delete) choose among named adapters over one base, and
 //!   [`Pass::with_adapters`] one for each row of a batch;
-//! * [`save_adapter`], [`load_adapter`] and [`swap_adapter`] exchange adapters with `peft`, and [`AdapterDir`]
+//! * [`save_adapter`](Adapters::save_adapter), [`load_adapter`](Adapters::load_adapter) and [`swap_adapter`](Adapters::swap_adapter) exchange adapters with `peft`, and [`AdapterDir`](peft::AdapterDir)
 //!   opens one without a model;
-//! * [`save_burn_lora`] and [`load_burn_lora`] do the same for Burn modules that are not made for this crate;
-//! * [`combine`] makes one adapter of several, and [`to_plain_lora`] plain LoRA of PiSSA and OLoRA;
-//! * [`merge`], [`unmerge`] and [`merge_and_unload`] work adapters into the base weights, and [`merge_drift`] measures
+//! * [`peft::save_burn_lora`] and [`peft::load_burn_lora`] do the same for Burn modules that are not made for this crate;
+//! * [`combine`](Adapters::combine) makes one adapter of several, and [`to_plain_lora`](Adapters::to_plain_lora) plain LoRA of PiSSA and OLoRA;
+//! * [`merge`](Adapters::merge), [`unmerge`](Adapters::unmerge) and [`merge_and_unload`](Adapters::merge_and_unload) work adapters into the base weights, and [`merge_drift`](Adapters::merge_drift) measures
 //!   what that costs;
-//! * [`load_base`] and [`save_base`] exchange base weights with `transformers`;
-//! * [`ParameterReport`] counts, and [`fingerprint`] tells bases apart.
+//! * [`load_base`](Adapters::load_base) and [`save_base`](Adapters::save_base) exchange base weights with `transformers`;
+//! * [`ParameterReport`] counts, and [`fingerprint`](Adapters::fingerprint) tells bases apart.
 //!
 //! A method is one file: a configuration, which is a [`Method`], and what it does at a site of a model, which is a
-//! rule for that kind of site ([`LinearRule`], [`TableRule`], ...).
+//! rule for that kind of site ([`author::LinearRule`], [`author::TableRule`], ...).
 //!
-//! What a method does in training beside having its tensors trained is its [`TrainingHook`]; [`TrainingHooks`] are those of a model.
+//! What a method does in training beside having its tensors trained is its [`TrainingHook`](author::TrainingHook); [`TrainingHooks`] are those
+//! of a model.
 //!
 //! A forward pass is given a [`Pass`]: evaluation, or training with the key of its random draws. Layers take a
 //! [`TokenPass`], the pass over the tokens that they see, which [`AdapterSet::enter`] makes of it.
@@ -42,6 +43,7 @@
 
 #![forbid(unsafe_code)]
 
+mod adapters;
 mod attach;
 mod base;
 mod base_weight;
@@ -58,7 +60,7 @@ mod linalg;
 mod linear;
 mod merge;
 mod method;
-mod methods;
+pub mod methods;
 mod model;
 mod model_card;
 mod model_slots;
@@ -76,40 +78,40 @@ mod targets;
 mod tensors;
 mod training;
 
-pub use attach::attach;
-pub use base::{Precision, freeze, load_base, save_base};
+pub use adapters::Adapters;
+pub use base::Precision;
 pub use base_weight::BaseWeight;
-pub use burn_modules::{load_burn_lora, save_burn_lora};
-pub use choose::{delete, set_active, set_trainable, without_adapters};
-pub use combine::{Combination, combine, to_plain_lora};
+pub use combine::Combination;
 pub use embedding::{AdaptedTable, AdaptedVector};
 pub use error::{AdapterError, Misshapen};
-pub use fields::Fields;
-pub use fingerprint::fingerprint;
-pub use in_peft::PeftDifference;
 pub use linear::{AdaptedLinear, forward_together};
-pub use merge::{merge, merge_and_unload, merge_drift, unmerge};
-pub use method::{About, AdapterMeta, CanCombineWith, Finished, Method, Plan, TrainingHook, Updated};
-pub use methods::{
-    AdaLoraConfig, FullConfig, Ia3Config, LnTuningConfig, LoHaConfig, LoKrConfig, LoraBias, LoraConfig, LoraInit,
-    Lycoris, MethodRegistry, OftConfig, PTuningConfig, PrefixTuningConfig, PromptInit, PromptTuningConfig, ReadMethod,
-    TrainableTokensConfig, VeraConfig,
-};
+pub use method::{AdapterMeta, Method};
 pub use model::{AdaptedModel, Weight, WeightMut};
-pub use outline::{ModelOutline, ModelShape, Site, SiteKind, Usual};
+pub use outline::{ModelShape, Usual};
 pub use parameters::{Parameter, parameters};
 pub use pass::{Pass, TokenPass};
-pub use peft_dir::{
-    AdapterDir, adapter_tensors, load_adapter, read_adapter_json, save_adapter, set_adapter_tensors, swap_adapter,
-};
 pub use report::{ParameterReport, is_trainable};
-pub use rule::{
-    AtLinear, BoundLinear, BoundTable, Branch, Call, Init, InputRule, LinearRule, LowRankRule, Prefix, Replacement,
-    Rule, RuleTensors, TableRule, TensorKey, TensorSpec, VectorRule, Weights,
-};
 pub use set::{AdapterSet, Entry};
 pub use sideburn_kernels::Key;
 pub use slot::Slot;
 pub use targets::{TargetModules, Targets};
 pub use tensors::random_weight;
 pub use training::TrainingHooks;
+
+/// Adapters in the directory format of `peft`, without a model or for Burn modules that are not made for this crate.
+pub mod peft {
+    pub use crate::burn_modules::{load_burn_lora, save_burn_lora};
+    pub use crate::in_peft::PeftDifference;
+    pub use crate::peft_dir::{AdapterDir, read_adapter_json};
+}
+
+/// What the author of a method works with: what a model is made of, plans, rules, and hooks for the training.
+pub mod author {
+    pub use crate::fields::Fields;
+    pub use crate::method::{About, CanCombineWith, Finished, Plan, TrainingHook, Updated};
+    pub use crate::outline::{ModelOutline, Site, SiteKind};
+    pub use crate::rule::{
+        AtLinear, BoundLinear, BoundTable, Branch, Call, Init, InputRule, LinearRule, LowRankRule, Prefix, Replacement,
+        Rule, RuleTensors, TableRule, TensorKey, TensorSpec, VectorRule, Weights,
+    };
+}

@@ -14,15 +14,8 @@ use crate::rule::{RuleTensors, Weights};
 use crate::slot::RuledSlot;
 use crate::tensors::in_dtype;
 
-/// Works the active adapters into the base weights, after which they cost nothing. Returns their names.
-///
-/// The weights from before are kept for [`unmerge`], which costs as much memory as the adapted sites; a merged adapter
-/// is not active until then. The computed outputs change by rounding alone: the test against `peft` allows 2e-4 where
-/// logits have a standard deviation of 4.
-///
-/// # Errors
-/// If an adapter cannot be merged, or would make a weight that is not finite. The model is then as before.
-pub fn merge<M: AdaptedModel>(model: &mut M) -> Result<Vec<String>, AdapterError> {
+/// [`Adapters::merge`](crate::Adapters::merge).
+pub(crate) fn merge<M: AdaptedModel>(model: &mut M) -> Result<Vec<String>, AdapterError> {
     let active = model.adapters().list().iter().filter(|entry| entry.is_active());
     let names: Vec<String> = active.map(|entry| entry.name().to_owned()).collect();
     if let Some(slot) = model.adapters().input_slots().find(|slot| slot.is_active()) {
@@ -50,17 +43,8 @@ pub fn merge<M: AdaptedModel>(model: &mut M) -> Result<Vec<String>, AdapterError
     Ok(names)
 }
 
-/// How far merging the active adapters would move what `compute` makes of the model: the largest absolute difference, or
-/// NaN if there is one. The model stays as it is.
-///
-/// For logits of a batch, say, it tells before [`merge`] what rounding will cost there.
-///
-/// # Errors
-/// As for [`merge`], or if `compute` fails.
-///
-/// # Panics
-/// If `compute` gives tensors of two shapes.
-pub fn merge_drift<M: AdaptedModel, E: From<AdapterError>, const D: usize>(
+/// [`Adapters::merge_drift`](crate::Adapters::merge_drift).
+pub(crate) fn merge_drift<M: AdaptedModel, E: From<AdapterError>, const D: usize>(
     model: &M,
     compute: impl Fn(&M) -> Result<Tensor<D>, E>,
 ) -> Result<f32, E> {
@@ -72,11 +56,8 @@ pub fn merge_drift<M: AdaptedModel, E: From<AdapterError>, const D: usize>(
     Ok(distance.into_iter().fold(0.0, |max, x| if max.is_nan() || max > x { max } else { x }))
 }
 
-/// Restores the base weights from before all merges, bit for bit, and makes the adapters that were merged active.
-///
-/// # Errors
-/// If the adapters that were merged one after the other cannot be active at once. The model is then as before.
-pub fn unmerge<M: AdaptedModel>(model: &mut M) -> Result<Vec<String>, AdapterError> {
+/// [`Adapters::unmerge`](crate::Adapters::unmerge).
+pub(crate) fn unmerge<M: AdaptedModel>(model: &mut M) -> Result<Vec<String>, AdapterError> {
     let merged = model.adapters().list().iter().filter(|entry| entry.is_merged() || entry.is_active());
     let names: Vec<String> = merged.map(|entry| entry.name().to_owned()).collect();
     let mut restored = model.clone();
@@ -91,11 +72,8 @@ pub fn unmerge<M: AdaptedModel>(model: &mut M) -> Result<Vec<String>, AdapterErr
     Ok(names)
 }
 
-/// Works the active adapters into the base weights, and removes all adapters: what is left is a plain base model.
-///
-/// # Errors
-/// As for [`merge`]. The model is then as before.
-pub fn merge_and_unload<M: AdaptedModel>(model: &mut M) -> Result<Vec<String>, AdapterError> {
+/// [`Adapters::merge_and_unload`](crate::Adapters::merge_and_unload).
+pub(crate) fn merge_and_unload<M: AdaptedModel>(model: &mut M) -> Result<Vec<String>, AdapterError> {
     let names = merge(model)?;
     retain_slots(model, |_| false);
     model.adapters_mut().clear();

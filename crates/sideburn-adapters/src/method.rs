@@ -171,7 +171,7 @@ impl AdapterMeta {
 /// A rule for sites of another kind does not compile:
 ///
 /// ```compile_fail,E0277
-/// fn plan(plan: &mut sideburn_adapters::Plan, layer: &sideburn_adapters::Site, rule: impl sideburn_adapters::InputRule + 'static) {
+/// fn plan(plan: &mut sideburn_adapters::author::Plan, layer: &sideburn_adapters::author::Site, rule: impl sideburn_adapters::author::InputRule + 'static) {
 ///     plan.add_linear(layer, rule);
 /// }
 /// ```

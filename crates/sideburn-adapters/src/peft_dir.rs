@@ -14,6 +14,7 @@ use sideburn_weights::{StateDict, Tensor, TensorSource, write_safetensors};
 use crate::attach::attach_dyn;
 use crate::carried::carry_embeddings;
 use crate::fields::{DESCRIPTIVE, read_json};
+use crate::fingerprint::fingerprint;
 use crate::in_peft::PeftDifference;
 use crate::method::Method;
 use crate::methods::MethodRegistry;
@@ -21,7 +22,7 @@ use crate::model_card::model_card;
 use crate::model_slots::{slots_of, tensors_of, try_each_slot};
 use crate::peft_names::{name_at, name_in_file};
 use crate::tensors::{param_like, to_file};
-use crate::{AdaptedModel, AdapterError, Misshapen, fingerprint};
+use crate::{AdaptedModel, AdapterError, Misshapen};
 
 const CONFIG_FILE: &str = "adapter_config.json";
 /// What the file of tensors is called, without its extension.
@@ -32,16 +33,8 @@ const BASE_FINGERPRINT: &str = "sideburn.base_fingerprint";
 /// And the key under which a hash of the configuration stands that they were saved with.
 const CONFIG_HASH: &str = "sideburn.config_hash";
 
-/// Saves the adapter called `name` as a directory that `peft.PeftModel.from_pretrained` reads, with the
-/// [`fingerprint`] of its base, and a model card (`README.md`) unless there is one.
-///
-/// Returns where `peft` would make something else of the adapter, as far as that is known.
-///
-/// The directory appears whole or not at all; of an existing one only the files of the same names are replaced.
-///
-/// # Errors
-/// If the model has no such adapter, its file would not hold all of it, or the directory cannot be written.
-pub fn save_adapter<M: AdaptedModel>(
+/// [`Adapters::save_adapter`](crate::Adapters::save_adapter).
+pub(crate) fn save_adapter<M: AdaptedModel>(
     model: &M,
     name: &str,
     directory: impl AsRef<Path>,
@@ -225,13 +218,8 @@ impl AdapterDir {
     }
 }
 
-/// Attaches the adapter in a PEFT directory to `model` under `name`, alone active and alone trainable.
-///
-/// # Errors
-/// If a file is missing or broken, the configuration asks for what is not supported, or its sites and the tensors do
-/// not fit the model: a missing, unexpected or misshapen tensor is an error that lists them all. The model is then as
-/// before.
-pub fn load_adapter<M: AdaptedModel>(
+/// [`Adapters::load_adapter`](crate::Adapters::load_adapter).
+pub(crate) fn load_adapter<M: AdaptedModel>(
     model: &mut M,
     name: &str,
     directory: impl AsRef<Path>,
@@ -247,12 +235,8 @@ pub fn load_adapter<M: AdaptedModel>(
     Ok(())
 }
 
-/// Replaces the tensors of the attached adapter `name` by those of a PEFT directory, which must hold an adapter of the
-/// same configuration. Whether it is active, and what is trainable, stays.
-///
-/// # Errors
-/// As for [`load_adapter`], or if the configuration is another. The model is then as before.
-pub fn swap_adapter<M: AdaptedModel>(
+/// [`Adapters::swap_adapter`](crate::Adapters::swap_adapter).
+pub(crate) fn swap_adapter<M: AdaptedModel>(
     model: &mut M,
     name: &str,
     directory: impl AsRef<Path>,
@@ -377,11 +361,8 @@ fn check_holds_adapter(directory: &Path) -> Result<(), AdapterError> {
     }
 }
 
-/// The tensors of an adapter, by their names in its file; those that are not saved have names of their own.
-///
-/// # Errors
-/// If there is no such adapter.
-pub fn adapter_tensors<'a, M: AdaptedModel>(
+/// [`Adapters::adapter_tensors`](crate::Adapters::adapter_tensors).
+pub(crate) fn adapter_tensors<'a, M: AdaptedModel>(
     model: &'a M,
     name: &str,
 ) -> Result<BTreeMap<String, &'a Param<burn::tensor::Tensor<2>>>, AdapterError> {
@@ -389,12 +370,8 @@ pub fn adapter_tensors<'a, M: AdaptedModel>(
     Ok(tensors_of(model, name).map(|(key, param)| (name_in_file(key), param)).collect())
 }
 
-/// Replaces tensors of an adapter: by the values, in row-major order, that `values` gives for their names, which are those
-/// of [`adapter_tensors`]. What is trainable stays so.
-///
-/// # Errors
-/// If there is no such adapter, or there are not as many values as a tensor has. The model is then as before.
-pub fn set_adapter_tensors<M: AdaptedModel>(
+/// [`Adapters::set_adapter_tensors`](crate::Adapters::set_adapter_tensors).
+pub(crate) fn set_adapter_tensors<M: AdaptedModel>(
     model: &mut M,
     name: &str,
     values: impl Fn(&str) -> Option<Vec<f32>>,

@@ -123,7 +123,7 @@ impl<T: Into<TargetModules>> From<T> for Targets {
 impl Targets {
     /// The names in `target_modules` that no site of the model has.
     ///
-    /// A new adapter with one is refused by [`attach`](crate::attach). One that is loaded is not: `peft` is content if
+    /// A new adapter with one is refused by [`attach`](crate::Adapters::attach). One that is loaded is not: `peft` is content if
     /// another name matches, and writes the usual names of a family into files, of which a model may not have all.
     pub fn unmatched(&self, model: &ModelOutline) -> Vec<String> {
         let Some(TargetModules::Names(names)) = &self.target_modules else { return Vec::new() };

@@ -95,7 +95,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Verification> {
     let mut reference = Reference::open(&args.reference)?;
     let mut model = open_on(&args.model, &args.device)?;
     if let Some(adapter) = &args.adapter {
-        load_adapter(&mut model, "default", adapter)?;
+        model.load_adapter("default", adapter)?;
     }
     let (expected, spread) = read_logits(&mut reference)?;
     let limit = Limit { spread, tolerance: args.tolerance.unwrap_or(args.relative_tolerance * spread) };

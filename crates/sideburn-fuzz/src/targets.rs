@@ -176,7 +176,7 @@ fn tokenizer_config(bytes: &[u8]) {
 
 #[cfg(feature = "models")]
 fn adapter_config(bytes: &[u8]) {
-    let methods = sideburn_adapters::MethodRegistry::peft();
+    let methods = sideburn_adapters::methods::MethodRegistry::peft();
     let read = |path: &Path| methods.read_file(path);
     if let Some(method) = checked(as_file(bytes, "adapter_config.json", read), bytes) {
         // What was understood can be written and is understood again.

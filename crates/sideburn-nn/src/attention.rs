@@ -2,7 +2,8 @@
 
 use burn::module::Module;
 use burn::tensor::{Int, Tensor};
-use sideburn_adapters::{AdaptedLinear, Prefix, TokenPass, forward_together};
+use sideburn_adapters::author::Prefix;
+use sideburn_adapters::{AdaptedLinear, TokenPass, forward_together};
 use sideburn_kernels::{Visibility, attention, self_attention};
 
 use crate::Position;

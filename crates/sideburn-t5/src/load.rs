@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use burn::tensor::Device;
-use sideburn_adapters::{Key, Precision, load_base, save_base};
+use sideburn_adapters::{Adapters, Key, Precision};
 use sideburn_files::{AtomicDir, write_atomic};
 use sideburn_nn::ModelDir;
 use sideburn_weights::TensorSource;
@@ -54,7 +54,7 @@ impl T5 {
             config.tie_word_embeddings = !source.has_own_head();
         }
         let mut model = Self::random(&config, Key::from_seed(0), device);
-        load_base(&mut model, &source, |name| match source.name_of(name) {
+        model.load_base(&source, |name| match source.name_of(name) {
             Some(UNUSED) => None,
             Some(HEAD) if config.tie_word_embeddings => None,
             name => name,
@@ -72,7 +72,7 @@ impl T5 {
         let directory = AtomicDir::create(directory)?;
         let text = serde_json::to_string_pretty(&self.config().to_json()).expect("a JSON value is always printable");
         write_atomic(directory.path().join(CONFIG_FILE), (text + "\n").as_bytes())?;
-        save_base(self, directory.path().join(WEIGHTS_FILE), precision)?;
+        self.save_base(directory.path().join(WEIGHTS_FILE), precision)?;
         directory.commit()?;
         Ok(())
     }

@@ -20,14 +20,15 @@
 //! use std::convert::Infallible;
 //! use std::error::Error;
 //!
-//! use sideburn_adapters::{Key, LoraConfig, attach};
+//! use sideburn_adapters::{Adapters, Key};
+//! use sideburn_adapters::methods::LoraConfig;
 //! use sideburn_batch::{PromptBatch, TokenRows};
 //! use sideburn_t5::{LanguageModel, T5};
 //! use sideburn_train::{ProgressLine, TrainConfig, Trainer};
 //!
 //! /// Teaches a model to answer three tokens with two, and returns the losses on the way.
 //! fn teach(model: &mut T5) -> Result<Vec<f64>, Box<dyn Error>> {
-//!     attach(model, "default", LoraConfig::new(["q", "v"]), Key::from_seed(1))?;
+//!     model.attach("default", LoraConfig::new(["q", "v"]), Key::from_seed(1))?;
 //!     let (prompts, targets) = (TokenRows::from_rows([[7, 8, 1]])?, TokenRows::from_rows([[9, 1]])?);
 //!     let batch = PromptBatch::new(prompts, targets)?;
 //!     // Every step sees the same batch here; with data it is that of `sampler.batch(step)`.

@@ -26,12 +26,13 @@ use crate::{StepRecord, TrainConfig, TrainError};
 ///
 /// ```
 /// # use burn::tensor::Device;
-/// # use sideburn_adapters::{Key, LoraConfig, attach};
+/// # use sideburn_adapters::{Adapters, Key};
+/// # use sideburn_adapters::methods::LoraConfig;
 /// # use sideburn_batch::{PromptBatch, TokenRows};
 /// # use sideburn_t5::{LanguageModel, T5, T5Config};
 /// # let config = T5Config { vocab_size: 50, d_model: 16, d_kv: 4, d_ff: 32, num_layers: 1, ..T5Config::default() };
 /// # let mut model = T5::random(&config, Key::from_seed(0), &Device::flex().autodiff());
-/// # attach(&mut model, "default", LoraConfig::new(["q", "v"]), Key::from_seed(0))?;
+/// # model.attach("default", LoraConfig::new(["q", "v"]), Key::from_seed(0))?;
 /// # let rows = || TokenRows::from_rows([[7, 8, 1]]);
 /// # let batch = PromptBatch::new(rows()?, rows()?)?;
 /// use sideburn_train::{Run, TrainConfig};

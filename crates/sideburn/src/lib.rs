@@ -84,9 +84,8 @@ pub use sideburn_weights as weights;
 pub mod prelude {
     pub use burn::module::Module;
     pub use burn::tensor::{Device, Tensor};
-    pub use sideburn_adapters::{
-        AdaptedModel, Key, LoraConfig, ParameterReport, Pass, TargetModules, attach, load_adapter, save_adapter,
-    };
+    pub use sideburn_adapters::methods::LoraConfig;
+    pub use sideburn_adapters::{AdaptedModel, Adapters, Key, ParameterReport, Pass, TargetModules};
     pub use sideburn_batch::{PromptBatch, TokenRows};
     pub use sideburn_data::{
         Dataset, Example, Fields, Limits, Sampler, ShuffledSampler, Split, Template, TokenizedExample, Tokenizer,

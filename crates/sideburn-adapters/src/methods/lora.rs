@@ -35,7 +35,7 @@ pub enum LoraBias {
 /// What to adapt and how; the fields are named as in `peft.LoraConfig`.
 ///
 /// ```
-/// use sideburn_adapters::LoraConfig;
+/// use sideburn_adapters::methods::LoraConfig;
 ///
 /// let config = LoraConfig { r: 32, lora_alpha: 64.0, lora_dropout: 0.05, ..LoraConfig::new(["q", "v"]) };
 /// assert_eq!(config.scaling(), 2.0);

@@ -18,7 +18,7 @@ use crate::rule::{Init, TensorSpec};
 /// With PiSSA and OLoRA they begin as a part of the base weight, and what is left of it stays frozen. `peft` changes the
 /// base for that. Here it stays as it is: the adapter keeps the first values of its factors, `A_0` and `B_0`, and a layer
 /// computes `W x + s (B A - B_0 A_0) x`. Files hold `A` and `B` alone; when they are read, the part is taken out of the
-/// base again, as in `peft`. [`to_plain_lora`](crate::to_plain_lora) makes LoRA of such an adapter that needs no more than
+/// base again, as in `peft`. [`to_plain_lora`](crate::Adapters::to_plain_lora) makes LoRA of such an adapter that needs no more than
 /// its file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]

@@ -31,7 +31,7 @@ pub type ReadMethod = fn(&Fields<'_>) -> Result<Arc<dyn Method>, AdapterError>;
 ///
 /// ```
 /// # use std::sync::Arc;
-/// use sideburn_adapters::{LoraConfig, MethodRegistry};
+/// use sideburn_adapters::methods::{LoraConfig, MethodRegistry};
 ///
 /// let mut methods = MethodRegistry::peft();
 /// assert!(methods.peft_types().any(|kind| kind == "LORA"));

@@ -3,9 +3,10 @@
 use burn::module::{Lora, LoraAdapter, Module, ModuleMapper, Param, ParamGroup};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
+use sideburn_adapters::methods::LoraConfig;
+use sideburn_adapters::peft::{load_burn_lora, save_burn_lora};
 use sideburn_adapters::{
-    AdaptedLinear, AdaptedModel, AdapterSet, Key, LoraConfig, ModelShape, Pass, Weight, WeightMut, attach,
-    load_adapter, load_burn_lora, random_weight, save_adapter, save_burn_lora,
+    AdaptedLinear, AdaptedModel, AdapterSet, Adapters, Key, ModelShape, Pass, Weight, WeightMut, random_weight,
 };
 use sideburn_kernels::RowLayout;
 
@@ -119,7 +120,7 @@ fn an_adapter_of_burn_goes_to_a_peft_directory_and_back() {
     assert!(!again.up.weight.base().is_require_grad(), "the base is frozen");
 
     let mut adapted = Adapted::of(&base);
-    load_adapter(&mut adapted, "default", directory.path()).unwrap();
+    adapted.load_adapter("default", directory.path()).unwrap();
     assert!(close(adapted.forward(x()), y), "the layers of this crate compute the same");
 }
 
@@ -136,10 +137,10 @@ fn an_adapter_of_ours_goes_to_any_burn_module() {
         rank_pattern: [("up".to_owned(), 1)].into(),
         ..LoraConfig::new(["up", "down"])
     };
-    attach(&mut adapted, "default", config, Key::from_seed(1)).unwrap();
+    adapted.attach("default", config, Key::from_seed(1)).unwrap();
     let adapted = adapted.map(&mut Randomise(Key::from_seed(2)));
     let directory = tempfile::tempdir().unwrap();
-    save_adapter(&adapted, "default", directory.path()).unwrap();
+    adapted.save_adapter("default", directory.path()).unwrap();
     let module = load_burn_lora(base, site, directory.path()).unwrap();
     assert!(close(module.forward(x()), adapted.forward(x())));
 }
@@ -165,8 +166,8 @@ fn what_does_not_fit_is_refused() {
 
     let mut adapted = Adapted::of(&base);
     let dora = LoraConfig { use_dora: true, r: 2, ..LoraConfig::new(["up", "down"]) };
-    attach(&mut adapted, "default", dora, Key::from_seed(1)).unwrap();
-    save_adapter(&adapted, "default", directory.path()).unwrap();
+    adapted.attach("default", dora, Key::from_seed(1)).unwrap();
+    adapted.save_adapter("default", directory.path()).unwrap();
     let error = load_burn_lora(base, site, directory.path()).unwrap_err().to_string();
     assert!(error.contains("more than two factors"), "{error}");
 }

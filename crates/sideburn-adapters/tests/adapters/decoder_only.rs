@@ -6,12 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData, activation};
 use serde_json::{Value, json};
+use sideburn_adapters::methods::{
+    AdaLoraConfig, FullConfig, Ia3Config, LnTuningConfig, LoHaConfig, LoKrConfig, LoraConfig, LoraInit, MethodRegistry,
+    OftConfig, PTuningConfig, PrefixTuningConfig, PromptInit, PromptTuningConfig, TrainableTokensConfig, VeraConfig,
+};
 use sideburn_adapters::{
-    AdaLoraConfig, AdaptedLinear, AdaptedModel, AdaptedTable, AdaptedVector, AdapterError, AdapterMeta, AdapterSet,
-    FullConfig, Ia3Config, Key, LnTuningConfig, LoHaConfig, LoKrConfig, LoraConfig, LoraInit, Method, MethodRegistry,
-    ModelShape, OftConfig, PTuningConfig, ParameterReport, Pass, PrefixTuningConfig, PromptInit, PromptTuningConfig,
-    TokenPass, TrainableTokensConfig, VeraConfig, adapter_tensors, attach, list_weights, load_adapter, merge,
-    random_weight, save_adapter, set_active, set_adapter_tensors, unmerge,
+    AdaptedLinear, AdaptedModel, AdaptedTable, AdaptedVector, AdapterError, AdapterMeta, AdapterSet, Adapters, Key,
+    Method, ModelShape, ParameterReport, Pass, TokenPass, list_weights, random_weight,
 };
 use sideburn_kernels::RowLayout;
 use tempfile::tempdir;
@@ -215,7 +216,7 @@ struct Case {
 }
 
 fn case(method: impl Method + Clone) -> Case {
-    let attach = move |model: &mut Decoder| attach(model, "new", method.clone(), Key::from_seed(3));
+    let attach = move |model: &mut Decoder| model.attach("new", method.clone(), Key::from_seed(3));
     Case { attach: Box::new(attach), merges: true, by_row: true, is_derivative: true }
 }
 
@@ -260,7 +261,7 @@ fn every_method() -> Vec<Case> {
 
 /// The trained tensors, by name.
 fn trained(model: &Decoder) -> BTreeMap<String, &Param<Tensor<2>>> {
-    let mut tensors = adapter_tensors(model, "new").unwrap();
+    let mut tensors = model.adapter_tensors("new").unwrap();
     tensors.retain(|_, param| param.val().is_require_grad());
     tensors
 }
@@ -277,7 +278,7 @@ fn moved(model: &Decoder, by: impl Fn(&str, usize) -> f32) -> Decoder {
         let values = values(tensors.get(name)?.val()).into_iter().enumerate();
         Some(values.map(|(index, value)| value + by(name, index)).collect())
     };
-    set_adapter_tensors(&mut moved, "new", new).unwrap();
+    moved.set_adapter_tensors("new", new).unwrap();
     moved
 }
 
@@ -359,9 +360,9 @@ fn every_method_has_gradients() {
 fn every_method_is_saved_and_loaded() {
     for_every_method(|base, model, _, kind| {
         let directory = tempdir().unwrap();
-        save_adapter(model, "new", directory.path()).unwrap();
+        model.save_adapter("new", directory.path()).unwrap();
         let mut loaded = base.clone();
-        load_adapter(&mut loaded, "again", directory.path()).unwrap();
+        loaded.load_adapter("again", directory.path()).unwrap();
         assert_eq!(logits(&loaded), logits(model), "{kind}");
 
         let text = |file: &str| std::fs::read_to_string(directory.path().join(file)).unwrap();
@@ -382,7 +383,7 @@ fn every_method_is_saved_and_loaded() {
         ] {
             assert_eq!(config[field], json!(expected), "{kind}: {field}");
         }
-        let tokens = adapter_tensors(&loaded, "again").unwrap().into_values().next().unwrap().lazy_shape();
+        let tokens = loaded.adapter_tensors("again").unwrap().into_values().next().unwrap().lazy_shape();
         assert_eq!(tokens[0], 3, "{kind}: virtual tokens are stored once");
     });
 }
@@ -392,17 +393,17 @@ fn every_method_is_merged_unless_it_is_no_weight() {
     for_every_method(|base, model, case, kind| {
         let (mut merged, before) = (model.clone(), logits(model));
         // What an adapter has for a head has no place in a base that has none.
-        let has_head = adapter_tensors(model, "new").unwrap().keys().any(|name| name.contains("lm_head"));
+        let has_head = model.adapter_tensors("new").unwrap().keys().any(|name| name.contains("lm_head"));
         let own_head = base.head.is_none() && has_head;
         if !case.merges || own_head {
-            assert!(matches!(merge(&mut merged), Err(AdapterError::CannotMerge { .. })), "{kind}");
+            assert!(matches!(merged.merge(), Err(AdapterError::CannotMerge { .. })), "{kind}");
             return;
         }
-        merge(&mut merged).unwrap();
+        merged.merge().unwrap();
         let drift = difference(&logits(&merged), &before);
         println!("{kind}: merging changes logits by {drift:e}");
         assert!(drift < 1e-4, "{kind}: {drift:e}");
-        assert_eq!(unmerge(&mut merged).unwrap(), ["new"]);
+        assert_eq!(merged.unmerge().unwrap(), ["new"]);
         assert_eq!(logits(&merged), before, "{kind}: bit for bit");
     });
 }
@@ -412,7 +413,7 @@ fn every_method_is_chosen_for_single_rows_unless_it_cannot_be() {
     for_every_method(|base, model, case, kind| {
         let names = [Some("new"), None, Some("new")];
         let mut inactive = model.clone();
-        set_active(&mut inactive, &[]).unwrap();
+        inactive.set_active(&[]).unwrap();
         let mut pass = Pass::evaluate().with_adapters(names);
         if !case.by_row {
             let error = inactive.logits(&ROWS, &mut pass).unwrap_err();

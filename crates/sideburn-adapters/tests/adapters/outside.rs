@@ -5,11 +5,14 @@ use std::sync::Arc;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use serde_json::{Map, Value, json};
+use sideburn_adapters::author::{
+    About, BoundLinear, Call, CanCombineWith, Fields, Init, LinearRule, ModelOutline, Plan, Rule, RuleTensors, Site,
+    TensorSpec, Weights,
+};
+use sideburn_adapters::methods::LoraConfig;
 use sideburn_adapters::{
-    About, AdaptedLinear, AdaptedModel, AdapterError, AdapterMeta, AdapterSet, BoundLinear, Call, CanCombineWith,
-    Fields, Init, Key, LinearRule, LoraConfig, Method, ModelOutline, ModelShape, Pass, Plan, Rule, RuleTensors, Site,
-    Targets, TensorSpec, Weights, adapter_tensors, attach, list_weights, load_adapter, merge, save_adapter,
-    set_adapter_tensors,
+    AdaptedLinear, AdaptedModel, AdapterError, AdapterMeta, AdapterSet, Adapters, Key, Method, ModelShape, Pass,
+    Targets, list_weights,
 };
 use sideburn_kernels::RowLayout;
 use sideburn_weights::{SafetensorsFile, TensorSource, write_safetensors};
@@ -148,19 +151,18 @@ fn a_method_from_outside_is_trained_saved_and_loaded() {
     let base = Layers::of_widths([3, 4, 2]);
     let mut model = base.clone();
     let config = GainConfig { power: 2, targets: ["first", "second"].into(), meta: AdapterMeta::default() };
-    assert_eq!(attach(&mut model, "mine", config, Key::from_seed(2)).unwrap(), ["first", "second"]);
+    assert_eq!(model.attach("mine", config, Key::from_seed(2)).unwrap(), ["first", "second"]);
     assert_eq!(model.values(), base.values(), "factors of one");
 
     // A step of gradient descent.
     let gradients = model.forward().square().sum().backward();
-    let tensors = adapter_tensors(&model, "mine").unwrap();
+    let tensors = model.adapter_tensors("mine").unwrap();
     let slopes =
         |name: &str| -> Vec<f32> { tensors[name].grad(&gradients).unwrap().into_data().try_into_vec().unwrap() };
     let mut trained = model.clone();
-    set_adapter_tensors(&mut trained, "mine", |name| {
-        Some(slopes(name).into_iter().map(|slope| 1.0 - 0.01 * slope).collect())
-    })
-    .unwrap();
+    trained
+        .set_adapter_tensors("mine", |name| Some(slopes(name).into_iter().map(|slope| 1.0 - 0.01 * slope).collect()))
+        .unwrap();
     assert!(
         model.linears().iter().all(|(_, site)| site.weight().dense().grad(&gradients).is_none()),
         "the base is frozen"
@@ -169,17 +171,17 @@ fn a_method_from_outside_is_trained_saved_and_loaded() {
     assert!(sum(&trained) < sum(&base), "{} is not below {}", sum(&trained), sum(&base));
 
     let directory = tempdir().unwrap();
-    save_adapter(&trained, "mine", directory.path()).unwrap();
+    trained.save_adapter("mine", directory.path()).unwrap();
     let mut loaded = base.clone();
-    let error = load_adapter(&mut loaded, "mine", directory.path()).unwrap_err().to_string();
+    let error = loaded.load_adapter("mine", directory.path()).unwrap_err().to_string();
     assert!(error.contains("`peft_type` is \"GAIN\", which this version does not have"), "{error}");
     loaded.adapters_mut().methods_mut().add("GAIN", |fields| Ok(Arc::new(GainConfig::read(fields)?)));
-    load_adapter(&mut loaded, "mine", directory.path()).unwrap();
+    loaded.load_adapter("mine", directory.path()).unwrap();
     assert_eq!(loaded.values(), trained.values());
     let entry = loaded.adapters().get("mine").unwrap();
     assert_eq!(entry.method().downcast_ref::<GainConfig>().unwrap().power, 2);
 
-    merge(&mut loaded).unwrap();
+    loaded.merge().unwrap();
     let drift = loaded.values().iter().zip(trained.values()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(drift < 1e-5, "{drift:e}");
 }
@@ -189,15 +191,15 @@ fn the_halves_of_two_adapters_are_told_apart() {
     let base = Layers::of_widths([3, 4, 2]);
     let mut model = base.clone();
     let config = LoraConfig { r: 2, lora_dropout: 0.1, ..LoraConfig::new(["first"]) };
-    attach(&mut model, "default", config, Key::from_seed(0)).unwrap();
+    model.attach("default", config, Key::from_seed(0)).unwrap();
     let directory = tempdir().unwrap();
-    save_adapter(&model, "default", directory.path()).unwrap();
+    model.save_adapter("default", directory.path()).unwrap();
     let file = directory.path().join("adapter_config.json");
     let saved = std::fs::read_to_string(&file).unwrap();
     let load = |from: &str, to: &str| {
         assert!(saved.contains(from), "{saved}");
         std::fs::write(&file, saved.replace(from, to)).unwrap();
-        load_adapter(&mut base.clone(), "default", directory.path())
+        base.clone().load_adapter("default", directory.path())
     };
     // What says nothing of the result may be changed by hand.
     load("\"base_model_name_or_path\": null", "\"base_model_name_or_path\": \"t5\"").unwrap();

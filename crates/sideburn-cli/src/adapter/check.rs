@@ -7,7 +7,8 @@ use std::path::Path;
 use anyhow::ensure;
 use serde::Serialize;
 use serde_json::Value;
-use sideburn::adapters::{AdapterError, LoraConfig, Method, fingerprint};
+use sideburn::adapters::methods::LoraConfig;
+use sideburn::adapters::{AdapterError, Adapters, Method};
 use sideburn::prelude::*;
 use sideburn::weights::TensorSource;
 
@@ -94,7 +95,7 @@ fn look_into(adapter: &Path, base: &mut AutoModel, found: &mut Found) {
     found.add("configuration", Verdict::Ok, method.peft_type());
     let (Ok(tensors), false) = (&halves.tensors, found.failed()) else { return };
     check_training(tensors, halves.config.as_ref().unwrap_or(&Value::Null), method.downcast_ref(), found);
-    let own = fingerprint(base);
+    let own = base.fingerprint();
     let targets = method.targets();
     found.unmatched_targets = targets.map(|targets| targets.unmatched(&base.outline())).unwrap_or_default();
     check_fit(adapter, method.as_ref(), tensors, base, found);
@@ -159,7 +160,7 @@ fn check_training(tensors: &dyn TensorSource, config: &Value, lora: Option<&Lora
 
 /// Whether the tensors are those that the configuration means on this base.
 fn check_fit(adapter: &Path, method: &dyn Method, tensors: &dyn TensorSource, base: &mut AutoModel, found: &mut Found) {
-    match load_adapter(base, "default", adapter) {
+    match base.load_adapter("default", adapter) {
         Ok(()) => {
             found.add_places(method);
             let carried = base.adapters().list().iter().flat_map(|entry| entry.carried()).cloned().collect::<Vec<_>>();

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
 use serde::Serialize;
-use sideburn::adapters::{AdaptedModel, Combination, LoraConfig, adapter_tensors, combine};
+use sideburn::adapters::methods::LoraConfig;
+use sideburn::adapters::{AdaptedModel, Adapters, Combination};
 use sideburn::files::check_writable;
 use sideburn::prelude::*;
 
@@ -104,16 +105,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Combined> {
     // Adapters are called by their places in the list, so that nothing depends on where they lie.
     let names: Vec<String> = (1..=needed).map(|place| place.to_string()).collect();
     for (name, adapter) in names.iter().zip(&args.adapters) {
-        load_adapter(&mut model, name, adapter)?;
+        model.load_adapter(name, adapter)?;
     }
     let parts: Vec<(&str, f64)> = names.iter().map(String::as_str).zip(weights.iter().copied()).collect();
-    combine(&mut model, "default", &parts, how).with_context(|| {
+    model.combine("default", &parts, how).with_context(|| {
         let listed = |(name, adapter): (&String, &PathBuf)| format!("{name:?} is {}", shown(adapter));
         names.iter().zip(&args.adapters).map(listed).collect::<Vec<_>>().join(", ")
     })?;
-    let differences = save_adapter(&model, "default", &args.output)?;
+    let differences = model.save_adapter("default", &args.output)?;
     let method = model.adapters().get("default")?.method();
-    let tensors = adapter_tensors(&model, "default")?;
+    let tensors = model.adapter_tensors("default")?;
     let weighted = args.adapters.iter().zip(weights);
     Ok(Combined {
         output: shown(&args.output),

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use serde::Serialize;
-use sideburn::adapters::AdapterDir;
+use sideburn::adapters::peft::AdapterDir;
 use sideburn::files::check_writable;
 use sideburn::weights::TensorSource;
 

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use serde_json::Value;
-use sideburn::adapters::{AdapterDir, AdapterError, Method, MethodRegistry, read_adapter_json};
+use sideburn::adapters::methods::MethodRegistry;
+use sideburn::adapters::peft::{AdapterDir, read_adapter_json};
+use sideburn::adapters::{AdapterError, Method};
 use sideburn::weights::{Dtype, StateDict, WeightsError};
 
 /// What the file of tensors is called, without its extension.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 use serde_json::Value;
-use sideburn::adapters::LoraConfig;
+use sideburn::adapters::methods::LoraConfig;
 use sideburn::weights::TensorSource;
 
 use super::halves::{Halves, base_fingerprint, is_float};

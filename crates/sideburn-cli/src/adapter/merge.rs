@@ -6,9 +6,8 @@ use std::path::PathBuf;
 use anyhow::ensure;
 use clap::ValueEnum;
 use serde::Serialize;
-use sideburn::adapters::{Precision, merge_and_unload, without_adapters};
+use sideburn::adapters::{Adapters, Precision};
 use sideburn::files::AtomicDir;
-use sideburn::prelude::*;
 
 use super::companions::{Copied, LeftOut, copy_companions};
 use super::on_base::OnBase;
@@ -63,12 +62,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Merged> {
         ensure!(output != base, "the output {} is the base itself; choose another directory", shown(&output));
     }
     let mut model = open(base)?;
-    load_adapter(&mut model, "default", adapter)?;
+    model.load_adapter("default", adapter)?;
     let (source, input) = probe(&model);
     let before = logits(&model, &source, &input)?;
-    let bare = without_adapters(&model, |base| logits(base, &source, &input))?;
+    let bare = model.without_adapters(|base| logits(base, &source, &input))?;
 
-    merge_and_unload(&mut model)?;
+    model.merge_and_unload()?;
     let precision = match args.precision {
         Stored::F32 => Precision::F32,
         Stored::Bf16 => Precision::Bf16,

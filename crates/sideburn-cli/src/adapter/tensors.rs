@@ -1,7 +1,7 @@
 //! What an adapter's tensors say without a model.
 
 use serde::Serialize;
-use sideburn::adapters::LoraConfig;
+use sideburn::adapters::methods::LoraConfig;
 use sideburn::weights::TensorSource;
 
 /// How an adapter's own part of a tensor's name begins, in all methods of `peft` 0.21; before it stands the place in the base.

@@ -3,7 +3,8 @@
 use std::convert::Infallible;
 
 use burn::tensor::Device;
-use sideburn_adapters::{Key, LoraConfig, Pass, PrefixTuningConfig, attach, load_adapter, save_adapter};
+use sideburn_adapters::methods::{LoraConfig, PrefixTuningConfig};
+use sideburn_adapters::{Adapters, Key, Pass};
 use sideburn_batch::{PromptBatch, TokenRows};
 use sideburn_generate::{Decoder, greedy};
 use sideburn_nn::{LanguageModel, ModelDir};
@@ -53,7 +54,7 @@ fn it_trains_an_adapter_that_is_saved_and_loaded() {
     let device = Device::flex().autodiff();
     let mut trained = model(&device);
     let before = losses(&trained);
-    attach(&mut trained, "new", LoraConfig::new(["q", "v", "fc_in"]), Key::from_seed(2)).unwrap();
+    trained.attach("new", LoraConfig::new(["q", "v", "fc_in"]), Key::from_seed(2)).unwrap();
     let trainer = Trainer::new(TrainConfig { learning_rate: 1e-2, ..TrainConfig::new(20) }).unwrap();
     let report = trainer.train(&mut trained, |_| Ok::<_, Infallible>(batch()), Tiny::token_losses).unwrap();
     assert_eq!(report.steps.len(), 20);
@@ -62,9 +63,9 @@ fn it_trains_an_adapter_that_is_saved_and_loaded() {
     assert!(mean(&after) < mean(&before) - 0.1, "from {} to {}", mean(&before), mean(&after));
 
     let directory = tempfile::tempdir().unwrap();
-    save_adapter(&trained, "new", directory.path()).unwrap();
+    trained.save_adapter("new", directory.path()).unwrap();
     let mut loaded = model(&device);
-    load_adapter(&mut loaded, "again", directory.path()).unwrap();
+    loaded.load_adapter("again", directory.path()).unwrap();
     assert_eq!(losses(&loaded), after);
 }
 
@@ -82,7 +83,7 @@ fn it_writes_behind_prompts_of_any_length() {
     let prompts: [&[u32]; 3] = [&[5, 6, 7, 8], &[9], &[10, 11]];
     let with_prefix = {
         let mut model = model(&Device::flex());
-        attach(&mut model, "new", PrefixTuningConfig::new(3), Key::from_seed(2)).unwrap();
+        model.attach("new", PrefixTuningConfig::new(3), Key::from_seed(2)).unwrap();
         model
     };
     for model in [model(&Device::flex()), with_prefix] {

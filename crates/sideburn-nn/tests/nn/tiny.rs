@@ -5,8 +5,8 @@ use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use serde_json::{Value, json};
 use sideburn_adapters::{
-    AdaptedLinear, AdaptedModel, AdaptedTable, AdapterError, AdapterSet, Key, ModelShape, Pass, Precision, TokenPass,
-    list_weights, load_base, random_weight, save_base,
+    AdaptedLinear, AdaptedModel, AdaptedTable, AdapterError, AdapterSet, Adapters, Key, ModelShape, Pass, Precision,
+    TokenPass, list_weights, random_weight,
 };
 use sideburn_batch::{PromptBatch, TokenRows};
 use sideburn_generate::Decoder;
@@ -195,14 +195,14 @@ impl Tiny {
             .map_err(|message| NnError::Config { path: directory.config_path(), message })?;
         let mut model = Self::random(&config, Key::from_seed(0), device);
         model.special_tokens = directory.special_tokens(SpecialTokens::default())?;
-        load_base(&mut model, &directory.weights()?, |name| Some(name))?;
+        model.load_base(&directory.weights()?, |name| Some(name))?;
         Ok(model)
     }
 
     pub(crate) fn save_dir(&self, directory: &ModelDir) -> Result<(), TinyError> {
         let text = self.config.to_json().to_string();
         sideburn_files::write_atomic(directory.config_path(), text.as_bytes()).map_err(NnError::from)?;
-        Ok(save_base(self, directory.path().join("model.safetensors"), Precision::F32)?)
+        Ok(self.save_base(directory.path().join("model.safetensors"), Precision::F32)?)
     }
 
     /// The last hidden states of the real tokens of `rows`, and what they leave behind for those that follow.

@@ -5,10 +5,9 @@ use std::path::Path;
 
 use burn::module::Param;
 use burn::tensor::Device;
-use sideburn_adapters::{
-    AdapterDir, AdapterMeta, Ia3Config, Key, LoraConfig, Precision, adapter_tensors, attach, delete, fingerprint,
-    load_adapter, merge, save_adapter, swap_adapter, unmerge,
-};
+use sideburn_adapters::methods::{Ia3Config, LoraConfig};
+use sideburn_adapters::peft::AdapterDir;
+use sideburn_adapters::{AdapterMeta, Adapters, Key, Precision};
 use sideburn_t5::T5;
 use sideburn_weights::{StateDict, TensorSource};
 use tempfile::{TempDir, tempdir};
@@ -34,7 +33,7 @@ fn pickled() -> TempDir {
 }
 
 fn tensors(model: &T5) -> Vec<(String, Vec<f32>)> {
-    let tensors = adapter_tensors(model, "default").unwrap();
+    let tensors = model.adapter_tensors("default").unwrap();
     tensors.into_iter().map(|(name, param): (_, &Param<_>)| (name, values(param.val()))).collect()
 }
 
@@ -42,14 +41,14 @@ fn tensors(model: &T5) -> Vec<(String, Vec<f32>)> {
 fn a_pickled_adapter_is_the_same() {
     let directory = pickled();
     let (mut safe, mut torch) = (base(), base());
-    load_adapter(&mut safe, "default", sideburn_testing::path(ADAPTER)).unwrap();
-    load_adapter(&mut torch, "default", &directory).unwrap();
+    safe.load_adapter("default", sideburn_testing::path(ADAPTER)).unwrap();
+    torch.load_adapter("default", &directory).unwrap();
     assert_eq!(tensors(&torch), tensors(&safe));
 
     let zero = tensors(&safe).into_iter().map(|(name, values)| (name, vec![0.0; values.len()])).collect::<Vec<_>>();
     let zero = |name: &str| zero.iter().find(|(own, _)| own == name).map(|(_, values)| values.clone());
-    sideburn_adapters::set_adapter_tensors(&mut torch, "default", zero).unwrap();
-    swap_adapter(&mut torch, "default", &directory).unwrap();
+    torch.set_adapter_tensors("default", zero).unwrap();
+    torch.swap_adapter("default", &directory).unwrap();
     assert_eq!(tensors(&torch), tensors(&safe));
 }
 
@@ -73,33 +72,33 @@ fn a_pickled_adapter_is_saved_as_safetensors() {
 fn without_tensors_both_files_are_named() {
     let directory = pickled();
     fs::remove_file(directory.path().join("adapter_model.bin")).unwrap();
-    let error = load_adapter(&mut base(), "default", &directory).unwrap_err().to_string();
+    let error = base().load_adapter("default", &directory).unwrap_err().to_string();
     assert!(error.contains("neither adapter_model.safetensors nor adapter_model.bin"), "{error}");
 }
 
 #[test]
 fn the_fingerprint_is_that_of_the_base() {
     let mut model = base();
-    assert_eq!(fingerprint(&model), FINGERPRINT);
+    assert_eq!(model.fingerprint(), FINGERPRINT);
     assert_eq!(
-        fingerprint(&T5::from_dir(sideburn_testing::path(BASE), &Device::flex().autodiff()).unwrap()),
+        T5::from_dir(sideburn_testing::path(BASE), &Device::flex().autodiff()).unwrap().fingerprint(),
         FINGERPRINT
     );
-    load_adapter(&mut model, "default", sideburn_testing::path(ADAPTER)).unwrap();
-    assert_eq!(fingerprint(&model), FINGERPRINT, "with an adapter");
-    merge(&mut model).unwrap();
-    assert_eq!(fingerprint(&model), FINGERPRINT, "with a merged adapter");
-    unmerge(&mut model).unwrap();
-    delete(&mut model, "default").unwrap();
-    assert_eq!(fingerprint(&model), FINGERPRINT, "as before");
+    model.load_adapter("default", sideburn_testing::path(ADAPTER)).unwrap();
+    assert_eq!(model.fingerprint(), FINGERPRINT, "with an adapter");
+    model.merge().unwrap();
+    assert_eq!(model.fingerprint(), FINGERPRINT, "with a merged adapter");
+    model.unmerge().unwrap();
+    model.delete("default").unwrap();
+    assert_eq!(model.fingerprint(), FINGERPRINT, "as before");
 
     let other = T5::from_dir(sideburn_testing::path("t5_relu_tied"), &Device::flex()).unwrap();
-    assert_ne!(fingerprint(&other), FINGERPRINT);
+    assert_ne!(other.fingerprint(), FINGERPRINT);
     let directory = tempdir().unwrap();
     for (precision, same) in [(Precision::F32, true), (Precision::Bf16, false)] {
         model.save_dir(&directory, precision).unwrap();
         let stored = T5::from_dir(&directory, &Device::flex()).unwrap();
-        assert_eq!(fingerprint(&stored) == FINGERPRINT, same, "{precision:?}");
+        assert_eq!(stored.fingerprint() == FINGERPRINT, same, "{precision:?}");
     }
 }
 
@@ -107,8 +106,8 @@ fn the_fingerprint_is_that_of_the_base() {
 fn an_adapter_remembers_its_base() {
     assert_eq!(AdapterDir::open(sideburn_testing::path(ADAPTER)).unwrap().base_fingerprint(), None, "saved by peft");
     let (directory, converted, mut model) = (tempdir().unwrap(), tempdir().unwrap(), base());
-    load_adapter(&mut model, "default", sideburn_testing::path(ADAPTER)).unwrap();
-    save_adapter(&model, "default", &directory).unwrap();
+    model.load_adapter("default", sideburn_testing::path(ADAPTER)).unwrap();
+    model.save_adapter("default", &directory).unwrap();
     let saved = AdapterDir::open(&directory).unwrap();
     assert_eq!(saved.base_fingerprint(), Some(FINGERPRINT));
     saved.save(&converted).unwrap();
@@ -121,8 +120,8 @@ fn a_model_card_says_what_the_adapter_is() {
     let meta =
         AdapterMeta { base_model_name_or_path: Some("google/t5-v1_1-small".to_owned()), ..AdapterMeta::default() };
     let lora = LoraConfig { r: 4, lora_alpha: 16.0, meta, ..LoraConfig::new(["q", "v"]) };
-    attach(&mut model, "default", lora, Key::from_seed(0)).unwrap();
-    save_adapter(&model, "default", &directory).unwrap();
+    model.attach("default", lora, Key::from_seed(0)).unwrap();
+    model.save_adapter("default", &directory).unwrap();
     let card = fs::read_to_string(directory.path().join("README.md")).unwrap();
     let front = "---\nbase_model: \"google/t5-v1_1-small\"\nlibrary_name: peft\ntags:\n- sideburn\n- lora\n---\n";
     assert!(card.starts_with(front), "{card}");
@@ -141,8 +140,8 @@ fn a_model_card_says_what_the_adapter_is() {
 fn a_name_does_not_break_out_of_its_field() {
     let (directory, mut model) = (tempdir().unwrap(), base());
     let meta = AdapterMeta { base_model_name_or_path: Some("a\"\n---\n# b".to_owned()), ..AdapterMeta::default() };
-    attach(&mut model, "default", Ia3Config { meta, ..Ia3Config::default() }, Key::from_seed(0)).unwrap();
-    save_adapter(&model, "default", &directory).unwrap();
+    model.attach("default", Ia3Config { meta, ..Ia3Config::default() }, Key::from_seed(0)).unwrap();
+    model.save_adapter("default", &directory).unwrap();
     let card = fs::read_to_string(directory.path().join("README.md")).unwrap();
     assert!(card.starts_with("---\nbase_model: \"a\\\"\\n---\\n# b\"\nlibrary_name: peft\n"), "{card}");
     assert!(card.contains("from_pretrained(\"a\\\"\\n---\\n# b\")"), "{card}");
@@ -151,8 +150,8 @@ fn a_name_does_not_break_out_of_its_field() {
 #[test]
 fn a_model_card_that_is_there_stays() {
     let (directory, mut model) = (tempdir().unwrap(), base());
-    load_adapter(&mut model, "default", sideburn_testing::path(ADAPTER)).unwrap();
+    model.load_adapter("default", sideburn_testing::path(ADAPTER)).unwrap();
     fs::write(directory.path().join("README.md"), "Mine.").unwrap();
-    save_adapter(&model, "default", &directory).unwrap();
+    model.save_adapter("default", &directory).unwrap();
     assert_eq!(fs::read_to_string(directory.path().join("README.md")).unwrap(), "Mine.");
 }

@@ -2,10 +2,8 @@
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, Gradients, Tensor, TensorData};
-use sideburn_adapters::{
-    AdaptedModel, Key, MethodRegistry, PTuningConfig, Pass, PrefixTuningConfig, TrainingHooks, VeraConfig,
-    adapter_tensors, attach, load_adapter, merge, save_adapter, set_adapter_tensors, unmerge,
-};
+use sideburn_adapters::methods::{MethodRegistry, PTuningConfig, PrefixTuningConfig, VeraConfig};
+use sideburn_adapters::{AdaptedModel, Adapters, Key, Pass, TrainingHooks};
 use sideburn_t5::{LanguageModel, T5};
 use sideburn_weights::{SafetensorsFile, TensorSource};
 
@@ -27,7 +25,7 @@ fn base(golden: &Entry, device: &Device) -> T5 {
 
 fn adapted(golden: &Entry, device: &Device) -> T5 {
     let mut model = base(golden, device);
-    load_adapter(&mut model, "default", sideburn_testing::path(&golden.path)).unwrap();
+    model.load_adapter("default", sideburn_testing::path(&golden.path)).unwrap();
     model
 }
 
@@ -111,13 +109,13 @@ fn with_network(golden: &Entry, io: &Golden, device: &Device) -> T5 {
     let (mut model, key) = (base(golden, device), Key::from_seed(0));
     if golden.name() == "p_tuning" {
         let config = PTuningConfig { encoder_hidden_size: Some(16), ..PTuningConfig::new(5) };
-        attach(&mut model, "default", config, key).unwrap();
+        model.attach("default", config, key).unwrap();
     } else {
         let config =
             PrefixTuningConfig { prefix_projection: true, encoder_hidden_size: Some(16), ..PrefixTuningConfig::new(5) };
-        attach(&mut model, "default", config, key).unwrap();
+        model.attach("default", config, key).unwrap();
     }
-    set_adapter_tensors(&mut model, "default", |tensor| Some(io.floats(&format!("param.{tensor}")))).unwrap();
+    model.set_adapter_tensors("default", |tensor| Some(io.floats(&format!("param.{tensor}")))).unwrap();
     model
 }
 
@@ -132,9 +130,9 @@ fn a_saved_network_is_what_it_makes() {
         let difference = max_difference(&logits, &io.floats("logits"));
         assert!(difference <= 1e-4, "{name}: logits differ by {difference:e}");
         let directory = tempfile::tempdir().unwrap();
-        save_adapter(&model, "default", directory.path()).unwrap();
+        model.save_adapter("default", directory.path()).unwrap();
         let mut loaded = base(&golden, &Device::flex());
-        load_adapter(&mut loaded, "default", directory.path()).unwrap();
+        loaded.load_adapter("default", directory.path()).unwrap();
         assert_eq!(inputs.logits(&loaded), logits, "{name}");
     }
 }
@@ -157,7 +155,7 @@ fn gradients() {
         let model = model.map(&mut Cast(DType::F64));
         let gradients = inputs.loss(&model).backward();
         let (mut squared_error, mut squared_norm, mut compared) = (0.0, 0.0, 0);
-        for (tensor, param) in adapter_tensors(&model, "default").unwrap() {
+        for (tensor, param) in model.adapter_tensors("default").unwrap() {
             let reference = format!("grad.{tensor}");
             if !io.names().contains(&reference) {
                 continue;
@@ -232,7 +230,7 @@ fn merged_and_unmerged() {
         let plain = base(&golden, &Device::flex());
         let mut model = adapted(&golden, &Device::flex());
         let unmerged = inputs.logits(&model);
-        if let Err(error) = merge(&mut model) {
+        if let Err(error) = model.merge() {
             let reason = golden.not_merged.as_ref().unwrap_or_else(|| panic!("{name}: {error}"));
             assert!(error.to_string().contains(reason), "{name}: {error}");
             assert_eq!(inputs.logits(&model), unmerged, "{name}: as before");
@@ -248,9 +246,9 @@ fn merged_and_unmerged() {
         let drift = max_difference(&merged, &unmerged);
         println!("{name}: merging moves the logits by {drift:e}");
         assert!(drift <= 2e-4, "{name}: merging moved the logits by {drift:e}");
-        unmerge(&mut model).unwrap();
+        model.unmerge().unwrap();
         assert_eq!(inputs.logits(&model), unmerged, "{name}: active again");
-        sideburn_adapters::set_active(&mut model, &[]).unwrap();
+        model.set_active(&[]).unwrap();
         for ((place, before), (_, after)) in plain.weights().iter().zip(model.weights()) {
             assert_eq!(bits(before), bits(&after), "{name}: {place} is as it was");
         }
@@ -270,7 +268,7 @@ fn what_is_saved_is_what_was_loaded() {
         let name = golden.name();
         let (original, copy) = (sideburn_testing::path(&golden.path), saved.join(name));
         let model = adapted(&golden, &Device::flex());
-        save_adapter(&model, "default", &copy).unwrap();
+        model.save_adapter("default", &copy).unwrap();
         let file =
             |directory: &std::path::Path| SafetensorsFile::open(directory.join("adapter_model.safetensors")).unwrap();
         let (before, after) = (file(&original), file(&copy));
@@ -279,7 +277,7 @@ fn what_is_saved_is_what_was_loaded() {
             assert_eq!(before.read(tensor).unwrap(), after.read(tensor).unwrap(), "{name}: {tensor}");
         }
         let mut again = base(&golden, &Device::flex());
-        load_adapter(&mut again, "default", &copy).unwrap();
+        again.load_adapter("default", &copy).unwrap();
         let config = |model: &T5| model.adapters().get("default").unwrap().method().to_json();
         assert_eq!(config(&again), config(&model), "{name}");
     }
@@ -295,8 +293,8 @@ fn what_is_drawn_again_is_drawn_to_the_bit() {
             .unwrap();
         let config = method.downcast_ref::<VeraConfig>().unwrap().clone();
         let mut model = T5::from_dir(sideburn_testing::path("t5_gated_untied"), &Device::flex()).unwrap();
-        attach(&mut model, "new", config, Key::from_seed(5)).unwrap();
-        let tensors = adapter_tensors(&model, "new").unwrap();
+        model.attach("new", config, Key::from_seed(5)).unwrap();
+        let tensors = model.adapter_tensors("new").unwrap();
         for matrix in ["base_model.vera_A", "base_model.vera_B"] {
             assert_eq!(values(tensors[matrix].val()), golden.floats(&format!("{prefix}{matrix}")), "{name}, {matrix}");
         }

@@ -7,9 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use burn::tensor::Device;
-use sideburn_adapters::{
-    AdaptedModel, ParameterReport, adapter_tensors, load_adapter, save_adapter, set_adapter_tensors, swap_adapter,
-};
+use sideburn_adapters::{AdaptedModel, Adapters, ParameterReport};
 use sideburn_t5::T5;
 use tempfile::{TempDir, tempdir};
 
@@ -43,7 +41,7 @@ fn refused(model: &mut T5, name: &str, directory: &Path) -> String {
         (names.collect::<Vec<_>>(), ParameterReport::of(model))
     };
     let before = state(model);
-    let error = load_adapter(model, name, directory).expect_err("a bad adapter").to_string();
+    let error = model.load_adapter(name, directory).expect_err("a bad adapter").to_string();
     assert_eq!(state(model), before, "{error}");
     error
 }
@@ -142,38 +140,38 @@ fn names_of_adapters_are_names_of_folders() {
         let error = refused(&mut model, name, &directory);
         assert!(error.starts_with("an adapter cannot be called"), "{error}");
     }
-    load_adapter(&mut model, "größe 数 ✓", &directory).unwrap();
+    model.load_adapter("größe 数 ✓", &directory).unwrap();
     let error = refused(&mut model, "größe 数 ✓", &directory);
     assert!(error.contains("already has an adapter called \"größe 数 ✓\"; choose another name"), "{error}");
     // A name that is allowed is a folder, and says nothing about the files in it.
     let parent = tempdir().unwrap();
-    save_adapter(&model, "größe 数 ✓", parent.path().join("größe 数 ✓")).unwrap();
+    model.save_adapter("größe 数 ✓", parent.path().join("größe 数 ✓")).unwrap();
     assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
-    load_adapter(&mut model, "e\u{301}", parent.path().join("größe 数 ✓")).unwrap();
-    load_adapter(&mut model, "\u{e9}", parent.path().join("größe 数 ✓")).unwrap();
+    model.load_adapter("e\u{301}", parent.path().join("größe 数 ✓")).unwrap();
+    model.load_adapter("\u{e9}", parent.path().join("größe 数 ✓")).unwrap();
     assert_eq!(model.adapters().list().len(), 3, "names are compared as they are written");
 }
 
 #[test]
 fn a_swap_that_is_refused_changes_nothing() {
     let mut model = base();
-    load_adapter(&mut model, "default", sideburn_testing::path(ADAPTER)).unwrap();
+    model.load_adapter("default", sideburn_testing::path(ADAPTER)).unwrap();
     let tensors = |model: &T5| -> Vec<Vec<f32>> {
-        adapter_tensors(model, "default").unwrap().into_values().map(|param| values(param.val())).collect()
+        model.adapter_tensors("default").unwrap().into_values().map(|param| values(param.val())).collect()
     };
     let before = tensors(&model);
 
     let (nan, mut broken) = (tempdir().unwrap(), model.clone());
     // The last of all tensors, when the others have been read.
     let last = "base_model.model.encoder.block.1.layer.0.SelfAttention.v.lora_B.weight";
-    set_adapter_tensors(&mut broken, "default", |name| (name == last).then(|| vec![f32::NEG_INFINITY; 256])).unwrap();
-    save_adapter(&broken, "default", nan.path()).unwrap();
+    broken.set_adapter_tensors("default", |name| (name == last).then(|| vec![f32::NEG_INFINITY; 256])).unwrap();
+    broken.save_adapter("default", nan.path()).unwrap();
     let cut = changed(ADAPTER, &serde_json::json!({}));
     let file = cut.path().join("adapter_model.safetensors");
     let bytes = fs::read(&file).unwrap();
     fs::write(&file, &bytes[..bytes.len() - 1]).unwrap();
     for (directory, part) in [(nan, "element 0 of base_model.model.encoder.block.1"), (cut, "cut short")] {
-        let error = swap_adapter(&mut model, "default", directory.path()).unwrap_err().to_string();
+        let error = model.swap_adapter("default", directory.path()).unwrap_err().to_string();
         assert!(error.contains(part), "{error}");
         assert_eq!(tensors(&model), before, "{error}");
     }

@@ -1,10 +1,8 @@
 //! Adapters made of others, against `add_weighted_adapter` of `peft`.
 
 use burn::tensor::{Device, Tensor, TensorData};
-use sideburn_adapters::{
-    AdaptedModel, AdapterError, Combination, Ia3Config, Key, LoraConfig, MethodRegistry, ParameterReport, Targets,
-    adapter_tensors, attach, combine, load_adapter, merge, save_adapter, set_active, set_adapter_tensors,
-};
+use sideburn_adapters::methods::{Ia3Config, LoraConfig, MethodRegistry};
+use sideburn_adapters::{AdaptedModel, AdapterError, Adapters, Combination, Key, ParameterReport, Targets};
 use sideburn_t5::T5;
 
 use sideburn_testing::{Golden, max_difference, relative_difference, values};
@@ -18,7 +16,7 @@ fn model(adapters: &[&str]) -> T5 {
     let mut model = T5::from_dir(sideburn_testing::path("t5_gated_untied"), &Device::flex()).unwrap();
     for adapter in adapters {
         let name = adapter.rsplit('/').next().unwrap();
-        load_adapter(&mut model, name, sideburn_testing::path(&format!("adapters/{adapter}"))).unwrap();
+        model.load_adapter(name, sideburn_testing::path(&format!("adapters/{adapter}"))).unwrap();
     }
     model
 }
@@ -29,18 +27,18 @@ fn abc() -> T5 {
 
 fn logits(model: &T5, active: &[&str]) -> Vec<f32> {
     let mut model = model.clone();
-    set_active(&mut model, active).unwrap();
+    model.set_active(active).unwrap();
     crate::logits::common_logits(&model)
 }
 
 /// The values of a tensor of an adapter.
 fn tensor(model: &T5, adapter: &str, name: &str) -> Vec<f32> {
-    values(adapter_tensors(model, adapter).unwrap()[&format!("base_model.model.{name}.weight")].val())
+    values(model.adapter_tensors(adapter).unwrap()[&format!("base_model.model.{name}.weight")].val())
 }
 
 fn combined(parts: &[(&str, f64)], how: Combination) -> T5 {
     let mut model = abc();
-    combine(&mut model, "new", parts, how).unwrap();
+    model.combine("new", parts, how).unwrap();
     model
 }
 
@@ -63,13 +61,13 @@ fn as_peft_combines() {
         println!("{golden}: logits differ by at most {difference:e}");
         assert!(difference <= 1e-4, "{golden}: logits differ by {difference:e}");
 
-        save_adapter(&model, "new", saved.path()).unwrap();
+        model.save_adapter("new", saved.path()).unwrap();
         let config = |path: &std::path::Path| {
             MethodRegistry::peft().read_file(&path.join("adapter_config.json")).unwrap().to_json()
         };
         assert_eq!(config(saved.path()), config(&sideburn_testing::path(&directory)), "{golden}");
         let expected = Golden::open(&format!("{directory}/adapter_model.safetensors"));
-        let tensors = adapter_tensors(&model, "new").unwrap();
+        let tensors = model.adapter_tensors("new").unwrap();
         assert!(expected.names().iter().eq(tensors.keys()), "{golden}");
         let read = |name: &str| {
             Tensor::<2>::from_data(TensorData::new(expected.floats(name), expected.shape(name)), &Device::flex())
@@ -97,9 +95,9 @@ fn an_exact_sum_is_that_of_active_adapters() {
     let mut model = model(&["lora_rslora", "lora_rank_alpha_pattern", "lora_shared_embedding"]);
     let all = ["lora_rslora", "lora_rank_alpha_pattern", "lora_shared_embedding"];
     let expected = logits(&model, &all);
-    combine(&mut model, "cat", &all.map(|name| (name, 1.0)), Combination::Cat).unwrap();
-    combine(&mut model, "svd", &all.map(|name| (name, 1.0)), Combination::Svd { rank: Some(24) }).unwrap();
-    combine(&mut model, "minus", &[("cat", -1.0)], Combination::Linear).unwrap();
+    model.combine("cat", &all.map(|name| (name, 1.0)), Combination::Cat).unwrap();
+    model.combine("svd", &all.map(|name| (name, 1.0)), Combination::Svd { rank: Some(24) }).unwrap();
+    model.combine("minus", &[("cat", -1.0)], Combination::Linear).unwrap();
     for active in [&["cat"] as &[_], &["svd"], &["cat", "minus", "svd"]] {
         let difference = max_difference(&logits(&model, active), &expected);
         println!("{active:?}: logits differ by at most {difference:e}");
@@ -110,9 +108,9 @@ fn an_exact_sum_is_that_of_active_adapters() {
 #[test]
 fn what_was_active_and_trainable_stays_so() {
     let mut model = abc();
-    set_active(&mut model, &["a", "b"]).unwrap();
+    model.set_active(&["a", "b"]).unwrap();
     let (before, report) = (logits(&model, &["a", "b"]), ParameterReport::of(&model));
-    combine(&mut model, "new", &PARTS, Combination::Linear).unwrap();
+    model.combine("new", &PARTS, Combination::Linear).unwrap();
     let active = |model: &T5| -> Vec<String> {
         let active = model.adapters().list().iter().filter(|entry| entry.is_active());
         active.map(|entry| entry.name().to_owned()).collect()
@@ -155,23 +153,22 @@ fn what_cannot_be_combined() {
     let key = Key::from_seed(0);
     let mut model = abc();
     let targets = || Targets::from([PLACE]);
-    attach(&mut model, "ia3", Ia3Config::default(), key).unwrap();
-    attach(&mut model, "dora", LoraConfig { use_dora: true, ..LoraConfig::new(targets()) }, key).unwrap();
-    attach(&mut model, "bias", LoraConfig { lora_bias: true, ..LoraConfig::new(targets()) }, key).unwrap();
-    attach(&mut model, "head", LoraConfig::new(["lm_head"]), key).unwrap();
+    model.attach("ia3", Ia3Config::default(), key).unwrap();
+    model.attach("dora", LoraConfig { use_dora: true, ..LoraConfig::new(targets()) }, key).unwrap();
+    model.attach("bias", LoraConfig { lora_bias: true, ..LoraConfig::new(targets()) }, key).unwrap();
+    model.attach("head", LoraConfig::new(["lm_head"]), key).unwrap();
     let mut copies = LoraConfig::new(targets());
     copies.meta.modules_to_save = vec!["encoder.final_layer_norm".to_owned()];
-    attach(&mut model, "copies", copies, key).unwrap();
-    attach(&mut model, "nan", LoraConfig::new(targets()), key).unwrap();
-    set_adapter_tensors(&mut model, "nan", |name| name.ends_with("lora_A.weight").then(|| vec![f32::NAN; 512]))
-        .unwrap();
-    attach(&mut model, "merged", LoraConfig::new(targets()), key).unwrap();
-    merge(&mut model).unwrap();
+    model.attach("copies", copies, key).unwrap();
+    model.attach("nan", LoraConfig::new(targets()), key).unwrap();
+    model.set_adapter_tensors("nan", |name| name.ends_with("lora_A.weight").then(|| vec![f32::NAN; 512])).unwrap();
+    model.attach("merged", LoraConfig::new(targets()), key).unwrap();
+    model.merge().unwrap();
 
     let linear = Combination::Linear;
     let refused = |name: &str, parts: &[(&str, f64)], how| {
         let mut model = model.clone();
-        let error = combine(&mut model, name, parts, how).unwrap_err().to_string();
+        let error = model.combine(name, parts, how).unwrap_err().to_string();
         assert_eq!(model.adapters().list().len(), 10, "as before");
         error
     };
@@ -207,6 +204,6 @@ fn what_cannot_be_combined() {
     }
     assert!(refused("b", &PARTS, linear).contains("already has an adapter called \"b\""));
     assert!(refused("x/y", &PARTS, linear).contains("cannot be called"));
-    let error = combine(&mut abc(), "new", &[("a", 1.0), ("c", 1.0)], Combination::Ties { density: 0.5 });
+    let error = abc().combine("new", &[("a", 1.0), ("c", 1.0)], Combination::Ties { density: 0.5 });
     assert!(matches!(error, Err(AdapterError::NotCombinable { name, .. }) if name == "c"));
 }

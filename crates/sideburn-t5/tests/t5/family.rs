@@ -7,10 +7,8 @@ use std::sync::Mutex;
 use crate::logits::logits;
 use burn::tensor::{Device, Tensor};
 use serde_json::{Value, json};
-use sideburn_adapters::{
-    AdaLoraConfig, AdaptedModel, FullConfig, Ia3Config, Key, LoraConfig, Method, Pass, Precision, Targets,
-    adapter_tensors, attach,
-};
+use sideburn_adapters::methods::{AdaLoraConfig, FullConfig, Ia3Config, LoraConfig};
+use sideburn_adapters::{AdaptedModel, Adapters, Key, Method, Pass, Precision, Targets};
 use sideburn_batch::{PromptBatch, TokenRows};
 use sideburn_generate::{GenerationConfig, greedy};
 use sideburn_t5::{LanguageModel, SpecialTokens, T5, T5Config, T5Error};
@@ -45,9 +43,9 @@ fn logits_losses_and_gradients() {
         assert!(difference <= 1e-5, "{name}: loss differs by {difference:e}");
 
         model = T5::from_dir(path("family").join(name), &Device::flex().autodiff()).unwrap();
-        attach(&mut model, "default", FullConfig::default(), Key::from_seed(0)).unwrap();
+        model.attach("default", FullConfig::default(), Key::from_seed(0)).unwrap();
         let gradients = loss(&model, &io).backward();
-        let mut trained = adapter_tensors(&model, "default").unwrap().into_iter();
+        let mut trained = model.adapter_tensors("default").unwrap().into_iter();
         let (_, weight) = trained.find(|(name, _)| name.contains(GRADIENT)).expect("every weight is trained");
         let gradient = values(weight.val().grad(&gradients).expect("it has a gradient"));
         let difference = relative_difference(&gradient, &io.floats(&format!("grad.{GRADIENT}")));
@@ -301,7 +299,7 @@ fn an_encoder_alone_is_told() {
 fn the_usual_targets_of_mt5_are_those_of_peft() {
     fn adapted(method: impl Method) -> BTreeSet<String> {
         let mut model = load(path("family/mt5"));
-        attach(&mut model, "default", method, Key::from_seed(0)).unwrap();
+        model.attach("default", method, Key::from_seed(0)).unwrap();
         let sites = model.linears().into_iter().filter(|(_, site)| !(site.slots().len() == 0));
         sites.map(|(name, _)| name.rsplit('.').next().unwrap().to_owned()).collect()
     }

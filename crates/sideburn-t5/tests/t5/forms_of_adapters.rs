@@ -4,11 +4,9 @@ use std::fs;
 
 use crate::logits::{common_logits as logits, logits_in};
 use burn::tensor::Device;
-use sideburn_adapters::{
-    AdaptedModel, AdapterError, FullConfig, Ia3Config, Key, LoraConfig, Pass, PeftDifference, PromptTuningConfig,
-    TargetModules, Targets, adapter_tensors, attach, load_adapter, merge, read_adapter_json, save_adapter, set_active,
-    set_adapter_tensors,
-};
+use sideburn_adapters::methods::{FullConfig, Ia3Config, LoraConfig, PromptTuningConfig};
+use sideburn_adapters::peft::{PeftDifference, read_adapter_json};
+use sideburn_adapters::{AdaptedModel, AdapterError, Adapters, Key, Pass, TargetModules, Targets};
 use sideburn_t5::T5;
 use sideburn_testing::{Golden, max_difference, values};
 use sideburn_weights::TensorSource;
@@ -38,7 +36,7 @@ fn changed(adapter: &str, fields: &str) -> TempDir {
 
 fn with(directory: &std::path::Path) -> Result<T5, AdapterError> {
     let mut model = base(&Device::flex());
-    load_adapter(&mut model, "default", directory)?;
+    model.load_adapter("default", directory)?;
     Ok(model)
 }
 
@@ -95,7 +93,7 @@ fn dora_leaves_rows_of_zeros_alone() {
     }
     let expected = logits(&model);
     let config = LoraConfig { use_dora: true, r: 4, ..LoraConfig::new(["q"]) };
-    attach(&mut model, "dora", config, Key::from_seed(1)).unwrap();
+    model.attach("dora", config, Key::from_seed(1)).unwrap();
     let scale = expected.iter().fold(0f32, |max, x| max.max(x.abs()));
     let difference = max_difference(&logits(&model), &expected) / scale;
     assert!(difference <= 1e-5, "a new adapter changes the logits by {difference:e} relative");
@@ -104,14 +102,14 @@ fn dora_leaves_rows_of_zeros_alone() {
     let source = batch.source();
     let gradients = model.encode(&source, &mut Pass::evaluate()).unwrap().hidden.square().sum().backward();
     let mut moved = 0;
-    for (name, param) in adapter_tensors(&model, "dora").unwrap() {
+    for (name, param) in model.adapter_tensors("dora").unwrap() {
         let Some(gradient) = param.val().grad(&gradients) else { continue };
         let gradient = values(gradient);
         assert!(gradient.iter().all(|value| value.is_finite()), "{name}");
         moved += usize::from(name.contains("lora_B") && gradient.iter().any(|value| *value != 0.0));
     }
     assert_eq!(moved, 2, "the second factors of the encoder");
-    merge(&mut model).unwrap();
+    model.merge().unwrap();
     let difference = max_difference(&logits(&model), &expected) / scale;
     assert!(difference <= 1e-5, "merging changes the logits by {difference:e} relative");
 }
@@ -124,17 +122,17 @@ fn absurd_sizes_are_refused_before_anything_is_made() {
         error.to_string()
     };
     for r in [1 << 40, usize::MAX] {
-        let error = attach(&mut model, "a", LoraConfig { r, ..LoraConfig::new(["q"]) }, Key::from_seed(0)).unwrap_err();
+        let error = model.attach("a", LoraConfig { r, ..LoraConfig::new(["q"]) }, Key::from_seed(0)).unwrap_err();
         let error = refused(&mut model, error);
         assert!(error.contains(&format!("`r` is {r}, expected a rank of at least 1")), "{error}");
     }
     let config = LoraConfig { r: 1_000_000, ..LoraConfig::new(["q"]) };
-    let error = attach(&mut model, "a", config, Key::from_seed(0)).unwrap_err();
+    let error = model.attach("a", config, Key::from_seed(0)).unwrap_err();
     let error = refused(&mut model, error);
     let start = "the adapter would have 768000000 elements, 64000000 of them in encoder.block.";
     assert!(error.starts_with(start) && error.contains("at most 268435456 can be"), "{error}");
     for tokens in [1 << 40, usize::MAX] {
-        let error = attach(&mut model, "a", PromptTuningConfig::new(tokens), Key::from_seed(0)).unwrap_err();
+        let error = model.attach("a", PromptTuningConfig::new(tokens), Key::from_seed(0)).unwrap_err();
         let error = refused(&mut model, error);
         assert!(error.contains(&format!("`num_virtual_tokens` is {tokens}, expected a number from 1")), "{error}");
     }
@@ -170,9 +168,9 @@ fn an_unknown_method_lists_those_there_are() {
 #[test]
 fn the_task_is_told_of_an_encoder_decoder() {
     let mut model = base(&Device::flex());
-    attach(&mut model, "a", LoraConfig::new(["q"]), Key::from_seed(0)).unwrap();
+    model.attach("a", LoraConfig::new(["q"]), Key::from_seed(0)).unwrap();
     let directory = tempdir().unwrap();
-    save_adapter(&model, "a", directory.path()).unwrap();
+    model.save_adapter("a", directory.path()).unwrap();
     assert_eq!(read_adapter_json(directory.path()).unwrap()["task_type"], "SEQ_2_SEQ_LM");
 }
 
@@ -181,16 +179,16 @@ fn what_peft_makes_otherwise_is_told_when_it_is_saved() {
     let differences = |base: &str, attach: &dyn Fn(&mut T5)| {
         let mut model = T5::from_dir(sideburn_testing::path(base), &Device::flex()).unwrap();
         attach(&mut model);
-        save_adapter(&model, "a", tempdir().unwrap().path()).unwrap()
+        model.save_adapter("a", tempdir().unwrap().path()).unwrap()
     };
     let lora = |targets: [&'static str; 2], trainable_token_indices: Vec<usize>| {
         move |model: &mut T5| {
             let config =
                 LoraConfig { trainable_token_indices: trainable_token_indices.clone(), ..LoraConfig::new(targets) };
-            drop(attach(model, "a", config, Key::from_seed(0)).unwrap());
+            drop(model.attach("a", config, Key::from_seed(0)).unwrap());
         }
     };
-    let full = |model: &mut T5| drop(attach(model, "a", FullConfig::default(), Key::from_seed(0)).unwrap());
+    let full = |model: &mut T5| drop(model.attach("a", FullConfig::default(), Key::from_seed(0)).unwrap());
     assert_eq!(differences(BASE, &lora(["q", "v"], Vec::new())), []);
     assert_eq!(differences(BASE, &full), [PeftDifference::NoSuchMethod { peft_type: "FULL" }]);
     let unread = PeftDifference::UnreadEmbedding {
@@ -204,7 +202,7 @@ fn what_peft_makes_otherwise_is_told_when_it_is_saved() {
     assert_eq!(differences("t5_relu_tied", &lora(["q", "v"], vec![3])), []);
     let first = |model: &mut T5| {
         let targets = Targets { layers_to_transform: Some(vec![0]), ..["k"].into() };
-        drop(attach(model, "a", Ia3Config { targets, ..Ia3Config::default() }, Key::from_seed(0)).unwrap());
+        drop(model.attach("a", Ia3Config { targets, ..Ia3Config::default() }, Key::from_seed(0)).unwrap());
     };
     let field = PeftDifference::NoSuchField { peft_type: "IA3", field: "layers_to_transform" };
     assert_eq!(differences(BASE, &first), [field]);
@@ -253,10 +251,10 @@ fn embeddings_in_the_file_are_read() {
     assert!(max_difference(&found, &plain) > 0.1);
     // It is saved with the adapter, and worked into the base by merging.
     let saved = tempdir().unwrap();
-    save_adapter(&model, "default", saved.path()).unwrap();
+    model.save_adapter("default", saved.path()).unwrap();
     assert_eq!(logits(&with(saved.path()).unwrap()), found);
     let mut merged = model.clone();
-    merge(&mut merged).unwrap();
+    merged.merge().unwrap();
     assert!(max_difference(&logits(&merged), &found) < 1e-3);
 
     let error = with(with_embeddings("{}", |_, values| values, Some(260)).path()).unwrap_err();
@@ -279,7 +277,7 @@ fn a_copy_that_no_layer_reads_is_not_trained() {
     let mut model = base(&Device::flex());
     let mut config = LoraConfig::new(["q"]);
     config.meta.modules_to_save = vec!["shared".to_owned()];
-    let error = attach(&mut model, "a", config, Key::from_seed(0)).unwrap_err().to_string();
+    let error = model.attach("a", config, Key::from_seed(0)).unwrap_err().to_string();
     assert!(error.contains("shared has no effect in `peft`: no layer reads its copy"), "{error}");
 }
 
@@ -290,29 +288,29 @@ fn halves_with_embeddings_of_their_own_compute_what_peft_does() {
     let io = Golden::open("embed_tokens/io.safetensors");
     let base = T5::from_dir(&folder, &Device::flex()).unwrap();
     let mut model = base.clone();
-    load_adapter(&mut model, "default", folder.join("adapter")).unwrap();
+    model.load_adapter("default", folder.join("adapter")).unwrap();
     let found = logits_in(&model, &io, Pass::evaluate());
     let difference = max_difference(&found, &io.floats("logits"));
     assert!(difference < 1e-4, "{difference:e}");
-    let tensors = adapter_tensors(&model, "default").unwrap();
+    let tensors = model.adapter_tensors("default").unwrap();
     let [encoder, decoder] = ["encoder", "decoder"]
         .map(|half| values(tensors[&format!("base_model.model.{half}.embed_tokens.weight")].val()));
     assert!(max_difference(&encoder, &decoder) > 1e-3, "the halves have been trained apart");
 
     let saved = tempdir().unwrap();
-    assert_eq!(save_adapter(&model, "default", saved.path()).unwrap(), []);
+    assert_eq!(model.save_adapter("default", saved.path()).unwrap(), []);
     let mut again = base.clone();
-    load_adapter(&mut again, "default", saved.path()).unwrap();
+    again.load_adapter("default", saved.path()).unwrap();
     assert_eq!(logits_in(&again, &io, Pass::evaluate()), found);
     let mut rows = base.clone();
-    load_adapter(&mut rows, "default", saved.path()).unwrap();
-    set_active(&mut rows, &[]).unwrap();
+    rows.load_adapter("default", saved.path()).unwrap();
+    rows.set_active(&[]).unwrap();
     let pass = Pass::evaluate().with_adapters([Some("default"), None, Some("default")]);
     let (mixed, plain) = (logits_in(&rows, &io, pass), logits_in(&rows, &io, Pass::evaluate()));
     let row = found.len() / 3;
     assert!(max_difference(&mixed[..row], &found[..row]) < 1e-4, "the first row has the adapter");
     assert!(max_difference(&mixed[row..2 * row], &plain[row..2 * row]) < 1e-4, "the second row has none");
-    let error = merge(&mut model).unwrap_err().to_string();
+    let error = model.merge().unwrap_err().to_string();
     assert!(error.contains("cannot be merged into encoder.embed_tokens: other parts of the model read"), "{error}");
 }
 
@@ -334,9 +332,9 @@ fn factors_at_the_names_of_an_embedding() {
         let mut model = base.clone();
         let names = targets.iter().map(|name| (*name).to_owned()).collect();
         let config = LoraConfig { r: 3, ..LoraConfig::new(TargetModules::Names(names)) };
-        attach(&mut model, "a", config, Key::from_seed(0)).unwrap();
+        model.attach("a", config, Key::from_seed(0)).unwrap();
         assert_eq!(logits_in(&model, &io, Pass::evaluate()), plain, "{targets:?}: a new adapter changes nothing");
-        let shapes = adapter_tensors(&model, "a").unwrap();
+        let shapes = model.adapter_tensors("a").unwrap();
         for tensor in tensors {
             assert!(
                 shapes.contains_key(&format!("base_model.model.{tensor}")),
@@ -347,15 +345,15 @@ fn factors_at_the_names_of_an_embedding() {
         let lengths: std::collections::BTreeMap<_, _> =
             shapes.iter().map(|(name, param)| (name.clone(), param.lazy_shape().num_elements())).collect();
         let moved = |name: &str| name.contains("lora_").then(|| noise(name, lengths[name]));
-        set_adapter_tensors(&mut model, "a", moved).unwrap();
+        model.set_adapter_tensors("a", moved).unwrap();
         let found = logits_in(&model, &io, Pass::evaluate());
         assert!(max_difference(&found, &plain) > 1e-2, "{targets:?} does nothing");
         let saved = tempdir().unwrap();
-        save_adapter(&model, "a", saved.path()).unwrap();
+        model.save_adapter("a", saved.path()).unwrap();
         let mut again = base.clone();
-        load_adapter(&mut again, "b", saved.path()).unwrap();
+        again.load_adapter("b", saved.path()).unwrap();
         assert_eq!(logits_in(&again, &io, Pass::evaluate()), found, "{targets:?}");
-        assert!(matches!(merge(&mut model), Err(AdapterError::CannotMerge { .. })), "{targets:?}");
+        assert!(matches!(model.merge(), Err(AdapterError::CannotMerge { .. })), "{targets:?}");
     }
 }
 
@@ -364,9 +362,8 @@ fn modules_to_save_are_named_by_their_ends() {
     let mut model = base(&Device::flex());
     let mut config = LoraConfig::new(["q"]);
     config.meta.modules_to_save = vec!["layer_norm".to_owned()];
-    attach(&mut model, "a", config, Key::from_seed(0)).unwrap();
-    let norms: Vec<_> =
-        adapter_tensors(&model, "a").unwrap().into_keys().filter(|name| name.contains("norm")).collect();
+    model.attach("a", config, Key::from_seed(0)).unwrap();
+    let norms: Vec<_> = model.adapter_tensors("a").unwrap().into_keys().filter(|name| name.contains("norm")).collect();
     let expected = model.weights().into_iter().map(|(name, _)| name).filter(|name| name.contains("norm"));
     let mut expected: Vec<_> = expected.map(|name| format!("base_model.model.{name}")).collect();
     expected.sort();

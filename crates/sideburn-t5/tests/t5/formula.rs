@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use sideburn_adapters::{AdaptedModel, Key, LoraConfig, Method, WeightMut};
+use sideburn_adapters::methods::LoraConfig;
+use sideburn_adapters::{AdaptedModel, Key, Method, WeightMut};
 use sideburn_t5::{T5, T5Config};
 
 /// The values of the tensor called `name`, uniform with this mean and standard deviation.

@@ -3,10 +3,8 @@
 // Each test says how far it is from the reference.
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, Gradients, Tensor};
-use sideburn_adapters::{
-    AdaptedModel, AdapterError, Key, LnTuningConfig, LoraConfig, Method, ParameterReport, Pass, Targets,
-    adapter_tensors, attach, load_adapter, save_adapter,
-};
+use sideburn_adapters::methods::{LnTuningConfig, LoraConfig};
+use sideburn_adapters::{AdaptedModel, AdapterError, Adapters, Key, Method, ParameterReport, Pass, Targets};
 use sideburn_batch::{PromptBatch, TokenRows};
 use sideburn_kernels::{KernelMode, kernel_mode};
 use sideburn_t5::{LanguageModel, T5, T5Config};
@@ -19,7 +17,7 @@ const FAMILIES: [&str; 2] = ["t5_gated_untied", "t5_relu_tied"];
 
 fn adapted(family: &str, adapter: &str, device: &Device) -> T5 {
     let mut model = T5::from_dir(sideburn_testing::path(family), device).unwrap();
-    load_adapter(&mut model, "default", sideburn_testing::path(adapter)).unwrap();
+    model.load_adapter("default", sideburn_testing::path(adapter)).unwrap();
     model
 }
 
@@ -80,7 +78,7 @@ fn lora_on_the_flan_t5_small_architecture() {
     let lora = LoraConfig { r: 4, lora_alpha: 10.0, ..LoraConfig::new(["q", "v"]) };
     let directory = tempfile::tempdir().unwrap();
     crate::formula::write_adapter(&model, &lora, directory.path());
-    load_adapter(&mut model, "default", directory.path()).unwrap();
+    model.load_adapter("default", directory.path()).unwrap();
 
     let every_16: Vec<f32> = logits(&model, &base_io).into_iter().step_by(16).collect();
     let difference = max_difference(&every_16, &io.floats("logits_every_16"));
@@ -105,7 +103,7 @@ fn gradient_difference(model: &T5, loss: Tensor<1>, io: &Golden) -> (f64, f64) {
     for (site, linear) in model.linears() {
         assert!(linear.weight().dense().grad(&gradients).is_none(), "{site}: the base must not be differentiated");
     }
-    for (name, param) in adapter_tensors(model, "default").unwrap() {
+    for (name, param) in model.adapter_tensors("default").unwrap() {
         let expected = io.floats(&format!("grad.{name}"));
         let found = gradient(param, &gradients);
         squared_error += found.iter().zip(&expected).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
@@ -149,8 +147,8 @@ fn what_is_saved_is_what_was_loaded() {
     for family in FAMILIES {
         let (original, copy) = (sideburn_testing::path(&format!("lora/{family}")), saved.path().join(family));
         let mut model = T5::from_dir(sideburn_testing::path(family), &Device::flex()).unwrap();
-        load_adapter(&mut model, "default", &original).unwrap();
-        save_adapter(&model, "default", &copy).unwrap();
+        model.load_adapter("default", &original).unwrap();
+        model.save_adapter("default", &copy).unwrap();
 
         let file =
             |directory: &std::path::Path| SafetensorsFile::open(directory.join("adapter_model.safetensors")).unwrap();
@@ -160,7 +158,7 @@ fn what_is_saved_is_what_was_loaded() {
             assert_eq!(before.read(name).unwrap(), after.read(name).unwrap(), "{name}");
         }
         let mut again = T5::from_dir(sideburn_testing::path(family), &Device::flex()).unwrap();
-        load_adapter(&mut again, "default", &copy).unwrap();
+        again.load_adapter("default", &copy).unwrap();
         let config = |model: &T5| model.adapters().get("default").unwrap().method().to_json();
         assert_eq!(config(&again), config(&model));
     }
@@ -172,13 +170,13 @@ fn a_fresh_adapter_changes_nothing() {
     let base = T5::from_dir(sideburn_testing::path("t5_gated_untied"), &Device::flex()).unwrap();
     let mut model = base.clone();
     let config = LoraConfig { r: 4, lora_alpha: 16.0, lora_dropout: 0.1, ..LoraConfig::new(["q", "v"]) };
-    let sites = attach(&mut model, "default", config.clone(), Key::from_seed(1)).unwrap();
+    let sites = model.attach("default", config.clone(), Key::from_seed(1)).unwrap();
     assert_eq!(sites.len(), 12);
     assert_eq!(logits(&model, &io), logits(&base, &io), "B is zero");
     assert!(base.linears().iter().all(|(_, linear)| linear.slots().len() == 0), "the original is not touched");
 
     // A is uniform in ±1 / sqrt(in), as `kaiming_uniform_(a=sqrt(5))` draws it.
-    let tensors = adapter_tensors(&model, "default").unwrap();
+    let tensors = model.adapter_tensors("default").unwrap();
     let a: Vec<f32> =
         tensors.iter().filter(|(name, _)| name.contains("lora_A")).flat_map(|(_, a)| values(a.val())).collect();
     let bound = 1.0 / 64f32.sqrt();
@@ -196,7 +194,7 @@ fn parameter_counts_from_configurations_alone() {
         // 11 billion parameters are counted, and none of them is made.
         let mut model = T5::random(&config, Key::from_seed(0), &Device::flex());
         let r = expected[name]["r"].as_u64().unwrap() as usize;
-        attach(&mut model, "default", LoraConfig { r, ..LoraConfig::new(["q", "v"]) }, Key::from_seed(0)).unwrap();
+        model.attach("default", LoraConfig { r, ..LoraConfig::new(["q", "v"]) }, Key::from_seed(0)).unwrap();
         let report = ParameterReport::of(&model);
         assert_eq!(report.trainable, expected[name]["trainable"].as_u64().unwrap(), "{name}");
         assert_eq!(report.all, expected[name]["all"].as_u64().unwrap(), "{name}");
@@ -209,7 +207,7 @@ fn dropout_is_on_in_training_only_and_follows_its_key() {
     let io = Golden::open("lora/t5_gated_untied/io.safetensors");
     let mut model = T5::from_dir(sideburn_testing::path("t5_gated_untied"), &Device::flex()).unwrap();
     let config = LoraConfig { lora_dropout: 0.3, ..LoraConfig::new(["q", "v"]) };
-    attach(&mut model, "default", config.clone(), Key::from_seed(1)).unwrap();
+    model.attach("default", config.clone(), Key::from_seed(1)).unwrap();
     // A trained adapter in place of the fresh one, whose branch is zero.
     let mut trained = T5::from_dir(sideburn_testing::path("t5_gated_untied"), &Device::flex()).unwrap();
     let directory = tempfile::tempdir().unwrap();
@@ -217,7 +215,7 @@ fn dropout_is_on_in_training_only_and_follows_its_key() {
     std::fs::copy(weights, directory.path().join("adapter_model.safetensors")).unwrap();
     let config = LoraConfig { r: 8, lora_alpha: 16.0, ..config };
     std::fs::write(directory.path().join("adapter_config.json"), config.to_json().to_string()).unwrap();
-    load_adapter(&mut trained, "default", directory.path()).unwrap();
+    trained.load_adapter("default", directory.path()).unwrap();
 
     let batch = io.batch();
     let losses = |pass: &mut Pass| values(trained.token_losses(&batch, pass).unwrap());
@@ -236,7 +234,7 @@ fn load_with(model: &mut T5, change: impl FnOnce(&mut LoraConfig)) -> Result<(),
     let mut config = LoraConfig { r: 8, lora_alpha: 16.0, ..LoraConfig::new(["q", "v"]) };
     change(&mut config);
     std::fs::write(directory.path().join("adapter_config.json"), config.to_json().to_string()).unwrap();
-    load_adapter(model, "default", directory.path())
+    model.load_adapter("default", directory.path())
 }
 
 /// The text of the error.
@@ -270,11 +268,11 @@ fn adapters_that_do_not_fit_are_refused_with_the_full_list() {
 fn names_that_nothing_has_are_for_new_adapters_only_an_error() {
     let mut model = T5::from_dir(sideburn_testing::path("t5_gated_untied"), &Device::flex()).unwrap();
     let more = || Targets::from(["q", "v", "query_key_value"]);
-    let error = attach(&mut model, "new", LoraConfig::new(more()), Key::from_seed(0)).unwrap_err().to_string();
+    let error = model.attach("new", LoraConfig::new(more()), Key::from_seed(0)).unwrap_err().to_string();
     assert!(error.contains("target_modules [\"query_key_value\"] matches nothing in the model"), "{error}");
     assert!(error.contains("among: shared, encoder.block.0.layer.0.SelfAttention.q, "), "{error}");
     let norms = LnTuningConfig { targets: ["layer_norm", "ln_f"].into(), ..LnTuningConfig::default() };
-    let error = attach(&mut model, "new", norms, Key::from_seed(0)).unwrap_err().to_string();
+    let error = model.attach("new", norms, Key::from_seed(0)).unwrap_err().to_string();
     assert!(error.contains("[\"ln_f\"]") && error.contains("among: encoder.block.0.layer.0.layer_norm, "), "{error}");
 
     load_with(&mut model, |config| config.targets = more()).unwrap();
@@ -285,9 +283,9 @@ fn names_that_nothing_has_are_for_new_adapters_only_an_error() {
     assert_eq!(report, ParameterReport::of(&plain), "what is adapted is the same");
     // And it is saved as it came.
     let directory = tempfile::tempdir().unwrap();
-    save_adapter(&model, "default", directory.path()).unwrap();
+    model.save_adapter("default", directory.path()).unwrap();
     let mut again = T5::from_dir(sideburn_testing::path("t5_gated_untied"), &Device::flex()).unwrap();
-    load_adapter(&mut again, "default", directory.path()).unwrap();
+    again.load_adapter("default", directory.path()).unwrap();
     assert_eq!(ParameterReport::of(&again), report);
 }
 
@@ -295,7 +293,7 @@ fn names_that_nothing_has_are_for_new_adapters_only_an_error() {
 fn an_adapter_of_another_base_is_refused() {
     let config = T5Config { num_layers: 2, d_model: 32, vocab_size: 256, ..T5Config::default() };
     let mut model = T5::random(&config, Key::from_seed(0), &Device::flex());
-    let error = load_adapter(&mut model, "default", sideburn_testing::path("lora/t5_gated_untied")).unwrap_err();
+    let error = model.load_adapter("default", sideburn_testing::path("lora/t5_gated_untied")).unwrap_err();
     assert!(matches!(error, AdapterError::TensorsDoNotFit { .. }));
     let text = error.to_string();
     assert!(text.contains("[8, 64], the model has [8, 32]"), "{text}");
@@ -305,7 +303,7 @@ fn an_adapter_of_another_base_is_refused() {
 fn broken_adapter_files_are_refused() {
     let mut model = T5::from_dir(sideburn_testing::path("t5_gated_untied"), &Device::flex()).unwrap();
     let directory = tempfile::tempdir().unwrap();
-    let mut load = || load_adapter(&mut model, "default", directory.path()).unwrap_err().to_string();
+    let mut load = || model.load_adapter("default", directory.path()).unwrap_err().to_string();
     assert!(load().contains("adapter_config.json\" does not exist"));
     let config = directory.path().join("adapter_config.json");
     std::fs::write(&config, "{").unwrap();
@@ -323,12 +321,12 @@ fn an_adapter_that_cannot_be_written_or_does_not_exist() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("file"), "").unwrap();
     let model = adapted("t5_gated_untied", "lora/t5_gated_untied", &Device::flex());
-    let error = save_adapter(&model, "default", directory.path().join("file/adapter")).unwrap_err().to_string();
+    let error = model.save_adapter("default", directory.path().join("file/adapter")).unwrap_err().to_string();
     assert!(error.contains("file"), "{error}");
-    let error = save_adapter(&model, "other", directory.path().join("adapter")).unwrap_err().to_string();
+    let error = model.save_adapter("other", directory.path().join("adapter")).unwrap_err().to_string();
     assert_eq!(error, "the model has no adapter called \"other\"; it has [\"default\"]");
     let mut model = model;
-    let error = attach(&mut model, "default", LoraConfig::new(["q"]), Key::from_seed(0)).unwrap_err().to_string();
+    let error = model.attach("default", LoraConfig::new(["q"]), Key::from_seed(0)).unwrap_err().to_string();
     assert!(error.starts_with("the model already has an adapter called \"default\""), "{error}");
 }
 

@@ -6,11 +6,8 @@
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use sideburn_adapters::{
-    AdaptedModel, AdapterError, Combination, Key, LoraConfig, LoraInit, MethodRegistry, ParameterReport, Pass, Targets,
-    adapter_tensors, attach, combine, load_adapter, merge, save_adapter, set_active, set_adapter_tensors, swap_adapter,
-    to_plain_lora, unmerge,
-};
+use sideburn_adapters::methods::{LoraConfig, LoraInit, MethodRegistry};
+use sideburn_adapters::{AdaptedModel, AdapterError, Adapters, Combination, Key, ParameterReport, Pass, Targets};
 use sideburn_t5::{LanguageModel, T5};
 
 use crate::logits::common_logits as logits;
@@ -32,19 +29,19 @@ fn config(init_lora_weights: LoraInit) -> LoraConfig {
 /// A model on which an adapter was attached just now.
 fn fresh(init: LoraInit, seed: u64, device: &Device) -> T5 {
     let mut model = base(device);
-    attach(&mut model, "default", config(init), Key::from_seed(seed)).unwrap();
+    model.attach("default", config(init), Key::from_seed(seed)).unwrap();
     model
 }
 
 /// The model with an adapter that `peft` has trained, or changed at random.
 fn changed() -> T5 {
     let mut model = base(&Device::flex());
-    load_adapter(&mut model, "default", sideburn_testing::path(CHANGED)).unwrap();
+    model.load_adapter("default", sideburn_testing::path(CHANGED)).unwrap();
     model
 }
 
 fn tensor(model: &T5, site: &str, name: &str) -> Tensor<2> {
-    adapter_tensors(model, "default").unwrap()[&format!("base_model.model.{site}.{name}")].val()
+    model.adapter_tensors("default").unwrap()[&format!("base_model.model.{site}.{name}")].val()
 }
 
 fn weight(model: &T5, site: &str) -> Tensor<2> {
@@ -128,34 +125,35 @@ fn a_trained_adapter_is_read_written_and_merged() {
     // `peft` takes the part out of the base that it finds in f32, 8e-6 off.
     let golden = Golden::open("adapters/init/pissa/init.safetensors");
     let mut in_f32 = model.clone();
-    set_adapter_tensors(&mut in_f32, "default", |name| {
-        let (site, factor) = name.strip_prefix("base_model.model.")?.rsplit_once(".initial_")?;
-        Some(golden.floats(&format!("{site}.lora_{factor}")))
-    })
-    .unwrap();
+    in_f32
+        .set_adapter_tensors("default", |name| {
+            let (site, factor) = name.strip_prefix("base_model.model.")?.rsplit_once(".initial_")?;
+            Some(golden.floats(&format!("{site}.lora_{factor}")))
+        })
+        .unwrap();
     assert_logits(&in_f32, "io", "read, with the part that peft takes out");
 
     let saved = tempfile::tempdir().unwrap();
-    save_adapter(&model, "default", saved.path()).unwrap();
+    model.save_adapter("default", saved.path()).unwrap();
     let file = |path: &Path| std::fs::read(path.join("adapter_model.safetensors")).unwrap();
     let config = |path: &Path| MethodRegistry::peft().read_file(&path.join("adapter_config.json")).unwrap().to_json();
     assert_eq!(config(saved.path()), config(&sideburn_testing::path(CHANGED)));
     assert_eq!(config(saved.path())["init_lora_weights"], "pissa");
     let mut again = base(&Device::flex());
-    load_adapter(&mut again, "default", saved.path()).unwrap();
+    again.load_adapter("default", saved.path()).unwrap();
     assert_eq!(logits(&again), logits(&model));
-    save_adapter(&again, "default", saved.path().join("again")).unwrap();
+    again.save_adapter("default", saved.path().join("again")).unwrap();
     assert_eq!(file(saved.path()), file(&saved.path().join("again")));
 
     let unmerged = logits(&model);
-    merge(&mut model).unwrap();
+    model.merge().unwrap();
     assert_logits(&model, "exact", "merged");
     for site in SITES {
         let [a, b] = ["lora_A.weight", "lora_B.weight"].map(|factor| tensor(&model, site, factor));
         let expected = read(&golden, &format!("{site}.residual")) + b.matmul(a).mul_scalar(2.0);
         assert_near(weight(&model, site), expected, 1e-5, &format!("merged {site}"));
     }
-    unmerge(&mut model).unwrap();
+    model.unmerge().unwrap();
     assert_eq!(logits(&model), unmerged);
     assert_eq!(values(weight(&model, SITES[0])), values(weight(&base(&Device::flex()), SITES[0])));
 }
@@ -163,21 +161,21 @@ fn a_trained_adapter_is_read_written_and_merged() {
 #[test]
 fn plain_lora_of_twice_the_rank() {
     let mut model = changed();
-    to_plain_lora(&mut model, "default", "plain").unwrap();
-    combine(&mut model, "half", &[("default", 0.5)], Combination::Cat).unwrap();
+    model.to_plain_lora("default", "plain").unwrap();
+    model.combine("half", &[("default", 0.5)], Combination::Cat).unwrap();
     assert!(
         model.adapters().get("default").unwrap().is_active() && !model.adapters().get("plain").unwrap().is_active()
     );
-    set_active(&mut model, &["plain"]).unwrap();
+    model.set_active(&["plain"]).unwrap();
     assert_logits(&model, "exact", "converted");
 
     let saved = tempfile::tempdir().unwrap();
-    save_adapter(&model, "plain", saved.path()).unwrap();
+    model.save_adapter("plain", saved.path()).unwrap();
     let golden = sideburn_testing::path("adapters/init/pissa/converted_adapter");
     let config = |path: &Path| MethodRegistry::peft().read_file(&path.join("adapter_config.json")).unwrap().to_json();
     assert_eq!(config(saved.path()), config(&golden));
     let golden = Golden::open("adapters/init/pissa/converted_adapter/adapter_model.safetensors");
-    let tensors = adapter_tensors(&model, "plain").unwrap();
+    let tensors = model.adapter_tensors("plain").unwrap();
     assert!(golden.names().iter().eq(tensors.keys()));
     for site in SITES {
         let names = ["A", "B"].map(|factor| format!("base_model.model.{site}.lora_{factor}.weight"));
@@ -187,10 +185,10 @@ fn plain_lora_of_twice_the_rank() {
     }
 
     // Others can be made of it as well.
-    set_active(&mut model, &["half"]).unwrap();
+    model.set_active(&["half"]).unwrap();
     let half = logits(&model);
-    combine(&mut model, "of plain", &[("plain", 0.5)], Combination::Cat).unwrap();
-    set_active(&mut model, &["of plain"]).unwrap();
+    model.combine("of plain", &[("plain", 0.5)], Combination::Cat).unwrap();
+    model.set_active(&["of plain"]).unwrap();
     assert_eq!(logits(&model), half);
 }
 
@@ -217,7 +215,7 @@ fn randomised_iteration() {
 
     // What was drawn is in no file.
     let directory = tempfile::tempdir().unwrap();
-    let error = save_adapter(&model, "default", directory.path().join("saved")).unwrap_err().to_string();
+    let error = model.save_adapter("default", directory.path().join("saved")).unwrap_err().to_string();
     assert!(error.contains("`init_lora_weights` is \"pissa_niter_2\"") && error.contains("`to_plain_lora`"), "{error}");
     assert!(!directory.path().join("saved").exists());
     for file in ["adapter_config.json", "adapter_model.safetensors"] {
@@ -227,17 +225,17 @@ fn randomised_iteration() {
     let path = directory.path().join("adapter_config.json");
     let text = std::fs::read_to_string(&path).unwrap().replace("\"pissa\"", "\"pissa_niter_16\"");
     std::fs::write(&path, text).unwrap();
-    let error = load_adapter(&mut base(&Device::flex()), "default", directory.path()).unwrap_err();
+    let error = base(&Device::flex()).load_adapter("default", directory.path()).unwrap_err();
     assert!(
         matches!(&error, AdapterError::InFile { source, .. } if matches!(**source, AdapterError::NotStorable { .. }))
     );
     assert!(error.to_string().contains("path_initial_model_for_weight_conversion"), "{error}");
 
     let mut model = model;
-    to_plain_lora(&mut model, "default", "plain").unwrap();
-    save_adapter(&model, "plain", directory.path().join("saved")).unwrap();
+    model.to_plain_lora("default", "plain").unwrap();
+    model.save_adapter("plain", directory.path().join("saved")).unwrap();
     let mut loaded = base(&Device::flex());
-    load_adapter(&mut loaded, "default", directory.path().join("saved")).unwrap();
+    loaded.load_adapter("default", directory.path().join("saved")).unwrap();
     let difference = max_difference(&logits(&loaded), &logits(&base(&Device::flex())));
     assert!(difference <= 1e-4, "an adapter that was not trained changes nothing: {difference:e}");
 }
@@ -245,7 +243,7 @@ fn randomised_iteration() {
 #[test]
 fn what_cannot_be() {
     let refused = |config: LoraConfig| {
-        attach(&mut base(&Device::flex()), "default", config, Key::from_seed(0)).unwrap_err().to_string()
+        base(&Device::flex()).attach("default", config, Key::from_seed(0)).unwrap_err().to_string()
     };
     for (_, init) in INITS {
         let config = || config(init);
@@ -265,11 +263,11 @@ fn what_cannot_be() {
 
     let mut model = changed();
     let plain = tempfile::tempdir().unwrap();
-    attach(&mut model, "plain", config(LoraInit::Default), Key::from_seed(0)).unwrap();
-    save_adapter(&model, "plain", plain.path()).unwrap();
-    let error = swap_adapter(&mut model, "default", plain.path()).unwrap_err().to_string();
+    model.attach("plain", config(LoraInit::Default), Key::from_seed(0)).unwrap();
+    model.save_adapter("plain", plain.path()).unwrap();
+    let error = model.swap_adapter("default", plain.path()).unwrap_err().to_string();
     assert!(error.contains("another configuration"), "{error}");
-    swap_adapter(&mut model, "default", sideburn_testing::path("adapters/init/pissa/initial_adapter")).unwrap();
-    let error = to_plain_lora(&mut model, "plain", "new").unwrap_err().to_string();
+    model.swap_adapter("default", sideburn_testing::path("adapters/init/pissa/initial_adapter")).unwrap();
+    let error = model.to_plain_lora("plain", "new").unwrap_err().to_string();
     assert!(error.contains("no other adapter can be made of \"plain\": it is plain LoRA already"), "{error}");
 }

@@ -3,10 +3,10 @@
 use std::fmt::Debug;
 
 use burn::tensor::Device;
-use sideburn_adapters::{
-    AdaLoraConfig, AdapterMeta, Key, LoHaConfig, LoKrConfig, Lycoris, Method, MethodRegistry, OftConfig, Pass,
-    TargetModules, Targets, VeraConfig, adapter_tensors, attach,
+use sideburn_adapters::methods::{
+    AdaLoraConfig, LoHaConfig, LoKrConfig, Lycoris, MethodRegistry, OftConfig, VeraConfig,
 };
+use sideburn_adapters::{AdapterMeta, Adapters, Key, Method, Pass, TargetModules, Targets};
 use sideburn_t5::{LanguageModel, T5};
 
 use sideburn_testing::{Golden, values};
@@ -23,8 +23,8 @@ fn check<C: Method + Clone + PartialEq + Debug>(config: C) {
     let base = T5::from_dir(sideburn_testing::path("t5_gated_untied"), &Device::flex()).unwrap();
     let adapted = |seed: u64| {
         let mut model = base.clone();
-        attach(&mut model, "new", config.clone(), Key::from_seed(seed)).unwrap();
-        let tensors = adapter_tensors(&model, "new").unwrap();
+        model.attach("new", config.clone(), Key::from_seed(seed)).unwrap();
+        let tensors = model.adapter_tensors("new").unwrap();
         let tensors: Vec<Vec<f32>> = tensors.into_values().map(|param| values(param.val())).collect();
         (model, tensors)
     };

@@ -2,11 +2,8 @@
 //! refused.
 
 use burn::tensor::{Device, Tensor};
-use sideburn_adapters::{
-    AdaptedModel, AdapterError, AdapterMeta, Ia3Config, Key, LoraConfig, Method, ParameterReport, Pass,
-    PromptTuningConfig, adapter_tensors, attach, delete, load_adapter, merge, merge_and_unload, merge_drift,
-    save_adapter, set_active, set_adapter_tensors, set_trainable, swap_adapter, unmerge, without_adapters,
-};
+use sideburn_adapters::methods::{Ia3Config, LoraConfig, PromptTuningConfig};
+use sideburn_adapters::{AdaptedModel, AdapterError, AdapterMeta, Adapters, Key, Method, ParameterReport, Pass};
 use sideburn_batch::TokenRows;
 use sideburn_generate::{GenerationConfig, greedy};
 use sideburn_t5::{LanguageModel, T5};
@@ -24,8 +21,8 @@ fn base() -> T5 {
 
 fn with_a_and_b() -> T5 {
     let mut model = base();
-    load_adapter(&mut model, "a", sideburn_testing::path(A)).unwrap();
-    load_adapter(&mut model, "b", sideburn_testing::path(B)).unwrap();
+    model.load_adapter("a", sideburn_testing::path(A)).unwrap();
+    model.load_adapter("b", sideburn_testing::path(B)).unwrap();
     model
 }
 
@@ -70,7 +67,7 @@ fn every_row_with_its_own_adapter() {
     let scale = mixed.iter().fold(0f32, |max, x| max.max(x.abs()));
     for (row, (name, found)) in ROWS.iter().zip(mixed.chunks(mixed.len() / 4)).enumerate() {
         let mut alone = model.clone();
-        set_active(&mut alone, &name.iter().copied().collect::<Vec<_>>()).unwrap();
+        alone.set_active(&name.iter().copied().collect::<Vec<_>>()).unwrap();
         let difference = max_difference(found, &inputs.row(row).logits(&alone)) / scale;
         println!("row {row} differs from itself alone by {difference:e} relative");
         assert!(difference <= 1e-5, "row {row} differs by {difference:e}");
@@ -86,7 +83,7 @@ fn rows_decode_with_their_adapters() {
     let mixed = greedy(model.start_decoding(&inputs.source, pass).unwrap(), &config).unwrap();
     for (row, name) in ROWS.iter().enumerate() {
         let mut alone = model.clone();
-        set_active(&mut alone, &name.iter().copied().collect::<Vec<_>>()).unwrap();
+        alone.set_active(&name.iter().copied().collect::<Vec<_>>()).unwrap();
         let decoding = alone.start_decoding(&inputs.row(row).source, Pass::evaluate()).unwrap();
         assert_eq!(greedy(decoding, &config).unwrap()[0], mixed[row], "row {row}");
     }
@@ -102,20 +99,20 @@ fn adapters_come_and_go() {
     assert_eq!(names(&model), ["a", "b"]);
     let b = inputs.logits(&model);
     assert!(model.adapters().get("b").unwrap().is_active() && !model.adapters().get("a").unwrap().is_active());
-    set_active(&mut model, &["a"]).unwrap();
+    model.set_active(&["a"]).unwrap();
     let a = inputs.logits(&model);
     assert!(max_difference(&a, &b) > 0.1 && max_difference(&a, &plain) > 0.1);
-    assert_eq!(without_adapters(&model, |model| inputs.logits(model)), plain, "off for a while");
+    assert_eq!(model.without_adapters(|model| inputs.logits(model)), plain, "off for a while");
     assert_eq!(inputs.logits(&model), a, "and on again");
-    set_active(&mut model, &["a", "b"]).unwrap();
+    model.set_active(&["a", "b"]).unwrap();
     let both = inputs.logits(&model);
     assert!(max_difference(&both, &a) > 0.1 && max_difference(&both, &b) > 0.1);
-    set_active(&mut model, &[]).unwrap();
+    model.set_active(&[]).unwrap();
     assert_eq!(inputs.logits(&model), plain);
 
-    delete(&mut model, "a").unwrap();
+    model.delete("a").unwrap();
     assert_eq!(names(&model), ["b"]);
-    set_active(&mut model, &["b"]).unwrap();
+    model.set_active(&["b"]).unwrap();
     assert_eq!(inputs.logits(&model), b);
     assert!(model.weights().iter().all(|(_, weight)| weight.slots().iter().all(|slot| slot.name() == "b")));
 }
@@ -124,19 +121,19 @@ fn adapters_come_and_go() {
 fn only_what_is_chosen_trains() {
     let mut model = with_a_and_b();
     let parameters = |name: &str, model: &T5| -> usize {
-        let tensors = adapter_tensors(model, name).unwrap();
+        let tensors = model.adapter_tensors(name).unwrap();
         tensors.into_values().map(|tensor| tensor.lazy_shape().num_elements()).sum()
     };
     let (a, b) = (parameters("a", &model), parameters("b", &model));
     assert_ne!(a, b);
     assert_eq!(ParameterReport::of(&model).trainable as usize, b, "the newest");
-    set_trainable(&mut model, &["a"]).unwrap();
+    model.set_trainable(&["a"]).unwrap();
     assert_eq!(ParameterReport::of(&model).trainable as usize, a);
-    set_active(&mut model, &["b"]).unwrap();
+    model.set_active(&["b"]).unwrap();
     assert_eq!(ParameterReport::of(&model).trainable as usize, a, "what is active is another question");
-    set_trainable(&mut model, &["a", "b"]).unwrap();
+    model.set_trainable(&["a", "b"]).unwrap();
     assert_eq!(ParameterReport::of(&model).trainable as usize, a + b);
-    set_trainable(&mut model, &[]).unwrap();
+    model.set_trainable(&[]).unwrap();
     assert_eq!(ParameterReport::of(&model).trainable, 0);
 }
 
@@ -147,13 +144,13 @@ fn tensors_are_swapped_in_place() {
     let b = inputs.logits(&model);
     let directory = tempfile::tempdir().unwrap();
     let mut other = model.clone();
-    set_adapter_tensors(&mut other, "b", |name| name.contains("lora_B").then(|| vec![0.0; 64 * rank(name)])).unwrap();
-    save_adapter(&other, "b", directory.path()).unwrap();
-    swap_adapter(&mut model, "b", directory.path()).unwrap();
+    other.set_adapter_tensors("b", |name| name.contains("lora_B").then(|| vec![0.0; 64 * rank(name)])).unwrap();
+    other.save_adapter("b", directory.path()).unwrap();
+    model.swap_adapter("b", directory.path()).unwrap();
     assert_eq!(inputs.logits(&model), inputs.logits(&base()), "B is zero");
-    swap_adapter(&mut model, "b", sideburn_testing::path(B)).unwrap();
+    model.swap_adapter("b", sideburn_testing::path(B)).unwrap();
     assert_eq!(inputs.logits(&model), b);
-    let error = swap_adapter(&mut model, "b", sideburn_testing::path(A)).unwrap_err().to_string();
+    let error = model.swap_adapter("b", sideburn_testing::path(A)).unwrap_err().to_string();
     assert!(error.contains("another configuration"), "{error}");
     assert_eq!(inputs.logits(&model), b, "as before");
 }
@@ -163,15 +160,15 @@ fn new_values_train_as_the_old_ones_did() {
     let mut model = with_a_and_b();
     let report = ParameterReport::of(&model);
     // `a` was frozen when `b` came.
-    swap_adapter(&mut model, "a", sideburn_testing::path(A)).unwrap();
+    model.swap_adapter("a", sideburn_testing::path(A)).unwrap();
     assert_eq!(ParameterReport::of(&model), report);
-    set_adapter_tensors(&mut model, "a", |name| name.contains("lora_B").then(|| vec![0.0; 64 * 4])).unwrap();
+    model.set_adapter_tensors("a", |name| name.contains("lora_B").then(|| vec![0.0; 64 * 4])).unwrap();
     assert_eq!(ParameterReport::of(&model), report);
-    set_trainable(&mut model, &[]).unwrap();
-    swap_adapter(&mut model, "b", sideburn_testing::path(B)).unwrap();
+    model.set_trainable(&[]).unwrap();
+    model.swap_adapter("b", sideburn_testing::path(B)).unwrap();
     assert_eq!(ParameterReport::of(&model).trainable, 0);
-    set_trainable(&mut model, &["b"]).unwrap();
-    swap_adapter(&mut model, "b", sideburn_testing::path(B)).unwrap();
+    model.set_trainable(&["b"]).unwrap();
+    model.swap_adapter("b", sideburn_testing::path(B)).unwrap();
     assert_eq!(ParameterReport::of(&model), report);
 }
 
@@ -188,7 +185,7 @@ fn rank(name: &str) -> usize {
 fn many_adapters_are_no_more_work() {
     let mut model = base();
     for index in 0..35 {
-        attach(&mut model, &format!("adapter {index}"), LoraConfig::new(["q", "v"]), Key::from_seed(index)).unwrap();
+        model.attach(&format!("adapter {index}"), LoraConfig::new(["q", "v"]), Key::from_seed(index)).unwrap();
     }
     let (_, site) = model.linears().into_iter().find(|(name, _)| name.ends_with(".q")).unwrap();
     assert_eq!(site.slots().len(), 35);
@@ -207,17 +204,17 @@ fn what_cannot_be_is_refused() {
     let key = Key::from_seed(0);
 
     for name in ["", "..", "a/b", "a\\b", "a\nb", "__base__", &"x".repeat(201)] {
-        let error = refused(attach(&mut model, name, LoraConfig::new(["q"]), key));
+        let error = refused(model.attach(name, LoraConfig::new(["q"]), key));
         assert!(error.starts_with("an adapter cannot be called"), "{error}");
     }
-    let error = refused(attach(&mut model, "a", LoraConfig::new(["q"]), key));
+    let error = refused(model.attach("a", LoraConfig::new(["q"]), key));
     assert!(error.contains("already has an adapter called \"a\""), "{error}");
     let meta = AdapterMeta { modules_to_save: vec!["lm_haed".into()], ..AdapterMeta::default() };
-    let error = refused(attach(&mut model, "c", LoraConfig { meta, ..LoraConfig::new(["q"]) }, key));
+    let error = refused(model.attach("c", LoraConfig { meta, ..LoraConfig::new(["q"]) }, key));
     assert!(error.contains("modules_to_save [\"lm_haed\"] names nothing") && error.contains("lm_head"), "{error}");
-    assert!(refused(set_active(&mut model, &["c"])).contains("no adapter called \"c\"; it has [\"a\", \"b\"]"));
-    assert!(refused(set_active(&mut model, &["a", "a"])).contains("one and the same"));
-    assert!(refused(delete(&mut model, "c")).contains("no adapter called"));
+    assert!(refused(model.set_active(&["c"])).contains("no adapter called \"c\"; it has [\"a\", \"b\"]"));
+    assert!(refused(model.set_active(&["a", "a"])).contains("one and the same"));
+    assert!(refused(model.delete("c")).contains("no adapter called"));
     assert_eq!(inputs.logits(&model), before, "nothing has changed");
 
     // What DoRA and a bias of LoRA's have no place for.
@@ -225,17 +222,17 @@ fn what_cannot_be_is_refused() {
         LoraConfig { use_dora: true, ..LoraConfig::new(["shared"]) },
         LoraConfig { lora_bias: true, ..LoraConfig::new(["shared", "q"]) },
     ] {
-        let error = refused(attach(&mut model, "c", lora, key));
+        let error = refused(model.attach("c", lora, key));
         assert!(error.contains("selects the embedding shared"), "{error}");
     }
 
-    attach(&mut model, "größe 数", Ia3Config::default(), key).unwrap();
-    attach(&mut model, "dora", LoraConfig { use_dora: true, ..LoraConfig::new(["q"]) }, key).unwrap();
-    attach(&mut model, "prompt", PromptTuningConfig::new(3), key).unwrap();
-    assert!(refused(set_active(&mut model, &["a", "größe 数"])).contains("their kinds do not combine"));
-    assert!(refused(set_active(&mut model, &["a", "dora"])).contains("can only be active alone"));
-    assert!(refused(set_active(&mut model, &["a", "prompt"])).contains("\"a\" (LORA) and \"prompt\" (PROMPT_TUNING)"));
-    set_active(&mut model, &["a"]).unwrap();
+    model.attach("größe 数", Ia3Config::default(), key).unwrap();
+    model.attach("dora", LoraConfig { use_dora: true, ..LoraConfig::new(["q"]) }, key).unwrap();
+    model.attach("prompt", PromptTuningConfig::new(3), key).unwrap();
+    assert!(refused(model.set_active(&["a", "größe 数"])).contains("their kinds do not combine"));
+    assert!(refused(model.set_active(&["a", "dora"])).contains("can only be active alone"));
+    assert!(refused(model.set_active(&["a", "prompt"])).contains("\"a\" (LORA) and \"prompt\" (PROMPT_TUNING)"));
+    model.set_active(&["a"]).unwrap();
 
     let encode = |names: Vec<Option<&str>>| {
         let mut pass = Pass::evaluate().with_adapters(names);
@@ -251,30 +248,29 @@ fn merged_adapters_stay_merged_until_they_are_taken_out() {
     let inputs = Inputs::open();
     let mut model = with_a_and_b();
     let b = inputs.logits(&model);
-    assert_eq!(merge(&mut model).unwrap(), ["b"]);
-    assert!(refused(set_active(&mut model, &["b"])).contains("is merged into the base"));
-    assert!(refused(delete(&mut model, "b")).contains("is merged"));
-    assert!(refused(swap_adapter(&mut model, "b", sideburn_testing::path(B))).contains("is merged"));
+    assert_eq!(model.merge().unwrap(), ["b"]);
+    assert!(refused(model.set_active(&["b"])).contains("is merged into the base"));
+    assert!(refused(model.delete("b")).contains("is merged"));
+    assert!(refused(model.swap_adapter("b", sideburn_testing::path(B))).contains("is merged"));
     // Another one on top.
-    set_active(&mut model, &["a"]).unwrap();
+    model.set_active(&["a"]).unwrap();
     let on_top = inputs.logits(&model);
-    merge(&mut model).unwrap();
+    model.merge().unwrap();
     assert!(max_difference(&inputs.logits(&model), &on_top) <= 2e-4);
-    assert_eq!(unmerge(&mut model).unwrap(), ["a", "b"]);
-    set_active(&mut model, &["b"]).unwrap();
+    assert_eq!(model.unmerge().unwrap(), ["a", "b"]);
+    model.set_active(&["b"]).unwrap();
     assert_eq!(inputs.logits(&model), b, "bit for bit");
-    assert!(unmerge(&mut model).is_ok(), "there is nothing left to take out");
+    assert!(model.unmerge().is_ok(), "there is nothing left to take out");
 
-    merge_and_unload(&mut model).unwrap();
+    model.merge_and_unload().unwrap();
     assert!(model.adapters().list().is_empty() && model.weights().iter().all(|(_, weight)| weight.slots().is_empty()));
     assert!(max_difference(&inputs.logits(&model), &b) <= 2e-4);
 
     let mut broken = with_a_and_b();
-    set_adapter_tensors(&mut broken, "b", |name| name.contains("lora_B").then(|| vec![f32::MAX; 64 * rank(name)]))
-        .unwrap();
-    let error = refused(merge(&mut broken));
+    broken.set_adapter_tensors("b", |name| name.contains("lora_B").then(|| vec![f32::MAX; 64 * rank(name)])).unwrap();
+    let error = refused(broken.merge());
     assert!(error.contains("\"b\" would make") && error.contains("not finite"), "{error}");
-    set_active(&mut broken, &[]).unwrap();
+    broken.set_active(&[]).unwrap();
     assert_eq!(inputs.logits(&broken), inputs.logits(&base()), "the base is as it was");
 }
 
@@ -283,7 +279,7 @@ fn the_drift_of_a_merge_is_measured() {
     let inputs = Inputs::open();
     let mut model = with_a_and_b();
     let drift = |model: &T5| {
-        merge_drift(model, |model| model.logits(&inputs.source, &inputs.decoder_input, &mut Pass::evaluate()))
+        model.merge_drift(|model| model.logits(&inputs.source, &inputs.decoder_input, &mut Pass::evaluate()))
     };
     let found = drift(&model).unwrap();
     println!("merging changes logits by at most {found:e}");
@@ -291,14 +287,14 @@ fn the_drift_of_a_merge_is_measured() {
     let before = inputs.logits(&model);
     assert!(model.adapters().get("b").unwrap().is_active(), "nothing is merged yet");
     let mut merged = model.clone();
-    merge(&mut merged).unwrap();
+    merged.merge().unwrap();
     assert_eq!(max_difference(&inputs.logits(&merged), &before), found);
 
-    let nan = merge_drift(&model, |model| Ok::<_, AdapterError>(Tensor::<1>::full([2], f32::NAN, &model.device())));
+    let nan = model.merge_drift(|model| Ok::<_, AdapterError>(Tensor::<1>::full([2], f32::NAN, &model.device())));
     assert!(nan.unwrap().is_nan());
-    set_active(&mut model, &[]).unwrap();
+    model.set_active(&[]).unwrap();
     assert_eq!(drift(&model).unwrap(), 0.0, "there is nothing to merge");
-    attach(&mut model, "prompt", PromptTuningConfig::new(3), Key::from_seed(0)).unwrap();
+    model.attach("prompt", PromptTuningConfig::new(3), Key::from_seed(0)).unwrap();
     assert!(drift(&model).unwrap_err().to_string().contains("cannot be merged into the model's input"));
 }
 
@@ -307,16 +303,17 @@ fn values_that_are_not_finite_are_not_loaded() {
     let directory = tempfile::tempdir().unwrap();
     let mut model = with_a_and_b();
     for value in [f32::NAN, f32::INFINITY] {
-        set_adapter_tensors(&mut model, "b", |name| {
-            name.contains("EncDecAttention.v.lora_A").then(|| {
-                let mut values = vec![0.5; 64 * rank(name)];
-                values[7] = value;
-                values
+        model
+            .set_adapter_tensors("b", |name| {
+                name.contains("EncDecAttention.v.lora_A").then(|| {
+                    let mut values = vec![0.5; 64 * rank(name)];
+                    values[7] = value;
+                    values
+                })
             })
-        })
-        .unwrap();
-        save_adapter(&model, "b", directory.path()).unwrap();
-        let error = refused(load_adapter(&mut base(), "b", directory.path()));
+            .unwrap();
+        model.save_adapter("b", directory.path()).unwrap();
+        let error = refused(base().load_adapter("b", directory.path()));
         assert!(error.contains("EncDecAttention.v.lora_A.weight") && error.contains("element 7"), "{error}");
     }
 }
@@ -326,17 +323,17 @@ fn a_file_cut_anywhere_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let small = LoraConfig { r: 1, ..LoraConfig::new(["encoder.block.0.layer.0.SelfAttention.q"]) };
     let mut model = base();
-    attach(&mut model, "small", small, Key::from_seed(1)).unwrap();
-    save_adapter(&model, "small", directory.path()).unwrap();
+    model.attach("small", small, Key::from_seed(1)).unwrap();
+    model.save_adapter("small", directory.path()).unwrap();
     let file = directory.path().join("adapter_model.safetensors");
     let bytes = std::fs::read(&file).unwrap();
     let mut model = base();
     for end in 0..bytes.len() {
         std::fs::write(&file, &bytes[..end]).unwrap();
-        assert!(load_adapter(&mut model, "small", directory.path()).is_err(), "cut at {end}");
+        assert!(model.load_adapter("small", directory.path()).is_err(), "cut at {end}");
     }
     std::fs::write(&file, &bytes).unwrap();
-    load_adapter(&mut model, "small", directory.path()).unwrap();
+    model.load_adapter("small", directory.path()).unwrap();
     assert_eq!(model.adapters().list().len(), 1);
 }
 
@@ -356,7 +353,7 @@ fn the_configurations_of_published_adapters_are_read_or_refused_with_a_reason() 
                     continue;
                 }
                 found += 1;
-                match sideburn_adapters::MethodRegistry::peft().read_file(&path) {
+                match sideburn_adapters::methods::MethodRegistry::peft().read_file(&path) {
                     Ok(method) => println!("{}: {}", path.display(), method.peft_type()),
                     Err(error) => {
                         println!("{error}");
@@ -384,6 +381,6 @@ fn configurations_survive_the_file() {
         meta: AdapterMeta { task_type: Some("SEQ_2_SEQ_LM".to_owned()), ..AdapterMeta::default() },
         ..LoraConfig::new(["q", "v"])
     };
-    let read = sideburn_adapters::MethodRegistry::peft().read(&config.to_json()).unwrap();
+    let read = sideburn_adapters::methods::MethodRegistry::peft().read(&config.to_json()).unwrap();
     assert_eq!(read.downcast_ref::<LoraConfig>(), Some(&config));
 }

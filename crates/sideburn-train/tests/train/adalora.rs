@@ -8,9 +8,8 @@ use std::convert::Infallible;
 use std::path::Path;
 
 use burn::tensor::Device;
-use sideburn_adapters::{
-    AdaLoraConfig, AdaptedModel, MethodRegistry, Pass, adapter_tensors, load_adapter, save_adapter, set_trainable,
-};
+use sideburn_adapters::methods::{AdaLoraConfig, MethodRegistry};
+use sideburn_adapters::{AdaptedModel, Adapters, Pass};
 use sideburn_batch::PromptBatch;
 use sideburn_t5::{LanguageModel, T5, T5Error};
 use sideburn_train::{Schedule, TrainConfig, TrainError, Trainer};
@@ -35,7 +34,7 @@ fn base() -> T5 {
 
 fn initial_model() -> T5 {
     let mut model = base();
-    load_adapter(&mut model, "default", sideburn_testing::path(&format!("{TRAJECTORY}/initial_adapter"))).unwrap();
+    model.load_adapter("default", sideburn_testing::path(&format!("{TRAJECTORY}/initial_adapter"))).unwrap();
     model
 }
 
@@ -51,7 +50,7 @@ fn settings(steps: u64) -> TrainConfig {
 
 /// Ranks that are not zero in any `lora_E`.
 fn ranks(model: &T5) -> usize {
-    let tensors = adapter_tensors(model, "default").unwrap();
+    let tensors = model.adapter_tensors("default").unwrap();
     let e = tensors.into_iter().filter(|(name, _)| name.ends_with(".lora_E"));
     e.flat_map(|(_, param)| values(param.val())).filter(|value| *value != 0.0).count()
 }
@@ -94,14 +93,14 @@ fn as_peft_trains() {
 
     // The adapter has only the ranks that are left, and so have its files.
     let saved = tempfile::tempdir().unwrap();
-    save_adapter(&model, "default", saved.path()).unwrap();
+    model.save_adapter("default", saved.path()).unwrap();
     let directory = format!("{TRAJECTORY}/final_adapter");
     assert_eq!(pattern_of(saved.path()), pattern_of(&sideburn_testing::path(&directory)));
     let file = Golden::open(&format!("{directory}/adapter_model.safetensors"));
     let (mut found, mut stored) = (Vec::new(), Vec::new());
     let mut reloaded = base();
-    load_adapter(&mut reloaded, "default", saved.path()).unwrap();
-    for (name, param) in adapter_tensors(&reloaded, "default").unwrap() {
+    reloaded.load_adapter("default", saved.path()).unwrap();
+    for (name, param) in reloaded.adapter_tensors("default").unwrap() {
         assert_eq!(param.val().dims(), file.shape(&name)[..], "{name}");
         found.extend(values(param.val()));
         stored.extend(file.floats(&name));
@@ -123,7 +122,7 @@ fn a_run_too_short_for_the_budget_is_refused() {
     assert!(error.contains("`total_step` is 20") && error.contains("ranks would be left over"), "{error}");
     // The adapter that is not trained has no say.
     let mut model = initial_model();
-    set_trainable(&mut model, &[]).unwrap();
+    model.set_trainable(&[]).unwrap();
     assert!(matches!(train(&mut model).unwrap_err(), TrainError::NothingToTrain));
 }
 
@@ -148,8 +147,8 @@ fn a_run_that_stops_keeps_the_ranks_of_its_last_good_step() {
     let config = model.adapters().get("default").unwrap().method().downcast_ref::<AdaLoraConfig>().unwrap().clone();
     assert_eq!(config.rank_pattern.values().flatten().filter(|kept| **kept).count(), seen[4]);
     let saved = tempfile::tempdir().unwrap();
-    save_adapter(&model, "default", saved.path()).unwrap();
-    load_adapter(&mut base(), "again", saved.path()).unwrap();
+    model.save_adapter("default", saved.path()).unwrap();
+    base().load_adapter("again", saved.path()).unwrap();
 
     // Training can go on from there: what had ranks taken away begins with the rest.
     let batch = |index: u64| Ok::<_, Infallible>(batches[index as usize % 4].clone());

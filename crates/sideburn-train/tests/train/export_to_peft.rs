@@ -11,7 +11,8 @@ use std::convert::Infallible;
 use std::path::PathBuf;
 
 use burn::tensor::Device;
-use sideburn_adapters::{Key, LoraConfig, Pass, attach, load_adapter, save_adapter};
+use sideburn_adapters::methods::LoraConfig;
+use sideburn_adapters::{Adapters, Key, Pass};
 use sideburn_t5::{LanguageModel, T5};
 use sideburn_train::{TrainConfig, Trainer};
 use sideburn_weights::{Tensor, write_safetensors};
@@ -34,7 +35,7 @@ fn a_trained_adapter_computes_the_same_after_saving() {
     let base = T5::from_dir(sideburn_testing::path(BASE), &device).unwrap();
     let mut model = base.clone();
     let lora = LoraConfig { r: 4, lora_alpha: 12.0, lora_dropout: 0.1, ..LoraConfig::new(["q", "v", "wo"]) };
-    attach(&mut model, "default", lora, Key::from_seed(3)).unwrap();
+    model.attach("default", lora, Key::from_seed(3)).unwrap();
     let batch = io.batch();
     let config = TrainConfig { learning_rate: 1e-2, ..TrainConfig::new(20) };
     let batches = |_| Ok::<_, Infallible>(batch.clone());
@@ -44,9 +45,9 @@ fn a_trained_adapter_computes_the_same_after_saving() {
 
     let temporary = tempfile::tempdir().unwrap();
     let directory = std::env::var_os("SIDEBURN_EXPORT").map_or(temporary.path().to_owned(), PathBuf::from);
-    save_adapter(&model, "default", directory.join("adapter")).unwrap();
+    model.save_adapter("default", directory.join("adapter")).unwrap();
     let mut reloaded = T5::from_dir(sideburn_testing::path(BASE), &Device::flex()).unwrap();
-    load_adapter(&mut reloaded, "default", directory.join("adapter")).unwrap();
+    reloaded.load_adapter("default", directory.join("adapter")).unwrap();
     assert_eq!(logits(&reloaded, &io), trained);
 
     let inputs = ["input_ids", "attention_mask", "decoder_input_ids"].map(|name| (name, io.tensor(name)));
@@ -60,11 +61,11 @@ fn a_trained_adapter_computes_the_same_after_saving() {
 fn the_files_that_peft_accepted_are_what_is_written() {
     let io = Golden::open("exported/io.safetensors");
     let mut model = T5::from_dir(sideburn_testing::path(BASE), &Device::flex()).unwrap();
-    load_adapter(&mut model, "default", sideburn_testing::path("exported")).unwrap();
+    model.load_adapter("default", sideburn_testing::path("exported")).unwrap();
     let difference = max_difference(&logits(&model, &io), &io.floats("logits"));
     assert!(difference <= 1e-4, "logits differ by {difference:e}");
     let directory = tempfile::tempdir().unwrap();
-    save_adapter(&model, "default", directory.path()).unwrap();
+    model.save_adapter("default", directory.path()).unwrap();
     for file in ["adapter_config.json", "adapter_model.safetensors"] {
         let read = |directory: PathBuf| std::fs::read(directory.join(file)).unwrap();
         assert_eq!(read(directory.path().to_owned()), read(sideburn_testing::path("exported")), "{file}");

@@ -5,7 +5,8 @@ use std::error::Error;
 
 use burn::optim::GradientsAccumulator;
 use burn::tensor::Device;
-use sideburn_adapters::{Key, LoraConfig, Pass, attach};
+use sideburn_adapters::methods::LoraConfig;
+use sideburn_adapters::{Adapters, Key, Pass};
 use sideburn_batch::{PromptBatch, TokenRows};
 use sideburn_t5::{LanguageModel, T5, T5Config};
 use sideburn_train::{
@@ -17,7 +18,7 @@ fn model() -> T5 {
     let config =
         T5Config { vocab_size: 64, d_model: 16, d_kv: 4, d_ff: 32, num_layers: 1, num_heads: 4, ..T5Config::default() };
     let mut model = T5::random(&config, Key::from_seed(7), &Device::flex().autodiff());
-    attach(&mut model, "default", LoraConfig::new(["q", "v"]), Key::from_seed(8)).unwrap();
+    model.attach("default", LoraConfig::new(["q", "v"]), Key::from_seed(8)).unwrap();
     model
 }
 

@@ -4,7 +4,8 @@ use std::convert::Infallible;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor};
-use sideburn_adapters::{AdaLoraConfig, Key, LoraConfig, attach};
+use sideburn_adapters::methods::{AdaLoraConfig, LoraConfig};
+use sideburn_adapters::{Adapters, Key};
 use sideburn_batch::{PromptBatch, TokenRows};
 use sideburn_t5::{LanguageModel, T5, T5Config};
 use sideburn_train::{Control, Observer, Run, RunState, StepRecord, TrainConfig, TrainError, Trainer};
@@ -28,7 +29,7 @@ fn base() -> T5 {
 fn with_lora() -> T5 {
     let mut model = base();
     let lora = LoraConfig { r: 4, lora_dropout: 0.1, ..LoraConfig::new(["q", "v"]) };
-    attach(&mut model, "default", lora, Key::from_seed(8)).unwrap();
+    model.attach("default", lora, Key::from_seed(8)).unwrap();
     model
 }
 
@@ -37,7 +38,7 @@ fn with_adalora() -> T5 {
     let mut model = base();
     let adalora =
         AdaLoraConfig { init_r: 4, target_r: 2, tinit: 1, tfinal: 1, ..AdaLoraConfig::new(["q", "v"], STEPS as usize) };
-    attach(&mut model, "default", adalora, Key::from_seed(8)).unwrap();
+    model.attach("default", adalora, Key::from_seed(8)).unwrap();
     model
 }
 
@@ -126,7 +127,7 @@ fn states_of_other_runs_are_refused() {
     let error = refused(&base().unfreeze(), state.clone());
     assert!(error.contains("the model has no trained \"default:decoder.block.0"), "{error}");
     let mut other = base();
-    attach(&mut other, "default", LoraConfig { r: 2, ..LoraConfig::new(["q", "v"]) }, Key::from_seed(8)).unwrap();
+    other.attach("default", LoraConfig { r: 2, ..LoraConfig::new(["q", "v"]) }, Key::from_seed(8)).unwrap();
     let error = refused(&other, state.clone());
     assert!(error.contains("lora_A.weight has the shape [2, 16], its moments have [4, 16]"), "{error}");
     let adapters = [("default".to_owned(), [("x".to_owned(), [1.0f32].into())].into())].into();

@@ -4,7 +4,8 @@ use std::convert::Infallible;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor};
-use sideburn_adapters::{Key, LoraConfig, Pass, adapter_tensors, attach, load_adapter, save_adapter, without_adapters};
+use sideburn_adapters::methods::LoraConfig;
+use sideburn_adapters::{Adapters, Key, Pass};
 use sideburn_batch::{PromptBatch, TokenRows};
 use sideburn_t5::{LanguageModel, T5, T5Config, T5Error};
 use sideburn_train::{JsonLinesLog, StepRecord, TrainConfig, TrainError, Trainer};
@@ -13,7 +14,7 @@ fn small_model(device: &Device) -> T5 {
     let config =
         T5Config { vocab_size: 64, d_model: 16, d_kv: 4, d_ff: 32, num_layers: 1, num_heads: 4, ..T5Config::default() };
     let mut model = T5::random(&config, Key::from_seed(7), device);
-    attach(&mut model, "default", LoraConfig::new(["q", "v"]), Key::from_seed(8)).unwrap();
+    model.attach("default", LoraConfig::new(["q", "v"]), Key::from_seed(8)).unwrap();
     model
 }
 
@@ -28,7 +29,7 @@ fn batches(_: u64) -> Result<PromptBatch, Infallible> {
 
 /// Every factor of the adapter.
 fn factors(model: &T5) -> Vec<f32> {
-    let tensors = adapter_tensors(model, "default").unwrap();
+    let tensors = model.adapter_tensors("default").unwrap();
     tensors.into_values().flat_map(|x| x.val().into_data().iter::<f32>().collect::<Vec<_>>()).collect()
 }
 
@@ -57,9 +58,9 @@ fn a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_adapter() {
     assert_ne!(kept, factors(&small_model(&device)));
     assert!(kept.iter().all(|value| value.is_finite()));
     let directory = tempfile::tempdir().unwrap();
-    save_adapter(&model, "default", directory.path().join("adapter")).unwrap();
+    model.save_adapter("default", directory.path().join("adapter")).unwrap();
     let mut again = T5::random(model.config(), Key::from_seed(7), &device);
-    load_adapter(&mut again, "default", directory.path().join("adapter")).unwrap();
+    again.load_adapter("default", directory.path().join("adapter")).unwrap();
     assert_eq!(factors(&again), kept);
 
     // A later step of the same run goes on from there.
@@ -85,7 +86,7 @@ fn parameters(model: &T5) -> Vec<f32> {
 #[test]
 fn an_update_of_the_whole_model_is_taken_back_but_for_rounding() {
     let device = Device::flex().autodiff();
-    let base = || without_adapters(&small_model(&device), T5::clone).unfreeze();
+    let base = || small_model(&device).without_adapters(T5::clone).unfreeze();
     let seen = std::cell::RefCell::new(Vec::new());
     let losses = |model: &T5, batch: &PromptBatch, pass: &mut Pass| -> Result<Tensor<1>, T5Error> {
         seen.borrow_mut().push(parameters(model));

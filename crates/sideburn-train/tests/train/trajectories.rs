@@ -7,10 +7,8 @@ use std::convert::Infallible;
 
 use burn::module::Module;
 use burn::tensor::Device;
-use sideburn_adapters::{
-    Key, LoraConfig, PTuningConfig, PrefixTuningConfig, adapter_tensors, attach, load_adapter, save_adapter,
-    set_adapter_tensors,
-};
+use sideburn_adapters::methods::{LoraConfig, PTuningConfig, PrefixTuningConfig};
+use sideburn_adapters::{Adapters, Key};
 use sideburn_batch::{PromptBatch, TokenRows};
 use sideburn_t5::{LanguageModel, T5, T5Config};
 use sideburn_train::{Schedule, TrainConfig, TrainReport, Trainer};
@@ -58,17 +56,17 @@ fn check(family: &str, method: &str, config: TrainConfig) -> T5 {
             if method == "p_tuning" {
                 let encoder_hidden_size = Some(16);
                 let config = PTuningConfig { encoder_hidden_size, ..PTuningConfig::new(5) };
-                attach(&mut model, "default", config, Key::from_seed(0)).unwrap();
+                model.attach("default", config, Key::from_seed(0)).unwrap();
             } else {
                 let (prefix_projection, encoder_hidden_size) = (true, Some(16));
                 let config =
                     PrefixTuningConfig { prefix_projection, encoder_hidden_size, ..PrefixTuningConfig::new(5) };
-                attach(&mut model, "default", config, Key::from_seed(0)).unwrap();
+                model.attach("default", config, Key::from_seed(0)).unwrap();
             }
             let file = Golden::open(&format!("trajectory/{directory}/initial.safetensors"));
-            set_adapter_tensors(&mut model, "default", |name| Some(file.floats(name))).unwrap();
+            model.set_adapter_tensors("default", |name| Some(file.floats(name))).unwrap();
         }
-        _ => load_adapter(&mut model, "default", initial).unwrap(),
+        _ => model.load_adapter("default", initial).unwrap(),
     }
     let text =
         std::fs::read_to_string(sideburn_testing::path(&format!("trajectory/{directory}/trajectory.json"))).unwrap();
@@ -108,7 +106,7 @@ fn check_final_adapter(model: &T5, directory: &str) {
     // AdamW moves an element by about the learning rate whatever the size of its gradient, so that single elements whose
     // gradient is next to nothing may go either way.
     let (mut squared_error, mut squared_norm) = (0.0, 0.0);
-    for (name, param) in adapter_tensors(model, "default").unwrap() {
+    for (name, param) in model.adapter_tensors("default").unwrap() {
         for (found, expected) in values(param.val()).into_iter().zip(file.floats(&name)) {
             squared_error += f64::from(found - expected).powi(2);
             squared_norm += f64::from(expected).powi(2);
@@ -174,7 +172,7 @@ fn small_model(device: &Device) -> T5 {
         ..T5Config::default()
     };
     let mut model = T5::random(&config, Key::from_seed(7), device);
-    attach(&mut model, "default", small_lora(), Key::from_seed(8)).unwrap();
+    model.attach("default", small_lora(), Key::from_seed(8)).unwrap();
     model
 }
 
@@ -199,7 +197,7 @@ fn accumulating_is_the_same_as_a_larger_batch() {
     let run = |accumulation: u64, batches: &[PromptBatch]| {
         // Dropout draws differ between the two, so it is off.
         let mut model = T5::from_dir(sideburn_testing::path("t5_gated_untied"), &device).unwrap();
-        attach(&mut model, "default", LoraConfig::new(["q", "v"]), Key::from_seed(8)).unwrap();
+        model.attach("default", LoraConfig::new(["q", "v"]), Key::from_seed(8)).unwrap();
         let config = TrainConfig { gradient_accumulation_steps: accumulation, ..settings() };
         train(&mut model, config, batches).losses()
     };
@@ -217,7 +215,7 @@ fn the_same_seed_gives_the_same_bytes_on_any_number_of_threads() {
             let mut model = small_model(&Device::flex().autodiff());
             let losses = train(&mut model, TrainConfig { seed, ..settings() }, &batches).losses();
             let directory = tempfile::tempdir().unwrap();
-            save_adapter(&model, "default", directory.path()).unwrap();
+            model.save_adapter("default", directory.path()).unwrap();
             (losses, std::fs::read(directory.path().join("adapter_model.safetensors")).unwrap())
         })
     };

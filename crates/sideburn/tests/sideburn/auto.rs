@@ -28,15 +28,15 @@ fn it_is_the_model_of_its_family() {
 fn an_adapter_is_trained_saved_and_loaded() {
     let (directory, device) = (sideburn_testing::path(FAMILY), Device::flex().autodiff());
     let mut model = AutoModel::from_dir(&directory, &device).unwrap();
-    attach(&mut model, "default", LoraConfig::new(["q", "v"]), Key::from_seed(1)).unwrap();
+    model.attach("default", LoraConfig::new(["q", "v"]), Key::from_seed(1)).unwrap();
     let batch = Golden::open(&format!("{FAMILY}/io.safetensors")).batch();
     let trainer = Trainer::new(TrainConfig { learning_rate: 1e-3, ..TrainConfig::new(2) }).unwrap();
     let batches = |_| Ok::<_, std::convert::Infallible>(batch.clone());
     trainer.train(&mut model, batches, AutoModel::token_losses).unwrap();
     let saved = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("auto_adapter");
-    save_adapter(&model, "default", &saved).unwrap();
+    model.save_adapter("default", &saved).unwrap();
     let mut loaded = AutoModel::from_dir(&directory, &device).unwrap();
-    load_adapter(&mut loaded, "default", &saved).unwrap();
+    loaded.load_adapter("default", &saved).unwrap();
     let losses = |model: &AutoModel| values(model.token_losses(&batch, &mut Pass::evaluate()).unwrap());
     assert_eq!(losses(&loaded), losses(&model));
 }

@@ -23,7 +23,7 @@ fn forward_pass() {
         let io = Golden::open(&format!("lora/{family}/io.safetensors"));
         let losses = |device: &Device| {
             let mut model = T5::from_dir(sideburn_testing::path(family), device).unwrap();
-            load_adapter(&mut model, "default", sideburn_testing::path(&format!("lora/{family}"))).unwrap();
+            model.load_adapter("default", sideburn_testing::path(&format!("lora/{family}"))).unwrap();
             values(model.token_losses(&io.batch(), &mut Pass::evaluate()).unwrap())
         };
         for gpu in gpus() {
@@ -40,7 +40,7 @@ fn lora_steps() {
         let io = Golden::open(&format!("{family}/io.safetensors"));
         let run = |device: Device| {
             let mut model = T5::from_dir(sideburn_testing::path(family), &device.autodiff()).unwrap();
-            attach(&mut model, "default", LoraConfig::new(["q", "v"]), Key::from_seed(3)).unwrap();
+            model.attach("default", LoraConfig::new(["q", "v"]), Key::from_seed(3)).unwrap();
             let config = TrainConfig { learning_rate: 1e-3, ..TrainConfig::new(3) };
             let batches = |_| Ok::<_, Infallible>(io.batch());
             Trainer::new(config).unwrap().train(&mut model, batches, T5::token_losses).unwrap().losses()
@@ -71,7 +71,7 @@ fn train(device: Device, family: &str, steps: u64) -> Vec<f64> {
     let config = T5Config { dropout_rate: 0.2, ..config };
     let mut model = T5::random(&config, Key::from_seed(4), &device.autodiff());
     let lora = LoraConfig { lora_dropout: 0.3, ..LoraConfig::new(["q", "v"]) };
-    attach(&mut model, "default", lora, Key::from_seed(3)).unwrap();
+    model.attach("default", lora, Key::from_seed(3)).unwrap();
     let batches = |_| Ok::<_, Infallible>(full_rows(&config));
     let training = TrainConfig { learning_rate: 1e-2, ..TrainConfig::new(steps) };
     Trainer::new(training).unwrap().train(&mut model, batches, T5::token_losses).unwrap().losses()

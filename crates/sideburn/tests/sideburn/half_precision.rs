@@ -46,7 +46,7 @@ fn steps() {
     };
     device.configure(DeviceConfig::default().float_dtype(dtype)).unwrap();
     let mut model = T5::from_dir(sideburn_testing::path(FAMILY), &device.autodiff()).unwrap();
-    attach(&mut model, "default", LoraConfig::new(["q", "v"]), Key::from_seed(3)).unwrap();
+    model.attach("default", LoraConfig::new(["q", "v"]), Key::from_seed(3)).unwrap();
     let losses = model.token_losses(&batch, &mut Pass::evaluate()).unwrap();
     assert_eq!(losses.dtype(), DType::from(dtype));
     let losses = values(losses.cast(DType::F32));
