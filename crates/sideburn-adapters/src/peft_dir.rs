@@ -196,7 +196,7 @@ impl AdapterDir {
         &self.tensors
     }
 
-    /// The [`fingerprint`] of the base that the adapter was saved with, if Sideburn has saved it.
+    /// The [`fingerprint`](crate::Adapters::fingerprint) of the base that the adapter was saved with, if Sideburn has saved it.
     ///
     /// Loading does not compare it: the same base stored in another precision has another fingerprint.
     pub fn base_fingerprint(&self) -> Option<&str> {

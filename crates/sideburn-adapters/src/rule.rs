@@ -149,7 +149,7 @@ impl AtLinear {
     /// The rule with its tensors.
     pub(crate) fn bind(&self, own: &RuleTensors) -> AtLinearBound<'_> {
         match self {
-            Self::Branch(rule) => AtLinearBound::Branch(rule.branch(own)),
+            Self::Branch(rule) => AtLinearBound::Branch(Box::new(rule.branch(own))),
             Self::General(rule) => AtLinearBound::General(rule.bind(own)),
         }
     }
@@ -157,7 +157,7 @@ impl AtLinear {
 
 /// What an adapter does at a linear layer, with its tensors.
 pub(crate) enum AtLinearBound<'a> {
-    Branch(Branch),
+    Branch(Box<Branch>),
     General(Box<dyn BoundLinear + 'a>),
 }
 
@@ -173,7 +173,7 @@ impl AtLinearBound<'_> {
     /// The rule step by step.
     pub(crate) fn steps(&self) -> &dyn BoundLinear {
         match self {
-            Self::Branch(branch) => branch,
+            Self::Branch(branch) => branch.as_ref(),
             Self::General(rule) => rule.as_ref(),
         }
     }
