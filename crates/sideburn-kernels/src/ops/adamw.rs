@@ -5,8 +5,8 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, TensorMetadata, backend_extension, get_or_init_device_settings};
 use burn::tensor::{DType, FloatDType, Shape, Tensor};
 
-use super::fused_always;
 use super::many::{AnyRank, Many};
+use super::{fused, fused_always};
 
 /// The numbers of one update by AdamW (Loshchilov and Hutter, 2019, algorithm 2, with the learning rate inside the
 /// decay as `torch.optim.AdamW` has it).
@@ -199,8 +199,8 @@ pub(crate) trait OptimizerOps: Backend {
     }
 }
 
-/// [`OptimizerOps`] by kernels. They are run always, since a norm must not depend on the number of threads, which
-/// Burn's sum does.
+/// [`OptimizerOps`] by kernels. Those over many tensors, which the CPU has, always run: a norm must not depend on the
+/// number of threads, as Burn's sum does.
 pub(crate) trait OptimizerKernels: Backend {
     /// Of parameters, gradients, first and second moments: all but the gradients after their updates.
     fn try_steps(
@@ -259,7 +259,7 @@ impl<B: OptimizerKernels> OptimizerOps for B {
         scale: FloatTensor<B>,
         step: AdamWStep,
     ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
-        fused_always(
+        fused(
             "adamw_step",
             [parameter, gradient, first, second],
             |inputs| B::try_step(inputs, &scale, &step),
@@ -269,7 +269,7 @@ impl<B: OptimizerKernels> OptimizerOps for B {
     }
 
     fn square_sum(x: FloatTensor<B>) -> FloatTensor<B> {
-        fused_always("square_sum", x, B::try_square_sum, composed_square_sum::<B>)
+        fused("square_sum", x, B::try_square_sum, composed_square_sum::<B>)
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// How operations are computed. Those of the optimiser, which are no part of a model, are always computed by kernels.
+/// How operations are computed. On the CPU those of the optimiser always run by kernels, so that a norm does not depend on
+/// the number of threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KernelMode {
     /// By the kernels of this crate: the default.
