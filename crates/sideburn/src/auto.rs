@@ -23,7 +23,7 @@ macro_rules! families {
         /// use sideburn::prelude::*;
         ///
         /// let mut model = AutoModel::from_dir("flan-t5-small", &Device::flex().autodiff())?;
-        /// load_adapter(&mut model, "summaries", "adapters/summaries")?;
+        /// model.load_adapter("summaries", "adapters/summaries")?;
         /// let prompts = TokenRows::from_rows([[363, 19, 48, 58, 1]])?;
         /// let decoding = model.start_decoding(&prompts, Pass::evaluate())?;
         /// println!("{:?}", greedy(decoding, &model.generation_config(20))?);
