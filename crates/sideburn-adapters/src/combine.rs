@@ -14,7 +14,7 @@ use crate::methods::{LoraConfig, LoraInit, check_rank};
 use crate::model::AdaptedModel;
 use crate::model_slots::{slots_of, try_each_slot};
 use crate::targets::TargetModules;
-use crate::tensors::frozen_param;
+use crate::tensors::param_like;
 
 /// How several adapters become one; `combination_type` of `peft`.
 ///
@@ -324,7 +324,7 @@ fn attach_factors<M: AdaptedModel>(
             *param = match factors {
                 Some(factors) => {
                     let values = factors[index].clone().into_data().try_into_vec().expect("factors in f32");
-                    frozen_param(values, &factors[index].dims(), &param.lazy_device())
+                    param_like(param, values, &factors[index].dims()).no_grad()
                 }
                 None => param.clone().no_grad(),
             };

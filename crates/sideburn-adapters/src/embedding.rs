@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor};
 use sideburn_kernels::{embedding, linear};
 
 use crate::base_weight::BaseWeight;
 use crate::rule::{BoundTable, TableRule, VectorRule};
 use crate::slot::{RuledSlot, Slot, is_adapted};
+use crate::tensors::in_dtype;
 use crate::{Pass, TokenPass};
 
 /// A table that adapters can attach to, such as an embedding `[rows, width]`.
@@ -82,7 +83,11 @@ impl AdaptedTable {
     }
 
     fn table(&self, rules: &Bound<'_>) -> Tensor<2> {
-        rules.iter().rev().find_map(|rule| rule.replacement()).unwrap_or_else(|| self.weight.dense())
+        let base = self.weight.dense();
+        match rules.iter().rev().find_map(|rule| rule.replacement()) {
+            Some(table) => in_dtype(table, base.dtype()),
+            None => base,
+        }
     }
 
     /// What is done here, as `reader` sees it, by the active adapters, or by the one that a route names.
@@ -100,6 +105,11 @@ impl AdaptedTable {
     /// Where the table is, or will be initialised.
     pub fn device(&self) -> Device {
         self.weight.device()
+    }
+
+    /// The dtype of its rows, in which the model computes.
+    pub fn dtype(&self) -> DType {
+        self.weight.dense().dtype()
     }
 
     /// The table of the base.
@@ -143,7 +153,9 @@ impl AdaptedVector {
     /// [`AdapterSet::enter`](crate::AdapterSet::enter) sees to.
     pub fn value(&self, _pass: &TokenPass<'_>) -> Tensor<1> {
         let active = self.slots.iter().filter(|ruled| ruled.slot.is_active());
-        active.fold(self.weight.dense().squeeze_dim(0), |value, ruled| ruled.rule.value(value, &ruled.slot.own()))
+        let base: Tensor<1> = self.weight.dense().squeeze_dim(0);
+        let dtype = base.dtype();
+        in_dtype(active.fold(base, |value, ruled| ruled.rule.value(value, &ruled.slot.own())), dtype)
     }
 
     /// Its length, without initialising it.

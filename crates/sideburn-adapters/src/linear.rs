@@ -8,7 +8,7 @@ use crate::TokenPass;
 use crate::base_weight::BaseWeight;
 use crate::rule::{AtLinear, AtLinearBound, Call, Replacement};
 use crate::slot::{RuledSlot, Slot, is_adapted};
-use crate::tensors::random_weight;
+use crate::tensors::{in_dtype, random_weight};
 
 /// A linear layer that adapters can attach to.
 ///
@@ -179,9 +179,13 @@ impl Computed {
             weight: after.weight.or(before.weight),
             bias: after.bias.or(before.bias),
         });
-        (weight.is_some() || bias.is_some()).then(|| Self {
-            weight: weight.map_or_else(|| self.weight.clone(), Matrix::from),
-            bias: bias.or_else(|| self.bias.clone()),
+        (weight.is_some() || bias.is_some()).then(|| {
+            // The layer computes in the dtype of its base, whatever stands in for the weight.
+            let dtype = self.weight.dtype();
+            Self {
+                weight: weight.map_or_else(|| self.weight.clone(), |weight| in_dtype(weight, dtype).into()),
+                bias: bias.map(|bias| in_dtype(bias, dtype)).or_else(|| self.bias.clone()),
+            }
         })
     }
 

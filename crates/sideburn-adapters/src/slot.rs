@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use burn::module::{Module, Param, ParamId};
+use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use sideburn_kernels::Key;
 
 use crate::TokenPass;
 use crate::rule::{Init, RuleTensors, TensorKey, TensorSpec, Weights};
-use crate::tensors::lazy_weight;
+use crate::tensors::{ADAPTER_DTYPE, in_dtype, lazy_adapter, lazy_tensor};
 
 /// The tensors of an adapter at one site of a model; it may have several slots at a site.
 #[derive(Module, Debug)]
@@ -143,35 +143,33 @@ pub(crate) type Base = Arc<dyn Fn() -> Weights + Send + Sync>;
 fn init(spec: &TensorSpec, (slot, index): (Key, u64), base: Base, device: &Device) -> Param<Tensor<2>> {
     let (dims, key) = (spec.dims(), slot.fold_in(index));
     let param = match &spec.init {
-        Init::Zeros => lazy_weight(dims, device, |_| 0.0),
-        Init::Ones => lazy_weight(dims, device, |_| 1.0),
+        Init::Zeros => lazy_adapter(dims, device, |_| 0.0),
+        Init::Ones => lazy_adapter(dims, device, |_| 1.0),
         Init::Constant(value) => {
             let value = *value as f32;
-            lazy_weight(dims, device, move |_| value)
+            lazy_adapter(dims, device, move |_| value)
         }
         Init::Uniform(bound) => {
             let bound = *bound;
-            lazy_weight(dims, device, move |index| ((2.0 * key.uniform(index) - 1.0) * bound) as f32)
+            lazy_adapter(dims, device, move |index| ((2.0 * key.uniform(index) - 1.0) * bound) as f32)
         }
         Init::Normal(deviation) => {
             let deviation = *deviation;
-            lazy_weight(dims, device, move |index| (deviation * key.normal(index)) as f32)
+            lazy_adapter(dims, device, move |index| (deviation * key.normal(index)) as f32)
         }
         Init::Values(values) => {
             let values = values.clone();
-            let init = move |device: &Device, require_grad| {
-                Tensor::from_data(TensorData::new(values(), dims), device).set_require_grad(require_grad)
-            };
-            Param::uninitialized(ParamId::new(), init, device.clone(), true, dims.into())
+            lazy_tensor(dims, device, move |device| {
+                Tensor::from_data(TensorData::new(values(), dims), (device, ADAPTER_DTYPE))
+            })
         }
         Init::FromBase(compute) => {
             let compute = compute.clone();
-            let init = move |device: &Device, require_grad| {
+            lazy_tensor(dims, device, move |device| {
                 // A base that trains is a leaf, and so is what is detached from it; what comes of that would be none.
                 let values = compute(base(), slot).detach().set_require_grad(false);
-                values.to_device(device).set_require_grad(require_grad)
-            };
-            Param::uninitialized(ParamId::new(), init, device.clone(), true, dims.into())
+                in_dtype(values.to_device(device), ADAPTER_DTYPE)
+            })
         }
     };
     if spec.trainable { param } else { param.no_grad() }

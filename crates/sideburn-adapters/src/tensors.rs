@@ -17,33 +17,50 @@ pub(crate) fn frozen_param<const D: usize>(values: Vec<f32>, shape: &[usize], de
     Param::initialized(ParamId::new(), tensor).no_grad()
 }
 
-/// A parameter with `values` in row-major order in the place of `before`, which trains if that did.
+/// What tensors of adapters are made in, whatever the base is in: so are their gradients and the optimiser's moments. What
+/// an adapter adds to a base in another dtype is cast to that.
+pub(crate) const ADAPTER_DTYPE: DType = DType::F32;
+
+/// A tensor of an adapter with `values` in row-major order in the place of `before`, which trains if that did.
 pub(crate) fn param_like<const D: usize>(
     before: &Param<Tensor<D>>,
     values: Vec<f32>,
     shape: &[usize],
 ) -> Param<Tensor<D>> {
-    let tensor = Tensor::from_data(TensorData::new(values, shape.to_vec()), &before.lazy_device());
+    let data = TensorData::new(values, shape.to_vec());
+    let tensor = Tensor::from_data(data, (&before.lazy_device(), ADAPTER_DTYPE));
     before.clone().transform_for_load(tensor, ParamId::new())
+}
+
+/// A tensor of an adapter whose element `i`, in row-major order, is `element(i)`, worked out when it is first needed.
+pub(crate) fn lazy_adapter(
+    shape: [usize; 2],
+    device: &Device,
+    element: impl Fn(u64) -> f32 + Send + Sync + 'static,
+) -> Param<Tensor<2>> {
+    lazy_tensor(shape, device, move |device| {
+        let values = elements(shape.iter().product(), &element);
+        Tensor::from_data(TensorData::new(values, shape), (device, ADAPTER_DTYPE))
+    })
+}
+
+/// A trained parameter that `make` makes when it is first needed.
+pub(crate) fn lazy_tensor<const D: usize>(
+    shape: [usize; D],
+    device: &Device,
+    make: impl Fn(&Device) -> Tensor<D> + Send + Sync + 'static,
+) -> Param<Tensor<D>> {
+    let init = move |device: &Device, require_grad: bool| make(device).set_require_grad(require_grad);
+    Param::uninitialized(ParamId::new(), init, device.clone(), true, shape.into())
 }
 
 /// A weight drawn from `N(0, deviation^2)` when it is first needed: counting the parameters of a model, or loading it
 /// from a file, draws nothing.
 pub fn random_weight<const D: usize>(shape: [usize; D], deviation: f64, key: Key, device: &Device) -> Param<Tensor<D>> {
-    lazy_weight(shape, device, move |index| (deviation * key.normal(index)) as f32)
-}
-
-/// A weight whose element `i`, in row-major order, is `element(i)`, worked out when it is first needed.
-pub(crate) fn lazy_weight<const D: usize>(
-    shape: [usize; D],
-    device: &Device,
-    element: impl Fn(u64) -> f32 + Send + Sync + 'static,
-) -> Param<Tensor<D>> {
-    let init = move |device: &Device, require_grad: bool| {
-        let values = elements(shape.iter().product(), &element);
-        Tensor::from_data(TensorData::new(values, shape), device).set_require_grad(require_grad)
-    };
-    Param::uninitialized(ParamId::new(), init, device.clone(), true, shape.into())
+    lazy_tensor(shape, device, move |device| {
+        let values = elements(shape.iter().product(), |index| (deviation * key.normal(index)) as f32);
+        Tensor::from_data(TensorData::new(values, shape), device)
+    })
 }
 
 /// The tensor in another dtype.

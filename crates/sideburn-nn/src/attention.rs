@@ -1,7 +1,7 @@
 //! Attention, and the keys and values that it looks at.
 
 use burn::module::Module;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 use sideburn_adapters::author::Prefix;
 use sideburn_adapters::{AdaptedLinear, TokenPass, forward_together};
 use sideburn_kernels::{Visibility, attention, self_attention};
@@ -55,11 +55,11 @@ pub struct KeysValues {
 }
 
 impl KeysValues {
-    /// What a prefix gives each layer to look at.
-    pub fn of_prefix(layers: Vec<Prefix>) -> Vec<Self> {
+    /// What a prefix gives each layer to look at, in the dtype that the model computes in.
+    pub fn of_prefix(layers: Vec<Prefix>, dtype: DType) -> Vec<Self> {
         let tokens = |part: Tensor<3>| {
             let [heads, tokens, width] = part.dims();
-            part.swap_dims(0, 1).reshape([tokens, heads * width])
+            part.swap_dims(0, 1).reshape([tokens, heads * width]).cast(dtype)
         };
         layers.into_iter().map(|Prefix { keys, values }| Self { keys: tokens(keys), values: tokens(values) }).collect()
     }

@@ -48,7 +48,8 @@ pub fn embed(
 /// which has room for `n` more tokens in each row.
 pub fn behind(first: Tensor<2>, x: Tensor<2>, own: &RowLayout, layout: &RowLayout) -> Tensor<2> {
     let places = places_behind(first.dims()[0], own, layout);
-    Tensor::cat(vec![first, x], 0).select(0, places)
+    // Those are of an adapter, which may be in another dtype than the model.
+    Tensor::cat(vec![first.cast(x.dtype()), x], 0).select(0, places)
 }
 
 /// For rows of which each begins with the same `added` tokens, and goes on with those that `own` lays out: where each

@@ -6,7 +6,7 @@ use sideburn_adapters::{AdaptedModel, Pass};
 use sideburn_batch::TokenRows;
 use sideburn_generate::Decoder;
 use sideburn_kernels::{RowLayout, Visibility, on_workers};
-use sideburn_nn::{Cache, KeysValues};
+use sideburn_nn::Cache;
 
 use crate::T5Error;
 use crate::embedding::DECODER;
@@ -37,7 +37,7 @@ impl Decoding {
             let encoded = model.encode(prompts, &mut pass)?;
             model.cross(&encoded, &mut pass)
         })?;
-        let prefix = model.adapters.prefix().map(KeysValues::of_prefix).unwrap_or_default();
+        let prefix = model.prefix().unwrap_or_default();
         let own = Cache::new(model.decoder.blocks.len(), prompts.len(), prefix);
         Ok(Self { model, pass, start, cross, own })
     }

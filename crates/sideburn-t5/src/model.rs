@@ -94,7 +94,7 @@ impl T5 {
         pass: &mut Pass,
     ) -> Result<(Tensor<2>, RowLayout), T5Error> {
         let cross = self.cross(encoded, pass)?;
-        let prefix = self.adapters.prefix().map(KeysValues::of_prefix);
+        let prefix = self.prefix();
         let layout = RowLayout::new(input.lengths(), &self.device());
         let pass = &mut self.adapters.enter(pass, &layout)?;
         let x = self.embed(DECODER, input, &layout, pass)?;
@@ -117,6 +117,11 @@ impl T5 {
             }
         };
         Ok((layout.real_tokens(hidden), layout))
+    }
+
+    /// What stands before the first token of the decoder for each block, if an adapter has something there.
+    pub(crate) fn prefix(&self) -> Option<Vec<KeysValues>> {
+        self.adapters.prefix().map(|layers| KeysValues::of_prefix(layers, self.shared.dtype()))
     }
 
     /// What the decoder's blocks see of the encoded rows.

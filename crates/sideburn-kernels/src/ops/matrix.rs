@@ -1,6 +1,6 @@
 //! The weight of a linear layer.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
 /// The weight `[out, in]` of a linear layer, as PyTorch stores it.
 ///
@@ -26,6 +26,11 @@ impl Matrix {
     /// The device that holds it.
     pub fn device(&self) -> Device {
         self.floats.device()
+    }
+
+    /// The dtype of what it is multiplied with, and of the product.
+    pub fn dtype(&self) -> DType {
+        self.floats.dtype()
     }
 
     /// The weight as floats: here the tensor that it was made from.

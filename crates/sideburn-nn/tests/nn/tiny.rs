@@ -216,7 +216,8 @@ impl Tiny {
         let (prompt, before) = match before {
             Some(before) => (None, before),
             None => {
-                let blocks = self.adapters.prefix().map(KeysValues::of_prefix).unwrap_or_default();
+                let of_prefix = |layers| KeysValues::of_prefix(layers, self.tokens.dtype());
+                let blocks = self.adapters.prefix().map(of_prefix).unwrap_or_default();
                 let (prefix, lengths) = (blocks.first().map_or(0, KeysValues::tokens), vec![0; rows.len()]);
                 (self.adapters.virtual_tokens(), Written { blocks, prefix, lengths })
             }
