@@ -46,9 +46,8 @@ pub struct Rotary {
 /// [`Rotary`] positions of the tokens of a matrix.
 #[derive(Clone, Debug)]
 pub struct Rotation {
-    /// Cosine and sine for each token and each pair of elements, `[tokens, head_width / 2]`.
-    cos: Tensor<2>,
-    sin: Tensor<2>,
+    /// For each token the cosines of all pairs of elements and then the sines, `[tokens, head_width]`.
+    cos_sin: Tensor<2>,
 }
 
 impl Rotary {
@@ -59,29 +58,28 @@ impl Rotary {
     pub fn rotation(&self, layout: &RowLayout, first: &[usize]) -> Rotation {
         assert!(self.head_width.is_multiple_of(2), "heads {} wide do not have two halves", self.head_width);
         assert_eq!(first.len(), layout.rows(), "every row has a first place");
-        let half = self.head_width / 2;
-        let mut angles = vec![0.0; layout.tokens() * half];
+        let (width, half) = (self.head_width, self.head_width / 2);
+        let mut cos_sin = vec![0f32; layout.tokens() * width];
         for (row, first) in first.iter().enumerate() {
             for (place, token) in layout.row(row).enumerate() {
-                for (pair, angle) in angles[token * half..][..half].iter_mut().enumerate() {
-                    let frequency = self.theta.powf(-2.0 * pair as f64 / self.head_width as f64);
-                    *angle = (first + place) as f64 * frequency;
+                let (cos, sin) = cos_sin[token * width..][..width].split_at_mut(half);
+                for (pair, (cos, sin)) in cos.iter_mut().zip(sin).enumerate() {
+                    let angle = (first + place) as f64 * self.theta.powf(-2.0 * pair as f64 / width as f64);
+                    (*cos, *sin) = (angle.cos() as f32, angle.sin() as f32);
                 }
             }
         }
-        let tensor = |f: fn(f64) -> f64| {
-            let values: Vec<f32> = angles.iter().map(|angle| f(*angle) as f32).collect();
-            Tensor::from_data(TensorData::new(values, [layout.tokens(), half]), layout.device())
-        };
-        Rotation { cos: tensor(f64::cos), sin: tensor(f64::sin) }
+        let data = TensorData::new(cos_sin, [layout.tokens(), width]);
+        Rotation { cos_sin: Tensor::from_data(data, layout.device()) }
     }
 }
 
 impl Rotation {
     /// Turns each head of `x [tokens, heads * head_width]`.
     pub fn apply(&self, x: Tensor<2>) -> Tensor<2> {
-        let ([tokens, width], [_, half]) = (x.dims(), self.cos.dims());
-        let [cos, sin] = [&self.cos, &self.sin].map(|part| part.clone().cast(x.dtype()).reshape([tokens, 1, half]));
+        let ([tokens, width], half) = (x.dims(), self.cos_sin.dims()[1] / 2);
+        let cos_sin = self.cos_sin.clone().cast(x.dtype()).reshape([tokens, 1, 2 * half]);
+        let [cos, sin] = [0, 1].map(|part| cos_sin.clone().narrow(2, part * half, half));
         let heads: Tensor<3> = x.reshape([tokens, width / (2 * half), 2 * half]);
         let [first, second] = [0, 1].map(|part| heads.clone().narrow(2, part * half, half));
         let turned = [first.clone() * cos.clone() - second.clone() * sin.clone(), second * cos + first * sin];
