@@ -71,7 +71,9 @@ fn steps() {
         ("prefix tuning", attached(&|model| model.attach("default", PrefixTuningConfig::new(4), key))),
         ("all weights", attached(&|model| model.attach("default", FullConfig::default(), key))),
     ];
-    for (name, mut model) in models {
+    // A GPU tunes for the shapes of each, which takes software a minute or more.
+    let count = if backend == "flex" { models.len() } else { 1 };
+    for (name, mut model) in models.into_iter().take(count) {
         for (tensor, param) in model.adapter_tensors("default").unwrap() {
             assert_eq!(param.val().dtype(), DType::F32, "{name}: {tensor}");
         }
