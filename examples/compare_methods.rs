@@ -16,8 +16,9 @@ use sideburn::adapters::methods::{
     PrefixTuningConfig, PromptInit, PromptTuningConfig, VeraConfig,
 };
 use sideburn::files::check_writable;
+use sideburn::generate_texts;
 use sideburn::prelude::*;
-use sideburn_examples::{Console, Interrupt, asset_or, divergence, exit, summarise};
+use sideburn_examples::{Console, Interrupt, asset_or, divergence, exit};
 
 #[derive(Parser)]
 struct Args {
@@ -140,7 +141,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let mut evaluation = Evaluation::new(test, BootstrapConfig::default());
     let rouge = RougeScorer::new(&[Metric::Rouge1, Metric::Rouge2, Metric::RougeL]).with_stemmer(true);
     let mut scores = |name: &str, model: &AutoModel| -> anyhow::Result<String> {
-        let summaries = summarise(model, &tokenizer, &test_set.examples, args.batch_size)?;
+        let config = GenerationConfig { no_repeat_ngram_size: 3, ..model.generation_config(64) };
+        let summaries = generate_texts(model, &tokenizer, &test_set.examples, args.batch_size, &config)?;
         let system = evaluation.add(name, summaries, &[&rouge])?;
         Ok(system.scores.iter().map(|scored| format!("{scored:>9}")).collect())
     };

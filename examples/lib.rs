@@ -5,8 +5,8 @@
 //! * `pretrain_mini`: how the small T5 under `assets/t5-mini` was made.
 //!
 //! Each example is one file that can be read on its own. Here is what all of them need of a terminal and of the operating
-//! system: printing ([`Console`]), ending ([`exit`]) and signals ([`Interrupt`]); and what two of them do: [`summarise`], and
-//! find out whether a run came to anything ([`divergence`]).
+//! system: printing ([`Console`]), ending ([`exit`]) and signals ([`Interrupt`]); and whether a run came to anything
+//! ([`divergence`]).
 
 use std::fmt;
 use std::io::{self, Write};
@@ -17,7 +17,6 @@ use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, ensure};
 use sideburn::files::{check_writable, printable, write_atomic};
-use sideburn::prelude::*;
 use sideburn::train::{Control, Observer, Run, StepRecord, TrainError};
 use signal_hook::{consts, flag};
 
@@ -77,27 +76,6 @@ pub fn exit(ended: anyhow::Result<()>) -> ExitCode {
 /// The directory that was given, or one of those in the repository's `assets`.
 pub fn asset_or(given: &Option<PathBuf>, name: &str) -> PathBuf {
     given.clone().unwrap_or_else(|| Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../assets")).join(name))
-}
-
-/// A summary of each dialogue, `batch_size` at a time.
-///
-/// # Errors
-/// If the model or the tokenizer fails.
-pub fn summarise<M: LanguageModel>(
-    model: &M,
-    tokenizer: &Tokenizer,
-    examples: &[TokenizedExample],
-    batch_size: usize,
-) -> anyhow::Result<Vec<String>> {
-    let config = GenerationConfig { no_repeat_ngram_size: 3, ..model.generation_config(64) };
-    let mut summaries = Vec::new();
-    for chunk in examples.chunks(batch_size) {
-        let prompts = TokenRows::from_rows(chunk.iter().map(|example| &example.prompt))?;
-        for ids in greedy(model.start_decoding(&prompts, Pass::evaluate())?, &config)? {
-            summaries.push(tokenizer.decode(&ids)?);
-        }
-    }
-    Ok(summaries)
 }
 
 /// Checks that a file can be written: meant for before the work whose results it is to hold. Directories that are missing

@@ -17,7 +17,7 @@
 //! | [`train`] | `sideburn-train` | the training loop |
 //! | [`weights`] | `sideburn-weights` | safetensors, strictly read |
 //!
-//! [`AutoModel`] reads a model of whichever family a directory holds. [`device`] turns a name such as `flex` or `cuda:1` into a Burn device, and [`prelude`] holds what most programs
+//! [`AutoModel`] reads a model of whichever family a directory holds, and [`generate_texts`] has one write. [`device`] turns a name such as `flex` or `cuda:1` into a Burn device, and [`prelude`] holds what most programs
 //! import.
 
 #![forbid(unsafe_code)]
@@ -64,8 +64,10 @@ mod methods {
 
 mod auto;
 pub mod device;
+mod texts;
 
 pub use auto::{AutoDecoding, AutoError, AutoModel};
+pub use texts::{TextsError, generate_texts};
 
 pub use sideburn_adapters as adapters;
 pub use sideburn_batch as batch;
