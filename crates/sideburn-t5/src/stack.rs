@@ -44,8 +44,10 @@ pub(crate) struct Cross {
 impl Cross {
     /// Scores of the tokens that `queries` lays out.
     fn scores(&self, heads: usize, queries: &RowLayout) -> Scores {
-        // Positions in the source and in the target do not relate.
-        Scores { positions: vec![Position::None], visibility: Visibility::full(heads, queries, &self.layout) }
+        // Positions in the source and in the target do not relate: a bias of one zero, made once for all blocks.
+        let like = &self.blocks[0].keys;
+        let none = Position::Bias(Tensor::zeros([1, 1], (&like.device(), like.dtype())));
+        Scores { positions: vec![none], visibility: Visibility::full(heads, queries, &self.layout) }
     }
 }
 
