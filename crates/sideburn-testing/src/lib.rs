@@ -6,6 +6,7 @@ mod modules;
 
 use std::path::{Path, PathBuf};
 
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 use sideburn_batch::{PromptBatch, TokenRows};
 use sideburn_weights::{Dtype, SafetensorsFile, TensorSource};
@@ -91,6 +92,19 @@ impl Golden {
 /// The numbers of a tensor, row by row.
 pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().try_into_vec().unwrap()
+}
+
+/// All parameters of a model, in the order of Burn's visitors.
+pub fn parameters<M: Module>(model: &M) -> Vec<f32> {
+    struct Values(Vec<f32>);
+    impl ModuleVisitor for Values {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.0.extend(param.val().into_data().iter::<f32>());
+        }
+    }
+    let mut values = Values(Vec::new());
+    model.visit(&mut values);
+    values.0
 }
 
 /// The largest absolute difference; not a number if any is.

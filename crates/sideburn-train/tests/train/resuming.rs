@@ -2,12 +2,13 @@
 
 use std::convert::Infallible;
 
-use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{Device, Tensor};
+use burn::module::Module;
+use burn::tensor::Device;
 use sideburn_adapters::methods::{AdaLoraConfig, LoraConfig};
 use sideburn_adapters::{Adapters, Key};
 use sideburn_batch::{PromptBatch, TokenRows};
 use sideburn_t5::{LanguageModel, T5, T5Config};
+use sideburn_testing::parameters;
 use sideburn_train::{Control, Observer, Run, RunState, StepRecord, TrainConfig, TrainError, Trainer};
 
 const STEPS: u64 = 6;
@@ -50,19 +51,6 @@ fn settings() -> TrainConfig {
 fn batch(index: u64) -> Result<PromptBatch, Infallible> {
     let rows = |first: u32| TokenRows::from_rows([[first, 6, 1].as_slice(), &[first + 1, 1]]).unwrap();
     Ok(PromptBatch::new(rows(5 + index as u32), rows(30 + index as u32)).unwrap())
-}
-
-/// All parameters, in the order of Burn's visitors.
-fn parameters(model: &T5) -> Vec<f32> {
-    struct Values(Vec<f32>);
-    impl ModuleVisitor for Values {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            self.0.extend(param.val().into_data().iter::<f32>());
-        }
-    }
-    let mut values = Values(Vec::new());
-    model.visit(&mut values);
-    values.0
 }
 
 /// Keeps the model and the run after every step, as a checkpoint does: as text.

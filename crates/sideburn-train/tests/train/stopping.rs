@@ -2,12 +2,13 @@
 
 use std::convert::Infallible;
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor};
 use sideburn_adapters::methods::LoraConfig;
 use sideburn_adapters::{Adapters, Key, Pass};
 use sideburn_batch::{PromptBatch, TokenRows};
 use sideburn_t5::{LanguageModel, T5, T5Config, T5Error};
+use sideburn_testing::parameters;
 use sideburn_train::{JsonLinesLog, StepRecord, TrainConfig, TrainError, Trainer};
 
 fn small_model(device: &Device) -> T5 {
@@ -67,19 +68,6 @@ fn a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_adapter() {
     let mut longer = small_model(&device);
     Trainer::new(config).unwrap().train(&mut longer, batches, losses(4)).unwrap_err();
     assert_ne!(factors(&longer), kept);
-}
-
-/// All parameters, in the order of Burn's visitors.
-fn parameters(model: &T5) -> Vec<f32> {
-    struct Values(Vec<f32>);
-    impl ModuleVisitor for Values {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            self.0.extend(param.val().into_data().iter::<f32>());
-        }
-    }
-    let mut values = Values(Vec::new());
-    model.visit(&mut values);
-    values.0
 }
 
 /// Where most of the model is trained no copy is kept, and the last update is worked out again.
