@@ -156,11 +156,7 @@ const MOST_COPIES: u128 = 4;
 /// Refuses what no memory would hold, before anything is drawn.
 fn check_size<M: AdaptedModel>(model: &M, plan: &Plan) -> Result<(), AdapterError> {
     let product = |shape: &[usize]| shape.iter().fold(1u128, |product, dim| product.saturating_mul(*dim as u128));
-    let base = model
-        .weights()
-        .iter()
-        .map(|(_, weight)| weight.weight().dims().iter().map(|size| *size as u128).product::<u128>())
-        .sum::<u128>();
+    let base = model.weights().iter().map(|(_, weight)| product(&weight.weight().dims())).sum::<u128>();
     let most = MIN_BOUND.max(MOST_COPIES * base);
     let (mut elements, mut largest, mut tensor) = (0u128, 0, String::new());
     for (site, rule) in plan.rules() {

@@ -83,10 +83,9 @@ impl AdaptedTable {
     }
 
     fn table(&self, rules: &Bound<'_>) -> Tensor<2> {
-        let base = self.weight.dense();
         match rules.iter().rev().find_map(|rule| rule.replacement()) {
-            Some(table) => in_dtype(table, base.dtype()),
-            None => base,
+            Some(table) => in_dtype(table, self.dtype()),
+            None => self.weight.dense(),
         }
     }
 
@@ -109,7 +108,7 @@ impl AdaptedTable {
 
     /// The dtype of its rows, in which the model computes.
     pub fn dtype(&self) -> DType {
-        self.weight.dense().dtype()
+        self.weight.operand().dtype()
     }
 
     /// The table of the base.
