@@ -59,7 +59,7 @@ impl ModuleVisitor for Count {
 ///
 /// Burn keeps this setting to itself, but hands it on to a value that is loaded in the parameter's place.
 pub fn is_trainable<const D: usize>(param: &Param<Tensor<D>>) -> bool {
-    let probe = Tensor::zeros([1; D], &param.lazy_device().autodiff());
+    let probe = Tensor::empty([1; D], &param.lazy_device().autodiff());
     param.clone().transform_for_load(probe, param.id).is_require_grad()
 }
 
