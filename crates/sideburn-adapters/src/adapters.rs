@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
-use burn::module::Param;
+use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use sideburn_kernels::Key;
 use sideburn_weights::TensorSource;
@@ -16,7 +17,7 @@ use crate::method::Method;
 use crate::model::AdaptedModel;
 
 /// What can be done with the adapters of a model, and with its base weights. Every [`AdaptedModel`] has it.
-pub trait Adapters: AdaptedModel {
+pub trait Adapters: AdaptedModel + Module {
     /// Attaches a new adapter called `name`, alone active and alone trainable; all that was there before is frozen. Returns
     /// the names of the adapted sites.
     ///
@@ -27,7 +28,7 @@ pub trait Adapters: AdaptedModel {
     /// If the name cannot be one or is taken, or the configuration means nothing or does not fit the model: every name in
     /// `target_modules` must match something. The model is then as before.
     fn attach(&mut self, name: &str, method: impl Method, key: Key) -> Result<Vec<String>, AdapterError> {
-        crate::attach::attach(self, name, method, key)
+        crate::attach::attach(self, name, Arc::new(method), key)
     }
 
     /// Makes the adapters called `names`, and no others, active. With none, the model is its base.
@@ -71,7 +72,7 @@ pub trait Adapters: AdaptedModel {
     /// # Errors
     /// If the model has no such adapter, its file would not hold all of it, or the directory cannot be written.
     fn save_adapter(&self, name: &str, directory: impl AsRef<Path>) -> Result<Vec<PeftDifference>, AdapterError> {
-        crate::peft_dir::save_adapter(self, name, directory)
+        crate::peft_dir::save_adapter(self, name, directory.as_ref())
     }
 
     /// Attaches the adapter in a PEFT directory to the model under `name`, alone active and alone trainable.
@@ -81,7 +82,7 @@ pub trait Adapters: AdaptedModel {
     /// not fit the model: a missing, unexpected or misshapen tensor is an error that lists them all. The model is then as
     /// before.
     fn load_adapter(&mut self, name: &str, directory: impl AsRef<Path>) -> Result<(), AdapterError> {
-        crate::peft_dir::load_adapter(self, name, directory)
+        on_a_copy(self, |model| crate::peft_dir::load_adapter(model, name, directory.as_ref()))
     }
 
     /// Replaces the tensors of the attached adapter `name` by those of a PEFT directory, which must hold an adapter of the
@@ -90,7 +91,7 @@ pub trait Adapters: AdaptedModel {
     /// # Errors
     /// As for [`load_adapter`](Self::load_adapter), or if the configuration is another. The model is then as before.
     fn swap_adapter(&mut self, name: &str, directory: impl AsRef<Path>) -> Result<(), AdapterError> {
-        crate::peft_dir::swap_adapter(self, name, directory)
+        on_a_copy(self, |model| crate::peft_dir::swap_adapter(model, name, directory.as_ref()))
     }
 
     /// The tensors of an adapter, by their names in its file; those that are not saved have names of their own.
@@ -111,7 +112,7 @@ pub trait Adapters: AdaptedModel {
         name: &str,
         values: impl Fn(&str) -> Option<Vec<f32>>,
     ) -> Result<(), AdapterError> {
-        crate::peft_dir::set_adapter_tensors(self, name, values)
+        on_a_copy(self, |model| crate::peft_dir::set_adapter_tensors(model, name, &values))
     }
 
     /// Makes one LoRA adapter of several, each with a weight, and attaches it as `name`: `add_weighted_adapter` of `peft`.
@@ -126,7 +127,7 @@ pub trait Adapters: AdaptedModel {
     /// If an adapter is unknown, named twice, merged, or more than plain LoRA; if ranks differ where factors are added up; if
     /// a number is out of range; or if the new name cannot be one or is taken. The model is then as before.
     fn combine(&mut self, name: &str, adapters: &[(&str, f64)], how: Combination) -> Result<(), AdapterError> {
-        crate::combine::combine(self, name, adapters, how)
+        on_a_copy(self, |model| crate::combine::combine(model, name, adapters, how))
     }
 
     /// Makes plain LoRA of an adapter that began as a part of the base ([`LoraInit`](crate::methods::LoraInit)), and attaches it as `name`: of twice the
@@ -138,7 +139,7 @@ pub trait Adapters: AdaptedModel {
     /// If the adapter is unknown, merged, plain LoRA already, or has more than factors; or if the new name cannot be one or is
     /// taken. The model is then as before.
     fn to_plain_lora(&mut self, adapter: &str, name: &str) -> Result<(), AdapterError> {
-        crate::combine::to_plain_lora(self, adapter, name)
+        on_a_copy(self, |model| crate::combine::to_plain_lora(model, adapter, name))
     }
 
     /// Works the active adapters into the base weights, after which they cost nothing. Returns their names.
@@ -150,7 +151,7 @@ pub trait Adapters: AdaptedModel {
     /// # Errors
     /// If an adapter cannot be merged, or would make a weight that is not finite. The model is then as before.
     fn merge(&mut self) -> Result<Vec<String>, AdapterError> {
-        crate::merge::merge(self)
+        on_a_copy(self, crate::merge::merge)
     }
 
     /// Restores the base weights from before all merges, bit for bit, and makes the adapters that were merged active.
@@ -158,7 +159,7 @@ pub trait Adapters: AdaptedModel {
     /// # Errors
     /// If the adapters that were merged one after the other cannot be active at once. The model is then as before.
     fn unmerge(&mut self) -> Result<Vec<String>, AdapterError> {
-        crate::merge::unmerge(self)
+        on_a_copy(self, crate::merge::unmerge)
     }
 
     /// Works the active adapters into the base weights, and removes all adapters: what is left is a plain base model.
@@ -166,7 +167,7 @@ pub trait Adapters: AdaptedModel {
     /// # Errors
     /// As for [`merge`](Self::merge). The model is then as before.
     fn merge_and_unload(&mut self) -> Result<Vec<String>, AdapterError> {
-        crate::merge::merge_and_unload(self)
+        on_a_copy(self, crate::merge::merge_and_unload)
     }
 
     /// How far merging the active adapters would move what `compute` makes of the model: the largest absolute difference, or
@@ -199,7 +200,7 @@ pub trait Adapters: AdaptedModel {
         source: &dyn TensorSource,
         name_of: impl Fn(&str) -> Option<&str>,
     ) -> Result<(), AdapterError> {
-        crate::base::load_base(self, source, name_of)
+        crate::base::load_base(self, source, &name_of)
     }
 
     /// Writes the base weights of the model, without adapters, to a safetensors file under their Hugging Face names.
@@ -207,7 +208,7 @@ pub trait Adapters: AdaptedModel {
     /// # Errors
     /// If the file cannot be written; what was there before is then untouched.
     fn save_base(&self, file: impl AsRef<Path>, precision: Precision) -> Result<(), AdapterError> {
-        crate::base::save_base(self, file, precision)
+        crate::base::save_base(self, file.as_ref(), precision)
     }
 
     /// A short text that tells the base weights of the model from those of another, whatever adapters it has, merged
@@ -221,4 +222,15 @@ pub trait Adapters: AdaptedModel {
     }
 }
 
-impl<M: AdaptedModel> Adapters for M {}
+impl<M: AdaptedModel + Module> Adapters for M {}
+
+/// Makes a change to a copy of the model, which shares its tensors, and puts the copy in its place if all went well.
+fn on_a_copy<M: Adapters, T>(
+    model: &mut M,
+    change: impl FnOnce(&mut dyn AdaptedModel) -> Result<T, AdapterError>,
+) -> Result<T, AdapterError> {
+    let mut changed = model.clone();
+    let result = change(&mut changed)?;
+    *model = changed;
+    Ok(result)
+}

@@ -18,10 +18,10 @@ use crate::set::Entry;
 use crate::slot::{Base, RuledSlot, Shared, Slot};
 
 /// [`Adapters::attach`](crate::Adapters::attach).
-pub(crate) fn attach<M: AdaptedModel>(
-    model: &mut M,
+pub(crate) fn attach(
+    model: &mut dyn AdaptedModel,
     name: &str,
-    method: impl Method,
+    method: Arc<dyn Method>,
     key: Key,
 ) -> Result<Vec<String>, AdapterError> {
     let outline = model.outline();
@@ -29,12 +29,12 @@ pub(crate) fn attach<M: AdaptedModel>(
     if let Some(targets) = method.targets() {
         targets.check_all_match(&outline, |site| method.can_target(site))?;
     }
-    attach_dyn(model, &outline, name, Arc::new(method), key)
+    attach_alone(model, &outline, name, method, key)
 }
 
 /// Attaches an adapter to a model with this outline, alone active and alone trainable.
-pub(crate) fn attach_dyn<M: AdaptedModel>(
-    model: &mut M,
+pub(crate) fn attach_alone(
+    model: &mut dyn AdaptedModel,
     outline: &ModelOutline,
     name: &str,
     method: Arc<dyn Method>,
@@ -47,8 +47,8 @@ pub(crate) fn attach_dyn<M: AdaptedModel>(
 }
 
 /// Adds a new adapter, and leaves all else as it is: the adapter is not active, although its tensors could be trained.
-pub(crate) fn add<M: AdaptedModel>(
-    model: &mut M,
+pub(crate) fn add(
+    model: &mut dyn AdaptedModel,
     outline: &ModelOutline,
     name: &str,
     method: Arc<dyn Method>,
@@ -154,7 +154,7 @@ const MIN_BOUND: u128 = 1 << 28;
 const MOST_COPIES: u128 = 4;
 
 /// Refuses what no memory would hold, before anything is drawn.
-fn check_size<M: AdaptedModel>(model: &M, plan: &Plan) -> Result<(), AdapterError> {
+fn check_size(model: &dyn AdaptedModel, plan: &Plan) -> Result<(), AdapterError> {
     let product = |shape: &[usize]| shape.iter().fold(1u128, |product, dim| product.saturating_mul(*dim as u128));
     let base = model.weights().iter().map(|(_, weight)| product(&weight.weight().dims())).sum::<u128>();
     let most = MIN_BOUND.max(MOST_COPIES * base);
@@ -193,7 +193,7 @@ fn whole_plan(outline: &ModelOutline, method: &dyn Method) -> Result<(Plan, Opti
 }
 
 /// Gives the adapter called `name` one more rule at `site`, for what its file holds and its configuration does not name.
-pub(crate) fn add_carried<M: AdaptedModel>(model: &mut M, name: &str, site: &Site, rule: &Replace) {
+pub(crate) fn add_carried(model: &mut dyn AdaptedModel, name: &str, site: &Site, rule: &Replace) {
     let device = model.device();
     let entries = &mut model.adapters_mut().entries;
     let Some(entry) = entries.iter_mut().find(|entry| entry.name == name) else { return };
@@ -223,8 +223,8 @@ pub(crate) fn add_carried<M: AdaptedModel>(model: &mut M, name: &str, site: &Sit
 ///
 /// # Panics
 /// If the sites are others.
-pub(crate) fn reconfigure<M: AdaptedModel>(
-    model: &mut M,
+pub(crate) fn reconfigure(
+    model: &mut dyn AdaptedModel,
     name: &str,
     method: Arc<dyn Method>,
 ) -> Result<(), AdapterError> {

@@ -12,7 +12,7 @@ use crate::model_slots::for_each_slot;
 use crate::{AdapterError, Misshapen};
 
 /// Freezes every weight of `model` and every tensor of its adapters; what is attached afterwards trains.
-pub(crate) fn freeze<M: AdaptedModel>(model: &mut M) {
+pub(crate) fn freeze(model: &mut dyn AdaptedModel) {
     for (name, weight) in model.weights_mut() {
         weight.into_tensors_mut(&name).for_each(|(_, weight)| weight.freeze());
     }
@@ -22,10 +22,10 @@ pub(crate) fn freeze<M: AdaptedModel>(model: &mut M) {
 }
 
 /// [`Adapters::load_base`](crate::Adapters::load_base).
-pub(crate) fn load_base<M: AdaptedModel>(
-    model: &mut M,
+pub(crate) fn load_base(
+    model: &mut dyn AdaptedModel,
     source: &dyn TensorSource,
-    name_of: impl Fn(&str) -> Option<&str>,
+    name_of: &dyn Fn(&str) -> Option<&str>,
 ) -> Result<(), AdapterError> {
     let mut loader = Loader {
         source,
@@ -88,11 +88,7 @@ pub enum Precision {
 }
 
 /// [`Adapters::save_base`](crate::Adapters::save_base).
-pub(crate) fn save_base<M: AdaptedModel>(
-    model: &M,
-    file: impl AsRef<Path>,
-    precision: Precision,
-) -> Result<(), AdapterError> {
+pub(crate) fn save_base(model: &dyn AdaptedModel, file: &Path, precision: Precision) -> Result<(), AdapterError> {
     let mut tensors = BTreeMap::new();
     for (name, weight) in model.weights() {
         tensors.extend(weight.tensors(&name).map(|(tensor, weight)| (tensor, weight.stored())));

@@ -22,8 +22,8 @@ use crate::{AdaptedModel, AdapterError};
 ///
 /// # Errors
 /// If the vocabulary has another size than that of the model, or a tensor cannot be read.
-pub(crate) fn carry_embeddings<M: AdaptedModel>(
-    model: &mut M,
+pub(crate) fn carry_embeddings(
+    model: &mut dyn AdaptedModel,
     outline: &ModelOutline,
     name: &str,
     file: &dyn TensorSource,
@@ -70,7 +70,7 @@ fn sites_in_file<'a>(site: &'a Site, outline: &'a ModelOutline) -> Vec<&'a str> 
     [site.name.as_str()].into_iter().chain(copies.copied().filter(|copy| !is_other_place(copy))).collect()
 }
 
-fn is_as_in_base<M: AdaptedModel>(model: &M, site: &str, values: &[f32]) -> bool {
+fn is_as_in_base(model: &dyn AdaptedModel, site: &str, values: &[f32]) -> bool {
     let base = model.weights().into_iter().find(|(name, _)| Site::name_of(name) == site);
     let base = base.expect("a site of the model").1.weight().dense().cast(DType::F32).into_data();
     base.try_into_vec::<f32>().expect("a tensor that was cast to f32") == values

@@ -8,7 +8,7 @@ use crate::model_slots::{for_each_slot, retain_slots};
 use crate::set::Entry;
 
 /// [`Adapters::set_active`](crate::Adapters::set_active).
-pub(crate) fn set_active<M: AdaptedModel>(model: &mut M, names: &[&str]) -> Result<(), AdapterError> {
+pub(crate) fn set_active(model: &mut dyn AdaptedModel, names: &[&str]) -> Result<(), AdapterError> {
     let set = model.adapters();
     let entries: Vec<&Entry> = names.iter().map(|name| set.get(name)).collect::<Result<_, _>>()?;
     if let Some(entry) = entries.iter().find(|entry| entry.merged) {
@@ -41,14 +41,14 @@ fn check_combination(entries: &[&Entry]) -> Result<(), AdapterError> {
 }
 
 /// [`Adapters::without_adapters`](crate::Adapters::without_adapters).
-pub(crate) fn without_adapters<M: AdaptedModel, T>(model: &M, run: impl FnOnce(&M) -> T) -> T {
+pub(crate) fn without_adapters<M: AdaptedModel + Clone, T>(model: &M, run: impl FnOnce(&M) -> T) -> T {
     let mut base = model.clone();
     set_active(&mut base, &[]).expect("none can always be active");
     run(&base)
 }
 
 /// [`Adapters::set_trainable`](crate::Adapters::set_trainable).
-pub(crate) fn set_trainable<M: AdaptedModel>(model: &mut M, names: &[&str]) -> Result<(), AdapterError> {
+pub(crate) fn set_trainable(model: &mut dyn AdaptedModel, names: &[&str]) -> Result<(), AdapterError> {
     for name in names {
         model.adapters().get(name)?;
     }
@@ -64,7 +64,7 @@ pub(crate) fn set_trainable<M: AdaptedModel>(model: &mut M, names: &[&str]) -> R
 }
 
 /// [`Adapters::delete`](crate::Adapters::delete).
-pub(crate) fn delete<M: AdaptedModel>(model: &mut M, name: &str) -> Result<(), AdapterError> {
+pub(crate) fn delete(model: &mut dyn AdaptedModel, name: &str) -> Result<(), AdapterError> {
     if model.adapters().get(name)?.merged {
         return Err(AdapterError::IsMerged { name: name.to_owned() });
     }

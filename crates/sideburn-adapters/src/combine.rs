@@ -71,9 +71,9 @@ struct Part<'a> {
     scale: f64,
 }
 
-/// [`Adapters::combine`](crate::Adapters::combine).
-pub(crate) fn combine<M: AdaptedModel>(
-    model: &mut M,
+/// [`Adapters::combine`](crate::Adapters::combine), on a copy of the model.
+pub(crate) fn combine(
+    model: &mut dyn AdaptedModel,
     name: &str,
     adapters: &[(&str, f64)],
     how: Combination,
@@ -127,8 +127,8 @@ pub(crate) fn combine<M: AdaptedModel>(
     attach_factors(model, name, config, &combined)
 }
 
-/// [`Adapters::to_plain_lora`](crate::Adapters::to_plain_lora).
-pub(crate) fn to_plain_lora<M: AdaptedModel>(model: &mut M, adapter: &str, name: &str) -> Result<(), AdapterError> {
+/// [`Adapters::to_plain_lora`](crate::Adapters::to_plain_lora), on a copy of the model.
+pub(crate) fn to_plain_lora(model: &mut dyn AdaptedModel, adapter: &str, name: &str) -> Result<(), AdapterError> {
     let config = config(model, adapter)?;
     if !config.init_lora_weights.is_part_of_base() {
         return Err(not_combinable(adapter, "it is plain LoRA already"));
@@ -273,7 +273,7 @@ fn rank(factors: &Factors) -> usize {
 }
 
 /// The configuration of a LoRA adapter that is not merged.
-fn config<'a, M: AdaptedModel>(model: &'a M, name: &str) -> Result<&'a LoraConfig, AdapterError> {
+fn config<'a>(model: &'a dyn AdaptedModel, name: &str) -> Result<&'a LoraConfig, AdapterError> {
     let entry = model.adapters().get(name)?;
     if entry.is_merged() {
         return Err(AdapterError::IsMerged { name: name.to_owned() });
@@ -284,7 +284,7 @@ fn config<'a, M: AdaptedModel>(model: &'a M, name: &str) -> Result<&'a LoraConfi
 
 /// The factors of a LoRA adapter that has nothing but these, by site. Those that began as a part of the base are followed
 /// by what takes it out: `[A; A_0]` and `[B, -B_0]`.
-fn factors<M: AdaptedModel>(model: &M, name: &str) -> Result<BTreeMap<String, Factors>, AdapterError> {
+fn factors(model: &dyn AdaptedModel, name: &str) -> Result<BTreeMap<String, Factors>, AdapterError> {
     let mut factors = BTreeMap::new();
     for slot in slots_of(model, name) {
         let names: Vec<&str> = slot.tensors().map(|(spec, _)| spec.part.as_ref()).collect();
@@ -310,15 +310,15 @@ fn factors<M: AdaptedModel>(model: &M, name: &str) -> Result<BTreeMap<String, Fa
 }
 
 /// Attaches a LoRA adapter with these factors, neither active nor trainable.
-fn attach_factors<M: AdaptedModel>(
-    model: &mut M,
+fn attach_factors(
+    model: &mut dyn AdaptedModel,
     name: &str,
     config: LoraConfig,
     factors: &BTreeMap<String, Factors>,
 ) -> Result<(), AdapterError> {
-    let mut attached = model.clone();
-    add(&mut attached, &model.outline(), name, Arc::new(config), Key::from_seed(0))?;
-    try_each_slot(&mut attached, name, |slot| {
+    let outline = model.outline();
+    add(model, &outline, name, Arc::new(config), Key::from_seed(0))?;
+    try_each_slot(model, name, |slot| {
         let factors = factors.get(slot.site());
         for (index, (_, param)) in slot.tensors_mut().enumerate() {
             *param = match factors {
@@ -330,9 +330,7 @@ fn attach_factors<M: AdaptedModel>(
             };
         }
         Ok(())
-    })?;
-    *model = attached;
-    Ok(())
+    })
 }
 
 fn not_combinable(name: &str, reason: impl Into<String>) -> AdapterError {

@@ -12,7 +12,7 @@ use crate::outline::Site;
 const SAMPLES: usize = 64;
 
 /// [`Adapters::fingerprint`](crate::Adapters::fingerprint).
-pub(crate) fn fingerprint<M: AdaptedModel>(model: &M) -> String {
+pub(crate) fn fingerprint(model: &dyn AdaptedModel) -> String {
     let originals = &model.adapters().originals;
     let mut weights = BTreeMap::new();
     for (name, weight) in model.weights() {

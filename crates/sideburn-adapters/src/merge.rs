@@ -14,17 +14,16 @@ use crate::rule::{RuleTensors, Weights};
 use crate::slot::RuledSlot;
 use crate::tensors::in_dtype;
 
-/// [`Adapters::merge`](crate::Adapters::merge).
-pub(crate) fn merge<M: AdaptedModel>(model: &mut M) -> Result<Vec<String>, AdapterError> {
+/// [`Adapters::merge`](crate::Adapters::merge), on a copy of the model.
+pub(crate) fn merge(model: &mut dyn AdaptedModel) -> Result<Vec<String>, AdapterError> {
     let active = model.adapters().list().iter().filter(|entry| entry.is_active());
     let names: Vec<String> = active.map(|entry| entry.name().to_owned()).collect();
     if let Some(slot) = model.adapters().input_slots().find(|slot| slot.is_active()) {
         let (name, site) = (slot.name().to_owned(), "the model's input".to_owned());
         return Err(AdapterError::CannotMerge { name, site, reason: "its tokens are no weights" });
     }
-    let mut merged = model.clone();
     let mut originals = BTreeMap::new();
-    for (name, weight) in merged.weights_mut() {
+    for (name, weight) in model.weights_mut() {
         let site = Site::name_of(&name);
         let Some(after) = merged_weights(site, &weight.as_weight())? else { continue };
         let before = weight.as_weight().tensors(&name).map(|(name, weight)| (name, weight.clone())).collect();
@@ -32,19 +31,18 @@ pub(crate) fn merge<M: AdaptedModel>(model: &mut M) -> Result<Vec<String>, Adapt
         weight.into_tensors_mut(&name).zip(after).for_each(|((_, weight), after)| weight.replace(after));
         originals.insert(site.to_owned(), before);
     }
-    set_active(&mut merged, &[])?;
-    let set = merged.adapters_mut();
+    set_active(model, &[])?;
+    let set = model.adapters_mut();
     names.iter().for_each(|name| set.set_merged(name, true));
     for (site, before) in originals {
         // After a second merge the weights from before the first count.
         set.originals.entry(site).or_insert(before);
     }
-    *model = merged;
     Ok(names)
 }
 
 /// [`Adapters::merge_drift`](crate::Adapters::merge_drift).
-pub(crate) fn merge_drift<M: AdaptedModel, E: From<AdapterError>, const D: usize>(
+pub(crate) fn merge_drift<M: AdaptedModel + Clone, E: From<AdapterError>, const D: usize>(
     model: &M,
     compute: impl Fn(&M) -> Result<Tensor<D>, E>,
 ) -> Result<f32, E> {
@@ -56,24 +54,22 @@ pub(crate) fn merge_drift<M: AdaptedModel, E: From<AdapterError>, const D: usize
     Ok(distance.into_iter().fold(0.0, |max, x| if max.is_nan() || max > x { max } else { x }))
 }
 
-/// [`Adapters::unmerge`](crate::Adapters::unmerge).
-pub(crate) fn unmerge<M: AdaptedModel>(model: &mut M) -> Result<Vec<String>, AdapterError> {
+/// [`Adapters::unmerge`](crate::Adapters::unmerge), on a copy of the model.
+pub(crate) fn unmerge(model: &mut dyn AdaptedModel) -> Result<Vec<String>, AdapterError> {
     let merged = model.adapters().list().iter().filter(|entry| entry.is_merged() || entry.is_active());
     let names: Vec<String> = merged.map(|entry| entry.name().to_owned()).collect();
-    let mut restored = model.clone();
-    let mut originals = std::mem::take(&mut restored.adapters_mut().originals);
-    for (name, weight) in restored.weights_mut() {
+    let mut originals = std::mem::take(&mut model.adapters_mut().originals);
+    for (name, weight) in model.weights_mut() {
         let before: Vec<(String, BaseWeight)> = originals.remove(Site::name_of(&name)).unwrap_or_default();
         weight.into_tensors_mut(&name).zip(before).for_each(|((_, weight), (_, before))| *weight = before);
     }
-    names.iter().for_each(|name| restored.adapters_mut().set_merged(name, false));
-    set_active(&mut restored, &names.iter().map(String::as_str).collect::<Vec<_>>())?;
-    *model = restored;
+    names.iter().for_each(|name| model.adapters_mut().set_merged(name, false));
+    set_active(model, &names.iter().map(String::as_str).collect::<Vec<_>>())?;
     Ok(names)
 }
 
-/// [`Adapters::merge_and_unload`](crate::Adapters::merge_and_unload).
-pub(crate) fn merge_and_unload<M: AdaptedModel>(model: &mut M) -> Result<Vec<String>, AdapterError> {
+/// [`Adapters::merge_and_unload`](crate::Adapters::merge_and_unload), on a copy of the model.
+pub(crate) fn merge_and_unload(model: &mut dyn AdaptedModel) -> Result<Vec<String>, AdapterError> {
     let names = merge(model)?;
     retain_slots(model, |_| false);
     model.adapters_mut().clear();

@@ -1,6 +1,5 @@
 //! What a model must offer to be adapted, loaded and counted.
 
-use burn::module::Module;
 use burn::tensor::Device;
 
 use crate::base_weight::BaseWeight;
@@ -214,7 +213,7 @@ macro_rules! list_weights {
 ///
 /// A model lists its weights in [`weights`](Self::weights) and [`weights_mut`](Self::weights_mut), in the same order;
 /// sites, loading, saving, freezing and counting follow from the lists.
-pub trait AdaptedModel: Module {
+pub trait AdaptedModel {
     /// Every weight with its name: `encoder.block.0.layer.0.SelfAttention.q` for a linear layer (without `.weight`),
     /// `shared.weight` for any other.
     fn weights(&self) -> Vec<(String, Weight<'_>)>;

@@ -32,7 +32,7 @@ impl Parameter {
 }
 
 /// Every parameter of `model`, each once, trained or not.
-pub fn parameters<M: AdaptedModel>(model: &M) -> Vec<Parameter> {
+pub fn parameters(model: &dyn AdaptedModel) -> Vec<Parameter> {
     let (mut found, mut seen) = (Vec::new(), HashSet::new());
     let mut add = |parameter: Parameter| {
         if seen.insert(parameter.id) {

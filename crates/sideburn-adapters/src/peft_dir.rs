@@ -11,7 +11,7 @@ use sideburn_files::{AtomicDir, write_atomic};
 use sideburn_kernels::Key;
 use sideburn_weights::{StateDict, Tensor, TensorSource, write_safetensors};
 
-use crate::attach::attach_dyn;
+use crate::attach::attach_alone;
 use crate::carried::carry_embeddings;
 use crate::fields::{DESCRIPTIVE, read_json};
 use crate::fingerprint::fingerprint;
@@ -34,10 +34,10 @@ const BASE_FINGERPRINT: &str = "sideburn.base_fingerprint";
 const CONFIG_HASH: &str = "sideburn.config_hash";
 
 /// [`Adapters::save_adapter`](crate::Adapters::save_adapter).
-pub(crate) fn save_adapter<M: AdaptedModel>(
-    model: &M,
+pub(crate) fn save_adapter(
+    model: &dyn AdaptedModel,
     name: &str,
-    directory: impl AsRef<Path>,
+    directory: &Path,
 ) -> Result<Vec<PeftDifference>, AdapterError> {
     let method = model.adapters().get(name)?.method();
     method.check_storable()?;
@@ -71,7 +71,7 @@ pub(crate) fn save_adapter<M: AdaptedModel>(
         base: Some(fingerprint(model)),
         card: Some(model_card(method.as_ref(), &outline.shape)),
     }
-    .write(directory.as_ref())?;
+    .write(directory)?;
     Ok(differences)
 }
 
@@ -218,29 +218,17 @@ impl AdapterDir {
     }
 }
 
-/// [`Adapters::load_adapter`](crate::Adapters::load_adapter).
-pub(crate) fn load_adapter<M: AdaptedModel>(
-    model: &mut M,
-    name: &str,
-    directory: impl AsRef<Path>,
-) -> Result<(), AdapterError> {
+/// [`Adapters::load_adapter`](crate::Adapters::load_adapter), on a copy of the model.
+pub(crate) fn load_adapter(model: &mut dyn AdaptedModel, name: &str, directory: &Path) -> Result<(), AdapterError> {
     let saved = AdapterDir::open_with(directory, model.adapters().methods())?;
-    // All is tried on a copy, which shares the weights, so that an error leaves the model as it was.
-    let mut adapted = model.clone();
     let outline = model.outline();
-    attach_dyn(&mut adapted, &outline, name, saved.method()?, Key::from_seed(0))?;
-    let passed_over = carry_embeddings(&mut adapted, &outline, name, &saved.tensors)?;
-    fill(&mut adapted, name, &saved.tensors, &passed_over)?;
-    *model = adapted;
-    Ok(())
+    attach_alone(model, &outline, name, saved.method()?, Key::from_seed(0))?;
+    let passed_over = carry_embeddings(model, &outline, name, &saved.tensors)?;
+    fill(model, name, &saved.tensors, &passed_over)
 }
 
-/// [`Adapters::swap_adapter`](crate::Adapters::swap_adapter).
-pub(crate) fn swap_adapter<M: AdaptedModel>(
-    model: &mut M,
-    name: &str,
-    directory: impl AsRef<Path>,
-) -> Result<(), AdapterError> {
+/// [`Adapters::swap_adapter`](crate::Adapters::swap_adapter), on a copy of the model.
+pub(crate) fn swap_adapter(model: &mut dyn AdaptedModel, name: &str, directory: &Path) -> Result<(), AdapterError> {
     let entry = model.adapters().get(name)?;
     if entry.is_merged() {
         return Err(AdapterError::IsMerged { name: name.to_owned() });
@@ -264,16 +252,14 @@ pub(crate) fn swap_adapter<M: AdaptedModel>(
         let (path, name) = (saved.path.join(CONFIG_FILE), name.to_owned());
         return Err(AdapterError::OtherConfiguration { path, name, differences: differ.map(told).collect() });
     }
-    let mut swapped = model.clone();
-    let passed_over = carry_embeddings(&mut swapped, &model.outline(), name, &saved.tensors)?;
-    fill(&mut swapped, name, &saved.tensors, &passed_over)?;
-    *model = swapped;
-    Ok(())
+    let outline = model.outline();
+    let passed_over = carry_embeddings(model, &outline, name, &saved.tensors)?;
+    fill(model, name, &saved.tensors, &passed_over)
 }
 
 /// Fills the tensors of an attached adapter from a file, but for those of the file that are `passed_over`.
-fn fill<M: AdaptedModel>(
-    model: &mut M,
+fn fill(
+    model: &mut dyn AdaptedModel,
     name: &str,
     file: &dyn TensorSource,
     passed_over: &BTreeSet<String>,
@@ -362,23 +348,22 @@ fn check_holds_adapter(directory: &Path) -> Result<(), AdapterError> {
 }
 
 /// [`Adapters::adapter_tensors`](crate::Adapters::adapter_tensors).
-pub(crate) fn adapter_tensors<'a, M: AdaptedModel>(
-    model: &'a M,
+pub(crate) fn adapter_tensors<'a>(
+    model: &'a dyn AdaptedModel,
     name: &str,
 ) -> Result<BTreeMap<String, &'a Param<burn::tensor::Tensor<2>>>, AdapterError> {
     model.adapters().get(name)?;
     Ok(tensors_of(model, name).map(|(key, param)| (name_in_file(key), param)).collect())
 }
 
-/// [`Adapters::set_adapter_tensors`](crate::Adapters::set_adapter_tensors).
-pub(crate) fn set_adapter_tensors<M: AdaptedModel>(
-    model: &mut M,
+/// [`Adapters::set_adapter_tensors`](crate::Adapters::set_adapter_tensors), on a copy of the model.
+pub(crate) fn set_adapter_tensors(
+    model: &mut dyn AdaptedModel,
     name: &str,
-    values: impl Fn(&str) -> Option<Vec<f32>>,
+    values: &dyn Fn(&str) -> Option<Vec<f32>>,
 ) -> Result<(), AdapterError> {
     model.adapters().get(name)?;
-    let mut changed = model.clone();
-    try_each_slot(&mut changed, name, |slot| {
+    try_each_slot(model, name, |slot| {
         let names: Vec<String> = slot.keyed().map(|(key, _)| name_in_file(key)).collect();
         for ((spec, param), tensor) in slot.tensors_mut().zip(names) {
             let Some(values) = values(&tensor) else { continue };
@@ -389,7 +374,5 @@ pub(crate) fn set_adapter_tensors<M: AdaptedModel>(
             *param = param_like(param, values, &dims);
         }
         Ok(())
-    })?;
-    *model = changed;
-    Ok(())
+    })
 }

@@ -32,7 +32,7 @@ impl TrainingHooks {
     ///
     /// # Errors
     /// If the configuration of an adapter is not for such a run.
-    pub fn begin<M: AdaptedModel>(model: &M, steps: u64) -> Result<Self, AdapterError> {
+    pub fn begin(model: &dyn AdaptedModel, steps: u64) -> Result<Self, AdapterError> {
         let mut of_adapters = Vec::new();
         for entry in model.adapters().list().iter().filter(|entry| entry.is_active()) {
             let is_trained = tensors_of(model, entry.name()).any(|(_, param)| is_trainable(param));
@@ -61,9 +61,9 @@ impl TrainingHooks {
     ///
     /// # Errors
     /// If it is the state of other adapters.
-    pub fn restore<M: AdaptedModel>(
+    pub fn restore(
         &mut self,
-        model: &M,
+        model: &dyn AdaptedModel,
         mut state: BTreeMap<String, BTreeMap<String, TensorData>>,
     ) -> Result<(), AdapterError> {
         let wrong = |adapter: &str, message| AdapterError::TrainingState { name: adapter.to_owned(), message };
@@ -78,16 +78,16 @@ impl TrainingHooks {
     }
 
     /// What is added to the mean loss of a step, if anything is.
-    pub fn penalty<M: AdaptedModel>(&self, model: &M) -> Option<Tensor<1>> {
+    pub fn penalty(&self, model: &dyn AdaptedModel) -> Option<Tensor<1>> {
         let penalties = self.of_adapters.iter().filter_map(|(name, hook)| hook.penalty(values(model, name)));
         penalties.reduce(|sum, penalty| sum + penalty)
     }
 
     /// To be called after the update of each step, counted from 0. `gradient` gives the gradient that a parameter was
     /// updated with, after clipping.
-    pub fn after_update<M: AdaptedModel>(
+    pub fn after_update(
         &mut self,
-        model: &mut M,
+        model: &mut dyn AdaptedModel,
         step: u64,
         gradient: impl Fn(ParamId) -> Option<Tensor<2>>,
     ) {
@@ -106,7 +106,7 @@ impl TrainingHooks {
     ///
     /// # Panics
     /// If a hook has made something of an adapter that does not fit the model.
-    pub fn finish<M: AdaptedModel>(self, model: &mut M) {
+    pub fn finish(self, model: &mut dyn AdaptedModel) {
         for (name, hook) in self.of_adapters {
             if let Some(Finished { method, tensors }) = hook.finish(values(model, &name)) {
                 reconfigure(model, &name, method).expect("a configuration for the same model");
@@ -121,12 +121,12 @@ impl TrainingHooks {
 }
 
 /// The tensors of an adapter.
-fn values<M: AdaptedModel>(model: &M, name: &str) -> BTreeMap<TensorKey, Tensor<2>> {
+fn values(model: &dyn AdaptedModel, name: &str) -> BTreeMap<TensorKey, Tensor<2>> {
     tensors_of(model, name).map(|(key, param)| (key.clone(), param.val())).collect()
 }
 
 /// Puts tensors in the place of those of an adapter. What is trainable stays so.
-fn replace<M: AdaptedModel>(model: &mut M, name: &str, tensors: &BTreeMap<TensorKey, Tensor<2>>) {
+fn replace(model: &mut dyn AdaptedModel, name: &str, tensors: &BTreeMap<TensorKey, Tensor<2>>) {
     if tensors.is_empty() {
         return;
     }

@@ -3,7 +3,7 @@
 use std::error::Error;
 
 use burn::tensor::Tensor;
-use sideburn_adapters::{AdaptedModel, Pass};
+use sideburn_adapters::{Adapters, Pass};
 use sideburn_batch::{PromptBatch, TokenRows};
 use sideburn_generate::{Decoder, GenerationConfig};
 
@@ -13,7 +13,7 @@ use crate::SpecialTokens;
 ///
 /// An encoder-decoder reads a prompt with its encoder; what its decoder reads begins with a start token of the model's. A
 /// decoder alone reads the prompt, and goes on with what is written.
-pub trait LanguageModel: AdaptedModel {
+pub trait LanguageModel: Adapters {
     /// Why it cannot compute.
     type Error: Error + Send + Sync + 'static;
     /// The model in the middle of writing.

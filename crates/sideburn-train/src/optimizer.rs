@@ -8,7 +8,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::container::TensorContainer;
 use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
-use sideburn_adapters::{AdaptedModel, Parameter, is_trainable, parameters};
+use sideburn_adapters::{Adapters, Parameter, is_trainable, parameters};
 use sideburn_kernels::{AdamWStep, AdamWUpdate, AnyRank, adamw_steps, adamw_undo};
 
 use crate::decay::is_undecayed;
@@ -49,7 +49,7 @@ fn placeholder<const D: usize>(param: &Param<Tensor<D>>) -> Param<Tensor<D>> {
     Param::uninitialized(param.id, move |device, _| Tensor::zeros(zeros.clone(), device), device, false, shape)
 }
 
-impl<M: AdaptedModel> Optimizer<M> {
+impl<M: Adapters> Optimizer<M> {
     pub(crate) fn new(config: &TrainConfig, model: &M) -> Self {
         let parameters = parameters(model);
         let of = |chosen: &dyn Fn(&Parameter) -> bool| -> HashSet<ParamId> {
@@ -204,7 +204,7 @@ struct Take<'a, M> {
     mappers: TensorContainer<ParamId>,
 }
 
-impl<M: AdaptedModel> ModuleMapper for Take<'_, M> {
+impl<M: Adapters> ModuleMapper for Take<'_, M> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let Some(gradient) = self.gradients.get::<D>(param.id) else { return param };
         let placeholder = placeholder(&param);

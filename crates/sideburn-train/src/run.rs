@@ -6,7 +6,7 @@ use std::time::Instant;
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
-use sideburn_adapters::{AdaptedModel, BaseWeight, Key, ParameterReport, TrainingHooks, Weight};
+use sideburn_adapters::{Adapters, BaseWeight, Key, ParameterReport, TrainingHooks, Weight};
 use sideburn_batch::Batch;
 use sideburn_kernels::Span;
 
@@ -70,7 +70,7 @@ pub struct RunState {
     pub adapters: BTreeMap<String, BTreeMap<String, TensorData>>,
 }
 
-impl<M: AdaptedModel> Run<M> {
+impl<M: Adapters> Run<M> {
     /// Begins a run.
     ///
     /// # Errors
@@ -257,7 +257,7 @@ impl Measured {
 }
 
 /// The first weight that is frozen, and so was as it is from the start, and holds something that is not finite.
-fn broken_weight<M: AdaptedModel>(model: &M) -> Option<String> {
+fn broken_weight<M: Adapters>(model: &M) -> Option<String> {
     let is_broken = |weight: &BaseWeight| {
         let floats = weight.dense().inner();
         !weight.is_trainable() && (floats.clone() - floats).sum().into_scalar::<f32>() != 0.0

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use sideburn_adapters::{AdaptedModel, ParameterReport};
+use sideburn_adapters::{Adapters, ParameterReport};
 use sideburn_batch::Batch;
 
 use crate::{Control, Differentiate, Observer, Run, RunInfo, RunState, StepRecord, TrainConfig, TrainError};
@@ -29,7 +29,7 @@ pub struct Trainer<'a, M> {
     observers: Vec<Box<dyn Observer<M> + 'a>>,
 }
 
-impl<'a, M: AdaptedModel> Trainer<'a, M> {
+impl<'a, M: Adapters> Trainer<'a, M> {
     /// A run with these settings.
     ///
     /// # Errors
