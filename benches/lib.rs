@@ -15,7 +15,9 @@
 
 use std::convert::Infallible;
 
+use burn::grad_clipping::GradientClippingConfig;
 use burn::module::{Lora, Module, ParamGroup};
+use burn::optim::{AdamWConfig, GradientsParams};
 use sideburn::adapters::{AdaptedLinear, AdaptedModel, AdapterSet, ModelShape, list_weights};
 use sideburn::kernels::RowLayout;
 use sideburn::prelude::*;
@@ -53,6 +55,14 @@ pub fn factored(base: &T5, lora_dropout: f64) -> T5 {
 pub fn dense(base: &T5) -> T5 {
     let sites = ParamGroup::from_regex(r"\.(q|v)\.weight$").expect("a pattern without errors");
     base.clone().apply_lora(Lora::new(32, 64.0).set_param_group(sites))
+}
+
+/// One training step of [`dense`], by Burn's optimiser: its factors are inside of the weights, where ours does not look.
+pub fn burn_step(model: &mut T5) {
+    let mut optimizer = AdamWConfig::new().with_grad_clipping(Some(GradientClippingConfig::Norm(1.0))).init();
+    let losses = model.token_losses(&batch(), &mut Pass::train(Key::from_seed(0))).expect("a batch of the vocabulary");
+    let gradients = GradientsParams::from_grads(losses.mean().backward(), model);
+    *model = optimizer.step(1e-3, model.clone(), gradients);
 }
 
 /// One training step: forward, backward, clipping, AdamW.

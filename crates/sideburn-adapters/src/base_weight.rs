@@ -1,13 +1,12 @@
 //! A weight of the base, and how it is held.
 
-use burn::module::{Module, Param, ParamId};
+use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use sideburn_kernels::Matrix;
 use sideburn_weights::{self as weights, TensorSource};
 
 use crate::AdapterError;
-use crate::report::is_trainable;
-use crate::tensors::{frozen_param, to_file};
+use crate::tensors::{frozen_param, is_trainable, to_file};
 
 /// A weight of the base: the matrix of a linear layer, a table, or a vector.
 ///
@@ -58,9 +57,13 @@ impl BaseWeight {
         self.floats.val()
     }
 
-    /// What an optimiser and gradients know it by.
-    pub fn id(&self) -> ParamId {
-        self.floats.id
+    /// The parameter that it is.
+    pub(crate) fn floats(&self) -> &Param<Tensor<2>> {
+        &self.floats
+    }
+
+    pub(crate) fn floats_mut(&mut self) -> &mut Param<Tensor<2>> {
+        &mut self.floats
     }
 
     /// Whether it is set to train, also where its device does not differentiate.

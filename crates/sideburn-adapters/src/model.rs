@@ -75,7 +75,7 @@ impl<'a> WeightMut<'a> {
     }
 
     /// The weight of the base, and the bias of a linear layer that has one.
-    fn into_parts(self) -> (&'a mut BaseWeight, Option<&'a mut BaseWeight>) {
+    pub(crate) fn into_parts(self) -> (&'a mut BaseWeight, Option<&'a mut BaseWeight>) {
         match self {
             Self::Linear(linear) => linear.parts_mut(),
             Self::Vector(vector) => (vector.weight_mut(), None),

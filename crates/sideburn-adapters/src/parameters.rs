@@ -2,26 +2,39 @@
 
 use std::collections::HashSet;
 
-use burn::module::ParamId;
+use burn::module::{Param, ParamId};
+use burn::tensor::Tensor;
 
 use crate::model::AdaptedModel;
+use crate::model_slots::for_each_slot;
 use crate::slot::Slot;
+use crate::tensors::is_trainable;
 
 /// A parameter of a model or of one of its adapters.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Parameter {
+#[derive(Clone, Debug)]
+pub struct Parameter<'a> {
     /// Its adapter; none if it is the base's.
-    pub adapter: Option<String>,
+    pub adapter: Option<&'a str>,
     /// Its name: of the base as `transformers` has it, such as `shared.weight`; of an adapter the site and the part, such as
     /// `encoder.block.0.layer.0.SelfAttention.q.lora_A.weight`.
     pub name: String,
-    /// What Burn knows it by, in this process.
-    pub id: ParamId,
+    /// Its values.
+    pub tensor: &'a Param<Tensor<2>>,
     /// Whether it is a second factor, or one number for each output, which LoRA+ trains at another rate.
     pub second_factor: bool,
 }
 
-impl Parameter {
+impl Parameter<'_> {
+    /// What Burn knows it by, in this process.
+    pub fn id(&self) -> ParamId {
+        self.tensor.id
+    }
+
+    /// Whether it is set to train, also where its device does not differentiate.
+    pub fn is_trainable(&self) -> bool {
+        is_trainable(self.tensor)
+    }
+
     /// Its name among all parameters of the model, with the adapter before a colon: `default:shared.lora_embedding_A`.
     pub fn whole_name(&self) -> String {
         match &self.adapter {
@@ -32,29 +45,32 @@ impl Parameter {
 }
 
 /// Every parameter of `model`, each once, trained or not.
-pub fn parameters(model: &dyn AdaptedModel) -> Vec<Parameter> {
-    let (mut found, mut seen) = (Vec::new(), HashSet::new());
-    let mut add = |parameter: Parameter| {
-        if seen.insert(parameter.id) {
-            found.push(parameter);
-        }
-    };
-    let of_base = |name: String, id| Parameter { adapter: None, name, id, second_factor: false };
-    let weights = model.weights();
-    for (name, weight) in &weights {
-        weight.tensors(name).for_each(|(name, weight)| add(of_base(name, weight.id())));
-    }
-    let of_slot = |slot: &Slot| -> Vec<Parameter> {
-        let tensors = slot.tensors().zip(slot.keyed());
-        let parameter = tensors.map(|((spec, param), (key, _))| Parameter {
-            adapter: Some(slot.name().to_owned()),
+pub fn parameters(model: &dyn AdaptedModel) -> Vec<Parameter<'_>> {
+    fn of_slot(slot: &Slot) -> impl Iterator<Item = Parameter<'_>> {
+        slot.tensors().zip(slot.keyed()).map(|((spec, tensor), (key, _))| Parameter {
+            adapter: Some(slot.name()),
             name: key.to_string(),
-            id: param.id,
+            tensor,
             second_factor: spec.second_factor,
-        });
-        parameter.collect()
-    };
+        })
+    }
+    let weights = model.weights();
+    let of_base = weights.iter().flat_map(|(name, weight)| weight.tensors(name)).map(|(name, weight)| Parameter {
+        adapter: None,
+        name,
+        tensor: weight.floats(),
+        second_factor: false,
+    });
     let slots = model.adapters().input_slots().chain(weights.iter().flat_map(|(_, weight)| weight.slots()));
-    slots.flat_map(of_slot).for_each(add);
-    found
+    let mut seen = HashSet::new();
+    of_base.chain(slots.flat_map(of_slot)).filter(|parameter| seen.insert(parameter.id())).collect()
+}
+
+/// Calls `change` on every parameter of `model`; on one that stands in several places, at each of them.
+pub fn for_each_parameter(model: &mut dyn AdaptedModel, mut change: impl FnMut(&mut Param<Tensor<2>>)) {
+    for (_, weight) in model.weights_mut() {
+        let (weight, bias) = weight.into_parts();
+        [Some(weight), bias].into_iter().flatten().for_each(|weight| change(weight.floats_mut()));
+    }
+    for_each_slot(model, |slot| slot.tensors_mut().for_each(|(_, tensor)| change(tensor)));
 }

@@ -1,10 +1,9 @@
 //! How many parameters a model has, and how many of them train.
 
-use std::collections::HashSet;
 use std::fmt;
 
-use burn::module::{Module, ModuleVisitor, Param, ParamId};
-use burn::tensor::Tensor;
+use crate::model::AdaptedModel;
+use crate::parameters::parameters;
 
 /// The number of trainable and of all parameters; printed in the words of `peft`.
 ///
@@ -24,43 +23,20 @@ pub struct ParameterReport {
 
 impl ParameterReport {
     /// Counts the parameters of `model`. Weights that are not initialised yet are counted by their shapes.
-    pub fn of<M: Module>(model: &M) -> Self {
-        let mut count = Count::default();
-        model.visit(&mut count);
-        count.report
+    pub fn of(model: &dyn AdaptedModel) -> Self {
+        let mut report = Self::default();
+        for parameter in parameters(model) {
+            let elements = parameter.tensor.lazy_shape().num_elements() as u64;
+            report.all += elements;
+            report.trainable += if parameter.is_trainable() { elements } else { 0 };
+        }
+        report
     }
 
     /// The trainable share, in percent.
     pub fn percent(&self) -> f64 {
         if self.all == 0 { 0.0 } else { 100.0 * self.trainable as f64 / self.all as f64 }
     }
-}
-
-#[derive(Default)]
-struct Count {
-    report: ParameterReport,
-    seen: HashSet<ParamId>,
-}
-
-impl ModuleVisitor for Count {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if !self.seen.insert(param.id) {
-            return;
-        }
-        let elements = param.lazy_shape().num_elements() as u64;
-        self.report.all += elements;
-        if is_trainable(param) {
-            self.report.trainable += elements;
-        }
-    }
-}
-
-/// Whether the parameter is set to train, also where its device does not differentiate or it is not initialised yet.
-///
-/// Burn keeps this setting to itself, but hands it on to a value that is loaded in the parameter's place.
-pub fn is_trainable<const D: usize>(param: &Param<Tensor<D>>) -> bool {
-    let probe = Tensor::empty([1; D], &param.lazy_device().autodiff());
-    param.clone().transform_for_load(probe, param.id).is_require_grad()
 }
 
 impl fmt::Display for ParameterReport {

@@ -67,3 +67,11 @@ pub fn random_weight<const D: usize>(shape: [usize; D], deviation: f64, key: Key
 pub(crate) fn in_dtype<const D: usize>(tensor: Tensor<D>, dtype: DType) -> Tensor<D> {
     if tensor.dtype() == dtype { tensor } else { tensor.cast(dtype) }
 }
+
+/// Whether the parameter is set to train, also where its device does not differentiate or it is not initialised yet.
+///
+/// Burn keeps this setting to itself, but hands it on to a value that is loaded in the parameter's place.
+pub(crate) fn is_trainable(param: &Param<Tensor<2>>) -> bool {
+    let probe = Tensor::empty([1; 2], &param.lazy_device().autodiff());
+    param.clone().transform_for_load(probe, param.id).is_require_grad()
+}

@@ -9,9 +9,9 @@ use burn::tensor::{Tensor, TensorData};
 use crate::attach::reconfigure;
 use crate::method::{Finished, TrainingHook, Updated};
 use crate::model_slots::{slots_of, tensors_of, try_each_slot};
-use crate::report::is_trainable;
 use crate::rule::TensorKey;
 use crate::slot::Slot;
+use crate::tensors::is_trainable;
 use crate::{AdaptedModel, AdapterError};
 
 /// The hooks of all adapters of a model that are active and trained: what a training loop must do for them, whatever

@@ -1,10 +1,11 @@
 //! Where the gradient of a step comes from.
 
-use burn::module::Module;
-use burn::optim::{GradientsAccumulator, GradientsParams};
+use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
-use sideburn_adapters::{Key, Pass};
+use sideburn_adapters::{AdaptedModel, Key, Pass};
 use sideburn_kernels::{Span, on_workers};
+
+use crate::gradients::{add, of_parameters};
 
 /// Works out the gradient of a step: the seam for several devices, each with some of the micro-batches.
 ///
@@ -45,7 +46,7 @@ pub struct Differentiated {
 
 impl<M, B, L, E> Differentiate<M, B> for L
 where
-    M: Module,
+    M: AdaptedModel,
     L: Fn(&M, &B, &mut Pass) -> Result<Tensor<1>, E>,
     E: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
@@ -55,8 +56,7 @@ where
         micro_batches: &[B],
         info: &StepInfo,
     ) -> Result<Differentiated, Box<dyn std::error::Error + Send + Sync>> {
-        let mut accumulator = GradientsAccumulator::new();
-        let mut losses = Vec::new();
+        let (mut gradients, mut losses) = (GradientsParams::new(), Vec::new());
         for (index, batch) in micro_batches.iter().enumerate() {
             let mut pass = Pass::train(info.key.fold_in(index as u64));
             let forward = Span::new("forward");
@@ -65,9 +65,9 @@ where
             drop(forward);
             let _backward = Span::new("backward");
             let mean = sum.div_scalar(info.loss_tokens as f64);
-            let gradients = on_workers(&mean.device(), || mean.backward());
-            accumulator.accumulate(model, GradientsParams::from_grads(gradients, model));
+            let all = on_workers(&mean.device(), || mean.backward());
+            add(model, &mut gradients, of_parameters(model, all));
         }
-        Ok(Differentiated { losses, gradients: accumulator.grads() })
+        Ok(Differentiated { losses, gradients })
     }
 }

@@ -3,109 +3,134 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::mem;
 
-use burn::module::{ModuleMapper, ModuleVisitor, Param, ParamId, ParamMapper};
+use burn::module::{Param, ParamId};
 use burn::optim::GradientsParams;
-use burn::tensor::container::TensorContainer;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
-use sideburn_adapters::{Adapters, Parameter, is_trainable, parameters};
+use sideburn_adapters::{AdaptedModel, Parameter, for_each_parameter, parameters};
 use sideburn_kernels::{AdamWStep, AdamWUpdate, AnyRank, adamw_steps, adamw_undo};
 
 use crate::decay::is_undecayed;
 use crate::{TrainConfig, TrainError};
 
 /// AdamW with its moments. An update overwrites parameters and moments where they are, if nothing else holds them.
-pub(crate) struct Optimizer<M> {
+pub(crate) struct Optimizer {
     config: TrainConfig,
     undecayed: HashSet<ParamId>,
     second_factors: HashSet<ParamId>,
-    /// What parameters are called in every process.
-    names: HashMap<ParamId, String>,
     /// First and second moment of each parameter that has been updated.
-    moments: HashMap<ParamId, [AnyRank; 2]>,
+    moments: HashMap<ParamId, [Tensor<2>; 2]>,
     /// How often each has been updated.
     times: HashMap<ParamId, u32>,
     /// The updates of the last step, and of the one before it.
     last: HashMap<ParamId, AdamWStep>,
     last_but_one: HashMap<ParamId, AdamWStep>,
-    /// The model with placeholders for its parameters, which stands in for it while it is updated: what only the updating
-    /// code holds can be overwritten.
-    placeholder: M,
 }
 
-/// Replaces every parameter by a placeholder.
-struct Placeholders;
-
-impl ModuleMapper for Placeholders {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        placeholder(&param)
-    }
-}
-
-/// A parameter of the same shape. Its zeros are allocated when they are first read, which never happens.
-fn placeholder<const D: usize>(param: &Param<Tensor<D>>) -> Param<Tensor<D>> {
-    let (shape, device) = (param.lazy_shape(), param.lazy_device());
-    let zeros = shape.clone();
-    Param::uninitialized(param.id, move |device, _| Tensor::zeros(zeros.clone(), device), device, false, shape)
-}
-
-impl<M: Adapters> Optimizer<M> {
-    pub(crate) fn new(config: &TrainConfig, model: &M) -> Self {
+impl Optimizer {
+    pub(crate) fn new(config: &TrainConfig, model: &dyn AdaptedModel) -> Self {
         let parameters = parameters(model);
-        let of = |chosen: &dyn Fn(&Parameter) -> bool| -> HashSet<ParamId> {
-            parameters.iter().filter(|parameter| chosen(parameter)).map(|parameter| parameter.id).collect()
+        let of = |chosen: &dyn Fn(&Parameter<'_>) -> bool| -> HashSet<ParamId> {
+            parameters.iter().filter(|parameter| chosen(parameter)).map(Parameter::id).collect()
         };
         Self {
             config: config.clone(),
             undecayed: of(&|parameter| is_undecayed(&parameter.name)),
             second_factors: of(&|parameter| parameter.second_factor),
-            names: parameters.iter().map(|parameter| (parameter.id, parameter.whole_name())).collect(),
             moments: HashMap::new(),
             times: HashMap::new(),
             last: HashMap::new(),
             last_but_one: HashMap::new(),
-            placeholder: model.clone().map(&mut Placeholders),
         }
     }
 
     /// Updates those parameters that have a gradient, which is multiplied by `scale` first; if that is not above zero,
     /// everything stays as it is ([`adamw_steps`]).
-    pub(crate) fn step(&mut self, model: &mut M, gradients: &GradientsParams, learning_rate: f64, scale: Tensor<1>) {
+    pub(crate) fn step(
+        &mut self,
+        model: &mut dyn AdaptedModel,
+        gradients: &GradientsParams,
+        learning_rate: f64,
+        scale: Tensor<1>,
+    ) {
         self.last_but_one = mem::take(&mut self.last);
-        let whole = mem::replace(model, self.placeholder.clone());
-        let (ids, updates, mappers) = (Vec::new(), Vec::new(), TensorContainer::new());
-        let mut take = Take { optimizer: self, gradients, learning_rate, ids, updates, mappers };
-        let rest = whole.map(&mut take);
-        let Take { ids, updates, mappers, .. } = take;
+        let (mut ids, mut updates) = (Vec::new(), Vec::new());
+        for_each_parameter(model, |param| {
+            let Some(gradient) = gradients.get::<2>(param.id) else { return };
+            // What only the update holds can be overwritten.
+            let parameter = take(param).inner();
+            // One that stands in several places is updated once.
+            if self.last.contains_key(&param.id) {
+                return;
+            }
+            let step = self.next_update(param.id, learning_rate);
+            let begun = self.moments.remove(&param.id);
+            let moments = begun.unwrap_or_else(|| [parameter.zeros_like(), parameter.zeros_like()]);
+            let [parameter, gradient] = [parameter, gradient.inner()].map(AnyRank::from);
+            ids.push(param.id);
+            updates.push(AdamWUpdate { parameter, gradient, moments: moments.map(AnyRank::from), step });
+        });
         let mut updated = HashMap::new();
-        for (id, [parameter, first, second]) in ids.into_iter().zip(adamw_steps(updates, scale)) {
-            updated.insert(id, parameter);
+        for (id, tensors) in ids.into_iter().zip(adamw_steps(updates, scale)) {
+            let [parameter, first, second] = tensors.map(AnyRank::into_tensor);
+            updated.insert(id, trained(id, parameter));
             self.moments.insert(id, [first, second]);
         }
-        *model = rest.map(&mut Put { updated, mappers });
+        for_each_parameter(model, |param| {
+            if let Some(updated) = updated.get(&param.id) {
+                *param = updated.clone();
+            }
+        });
     }
 
     /// Takes the last update but one back, as exactly as [`adamw_undo`] can, if the last has changed nothing. The moments
     /// stay as it left them.
-    pub(crate) fn undo(&mut self, model: &mut M) {
-        let whole = mem::replace(model, self.placeholder.clone());
-        *model = whole.map(&mut Undo { optimizer: self });
+    pub(crate) fn undo(&mut self, model: &mut dyn AdaptedModel) {
+        let mut undone = HashMap::new();
+        for_each_parameter(model, |param| {
+            let Some(step) = self.last_but_one.get(&param.id) else { return };
+            let tensor = take(param).inner();
+            *param = undone
+                .entry(param.id)
+                .or_insert_with(|| trained(param.id, adamw_undo(tensor, self.moments[&param.id].clone(), step)))
+                .clone();
+        });
     }
 
     /// The moments of all parameters that have been updated, by the names of these.
-    pub(crate) fn state(&self, model: &M) -> BTreeMap<String, Moments> {
-        let mut reader = Reader { optimizer: self, state: BTreeMap::new() };
-        model.visit(&mut reader);
-        reader.state
+    pub(crate) fn state(&self, model: &dyn AdaptedModel) -> BTreeMap<String, Moments> {
+        let moments = |parameter: &Parameter<'_>| {
+            let [first, second] = self.moments.get(&parameter.id())?.clone().map(Tensor::into_data);
+            let time = self.times[&parameter.id()];
+            Some((parameter.whole_name(), Moments { first, second, time }))
+        };
+        parameters(model).iter().filter_map(moments).collect()
     }
 
     /// Goes on with these moments.
-    pub(crate) fn restore(&mut self, model: &M, state: BTreeMap<String, Moments>) -> Result<(), TrainError> {
-        let mut restorer = Restorer { optimizer: self, state, wrong: None };
-        model.visit(&mut restorer);
-        let unknown = restorer.state.into_keys().next().map(|name| format!("the model has no trained {name:?}"));
-        match restorer.wrong.or(unknown) {
-            Some(message) => Err(TrainError::State { message }),
+    pub(crate) fn restore(
+        &mut self,
+        model: &dyn AdaptedModel,
+        mut state: BTreeMap<String, Moments>,
+    ) -> Result<(), TrainError> {
+        for parameter in parameters(model).into_iter().filter(Parameter::is_trainable) {
+            let (id, name) = (parameter.id(), parameter.whole_name());
+            let Some(Moments { first, second, time }) = state.remove(&name) else { continue };
+            let (shape, device) = (parameter.tensor.lazy_shape(), parameter.tensor.lazy_device().inner());
+            if let Some(other) = [&first, &second].into_iter().find(|moment| *moment.shape() != shape) {
+                let (shape, other) = (shape.as_slice(), other.shape().as_slice());
+                let message = format!("{name} has the shape {shape:?}, its moments have {other:?}");
+                return Err(TrainError::State { message });
+            }
+            let moment = |data: TensorData| {
+                let dtype = data.dtype();
+                Tensor::from_data(data, (&device, dtype))
+            };
+            self.moments.insert(id, [first, second].map(moment));
+            self.times.insert(id, time);
+        }
+        match state.into_keys().next() {
+            Some(name) => Err(TrainError::State { message: format!("the model has no trained {name:?}") }),
             None => Ok(()),
         }
     }
@@ -141,116 +166,16 @@ pub struct Moments {
     pub time: u32,
 }
 
-/// Reads the moments of parameters.
-struct Reader<'a, M> {
-    optimizer: &'a Optimizer<M>,
-    state: BTreeMap<String, Moments>,
+/// Takes a parameter's values, and leaves zeros in their place that are allocated when they are first read.
+fn take(param: &mut Param<Tensor<2>>) -> Tensor<2> {
+    let (shape, device) = (param.lazy_shape(), param.lazy_device());
+    let zeros = shape.clone();
+    let init = move |device: &Device, _| Tensor::zeros(zeros.clone(), device);
+    let placeholder = Param::uninitialized(param.id, init, device, false, shape);
+    mem::replace(param, placeholder).into_value()
 }
 
-impl<M> ModuleVisitor for Reader<'_, M> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let (Some(moments), Some(name)) = (self.optimizer.moments.get(&param.id), self.optimizer.names.get(&param.id))
-        else {
-            return;
-        };
-        let [first, second] = moments.clone().map(|moment| moment.into_tensor::<D>().into_data());
-        let time = self.optimizer.times[&param.id];
-        self.state.insert(name.clone(), Moments { first, second, time });
-    }
-}
-
-/// Puts moments back.
-struct Restorer<'a, M> {
-    optimizer: &'a mut Optimizer<M>,
-    /// What is not put back yet.
-    state: BTreeMap<String, Moments>,
-    /// What does not fit.
-    wrong: Option<String>,
-}
-
-impl<M> ModuleVisitor for Restorer<'_, M> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let Some(name) = self.optimizer.names.get(&param.id) else { return };
-        if !is_trainable(param) {
-            return;
-        }
-        let Some(Moments { first, second, time }) = self.state.remove(name) else { return };
-        let shape = param.lazy_shape();
-        if let Some(other) = [&first, &second].into_iter().find(|moment| *moment.shape() != shape) {
-            let message =
-                format!("{name} has the shape {:?}, its moments have {:?}", shape.as_slice(), other.shape().as_slice());
-            self.wrong.get_or_insert(message);
-            return;
-        }
-        let device = param.lazy_device().inner();
-        let moment = |data: TensorData| {
-            let dtype = data.dtype();
-            AnyRank::from(Tensor::<D>::from_data(data, (&device, dtype)))
-        };
-        self.optimizer.moments.insert(param.id, [moment(first), moment(second)]);
-        self.optimizer.times.insert(param.id, time);
-    }
-}
-
-/// Takes the parameters that have a gradient out of a model, so that nothing else holds them.
-struct Take<'a, M> {
-    optimizer: &'a mut Optimizer<M>,
-    gradients: &'a GradientsParams,
-    learning_rate: f64,
-    /// What is to be updated. A parameter that stands in several places is updated once.
-    ids: Vec<ParamId>,
-    updates: Vec<AdamWUpdate>,
-    /// What its `Param` has beside the tensor.
-    mappers: TensorContainer<ParamId>,
-}
-
-impl<M: Adapters> ModuleMapper for Take<'_, M> {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let Some(gradient) = self.gradients.get::<D>(param.id) else { return param };
-        let placeholder = placeholder(&param);
-        let (id, tensor, mapper) = param.consume();
-        if self.mappers.get::<ParamMapper<Tensor<D>>>(&id).is_some() {
-            return placeholder;
-        }
-        let step = self.optimizer.next_update(id, self.learning_rate);
-        let tensor = tensor.inner();
-        let begun = self.optimizer.moments.remove(&id);
-        let moments = begun.unwrap_or_else(|| [tensor.zeros_like(), tensor.zeros_like()].map(AnyRank::from));
-        let (parameter, gradient) = (tensor.into(), gradient.inner().into());
-        self.ids.push(id);
-        self.updates.push(AdamWUpdate { parameter, gradient, moments, step });
-        self.mappers.register(id, mapper);
-        placeholder
-    }
-}
-
-/// Puts updated parameters back.
-struct Put {
-    updated: HashMap<ParamId, AnyRank>,
-    mappers: TensorContainer<ParamId>,
-}
-
-impl ModuleMapper for Put {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let (Some(updated), Some(mapper)) = (self.updated.get(&param.id), self.mappers.get(&param.id)) else {
-            return param;
-        };
-        let tensor = Tensor::<D>::from_inner(updated.clone().into_tensor()).require_grad();
-        Param::from_mapped_value(param.id, tensor, mapper)
-    }
-}
-
-struct Undo<'a, M> {
-    optimizer: &'a mut Optimizer<M>,
-}
-
-impl<M> ModuleMapper for Undo<'_, M> {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let Optimizer { last_but_one, moments, .. } = &*self.optimizer;
-        let Some(step) = last_but_one.get(&param.id) else { return param };
-        let (id, tensor, mapper) = param.consume();
-        let moments = moments.get(&id).expect("moments of what was updated").clone().map(AnyRank::into_tensor);
-        let tensor = adamw_undo(tensor.inner(), moments, step);
-        Param::from_mapped_value(id, Tensor::from_inner(tensor).require_grad(), mapper)
-    }
+/// A trained parameter with these values.
+fn trained(id: ParamId, values: Tensor<2>) -> Param<Tensor<2>> {
+    Param::initialized(id, Tensor::from_inner(values).require_grad())
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use burn::optim::{GradientsAccumulator, GradientsParams};
+use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use sideburn_adapters::{Adapters, BaseWeight, Key, ParameterReport, TrainingHooks, Weight};
@@ -11,7 +11,7 @@ use sideburn_batch::Batch;
 use sideburn_kernels::Span;
 
 use crate::differentiate::{Differentiate, Differentiated, StepInfo};
-use crate::gradients::global_norm;
+use crate::gradients::{add, global_norm, of_parameters};
 use crate::optimizer::{Moments, Optimizer};
 use crate::{StepRecord, TrainConfig, TrainError};
 
@@ -49,7 +49,7 @@ pub struct Run<M> {
     config: TrainConfig,
     /// The next step.
     step: u64,
-    optimizer: Optimizer<M>,
+    optimizer: Optimizer,
     hooks: TrainingHooks,
     /// Whether the weights before an update are kept in case that it must be taken back.
     keeps_copies: bool,
@@ -78,7 +78,7 @@ impl<M: Adapters> Run<M> {
     /// such a run.
     pub fn begin(model: &M, config: &TrainConfig) -> Result<Self, TrainError> {
         config.validate()?;
-        if !model.devices().iter().all(burn::tensor::Device::is_autodiff) {
+        if !model.device().is_autodiff() {
             return Err(TrainError::NoAutodiff);
         }
         let ParameterReport { trainable, all } = ParameterReport::of(model);
@@ -196,10 +196,7 @@ impl<M: Adapters> Run<M> {
         let mut gradients = gradients;
         let penalty = self.hooks.penalty(model).map(|added| {
             let value = added.clone().inner();
-            let mut sum = GradientsAccumulator::new();
-            sum.accumulate(model, std::mem::take(&mut gradients));
-            sum.accumulate(model, GradientsParams::from_grads(added.backward(), model));
-            gradients = sum.grads();
+            add(model, &mut gradients, of_parameters(model, added.backward()));
             value
         });
         let norm = global_norm(model, &gradients).ok_or(TrainError::NothingToTrain)?;
