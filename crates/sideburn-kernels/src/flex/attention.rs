@@ -19,6 +19,9 @@ impl AttentionKernels for Flex {
         visibility: &Visibility,
         dropout: Option<Dropout>,
     ) -> Result<Primitive, [Primitive; 4]> {
+        if visibility.keys.scattered_row(0).is_some() && !reads_one_query(visibility, dropout) {
+            return Err(inputs);
+        }
         let inputs = row_major(inputs)?;
         Ok(Heads::new(inputs.each_ref().map(matrix), visibility, dropout).forward())
     }
@@ -70,6 +73,11 @@ impl AttentionKernels for Flex {
     }
 }
 
+/// Whether each row has one query, as decoding has them.
+fn reads_one_query(visibility: &Visibility, dropout: Option<Dropout>) -> bool {
+    visibility.queries.columns() == 1 && dropout.is_none()
+}
+
 /// The `N` matrices that lie side by side in one.
 fn parts<const N: usize>(x: Mat<'_>) -> [Mat<'_>; N] {
     let width = x.shape()[1] / N;
@@ -112,7 +120,7 @@ impl<'a> Heads<'a> {
         let size = tokens * columns;
         let mut out = if self.visibility.queries.has_padding() { Buffer::zeros(size) } else { Buffer::new(size) };
         let parts = Parts::new(&mut out, tokens, columns);
-        if self.visibility.queries.columns() == 1 && self.dropout.is_none() {
+        if reads_one_query(self.visibility, self.dropout) {
             self.each_row(|row| self.decode(row, parts));
         } else {
             self.each(|head| head.forward(parts));
@@ -137,22 +145,27 @@ impl<'a> Heads<'a> {
         (0..self.visibility.queries.rows()).into_par_iter().with_max_len(1).for_each(task);
     }
 
-    /// A row with one query, as decoding has them: all heads together, so that keys and values are read as they lie.
+    /// A row with one query: all heads together, so that keys and values are read as they lie.
     fn decode(&self, row: usize, out: Parts<'_>) {
         let (heads, width, token) = (self.visibility.heads, self.width, self.visibility.queries.row(row).start);
-        let keys = self.visibility.keys.row(row);
-        let seen = self.visibility.seen(0, keys.len());
-        let (q, k, v) = (self.q.row(token), self.k.rows(keys.clone()), self.v.rows(keys));
+        let keys = &self.visibility.keys;
+        let seen = self.visibility.seen(0, keys.lengths()[row]);
+        let places = match keys.scattered_row(row) {
+            Some(places) => Places::Scattered(places),
+            None => Places::From(keys.row(row).start),
+        };
+        let q = self.q.row(token);
         let mut weights = Buffer::new(heads * seen);
         for key in 0..seen {
-            for (head, (q, k)) in q.chunks_exact(width).zip(k.row(key).chunks_exact(width)).enumerate() {
+            for (head, (q, k)) in q.chunks_exact(width).zip(self.k.row(places.of(key)).chunks_exact(width)).enumerate()
+            {
                 [weights[head * seen + key]] = dots([q], k);
             }
         }
         // SAFETY: each task has its own row.
         let mut out = unsafe { out.part(token..token + 1, 0..heads * width) };
         let out = out.row(0);
-        mix_one_query(self, out, &mut weights, v, seen);
+        mix_one_query(self, out, &mut weights, places, seen);
     }
 
     /// The bias of a head.
@@ -184,6 +197,24 @@ impl<'a> Heads<'a> {
             }
         };
         (0..queries.rows() * heads).into_par_iter().with_min_len(together).map(|index| task(head(index))).collect()
+    }
+}
+
+/// Where the keys of a row lie.
+#[derive(Clone, Copy)]
+enum Places<'a> {
+    /// Side by side, from this token on.
+    From(usize),
+    Scattered(&'a [u32]),
+}
+
+impl Places<'_> {
+    #[inline(always)]
+    fn of(self, key: usize) -> usize {
+        match self {
+            Self::From(first) => first + key,
+            Self::Scattered(places) => places[key] as usize,
+        }
     }
 }
 
@@ -355,14 +386,14 @@ vector_fn! {
 
 vector_fn! {
     /// The scores of one query, head after head, to weights, and what these make of the values of `seen` keys.
-    fn mix_one_query(heads: &Heads<'_>, out: &mut [f32], weights: &mut [f32], v: Mat<'_>, seen: usize) {
+    fn mix_one_query(heads: &Heads<'_>, out: &mut [f32], weights: &mut [f32], places: Places<'_>, seen: usize) {
         for (head, weights) in weights.chunks_exact_mut(seen).enumerate() {
             let inverse = exponentials(weights, heads.bias_row(head), heads.visibility, 0);
             weights.iter_mut().for_each(|weight| *weight *= inverse);
         }
         out.fill(0.0);
         for key in 0..seen {
-            let parts = out.chunks_exact_mut(heads.width).zip(v.row(key).chunks_exact(heads.width));
+            let parts = out.chunks_exact_mut(heads.width).zip(heads.v.row(places.of(key)).chunks_exact(heads.width));
             for (head, (out, v)) in parts.enumerate() {
                 let weight = weights[head * seen + key];
                 v.chunks(LINE).for_each(fetch_ahead);

@@ -32,6 +32,9 @@ impl AttentionKernels for CubeBackend {
         visibility: &Visibility,
         dropout: Option<Dropout>,
     ) -> Result<Primitive, [Primitive; 4]> {
+        if visibility.keys.scattered_row(0).is_some() {
+            return Err(inputs);
+        }
         let [q, k, v, bias] = accepted(inputs)?;
         let launch = Launch::new(&q, &bias, visibility, dropout);
         let tiles = launch.tiles(launch.forward_tiles());

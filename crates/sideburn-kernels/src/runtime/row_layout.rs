@@ -13,13 +13,16 @@ use sideburn_batch::TokenRows;
 /// and with them compiled and tuned kernels, repeat. Either way the lengths say what is padding, never a token's value.
 ///
 /// Rows may also [look into the matrix of others](Self::rows_of), several into one row: so beams share the source that
-/// they were read from.
+/// they were read from. And the tokens of a row may [lie anywhere](Self::scattered): so beams share what they have written
+/// alike, and change places without a copy.
 #[derive(Clone, Debug)]
 pub struct RowLayout {
     lengths: Arc<[usize]>,
     columns: usize,
     /// Where each row begins, unless the matrix is the rectangle of all rows.
     starts: Option<Arc<[usize]>>,
+    /// Where each token of each row lies, if they do not lie side by side.
+    scattered: Option<Arc<[Vec<u32>]>>,
     /// The number of tokens in the matrix.
     tokens: usize,
     /// Whether the matrix has a place for every column of a row.
@@ -76,7 +79,39 @@ impl RowLayout {
         assert!(lengths.iter().all(|length| *length <= columns), "a row is longer than {columns} columns");
         let tokens = lengths.len() * columns;
         let device = device.clone();
-        Self { lengths: lengths.into(), columns, starts: None, tokens, padded: true, shared: false, device }
+        Self {
+            lengths: lengths.into(),
+            columns,
+            starts: None,
+            scattered: None,
+            tokens,
+            padded: true,
+            shared: false,
+            device,
+        }
+    }
+
+    /// A layout of rows whose tokens lie anywhere in a matrix of so many `tokens`: token `j` of row `i` is at
+    /// `places[i][j]`. Rows may share tokens, and there may be tokens of no row. Attention sees rows of `columns` columns.
+    ///
+    /// It may look at keys so laid out, as at those of [`rows_of`](Self::rows_of). On the CPU one query of each row reads them
+    /// where they lie; all else gathers them first.
+    ///
+    /// # Panics
+    /// If there is no row, or an empty one, one with more than `columns` tokens, or a place outside the matrix.
+    pub fn scattered(places: Vec<Vec<u32>>, columns: usize, tokens: usize, device: &Device) -> Self {
+        let lengths: Vec<usize> = places.iter().map(Vec::len).collect();
+        assert!(
+            places.iter().flatten().all(|place| (*place as usize) < tokens),
+            "a place is outside of {tokens} tokens"
+        );
+        let layout = Self::in_columns(&lengths, columns, device);
+        Self { scattered: Some(places.into()), tokens, padded: false, shared: true, ..layout }
+    }
+
+    /// Whether attention reads [scattered](Self::scattered) keys where they lie on this device.
+    pub fn reads_scattered(device: &Device) -> bool {
+        is_cpu(device)
     }
 
     /// The number of rows.
@@ -100,7 +135,11 @@ impl RowLayout {
     }
 
     /// Where the real tokens of a row are in the matrix.
+    ///
+    /// # Panics
+    /// If they are [scattered](Self::scattered).
     pub fn row(&self, row: usize) -> Range<usize> {
+        assert!(self.scattered.is_none(), "the tokens of a row do not lie side by side");
         let start = self.starts.as_ref().map_or(row * self.columns, |starts| starts[row]);
         start..start + self.lengths[row]
     }
@@ -111,7 +150,12 @@ impl RowLayout {
         if self.padded { self.columns } else { self.lengths[row] }
     }
 
-    /// Whether these are [rows of another layout](Self::rows_of).
+    /// Where the tokens of a row lie, if they are [scattered](Self::scattered).
+    pub(crate) fn scattered_row(&self, row: usize) -> Option<&[u32]> {
+        self.scattered.as_ref().map(|places| &places[row][..])
+    }
+
+    /// Whether these are rows that may share tokens: [rows of another layout](Self::rows_of), or scattered ones.
     pub(crate) fn is_shared(&self) -> bool {
         self.shared
     }
@@ -131,6 +175,10 @@ impl RowLayout {
     /// If there is no row, or one of `rows` does not exist.
     pub fn rows_of(&self, rows: &[usize]) -> Self {
         assert!(!rows.is_empty(), "a layout needs a row");
+        if let Some(places) = &self.scattered {
+            let places = rows.iter().map(|row| places[*row].clone()).collect();
+            return Self::scattered(places, self.columns, self.tokens, &self.device);
+        }
         Self {
             lengths: rows.iter().map(|row| self.lengths[*row]).collect(),
             starts: Some(rows.iter().map(|row| self.row(*row).start).collect()),
@@ -142,6 +190,13 @@ impl RowLayout {
     /// For each place in the rectangle of all rows, the token that stands there; `None` if the matrix is that
     /// rectangle. A place of padding is given some token of the matrix, which is not to be looked at.
     pub(crate) fn token_of_each_place(&self) -> Option<Vec<i32>> {
+        if let Some(places) = &self.scattered {
+            let row = |places: &Vec<u32>| {
+                let padding = std::iter::repeat_n(0, self.columns - places.len());
+                places.iter().map(|place| *place as i32).chain(padding).collect::<Vec<_>>()
+            };
+            return Some(places.iter().flat_map(row).collect());
+        }
         self.starts.as_ref()?;
         let place = |row| self.row(row).chain(std::iter::repeat(0)).take(self.columns);
         Some((0..self.rows()).flat_map(place).map(|token| token as i32).collect())

@@ -220,6 +220,12 @@ fn rows_may_share_their_keys() {
             // Rows of rows: beams are reordered again and again.
             let again = keys.rows_of(&[1, 0, 2]).rows_of(&[2, 1, 1, 2]);
             assert_eq!(attend(&k, &v, &again), shared);
+            // And so do rows whose tokens lie anywhere.
+            let places = looking.map(|row| keys.row(row).map(|token| token as u32).collect()).to_vec();
+            let scattered = RowLayout::scattered(places, 6, keys.tokens(), &device);
+            assert_near("scattered keys", &attend(&k, &v, &scattered), &apart, 1e-6);
+            let again = attend(&k, &v, &scattered.rows_of(&[1, 2, 0, 3]));
+            assert_near("scattered again", &again, &attend(&k, &v, &keys.rows_of(&[0, 0, 2, 2])), 1e-6);
         }
     }
 }
