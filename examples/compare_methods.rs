@@ -16,9 +16,8 @@ use sideburn::adapters::methods::{
     PrefixTuningConfig, PromptInit, PromptTuningConfig, VeraConfig,
 };
 use sideburn::files::check_writable;
-use sideburn::generate_texts;
 use sideburn::prelude::*;
-use sideburn_examples::{Console, Interrupt, asset_or, divergence, exit};
+use sideburn_examples::{Console, Interrupt, asset_or, divergence, exit, summaries};
 
 #[derive(Parser)]
 struct Args {
@@ -141,9 +140,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let mut evaluation = Evaluation::new(test, BootstrapConfig::default());
     let rouge = RougeScorer::new(&[Metric::Rouge1, Metric::Rouge2, Metric::RougeL]).with_stemmer(true);
     let mut scores = |name: &str, model: &AutoModel| -> anyhow::Result<String> {
-        let config = GenerationConfig { no_repeat_ngram_size: 3, ..model.generation_config(64) };
-        let summaries = generate_texts(model, &tokenizer, &test_set.examples, args.batch_size, &config)?;
-        let system = evaluation.add(name, summaries, &[&rouge])?;
+        let system = evaluation.add(name, summaries(model, &tokenizer, &test_set.examples)?, &[&rouge])?;
         Ok(system.scores.iter().map(|scored| format!("{scored:>9}")).collect())
     };
     writeln!(out, "{:18}{:>12}{:>14}{:>10} {}", "zero-shot", 0, 0, 0, scores("zero-shot", &base)?);

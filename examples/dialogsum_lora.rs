@@ -14,9 +14,8 @@ use clap::Parser;
 use serde_json::json;
 use sideburn::data::DataError;
 use sideburn::files::check_writable;
-use sideburn::generate_texts;
 use sideburn::prelude::*;
-use sideburn_examples::{Console, Interrupt, asset_or, check_file, divergence, exit, write_file};
+use sideburn_examples::{Console, Interrupt, asset_or, check_file, divergence, exit, summaries, write_file};
 
 #[derive(Parser, serde::Serialize)]
 struct Args {
@@ -83,10 +82,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     writeln!(out, "train: {train_set}\ntest: {test_set}");
     let seconds_load = clock.elapsed().as_secs_f64();
 
-    let summarise = |model: &AutoModel, examples: &[TokenizedExample]| {
-        let config = GenerationConfig { no_repeat_ngram_size: 3, ..model.generation_config(64) };
-        generate_texts(model, &tokenizer, examples, args.batch_size, &config)
-    };
+    let summarise = |model: &AutoModel, examples: &[TokenizedExample]| summaries(model, &tokenizer, examples);
     let zero_shot = summarise(&base, &test_set.examples[..1])?;
     writeln!(out, "\n{}\n\nzero-shot: {}\n", test[0].fields["dialogue"], zero_shot[0]);
 

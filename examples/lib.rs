@@ -5,11 +5,12 @@
 //! * `pretrain_mini`: how the small T5 under `assets/t5-mini` was made.
 //!
 //! Each example is one file that can be read on its own. Here is what all of them need of a terminal and of the operating
-//! system: printing ([`Console`]), ending ([`exit`]) and signals ([`Interrupt`]); and whether a run came to anything
-//! ([`divergence`]).
+//! system: printing ([`Console`]), ending ([`exit`]) and signals ([`Interrupt`]); what a model makes of dialogues
+//! ([`summaries`]); and whether a run came to anything ([`divergence`]).
 
 use std::fmt;
 use std::io::{self, Write};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,7 +18,9 @@ use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, ensure};
 use sideburn::files::{check_writable, printable, write_atomic};
+use sideburn::prelude::{AutoModel, GenerationConfig, LanguageModel, TokenizedExample, Tokenizer};
 use sideburn::train::{Control, Observer, Run, StepRecord, TrainError};
+use sideburn::{ManyConfig, generate_many};
 use signal_hook::{consts, flag};
 
 /// The standard output. Where it is closed (`| head -1`) or full, the work goes on, and [`finish`](Self::finish) tells.
@@ -187,6 +190,22 @@ impl Drop for Interrupt {
     fn drop(&mut self) {
         self.0.ends.store(true, Ordering::Relaxed);
     }
+}
+
+/// What a model writes behind the prompts of examples: at most 64 tokens each, no three of them twice in a row.
+///
+/// # Errors
+/// If one of them cannot be answered.
+pub fn summaries(
+    model: &AutoModel,
+    tokenizer: &Tokenizer,
+    examples: &[TokenizedExample],
+) -> anyhow::Result<Vec<String>> {
+    let prompts: Vec<&Vec<u32>> = examples.iter().map(|example| &example.prompt).collect();
+    let generation = GenerationConfig { no_repeat_ngram_size: 3, ..model.generation_config(64) };
+    let config = ManyConfig::new(generation);
+    let texts = generate_many(model, tokenizer, &prompts, &config, |_| ControlFlow::Continue(()));
+    texts.into_iter().map(|texts| Ok(texts?.remove(0))).collect()
 }
 
 /// Why a run has come to nothing, if it has: no gradient is left, or the loss has ended above where it began. That is the

@@ -16,6 +16,7 @@ MAKERS = {
     "make_goldens.py": TRANSFORMERS,
     "make_adapter_goldens.py": TRANSFORMERS,
     "make_family.py": {"transformers": "5.24.0", **TORCH},
+    "make_generation_goldens.py": {"transformers": "4.57.6 and 4.52.4", **TORCH},
     "make_torch_files.py": {"safetensors": "0.8.0", **TORCH},
     # Sideburn itself, held against peft by check_adapter_with_peft.py.
     "SIDEBURN_EXPORT": {"peft": "0.21.2"},
@@ -94,6 +95,7 @@ def goldens(out):
         yield name, of_goldens
     for name in ("lr_schedules.json", "parameter_counts.json"):
         yield name, {"maker": "make_goldens.py", "tolerance": 1e-12 if name.startswith("lr") else 0}
+    yield "generation", {"maker": "make_generation_goldens.py", "tolerance": TOLERANCE}
     yield "torch", {"maker": "make_torch_files.py", "tolerance": 0}
     yield "embed_tokens", {"maker": "peft", "tolerance": TOLERANCE}
     yield "exported", {"maker": "SIDEBURN_EXPORT", "tolerance": TOLERANCE}

@@ -127,6 +127,11 @@ def decoding():
         runs = both("decode", "small", 0.1, Full(rows, 256, 64), rows, ("--new-tokens", "64"), bar)
         title = f"greedy decoding of 64 tokens, small, 256 source, batch {rows}"
         yield Case(f"decode-{rows}", title, SAME_WORK, **runs)
+    for rows in (1, 8):
+        options = ("--new-tokens", "64", "--num-beams", "4")
+        runs = both("decode", "small", 0.1, Full(rows, 256, 64), rows, options, 3.0)
+        title = f"search with 4 beams, 64 tokens, small, 256 source, batch {rows}"
+        yield Case(f"beams-{rows}", title, SAME_WORK, **runs, memory_bar=0.5)
 
 
 def epoch(dataset, count):
@@ -175,3 +180,5 @@ def checks(dataset):
     yield "LoRA, small, dialogues, 1 step, theirs padded to 512 + 128", *padded
     yield "full fine-tuning, small, dialogues, 4 steps", *pair("train", "small", real, 2, ("--method", "full"))
     yield "greedy decoding, small, 64 tokens", *pair("decode", "small", Full(8, 256, 64), 8, ("--new-tokens", "64"))
+    beams = ("--new-tokens", "64", "--num-beams", "4")
+    yield "search with 4 beams, small, 64 tokens", *pair("decode", "small", Full(8, 256, 64), 8, beams)

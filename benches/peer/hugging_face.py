@@ -59,8 +59,9 @@ def parse():
     steps.add_argument("--lora-dropout", type=float, default=0.0)
     steps.add_argument("--batching", choices=["order", "group_by_length"], default="order")
     steps.add_argument("--padding", choices=["longest", "notebook"], default="longest")
-    decoding = commands.add_parser("decode", parents=[both], help="time greedy decoding")
+    decoding = commands.add_parser("decode", parents=[both], help="time decoding, greedily or with beams")
     decoding.add_argument("--new-tokens", type=int, required=True, help="every row writes this many; none ends before")
+    decoding.add_argument("--num-beams", type=int, default=1)
     return parser.parse_args()
 
 
@@ -181,7 +182,7 @@ def decode(args):
     model = load(args.model).eval()
     # Without an end token no row ends early, and nothing has to keep it from ending.
     model.generation_config.eos_token_id = None
-    options = {"max_new_tokens": args.new_tokens, "do_sample": False, "num_beams": 1, "use_cache": True}
+    options = {"max_new_tokens": args.new_tokens, "do_sample": False, "num_beams": args.num_beams, "use_cache": True}
 
     ready_at = time.time()
     laps, ids = Laps(), []

@@ -2,8 +2,8 @@
 //! measured. `benches/peer/run.py` runs it beside `hugging_face.py`, which takes the same flags.
 //!
 //! `tokens` turns dialogues into the token ids that both sides read; `train` repeats training steps of a model
-//! directory over a file of such samples; `decode` writes a number of tokens greedily. Only public API is used: what is
-//! timed is `Trainer::train` and `greedy`, as a program would call them.
+//! directory over a file of such samples; `decode` writes a number of tokens, greedily or with beams. Only public API is used: what is
+//! timed is `Trainer::train` and `generate`, as a program would call them.
 
 use std::convert::Infallible;
 use std::fs::{self, File};
@@ -57,13 +57,15 @@ enum Command {
         #[arg(long, default_value = "order")]
         batching: Batching,
     },
-    /// Times greedy decoding
+    /// Times decoding, greedily or with beams
     Decode {
         #[command(flatten)]
         case: Case,
         /// Every row writes this many; none ends before
         #[arg(long)]
         new_tokens: usize,
+        #[arg(long, default_value_t = 1)]
+        num_beams: usize,
     },
 }
 
@@ -137,7 +139,7 @@ fn main() -> anyhow::Result<()> {
         Command::Train { case, method, lora_dropout, batching } => {
             println!("{}", train(&case, method, lora_dropout, batching)?);
         }
-        Command::Decode { case, new_tokens } => println!("{}", decode(&case, new_tokens)?),
+        Command::Decode { case, new_tokens, num_beams } => println!("{}", decode(&case, new_tokens, num_beams)?),
     }
     Ok(())
 }
@@ -207,7 +209,7 @@ fn attach_method(model: &mut T5, method: Method, lora_dropout: f64) -> anyhow::R
     Ok(())
 }
 
-fn decode(case: &Case, new_tokens: usize) -> anyhow::Result<Value> {
+fn decode(case: &Case, new_tokens: usize, num_beams: usize) -> anyhow::Result<Value> {
     let samples = read_samples(&case.samples)?;
     let batches = in_order(samples.len(), case.rows);
     let sources: Vec<TokenRows> = batches
@@ -216,7 +218,7 @@ fn decode(case: &Case, new_tokens: usize) -> anyhow::Result<Value> {
         .collect::<Result<_, _>>()?;
     let model = T5::from_dir(&case.model, &Device::flex())?;
     // No token ends a row early.
-    let config = GenerationConfig::new(new_tokens);
+    let config = GenerationConfig { num_beams, ..GenerationConfig::new(new_tokens) };
     let ready_at = now();
     case.begin_profile();
     let mut laps = Laps::start();
@@ -224,7 +226,8 @@ fn decode(case: &Case, new_tokens: usize) -> anyhow::Result<Value> {
     for _ in 0..case.warmup + case.reps {
         ids.clear();
         for source in &sources {
-            ids.extend(greedy(model.start_decoding(source, Pass::evaluate())?, &config)?);
+            let written = generate(model.start_decoding(source, Pass::evaluate())?, &config)?;
+            ids.extend(written.into_iter().map(|answer| answer.tokens));
         }
         laps.lap();
     }

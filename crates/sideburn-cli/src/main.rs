@@ -1,4 +1,5 @@
-//! `sideburn`: looks into adapters, merges, combines and converts them, and holds a model against reference numbers.
+//! `sideburn`: looks into adapters, merges, combines and converts them, holds a model against reference numbers, and
+//! summarises.
 
 #![forbid(unsafe_code)]
 
@@ -6,6 +7,7 @@ mod adapter;
 mod model;
 mod reference;
 mod report;
+mod summarize;
 mod verify;
 
 use std::io::{self, Write};
@@ -29,10 +31,14 @@ Examples:
     sideburn adapter convert old-adapter --output my-adapter
   Whether Sideburn computes what transformers computed:
     sideburn verify --model flan-t5-base --adapter my-adapter --reference reference.safetensors
+  A summary, shown as it is written, and those of two adapters beside each other:
+    sideburn summarize --model flan-t5-base --adapter my-adapter --input dialogue.txt
+    sideburn summarize --model flan-t5-base --adapter news --adapter talk --input test.csv --num-beams 4
 
-Exit status: 0 if all is well, 1 if a check fails or a part of an adapter cannot be read, 2 if a command cannot be run.";
+Exit status: 0 if all is well, 1 if a check fails, a part of an adapter cannot be read or a text cannot be summarised, 2 if a
+command cannot be run.";
 
-/// Looks into adapters of Hugging Face peft, merges, combines and converts them, and holds a model against reference numbers
+/// Looks into adapters of Hugging Face peft, merges, combines and converts them, verifies models, and summarises
 ///
 /// Models and adapters are directories as transformers and peft write them. Nothing is fetched from a network.
 #[derive(Parser)]
@@ -51,6 +57,7 @@ enum Command {
     #[command(subcommand)]
     Adapter(adapter::Command),
     Verify(verify::Args),
+    Summarize(summarize::Args),
 }
 
 /// The exit status if a command cannot be run, or its result cannot be printed.
@@ -64,12 +71,25 @@ fn main() -> ExitCode {
     let report = match command {
         Command::Adapter(command) => adapter::run(command),
         Command::Verify(args) => verify::run(&args).map(Report::new),
+        Command::Summarize(args) => return summarized(summarize::run(&args.as_json_lines_if(json))),
     };
     match report {
         Ok(report) => {
             let passed = if report.passed { ExitCode::SUCCESS } else { ExitCode::from(1) };
             printed(writeln!(io::stdout(), "{}", if json { &report.json } else { &report.text }), passed)
         }
+        Err(error) => {
+            complain(&report::chain(&error));
+            ExitCode::from(CANNOT)
+        }
+    }
+}
+
+/// The status of a command that prints while it works.
+fn summarized(all: anyhow::Result<bool>) -> ExitCode {
+    match all {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
         Err(error) => {
             complain(&report::chain(&error));
             ExitCode::from(CANNOT)

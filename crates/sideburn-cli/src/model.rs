@@ -32,21 +32,39 @@ fn values<const D: usize>(tensor: Tensor<D>) -> anyhow::Result<Vec<f32>> {
     tensor.into_data().try_into_vec().ok().context("the device does not compute in f32")
 }
 
-/// What `generate` of transformers returns without sampling and beams, `width` tokens for each row: the start token, then the
-/// row's tokens to its end, then padding.
-pub(crate) fn write_greedily(model: &AutoModel, source: &TokenRows, width: usize) -> anyhow::Result<Vec<i64>> {
-    let tokens = model.special_tokens();
-    // Where there is no padding, `generate` pads with what ends a row; where nothing ends one, nothing is padded.
-    let pad_token_id = tokens.pad.or(tokens.end.first().copied()).unwrap_or_default();
-    let padding = std::iter::repeat(pad_token_id);
+/// What `generate` of transformers returns without sampling and with this many beams, `width` tokens for each row: the start
+/// token, then the row's tokens to its end, then padding. Where a row is padded with what `expected` has there, a token that
+/// pads or ends rows, it is padded so: which one it is differs between releases.
+pub(crate) fn write(
+    model: &AutoModel,
+    source: &TokenRows,
+    num_beams: usize,
+    width: usize,
+    expected: &[i64],
+) -> anyhow::Result<Vec<i64>> {
+    let own = model.default_generation_config();
+    let ends: Vec<i64> = own.eos_token_id.iter().chain(&own.pad_token_id).map(|id| i64::from(*id)).collect();
+    let pad_token_id = own.pad_token_id.or(own.eos_token_id.first().copied()).unwrap_or_default();
     let decoding = model.start_decoding(source, Pass::evaluate())?;
     let begun: Vec<Vec<u32>> = (0..decoding.rows()).map(|row| decoding.history(row).to_vec()).collect();
-    let written = greedy(decoding, &model.generation_config(width.saturating_sub(begun[0].len())))?;
-    let whole = begun
-        .into_iter()
-        .zip(written)
-        .flat_map(|(begun, row)| begun.into_iter().chain(row).chain(padding.clone()).take(width).collect::<Vec<_>>());
-    Ok(whole.map(i64::from).collect())
+    let new_tokens = width.saturating_sub(begun[0].len());
+    let config = GenerationConfig {
+        num_beams,
+        num_beam_groups: 1,
+        num_return_sequences: 1,
+        penalty_alpha: None,
+        do_sample: false,
+        ..model.generation_config(new_tokens)
+    };
+    let written = generate(decoding, &config)?;
+    let rows = begun.into_iter().zip(written).zip(expected.chunks(width)).flat_map(|((begun, answer), expected)| {
+        let tokens = begun.into_iter().chain(answer.tokens).map(i64::from).take(width);
+        let mut row: Vec<i64> = tokens.collect();
+        let padding = expected[row.len()..].iter().map(|id| if ends.contains(id) { *id } else { pad_token_id.into() });
+        row.extend(padding.collect::<Vec<_>>());
+        row
+    });
+    Ok(rows.collect())
 }
 
 /// Rows of random tokens, always the same for a model: what the encoder and what the decoder reads.
@@ -61,7 +79,7 @@ pub(crate) fn probe(model: &AutoModel) -> (TokenRows, TokenRows) {
         let row = |(row, length)| (0..length).map(|column| token(row, column)).collect::<Vec<_>>();
         TokenRows::from_rows((0..).zip(lengths).map(row)).expect("rows of at least one token")
     };
-    let start = model.special_tokens().start;
+    let start = model.default_generation_config().decoder_start_token_id;
     (rows("source", [24, 17, 9, 3], None), rows("target", [8, 8, 5, 2], start))
 }
 

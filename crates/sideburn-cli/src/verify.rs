@@ -7,15 +7,15 @@ use anyhow::ensure;
 use serde::Serialize;
 use sideburn::prelude::*;
 
-use crate::model::{logits, max_difference, mean_loss, open_on, write_greedily};
+use crate::model::{logits, max_difference, mean_loss, open_on, write};
 use crate::reference::{Rectangle, Reference};
 use crate::report::{Finding, Verdict, count, in_line, number, shown, table};
 
 /// Hold a model, with or without an adapter, against what transformers and peft have computed
 ///
 /// The reference is a safetensors file with `input_ids` and `attention_mask` (padded on the right), `decoder_input_ids`
-/// and `logits`; and, if you like, `labels` (-100 where there are none) and `loss`, and `greedy_ids` as generate returns
-/// them. docs/verify.md has the lines of Python that write one from your own model. Fails if a number differs by more
+/// and `logits`; and, if you like, `labels` (-100 where there are none) and `loss`, and `greedy_ids` and `beam4_ids` as
+/// generate returns them with one beam and with four. docs/verify.md has the lines of Python that write one from your own model. Fails if a number differs by more
 /// than the tolerance, or any token. Rounding grows with the size of the logits, so the tolerance does by default: it is a
 /// share of their spread, which is the standard deviation of all logits of the reference.
 #[derive(clap::Args)]
@@ -102,7 +102,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Verification> {
     let mut tensors = check_all(&model, &mut reference, &expected, &limit)?;
     for tensor in reference.into_unread() {
         let reason = match tensor.as_str() {
-            "beam4_ids" => "there is no beam search yet",
             "labels" => "there is no `loss`",
             "loss" => "there are no `labels`",
             _ => "the name is unknown",
@@ -194,10 +193,13 @@ fn check_all(
             Err(error) => Check::none("loss".to_owned(), &format!("{error:#}")),
         });
     }
-    if reference.has("greedy_ids") {
-        let expected = reference.integers("greedy_ids")?;
-        ensure!(expected.rows == rows, "`greedy_ids` has {} rows, `input_ids` has {rows}", expected.rows);
-        checks.push(Check::tokens("greedy_ids", &write_greedily(model, &source, expected.columns)?, &expected));
+    for (name, num_beams) in [("greedy_ids", 1), ("beam4_ids", 4)] {
+        if reference.has(name) {
+            let expected = reference.integers(name)?;
+            ensure!(expected.rows == rows, "`{name}` has {} rows, `input_ids` has {rows}", expected.rows);
+            let found = write(model, &source, num_beams, expected.columns, &expected.values)?;
+            checks.push(Check::tokens(name, &found, &expected));
+        }
     }
     Ok(checks)
 }

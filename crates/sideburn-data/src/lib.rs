@@ -65,6 +65,7 @@ mod lines;
 mod sampler;
 mod split;
 mod template;
+mod text_stream;
 mod tokenized;
 mod tokenizer;
 
@@ -81,5 +82,6 @@ pub use jsonl::read_jsonl;
 pub use sampler::{GroupedSampler, Sampler, ShuffledSampler};
 pub use split::Split;
 pub use template::Template;
+pub use text_stream::TextStream;
 pub use tokenized::{Limits, TokenizedExample, TokenizedSet, tokenize};
 pub use tokenizer::{Encoding, Tokenizer, TokenizerFiles};

@@ -2,14 +2,17 @@
 //!
 //! # Overview
 //!
-//! This crate knows no model. A model implements [`Decoder`] for its state in the middle of writing, cache included, and a
-//! [`Generation`] drives it, one [`Step`] after the other. Three parts can be replaced or added, from any crate:
+//! This crate knows no model. A model implements [`Decoder`] for its state in the middle of writing, cache included, and
+//! [`generate`] writes with it as a [`GenerationConfig`] asks for, whose fields are those of `transformers`: greedily, by
+//! draws, by a search with beams, in groups that keep away from each other or not, or by contrastive search. A
+//! [`Generation`] does the same one [`Step`] after the other, and with a second, smaller model that writes ahead
+//! ([`Generation::assisted`]).
 //!
-//! * a [`Strategy`] decides which rows go on and with which tokens; [`Greedy`] takes the most likely;
-//! * a [`LogitsProcessor`] changes the logits before, as [`NoRepeatNgram`] does;
-//! * a [`StoppingCriterion`] ends a row: [`EosToken`], [`MaxNewTokens`].
+//! Three parts can be replaced or added, from any crate:
 //!
-//! [`GenerationConfig`] names the usual ones as `transformers.GenerationConfig` does, and [`greedy`] needs nothing else.
+//! * a [`Strategy`] decides which rows go on and with which tokens; [`Greedy`] takes the most likely, [`Beams`] searches;
+//! * a [`LogitsProcessor`] changes the scores before ([`processors`] has those of the configuration);
+//! * a [`StoppingCriterion`] ends a row: [`EosToken`], [`MaxNewTokens`], or a closure.
 //!
 //! # A complete program
 //!
@@ -17,7 +20,7 @@
 //! use std::convert::Infallible;
 //!
 //! use burn::tensor::{Device, Tensor};
-//! use sideburn_generate::{Decoder, Generation, GenerationConfig, Greedy, greedy};
+//! use sideburn_generate::{Decoder, GenerateError, Generation, GenerationConfig, generate};
 //!
 //! /// Counts: after token `n` comes `n + 1`, of ten tokens.
 //! struct Counting {
@@ -44,32 +47,42 @@
 //!     fn select_rows(&mut self, rows: &[usize]) {
 //!         self.history = rows.iter().map(|row| self.history[*row]).collect();
 //!     }
+//!
+//!     // Nothing is remembered of what was appended.
+//!     fn forget(&mut self, _: usize) {}
 //! }
 //!
 //! let config = GenerationConfig { eos_token_id: vec![6], ..GenerationConfig::new(4) };
 //! let from = |history: &[[u32; 1]]| Counting { history: history.to_vec() };
-//! assert_eq!(greedy(from(&[[2], [4]]), &config)?, [vec![3, 4, 5, 6], vec![5, 6]]);
+//! let written = generate(from(&[[2], [4]]), &config)?;
+//! assert_eq!(written[0].tokens, [3, 4, 5, 6]);
+//! assert_eq!(written[1].tokens, [5, 6]);
 //! // The same, with each token shown as soon as it is there.
-//! for step in Generation::new(from(&[[2]]), Greedy, &config) {
+//! for step in Generation::new(from(&[[2]]), &config)? {
 //!     println!("{:?}", step?.tokens); // [(0, 3)], then [(0, 4)], ...
 //! }
-//! # Ok::<(), Infallible>(())
+//! # Ok::<(), GenerateError<Infallible>>(())
 //! ```
 
 #![forbid(unsafe_code)]
 
 mod config;
 mod decoder;
+mod error;
 mod generation;
-mod processors;
+pub mod processors;
+mod scores;
 mod sequence;
 mod stopping;
 mod strategy;
 
-pub use config::GenerationConfig;
+pub use config::{EarlyStopping, GenerationConfig};
 pub use decoder::Decoder;
-pub use generation::{Generation, Step, greedy};
-pub use processors::{LogitsProcessor, NoRepeatNgram, ban};
+pub use error::{ConfigError, GenerateError};
+pub use generation::{Generation, Step, generate};
+pub use processors::LogitsProcessor;
 pub use sequence::Sequence;
-pub use stopping::{EosToken, MaxNewTokens, Stopping, StoppingCriterion};
-pub use strategy::{Answer, Decision, Greedy, Next, Strategy};
+pub use stopping::{EosToken, MaxLength, MaxNewTokens, MaxTime, StopStrings, Stopping, StoppingCriterion};
+pub use strategy::{
+    Answer, Assisted, BeamGroups, Beams, Contrastive, Decision, Greedy, Next, Rules, Sampling, Strategy,
+};

@@ -5,14 +5,19 @@ use sideburn_kernels::RowLayout;
 
 use crate::attention::KeysValues;
 
-/// The keys and values of each block, for rows that all hold as many tokens, `[rows, capacity, kv_heads * head_width]`,
+/// The keys and values of each block, for rows that all hold as many tokens, `[lanes, capacity, kv_heads * head_width]`,
 /// with room for more: it grows seldom, and shapes repeat.
+///
+/// At first each row has a lane of its own. Where attention reads keys wherever they lie, rows change places without a copy:
+/// each remembers in which lane each of its tokens is, and writes the next one into the lane of its own number.
 #[derive(Clone, Debug)]
 pub struct Cache {
     blocks: Vec<Option<(Tensor<3>, Tensor<3>)>>,
     rows: usize,
     /// How many tokens each row holds.
     tokens: usize,
+    /// The lane of each token of each row, unless all rows are in lanes of their own.
+    lanes: Option<Vec<Vec<u32>>>,
 }
 
 /// The room of a cache that holds this many tokens of each row.
@@ -24,7 +29,7 @@ impl Cache {
     /// A cache of `rows` rows in which every block holds a prefix that all rows share, or nothing.
     pub fn new(blocks: usize, rows: usize, prefix: Vec<KeysValues>) -> Self {
         let tokens = prefix.first().map_or(0, KeysValues::tokens);
-        let mut cache = Self { blocks: vec![None; blocks], rows, tokens: 0 };
+        let mut cache = Self { blocks: vec![None; blocks], rows, tokens: 0, lanes: None };
         let of_all_rows = |part: Tensor<2>| part.unsqueeze_dim::<3>(0).repeat_dim(0, rows);
         for (block, KeysValues { keys, values }) in prefix.into_iter().enumerate() {
             cache.write(block, of_all_rows(keys), of_all_rows(values));
@@ -43,16 +48,38 @@ impl Cache {
         self.tokens
     }
 
-    /// Where the rows lie in what [`append`](Self::append) gives for one more token of each.
-    pub fn layout(&self, device: &Device) -> RowLayout {
-        let tokens = self.tokens + 1;
-        RowLayout::in_columns(&vec![tokens; self.rows], capacity(tokens), device)
+    /// Where the rows lie in what [`append`](Self::append) gives for so many more tokens of each.
+    pub fn layout(&self, more: usize, device: &Device) -> RowLayout {
+        let tokens = self.tokens + more;
+        // What was forgotten has left its room.
+        let held = self.blocks.iter().flatten().next().map_or(0, |(keys, _)| keys.dims()[1]);
+        let capacity = capacity(tokens).max(held);
+        let Some(lanes) = &self.lanes else {
+            return RowLayout::in_columns(&vec![tokens; self.rows], capacity, device);
+        };
+        let places = |(own, lanes): (usize, &Vec<u32>)| {
+            let fresh = std::iter::repeat_n(own as u32, more);
+            let lanes = lanes.iter().copied().chain(fresh).enumerate();
+            lanes.map(|(token, lane)| lane * capacity as u32 + token as u32).collect()
+        };
+        let places = lanes.iter().enumerate().map(places).collect();
+        RowLayout::scattered(places, capacity, self.all_lanes() * capacity, device)
     }
 
-    /// Writes the keys and values of one more token of each row, `[rows, kv_heads * head_width]`, and gives all that the
-    /// block holds then. Every block has its turn before the cache [advances](Self::advance).
+    /// How many rows there is room for.
+    fn all_lanes(&self) -> usize {
+        self.blocks.iter().flatten().next().map_or(self.rows, |(keys, _)| keys.dims()[0])
+    }
+
+    /// Writes the keys and values of more tokens, as many of each row, `[rows * more, kv_heads * head_width]`, and gives all
+    /// that the block holds then. Every block has its turn before the cache [advances](Self::advance).
     pub fn append(&mut self, block: usize, fresh: KeysValues) -> KeysValues {
-        self.write(block, fresh.keys.unsqueeze_dim(1), fresh.values.unsqueeze_dim(1));
+        let of_rows = |part: Tensor<2>| {
+            let [tokens, width] = part.dims();
+            part.reshape([self.rows, tokens / self.rows, width])
+        };
+        let (keys, values) = (of_rows(fresh.keys), of_rows(fresh.values));
+        self.write(block, keys, values);
         let (keys, values) = self.blocks[block].clone().expect("something was written");
         let flat = |part: Tensor<3>| {
             let [rows, capacity, width] = part.dims();
@@ -61,32 +88,72 @@ impl Cache {
         KeysValues { keys: flat(keys), values: flat(values) }
     }
 
-    /// Counts the token that all blocks have [appended](Self::append).
-    pub fn advance(&mut self) {
-        self.tokens += 1;
+    /// Counts the tokens of each row that all blocks have [appended](Self::append).
+    pub fn advance(&mut self, more: usize) {
+        self.tokens += more;
+        for (own, lanes) in self.lanes.iter_mut().flatten().enumerate() {
+            lanes.extend(std::iter::repeat_n(own as u32, more));
+        }
     }
 
-    /// Keeps only these rows, in this order; a row may be taken several times.
+    /// Takes back the last tokens of each row.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn forget(&mut self, tokens: usize) {
+        self.tokens = self.tokens.checked_sub(tokens).expect("no more tokens than were appended");
+        self.lanes.iter_mut().flatten().for_each(|lanes| lanes.truncate(self.tokens));
+    }
+
+    /// Keeps only these rows, in this order; a row may be taken several times. Nothing is copied where attention reads keys
+    /// wherever they lie, unless there are more rows than ever.
     pub fn select_rows(&mut self, rows: &[usize], device: &Device) {
-        let index: Vec<i32> = rows.iter().map(|row| *row as i32).collect();
-        let index = Tensor::<1, Int>::from_data(TensorData::new(index, [rows.len()]), device);
-        let select = |part: Tensor<3>| part.select(0, index.clone());
+        if RowLayout::reads_scattered(device) && rows.len() <= self.all_lanes() && self.tokens > 0 {
+            let tokens = self.tokens;
+            let own = |row: usize| vec![row as u32; tokens];
+            let lanes = self.lanes.take().unwrap_or_else(|| (0..self.rows).map(own).collect());
+            self.lanes = Some(rows.iter().map(|row| lanes[*row].clone()).collect());
+        } else {
+            self.copy_rows(rows, device);
+        }
+        self.rows = rows.len();
+    }
+
+    /// Gives each of these rows a lane of its own, with a copy of its tokens.
+    fn copy_rows(&mut self, rows: &[usize], device: &Device) {
+        let Some([_, capacity, width]) = self.blocks.iter().flatten().next().map(|(keys, _)| keys.dims()) else {
+            return;
+        };
+        let lanes = self.lanes.take();
+        // Behind the tokens there is room, of which it does not matter what is in it.
+        let lane = |row: usize, token: usize| match &lanes {
+            Some(lanes) => lanes[row].get(token).map_or(0, |lane| *lane as usize),
+            None => row,
+        };
+        let places = rows.iter().flat_map(|row| (0..capacity).map(move |token| (*row, token)));
+        let places: Vec<i32> = places.map(|(row, token)| (lane(row, token) * capacity + token) as i32).collect();
+        let length = places.len();
+        let places = Tensor::<1, Int>::from_data(TensorData::new(places, [length]), device);
+        let select = |part: Tensor<3>| {
+            let [lanes, ..] = part.dims();
+            part.reshape([lanes * capacity, width]).select(0, places.clone()).reshape([rows.len(), capacity, width])
+        };
         for held in &mut self.blocks {
             *held = held.take().map(|(keys, values)| (select(keys), select(values)));
         }
-        self.rows = rows.len();
     }
 
     /// Writes keys and values `[rows, tokens, kv_heads * head_width]` behind the tokens that are counted.
     fn write(&mut self, block: usize, keys: Tensor<3>, values: Tensor<3>) {
         let ([rows, tokens, width], used) = (keys.dims(), self.tokens);
+        let lanes = self.all_lanes();
         let grown = |held: Option<Tensor<3>>, like: &Tensor<3>| {
             let before = held.as_ref().map_or(0, |held| held.dims()[1]);
             if used + tokens <= before {
                 return held.expect("it has room");
             }
             let more = capacity(used + tokens) - before;
-            let room = Tensor::zeros([rows, more, width], (&like.device(), like.dtype()));
+            let room = Tensor::zeros([lanes, more, width], (&like.device(), like.dtype()));
             held.into_iter().chain([room]).reduce(|held, room| Tensor::cat(vec![held, room], 1)).expect("there is room")
         };
         let (held_keys, held_values) = self.blocks[block].take().unzip();

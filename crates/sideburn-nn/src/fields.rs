@@ -82,7 +82,7 @@ impl<'a> ConfigFields<'a> {
 }
 
 /// A value as it stands in the file, cut short if it is long.
-fn shown(value: &Value) -> String {
+pub(crate) fn shown(value: &Value) -> String {
     const LONGEST: usize = 60;
     let text = value.to_string();
     match text.char_indices().nth(LONGEST) {

@@ -7,8 +7,6 @@ use sideburn_adapters::{Adapters, Pass};
 use sideburn_batch::{PromptBatch, TokenRows};
 use sideburn_generate::{Decoder, GenerationConfig};
 
-use crate::SpecialTokens;
-
 /// A model that writes tokens behind prompts, and can be trained to.
 ///
 /// An encoder-decoder reads a prompt with its encoder; what its decoder reads begins with a start token of the model's. A
@@ -22,8 +20,9 @@ pub trait LanguageModel: Adapters {
     /// How many tokens it knows: ids are below.
     fn vocab_size(&self) -> usize;
 
-    /// The tokens that generation begins with, ends with and pads with.
-    fn special_tokens(&self) -> &SpecialTokens;
+    /// How it writes where nothing else is asked for: what its files say, the tokens that rows begin with, end with and are
+    /// padded with among it.
+    fn default_generation_config(&self) -> &GenerationConfig;
 
     /// The negative log-likelihood of every token of the batch's targets, end to end, in nats: `[tokens]`.
     ///
@@ -50,8 +49,8 @@ pub trait LanguageModel: Adapters {
     /// If `pass` trains: decoding has no dropout.
     fn start_decoding(&self, prompts: &TokenRows, pass: Pass) -> Result<Self::Decoding, Self::Error>;
 
-    /// At most so many tokens, which the model's own end-of-sequence tokens end.
+    /// The same for at most so many tokens.
     fn generation_config(&self, max_new_tokens: usize) -> GenerationConfig {
-        GenerationConfig { eos_token_id: self.special_tokens().end.clone(), ..GenerationConfig::new(max_new_tokens) }
+        GenerationConfig { max_new_tokens: Some(max_new_tokens), ..self.default_generation_config().clone() }
     }
 }

@@ -2,11 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use sideburn_files::{MAX_CONFIG, read_text};
+use sideburn_generate::GenerationConfig;
 use sideburn_weights::ModelFiles;
 
-use crate::{NnError, SpecialTokens};
+use crate::NnError;
+use crate::fields::shown;
+use crate::generation_config::{of_model_config, read_generation_config};
 
 /// A model directory as Hugging Face writes it: `config.json`, weights in `model.safetensors` or in shards with an index,
 /// perhaps `generation_config.json`, and the tokenizer's files.
@@ -48,19 +51,57 @@ impl ModelDir {
         Ok(ModelFiles::open(&self.0)?)
     }
 
-    /// The tokens that generation needs: those of `generation_config.json`, or else `own`, those of the configuration.
+    /// How the model writes: as `generation_config.json` says, or without one as `config.json` does. What neither says is
+    /// as `own` has it, the configuration's own tokens.
     ///
     /// # Errors
-    /// If the file is broken.
-    pub fn special_tokens(&self, own: SpecialTokens) -> Result<SpecialTokens, NnError> {
+    /// If a file is broken, or asks for what is not here.
+    pub fn generation_config(&self, own: &GenerationConfig) -> Result<GenerationConfig, NnError> {
         let path = self.0.join(GENERATION_CONFIG);
         // A file that may be absent is absent, too, where something else has its name.
-        if !path.is_file() {
-            return Ok(own);
-        }
-        let value = read_json(&path)?;
-        SpecialTokens::from_json(&value, own).map_err(|message| NnError::Config { path, message })
+        let (path, fields) = match path.is_file() {
+            true => (path.clone(), object(&read_json(&path)?, &path)?),
+            false => (self.config_path(), of_model_config(&object(&self.config()?, &self.config_path())?)),
+        };
+        read_generation_config(&fields, own).map_err(|message| NnError::Config { path, message })
     }
+
+    /// How the model does a task, such as `summarization`, that `task_specific_params` of `config.json` tells of: what it
+    /// leaves out is as `own` has it. `None` if it does not tell.
+    ///
+    /// # Errors
+    /// If the file is broken, or asks for what is not here.
+    pub fn task(&self, name: &str, own: &GenerationConfig) -> Result<Option<Task>, NnError> {
+        let path = self.config_path();
+        let config = self.config()?;
+        let Some(params) = config.get("task_specific_params").and_then(|tasks| tasks.get(name)) else {
+            return Ok(None);
+        };
+        let mut fields = object(params, &path)?;
+        let invalid = |message| NnError::Config { path: path.clone(), message };
+        let prefix = match fields.remove("prefix") {
+            None | Some(Value::Null) => String::new(),
+            Some(Value::String(prefix)) => prefix,
+            Some(other) => return Err(invalid(format!("`prefix` is {}, expected a string", shown(&other)))),
+        };
+        let generation = read_generation_config(&fields, own).map_err(invalid)?;
+        Ok(Some(Task { prefix, generation }))
+    }
+}
+
+/// What a model's `task_specific_params` say of a task.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Task {
+    /// What stands before the text of a prompt.
+    pub prefix: String,
+    /// How the model writes.
+    pub generation: GenerationConfig,
+}
+
+/// The fields of a JSON object.
+fn object(value: &Value, path: &Path) -> Result<Map<String, Value>, NnError> {
+    let invalid = || NnError::Config { path: path.to_owned(), message: "expected a JSON object".to_owned() };
+    value.as_object().cloned().ok_or_else(invalid)
 }
 
 /// Reads a small JSON file.
@@ -76,6 +117,29 @@ pub fn read_json(path: &Path) -> Result<Value, NnError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn how_a_model_writes_is_in_either_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).unwrap();
+        let (model, own) = (ModelDir::new(directory.path()), GenerationConfig::default());
+        let params =
+            r#"{"summarization": {"prefix": "summarize: ", "num_beams": 4, "max_length": 200}, "odd": {"prefix": 1}}"#;
+        write("config.json", &format!(r#"{{"d_ff": 8, "num_beams": 2, "task_specific_params": {params}}}"#));
+        assert_eq!(model.generation_config(&own).unwrap().num_beams, 2);
+        write("generation_config.json", r#"{"top_k": 5}"#);
+        let read = model.generation_config(&own).unwrap();
+        assert_eq!((read.num_beams, read.top_k), (1, 5));
+        let task = model.task("summarization", &own).unwrap().unwrap();
+        assert_eq!((task.prefix.as_str(), task.generation.num_beams), ("summarize: ", 4));
+        assert_eq!(task.generation.max_length, Some(200));
+        assert_eq!(model.task("translation", &own).unwrap(), None);
+        let error = model.task("odd", &own).unwrap_err().to_string();
+        assert!(error.ends_with("config.json: `prefix` is 1, expected a string"), "{error}");
+        write("generation_config.json", "[]");
+        let error = model.generation_config(&own).unwrap_err().to_string();
+        assert!(error.ends_with("generation_config.json: expected a JSON object"), "{error}");
+    }
 
     #[test]
     fn what_is_no_configuration_is_told() {

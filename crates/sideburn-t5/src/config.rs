@@ -4,7 +4,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use sideburn_nn::{ConfigFields, NnError, SpecialTokens, read_json};
+use sideburn_generate::GenerationConfig;
+use sideburn_nn::{ConfigFields, NnError, read_json};
 
 use crate::T5Error;
 use crate::feed_forward::FeedForward;
@@ -270,9 +271,13 @@ impl T5Config {
     }
 
     /// The tokens that generation needs, as the configuration has them.
-    pub(crate) fn special_tokens(&self) -> SpecialTokens {
-        let end = self.eos_token_id.clone();
-        SpecialTokens { start: self.decoder_start_token_id, end, pad: self.pad_token_id }
+    pub(crate) fn generation(&self) -> GenerationConfig {
+        GenerationConfig {
+            decoder_start_token_id: self.decoder_start_token_id,
+            eos_token_id: self.eos_token_id.clone(),
+            pad_token_id: self.pad_token_id,
+            ..GenerationConfig::default()
+        }
     }
 
     /// Blocks of the decoder.

@@ -3,8 +3,9 @@
 use burn::tensor::Tensor;
 use sideburn_adapters::{AdaptedModel, Pass};
 use sideburn_batch::{PromptBatch, TokenRows};
+use sideburn_generate::GenerationConfig;
 use sideburn_kernels::on_workers;
-use sideburn_nn::{LanguageModel, SpecialTokens};
+use sideburn_nn::LanguageModel;
 
 use crate::T5Error;
 use crate::decoding::Decoding;
@@ -18,8 +19,8 @@ impl LanguageModel for T5 {
         self.config.vocab_size
     }
 
-    fn special_tokens(&self) -> &SpecialTokens {
-        &self.special_tokens
+    fn default_generation_config(&self) -> &GenerationConfig {
+        &self.generation
     }
 
     fn token_losses(&self, batch: &PromptBatch, pass: &mut Pass) -> Result<Tensor<1>, T5Error> {

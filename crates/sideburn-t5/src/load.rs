@@ -29,9 +29,9 @@ impl T5 {
     pub fn from_dir(directory: impl AsRef<Path>, device: &Device) -> Result<Self, T5Error> {
         let files = ModelDir::new(directory.as_ref());
         let config = T5Config::of_file(&files.config_path(), &files.config()?)?;
-        let special_tokens = files.special_tokens(config.special_tokens())?;
+        let generation = files.generation_config(&config.generation())?;
         let model = Self::from_source(config, &files.weights()?, device)?;
-        Ok(Self { special_tokens, ..model })
+        Ok(Self { generation, ..model })
     }
 
     /// A model with the weights that `source` holds under the names of `transformers`, frozen and in `f32`.

@@ -4,8 +4,9 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use sideburn_adapters::{AdaptedLinear, AdaptedModel, AdaptedTable, AdapterSet, Key, Pass, TokenPass, random_weight};
 use sideburn_batch::{PromptBatch, TokenRows};
+use sideburn_generate::GenerationConfig;
 use sideburn_kernels::{RowLayout, Visibility};
-use sideburn_nn::{Head, KeysValues, SpecialTokens, behind, check_ids, places_behind, shift_right};
+use sideburn_nn::{Head, KeysValues, behind, check_ids, places_behind, shift_right};
 
 use crate::T5Error;
 use crate::config::T5Config;
@@ -27,7 +28,7 @@ pub struct T5 {
     #[module(skip)]
     pub(crate) config: T5Config,
     #[module(skip)]
-    pub(crate) special_tokens: SpecialTokens,
+    pub(crate) generation: GenerationConfig,
 }
 
 /// What the encoder makes of the source rows.
@@ -51,7 +52,7 @@ impl T5 {
                 .then(|| AdaptedLinear::random(vocabulary, d_model, factor, key.fold_in_name("lm_head"), device)),
             adapters: AdapterSet::default(),
             config: config.clone(),
-            special_tokens: config.special_tokens(),
+            generation: config.generation(),
         }
     }
 
@@ -159,7 +160,7 @@ impl T5 {
 
     /// What the decoder starts from in training, where `transformers` asks `config.json` first.
     fn start_token(&self) -> Result<u32, T5Error> {
-        self.config.decoder_start_token_id.or(self.special_tokens.start).ok_or(T5Error::NoStartToken)
+        self.config.decoder_start_token_id.or(self.generation.decoder_start_token_id).ok_or(T5Error::NoStartToken)
     }
 
     /// The embedded tokens of one half of the model, which is called `half`.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 use sideburn_batch::{PromptBatch, TokenRows};
+use sideburn_generate::{Decoder, GenerationConfig, generate};
 use sideburn_weights::{Dtype, SafetensorsFile, TensorSource};
 
 pub use manifest::{Entry, Exception, golden, goldens};
@@ -16,6 +17,11 @@ pub use manifest::{Entry, Exception, golden, goldens};
 /// A file or folder of reference numbers.
 pub fn path(relative: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata").join(relative)
+}
+
+/// What is written behind each prompt of `decoder`, which must be possible.
+pub fn written<D: Decoder<Error: std::fmt::Debug>>(decoder: D, config: &GenerationConfig) -> Vec<Vec<u32>> {
+    generate(decoder, config).unwrap().into_iter().map(|answer| answer.tokens).collect()
 }
 
 /// A file of named reference tensors.

@@ -7,8 +7,8 @@ use burn::tensor::{Device, Tensor};
 use sideburn_adapters::{AdaptedModel, AdapterSet, ModelShape, Pass, Precision, Weight, WeightMut};
 use sideburn_batch::{PromptBatch, TokenRows};
 use sideburn_files::printable;
-use sideburn_generate::Decoder;
-use sideburn_nn::{LanguageModel, ModelDir, NnError, SpecialTokens};
+use sideburn_generate::{Decoder, GenerationConfig};
+use sideburn_nn::{LanguageModel, ModelDir, NnError};
 
 /// Writes [`AutoModel`], what it decodes with and its errors, from one line for each family: the name of its variant, its
 /// model, its decoding, its error, and the `model_type`s of `config.json` that it reads, or refuses in words of its own.
@@ -26,7 +26,7 @@ macro_rules! families {
         /// model.load_adapter("summaries", "adapters/summaries")?;
         /// let prompts = TokenRows::from_rows([[363, 19, 48, 58, 1]])?;
         /// let decoding = model.start_decoding(&prompts, Pass::evaluate())?;
-        /// println!("{:?}", greedy(decoding, &model.generation_config(20))?);
+        /// println!("{:?}", generate(decoding, &model.generation_config(20))?[0].tokens);
         /// # Ok::<(), Box<dyn std::error::Error>>(())
         /// ```
         #[derive(Module, Debug)]
@@ -155,9 +155,9 @@ macro_rules! families {
                 }
             }
 
-            fn special_tokens(&self) -> &SpecialTokens {
+            fn default_generation_config(&self) -> &GenerationConfig {
                 match self {
-                    $(Self::$family(model) => model.special_tokens(),)+
+                    $(Self::$family(model) => model.default_generation_config(),)+
                 }
             }
 
@@ -200,6 +200,18 @@ macro_rules! families {
                 }
             }
 
+            fn prompt(&self, row: usize) -> &[u32] {
+                match self {
+                    $(Self::$family(decoding) => decoding.prompt(row),)+
+                }
+            }
+
+            fn hidden(&self) -> Option<Tensor<2>> {
+                match self {
+                    $(Self::$family(decoding) => decoding.hidden(),)+
+                }
+            }
+
             fn next_logits(&mut self, tokens: &[u32]) -> Result<Tensor<2>, AutoError> {
                 match self {
                     $(Self::$family(decoding) => Ok(decoding.next_logits(tokens)?),)+
@@ -209,6 +221,12 @@ macro_rules! families {
             fn select_rows(&mut self, rows: &[usize]) {
                 match self {
                     $(Self::$family(decoding) => decoding.select_rows(rows),)+
+                }
+            }
+
+            fn forget(&mut self, tokens: usize) {
+                match self {
+                    $(Self::$family(decoding) => decoding.forget(tokens),)+
                 }
             }
         }

@@ -17,8 +17,9 @@
 //! | [`train`] | `sideburn-train` | the training loop |
 //! | [`weights`] | `sideburn-weights` | safetensors, strictly read |
 //!
-//! [`AutoModel`] reads a model of whichever family a directory holds, and [`generate_texts`] has one write. [`device`] turns a name such as `flex` or `cuda:1` into a Burn device, and [`prelude`] holds what most programs
-//! import.
+//! [`AutoModel`] reads a model of whichever family a directory holds. [`stream_text`] has one write a text piece by piece, and
+//! [`generate_many`] behind many prompts. [`device`] turns a name such as `flex` or `cuda:1` into a Burn device, and
+//! [`prelude`] holds what most programs import.
 
 #![forbid(unsafe_code)]
 
@@ -67,7 +68,7 @@ pub mod device;
 mod texts;
 
 pub use auto::{AutoDecoding, AutoError, AutoModel};
-pub use texts::{TextsError, generate_texts};
+pub use texts::{ManyConfig, ManyProgress, Texts, TextsError, generate_many, stream_text};
 
 pub use sideburn_adapters as adapters;
 pub use sideburn_batch as batch;
@@ -94,7 +95,7 @@ pub mod prelude {
         tokenize,
     };
     pub use sideburn_eval::{BootstrapConfig, Evaluation, Score};
-    pub use sideburn_generate::{GenerationConfig, greedy};
+    pub use sideburn_generate::{GenerationConfig, generate};
     pub use sideburn_nn::LanguageModel;
     pub use sideburn_rouge::{Metric, RougeScorer};
     pub use sideburn_t5::{T5, T5Config};

@@ -30,6 +30,7 @@ mod convert;
 mod inspect;
 mod merge;
 mod output;
+mod summarize;
 mod verify;
 
 struct Run {

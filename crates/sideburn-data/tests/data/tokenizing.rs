@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use sideburn_data::{
-    DataError, Encoding, Example, Fields, Limits, Template, TokenizedSet, Tokenizer, TokenizerFiles, tokenize,
+    DataError, Encoding, Example, Fields, Limits, Template, TextStream, TokenizedSet, Tokenizer, TokenizerFiles,
+    tokenize,
 };
 use sideburn_files::FileError;
 
@@ -265,4 +266,65 @@ fn batches_hold_real_tokens_with_their_lengths() {
     let message = set.batch(&[0, 3]).unwrap_err().to_string();
     assert_eq!(message, "there is no example 3; the set has 3 examples, numbered from 0");
     assert!(matches!(set.batch(&[]), Err(DataError::Batch(_))));
+}
+
+/// Characters of one to four bytes, a real replacement character and joined emoji among them.
+const TEXTS: [&str; 4] = ["Hello the abc", "é, naïve", "日本語 and 🙂👩\u{200D}🔬", "a\u{FFFD}b \u{FFFD}"];
+
+/// Holds what a stream gives against the whole text, and says how many pieces there were.
+fn streamed(tokenizer: &Tokenizer, ids: &[u32]) -> usize {
+    let whole = tokenizer.decode(ids).unwrap();
+    let (mut stream, mut text, mut pieces) = (TextStream::new(tokenizer), String::new(), 0);
+    for id in ids {
+        let piece = stream.push(*id).unwrap();
+        pieces += usize::from(!piece.is_empty());
+        text += &piece;
+        assert!(whole.starts_with(&text), "{text:?} does not begin {whole:?}");
+    }
+    text += &stream.finish().unwrap();
+    assert_eq!(text, whole);
+    pieces
+}
+
+#[test]
+fn a_stream_gives_whole_characters_and_the_whole_text() {
+    let byt5 = TokenizerFiles { config: Some(br#"{"tokenizer_class": "ByT5Tokenizer"}"#), ..TokenizerFiles::default() };
+    let bytes = Tokenizer::from_files(byt5).unwrap();
+    for text in TEXTS {
+        let ids = bytes.encode_prompt(text, None).unwrap().ids;
+        assert_eq!(bytes.decode(&ids).unwrap(), text);
+        // A piece for each character, but that a replacement character waits for what follows.
+        assert!(streamed(&bytes, &ids) >= text.chars().filter(|c| *c != '\u{FFFD}').count(), "{text}");
+    }
+    // Half a character at the end is no text.
+    let ids = bytes.encode_prompt("aé", None).unwrap().ids;
+    assert_eq!(streamed(&bytes, &ids[..2]), 1);
+    let toy = tokenizer();
+    let ids = toy.encode_prompt("Hello the Hello abc", None).unwrap().ids;
+    assert!(streamed(&toy, &ids) > 1, "{ids:?}");
+}
+
+/// Tokens that are bytes, as those of Llama for characters that it has no token for, and those of GPT-2 and Falcon.
+#[test]
+fn a_stream_joins_the_bytes_of_a_character() {
+    let bytes = |decoder: &str, pieces: &[&str]| {
+        let vocab: serde_json::Map<_, _> =
+            pieces.iter().zip(0..).map(|(piece, id)| ((*piece).to_owned(), id.into())).collect();
+        let decoder: serde_json::Value = serde_json::from_str(decoder).unwrap();
+        let model = serde_json::json!({"type": "WordLevel", "vocab": vocab, "unk_token": pieces[0]});
+        let file = serde_json::json!({"version": "1.0", "added_tokens": [], "decoder": decoder, "model": model});
+        Tokenizer::from_bytes(file.to_string().as_bytes()).unwrap()
+    };
+    let fallback = r#"{"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]}"#;
+    let fallback = bytes(fallback, &["x", "<0xE6>", "<0x97>", "<0xA5>", "y"]);
+    let level = r#"{"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false}"#;
+    let level = bytes(level, &["x", "æ", "Ĺ", "¥", "y"]);
+    for tokenizer in [fallback, level] {
+        assert_eq!(tokenizer.decode(&[0, 1, 2, 3, 4]).unwrap(), "x日y");
+        assert_eq!(streamed(&tokenizer, &[0, 1, 2, 3, 4]), 3);
+        // What never becomes a character is given in the end.
+        let cut = tokenizer.decode(&[0, 1, 2]).unwrap();
+        assert!(cut.ends_with('\u{FFFD}'), "{cut}");
+        assert_eq!(streamed(&tokenizer, &[0, 1, 2]), 1);
+    }
 }

@@ -3,7 +3,8 @@
 use std::convert::Infallible;
 
 use burn::tensor::Tensor;
-use sideburn_generate::{Answer, Decoder, Generation, GenerationConfig, Greedy, Step, greedy};
+use sideburn_generate::{Answer, Decoder, GenerateError, Generation, GenerationConfig, Step, generate};
+use sideburn_testing::written;
 
 use crate::script::{script, wants};
 
@@ -24,15 +25,21 @@ fn config(eos_token_id: &[u32]) -> GenerationConfig {
 
 #[test]
 fn any_of_several_tokens_ends_a_row_and_none_ends_no_row() {
-    let written = greedy(three_rows(), &config(&[1, 7])).unwrap();
-    assert_eq!(written, [vec![4, 5, 1], vec![7], vec![6, 8, 8, 6, 7]]);
-    assert_eq!(greedy(three_rows(), &config(&[])).unwrap(), ROWS.map(|row| row[..5].to_vec()));
+    let found = written(three_rows(), &config(&[1, 7]));
+    assert_eq!(found, [vec![4, 5, 1], vec![7], vec![6, 8, 8, 6, 7]]);
+    assert_eq!(written(three_rows(), &config(&[])), ROWS.map(|row| row[..5].to_vec()));
 }
 
 #[test]
 fn every_step_tells_what_it_wrote() {
-    let steps: Vec<Step> = Generation::new(three_rows(), Greedy, &config(&[1, 7])).map(Result::unwrap).collect();
-    let answer = |prompt: usize, tokens: &[u32]| Answer { prompt, tokens: tokens.to_vec() };
+    let steps: Vec<Step> = Generation::new(three_rows(), &config(&[1, 7])).unwrap().map(Result::unwrap).collect();
+    let answer = |prompt: usize, tokens: &[u32]| Answer {
+        prompt,
+        rank: 0,
+        tokens: tokens.to_vec(),
+        score: None,
+        log_probs: Vec::new(),
+    };
     assert_eq!(steps[0], Step { tokens: vec![(0, 4), (1, 7), (2, 6)], ended: vec![answer(1, &[7])] });
     assert_eq!(steps[1], Step { tokens: vec![(0, 5), (2, 8)], ended: vec![] });
     assert_eq!(steps[2], Step { tokens: vec![(0, 1), (2, 8)], ended: vec![answer(0, &[4, 5, 1])] });
@@ -42,9 +49,9 @@ fn every_step_tells_what_it_wrote() {
 
 #[test]
 fn nothing_is_written_where_nothing_may_be() {
-    let config = GenerationConfig { max_new_tokens: 0, ..config(&[1]) };
-    assert_eq!(greedy(three_rows(), &config).unwrap(), vec![Vec::<u32>::new(); 3]);
-    assert!(Generation::new(three_rows(), Greedy, &config).next().is_none());
+    let config = GenerationConfig { max_new_tokens: Some(0), ..config(&[1]) };
+    assert_eq!(written(three_rows(), &config), vec![Vec::<u32>::new(); 3]);
+    assert!(Generation::new(three_rows(), &config).unwrap().next().is_none());
 }
 
 /// Prompts of a decoder alone, of which it has read all but the last token, count in what may not repeat.
@@ -53,12 +60,12 @@ fn histories_count_in_what_may_not_repeat() {
     let prompts: [&[u32]; 2] = [&[3, 4, 5, 3], &[4]];
     // Every row wants to go on as the first prompt did.
     let decoder = || script(&prompts, |fed| wants(if fed.last() == Some(&3) { 4 } else { 3 }));
-    let repeating = greedy(decoder(), &config(&[])).unwrap();
+    let repeating = written(decoder(), &config(&[]));
     assert_eq!(repeating, [[4, 3, 4, 3, 4], [3, 4, 3, 4, 3]]);
     let config = GenerationConfig { no_repeat_ngram_size: 2, ..config(&[]) };
-    let written = greedy(decoder(), &config).unwrap();
+    let found = written(decoder(), &config);
     // `3 4` is in the prompt of the first; the first of equals comes in its place.
-    assert_eq!(written, [[0, 3, 1, 3, 2], [3, 4, 0, 3, 0]]);
+    assert_eq!(found, [[0, 3, 1, 3, 2], [3, 4, 0, 3, 0]]);
 }
 
 #[test]
@@ -76,9 +83,11 @@ fn an_error_ends_it() {
             Err("out of memory")
         }
         fn select_rows(&mut self, _: &[usize]) {}
+        fn forget(&mut self, _: usize) {}
     }
-    let mut generation = Generation::new(Failing, Greedy, &config(&[]));
-    assert_eq!(generation.next(), Some(Err("out of memory")));
+    let failed = GenerateError::Decoder("out of memory");
+    let mut generation = Generation::new(Failing, &config(&[])).unwrap();
+    assert_eq!(generation.next(), Some(Err(failed.clone())));
     assert_eq!(generation.next(), None);
-    assert_eq!(greedy(Failing, &config(&[])), Err("out of memory"));
+    assert_eq!(generate(Failing, &config(&[])), Err(failed));
 }

@@ -33,9 +33,14 @@ impl<F: Fn(&[u32]) -> Vec<f32>> Decoder for Script<F> {
     }
 
     fn next_logits(&mut self, tokens: &[u32]) -> Result<Tensor<2>, Infallible> {
-        assert_eq!(tokens.len(), self.rows(), "one token for each row");
-        self.fed.iter_mut().zip(tokens).for_each(|(fed, token)| fed.push(*token));
-        let logits: Vec<Vec<f32>> = self.fed.iter().map(|fed| (self.logits)(fed)).collect();
+        assert!(tokens.len().is_multiple_of(self.rows()), "as many tokens for each row");
+        let (each, mut logits) = (tokens.len() / self.rows(), Vec::new());
+        for (fed, tokens) in self.fed.iter_mut().zip(tokens.chunks(each)) {
+            for token in tokens {
+                fed.push(*token);
+                logits.push((self.logits)(fed));
+            }
+        }
         let (rows, vocabulary) = (logits.len(), logits[0].len());
         Ok(Tensor::<1>::from_floats(logits.concat().as_slice(), &Device::flex()).reshape([rows, vocabulary]))
     }
@@ -43,9 +48,26 @@ impl<F: Fn(&[u32]) -> Vec<f32>> Decoder for Script<F> {
     fn select_rows(&mut self, rows: &[usize]) {
         self.fed = rows.iter().map(|row| self.fed[*row].clone()).collect();
     }
+
+    fn forget(&mut self, tokens: usize) {
+        self.fed.iter_mut().for_each(|fed| fed.truncate(fed.len() - tokens));
+    }
 }
 
 /// Logits of ten tokens that want this one.
 pub(crate) fn wants(token: u32) -> Vec<f32> {
     (0..10).map(|other| f32::from(u8::from(other == token))).collect()
+}
+
+/// Tokens 2 and 3 begin two rows: 2 looks better at first, and leads to what is unlikely.
+pub(crate) fn garden_path(fed: &[u32]) -> Vec<f32> {
+    let probabilities: &[(usize, f32)] = match fed {
+        [_] => &[(2, 0.6), (3, 0.4)],
+        [.., 2] => &[(4, 0.3), (5, 0.3), (6, 0.4)],
+        [.., 3] => &[(7, 1.0)],
+        _ => &[(1, 1.0)],
+    };
+    let mut logits = vec![f32::NEG_INFINITY; 10];
+    probabilities.iter().for_each(|(token, probability)| logits[*token] = probability.ln());
+    logits
 }

@@ -2,4 +2,5 @@
 
 mod blocks;
 mod outside;
+mod processors;
 mod tiny;

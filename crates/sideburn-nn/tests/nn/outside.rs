@@ -6,9 +6,9 @@ use burn::tensor::Device;
 use sideburn_adapters::methods::{LoraConfig, PrefixTuningConfig};
 use sideburn_adapters::{Adapters, Key, Pass};
 use sideburn_batch::{PromptBatch, TokenRows};
-use sideburn_generate::{Decoder, greedy};
+use sideburn_generate::Decoder;
 use sideburn_nn::{LanguageModel, ModelDir};
-use sideburn_testing::{max_difference, values};
+use sideburn_testing::{max_difference, values, written};
 use sideburn_train::{TrainConfig, Trainer};
 
 use crate::tiny::{SEPARATOR, Tiny, TinyConfig, moved};
@@ -98,7 +98,7 @@ fn it_writes_behind_prompts_of_any_length() {
             }
             assert!(max_difference(&found[..32], &found[32..64]) > 1e-2);
         }
-        let written = greedy(model.start_decoding(&source, Pass::evaluate()).unwrap(), &config).unwrap();
+        let written = written(model.start_decoding(&source, Pass::evaluate()).unwrap(), &config);
         for (prompt, written) in prompts.iter().zip(written) {
             let whole = [*prompt, &[SEPARATOR], &written].concat();
             for at in prompt.len() + 1..whole.len() {

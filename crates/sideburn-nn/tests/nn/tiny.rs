@@ -9,11 +9,11 @@ use sideburn_adapters::{
     TokenPass, list_weights, random_weight,
 };
 use sideburn_batch::{PromptBatch, TokenRows};
-use sideburn_generate::Decoder;
+use sideburn_generate::{Decoder, GenerationConfig};
 use sideburn_kernels::{RowLayout, Visibility};
 use sideburn_nn::{
     Activation, Attention, AttentionConfig, ConfigFields, FeedForward, Head, KeysValues, LanguageModel, LayerNorm,
-    ModelDir, NnError, Position, SpecialTokens, behind, embed, places_behind, shift_right,
+    ModelDir, NnError, Position, behind, embed, places_behind, shift_right,
 };
 
 /// What `config.json` says.
@@ -87,7 +87,7 @@ pub(crate) struct Tiny {
     #[module(skip)]
     config: TinyConfig,
     #[module(skip)]
-    special_tokens: SpecialTokens,
+    generation: GenerationConfig,
 }
 
 impl AdaptedModel for Tiny {
@@ -186,7 +186,7 @@ impl Tiny {
             norm: LayerNorm::new(width, 1e-5, device),
             adapters: AdapterSet::default(),
             config: config.clone(),
-            special_tokens: SpecialTokens::default(),
+            generation: GenerationConfig::default(),
         }
     }
 
@@ -194,7 +194,7 @@ impl Tiny {
         let config = TinyConfig::read(&directory.config()?)
             .map_err(|message| NnError::Config { path: directory.config_path(), message })?;
         let mut model = Self::random(&config, Key::from_seed(0), device);
-        model.special_tokens = directory.special_tokens(SpecialTokens::default())?;
+        model.generation = directory.generation_config(&GenerationConfig::default())?;
         model.load_base(&directory.weights()?, |name| Some(name))?;
         Ok(model)
     }
@@ -315,8 +315,8 @@ impl LanguageModel for Tiny {
         self.config.vocab_size
     }
 
-    fn special_tokens(&self) -> &SpecialTokens {
-        &self.special_tokens
+    fn default_generation_config(&self) -> &GenerationConfig {
+        &self.generation
     }
 
     fn token_losses(&self, batch: &PromptBatch, pass: &mut Pass) -> Result<Tensor<1>, TinyError> {
@@ -379,22 +379,39 @@ impl Decoder for TinyDecoding {
     }
 
     fn next_logits(&mut self, tokens: &[u32]) -> Result<Tensor<2>, TinyError> {
-        let rows = TokenRows::from_rows(tokens.iter().map(|token| [*token])).expect("one token in each row");
+        let fresh = tokens.len() / self.rows();
+        let rows = TokenRows::from_rows(tokens.chunks(fresh)).expect("a token at least in each row");
         let (hidden, written) = self.model.hidden(&rows, Some(self.written.clone()), &mut self.pass)?;
         self.written = written;
         Ok(self.model.head().logits(hidden, &mut self.model.enter(&mut self.pass, &rows)?))
     }
 
     fn select_rows(&mut self, rows: &[usize]) {
+        self.keep(rows, 0);
+        self.pass.select_rows(rows);
+    }
+
+    fn forget(&mut self, tokens: usize) {
+        self.keep(&(0..self.rows()).collect::<Vec<_>>(), tokens);
+    }
+}
+
+impl TinyDecoding {
+    /// Keeps these rows, without their last tokens.
+    fn keep(&mut self, rows: &[usize], forgotten: usize) {
         let held: Vec<usize> = self.written.lengths.iter().map(|length| self.written.prefix + length).collect();
         let layout = RowLayout::packed(&held, &self.model.device());
-        let tokens: Vec<i32> = rows.iter().flat_map(|row| layout.row(*row)).map(|token| token as i32).collect();
+        let tokens: Vec<i32> = rows
+            .iter()
+            .map(|row| layout.row(*row))
+            .flat_map(|row| row.start..row.end - forgotten)
+            .map(|token| token as i32)
+            .collect();
         let length = tokens.len();
         let data = burn::tensor::TensorData::new(tokens, [length]);
         let tokens = Tensor::<1, Int>::from_data(data, &self.model.device());
         self.written.blocks.iter_mut().for_each(|block| *block = block.select(&tokens));
-        self.written.lengths = rows.iter().map(|row| self.written.lengths[*row]).collect();
-        self.pass.select_rows(rows);
+        self.written.lengths = rows.iter().map(|row| self.written.lengths[*row] - forgotten).collect();
     }
 }
 

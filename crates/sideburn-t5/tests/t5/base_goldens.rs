@@ -4,11 +4,11 @@
 use burn::tensor::{Device, Tensor};
 use sideburn_adapters::{Key, Pass};
 use sideburn_batch::{PromptBatch, TokenRows};
-use sideburn_generate::{Decoder, GenerationConfig, greedy};
+use sideburn_generate::{Decoder, GenerationConfig};
 use sideburn_t5::{LanguageModel, T5, T5Config};
 
 #[allow(dead_code)]
-use sideburn_testing::{Golden, max_difference, relative_difference, values};
+use sideburn_testing::{Golden, max_difference, relative_difference, values, written};
 
 const FAMILIES: [&str; 2] = ["t5_gated_untied", "t5_relu_tied"];
 
@@ -75,7 +75,7 @@ fn greedy_tokens_of_a_padded_batch() {
             let sequences: Vec<Vec<u32>> = serde_json::from_value(reference[case]["sequences"].clone()).unwrap();
             let eos_token_id = vec![1];
             let config = GenerationConfig { eos_token_id, no_repeat_ngram_size, ..GenerationConfig::new(24) };
-            let written = greedy(model.start_decoding(&source, Pass::evaluate()).unwrap(), &config).unwrap();
+            let written = written(model.start_decoding(&source, Pass::evaluate()).unwrap(), &config);
             assert_eq!(written.len(), sequences.len());
             for (mut found, expected) in written.into_iter().zip(sequences) {
                 // `generate` returns the start token first, and pads behind the end.
@@ -134,11 +134,11 @@ fn more_padding_changes_nothing() {
     let (model, io) = (model("t5_gated_untied"), Golden::open("t5_gated_untied/io.safetensors"));
     let source = io.source();
     let config = GenerationConfig { eos_token_id: vec![1], ..GenerationConfig::new(24) };
-    let together = greedy(model.start_decoding(&source, Pass::evaluate()).unwrap(), &config).unwrap();
+    let together = written(model.start_decoding(&source, Pass::evaluate()).unwrap(), &config);
     for (index, row) in source.iter().enumerate() {
         let decoder_input = TokenRows::from_rows([[0, 7, 9]]).unwrap();
         let alone = TokenRows::from_rows([row]).unwrap();
-        let written = greedy(model.start_decoding(&alone, Pass::evaluate()).unwrap(), &config).unwrap();
+        let written = written(model.start_decoding(&alone, Pass::evaluate()).unwrap(), &config);
         assert_eq!(written[0], together[index], "tokens of row {index}");
 
         let longer = TokenRows::from_rows([row, [3; 50].as_slice()]).unwrap();

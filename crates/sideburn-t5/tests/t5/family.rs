@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 use sideburn_adapters::methods::{AdaLoraConfig, FullConfig, Ia3Config, LoraConfig};
 use sideburn_adapters::{AdaptedModel, Adapters, Key, Method, Pass, Precision, Targets};
 use sideburn_batch::{PromptBatch, TokenRows};
-use sideburn_generate::{GenerationConfig, greedy};
-use sideburn_t5::{LanguageModel, SpecialTokens, T5, T5Config, T5Error};
-use sideburn_testing::{Golden, goldens, max_difference, path, relative_difference, values};
+use sideburn_generate::GenerationConfig;
+use sideburn_t5::{LanguageModel, T5, T5Config, T5Error};
+use sideburn_testing::{Golden, goldens, max_difference, path, relative_difference, values, written};
 use sideburn_weights::{SafetensorsFile, Tensor as Stored, TensorInfo, TensorSource, WeightsError, write_safetensors};
 
 const GRADIENT: &str = "encoder.block.0.layer.0.SelfAttention.q.weight";
@@ -61,7 +61,7 @@ fn greedy_tokens() {
         let (model, io) = (load(path(&golden.path)), io(&golden.path));
         let source = io.source();
         let config = GenerationConfig { eos_token_id: vec![1], ..GenerationConfig::new(8) };
-        let written = greedy(model.start_decoding(&source, Pass::evaluate()).unwrap(), &config).unwrap();
+        let written = written(model.start_decoding(&source, Pass::evaluate()).unwrap(), &config);
         let expected = io.integers("greedy_ids");
         for (mut found, expected) in written.into_iter().zip(expected.chunks(9)) {
             found.insert(0, 0);
@@ -237,7 +237,8 @@ fn token_ids_that_are_null_or_lists() {
     });
     let loaded = model.load().unwrap();
     assert_eq!(logits(&loaded, &io), expected);
-    assert_eq!(loaded.special_tokens(), &SpecialTokens { start: None, end: vec![1, 2], pad: None });
+    let own = loaded.default_generation_config();
+    assert_eq!((own.decoder_start_token_id, &own.eos_token_id[..], own.pad_token_id), (None, &[1, 2][..], None));
 
     // There is nothing that the decoder could start from.
     let rows = TokenRows::from_rows([[7, 8, 1]]).unwrap();
@@ -246,7 +247,7 @@ fn token_ids_that_are_null_or_lists() {
     assert!(error.to_string().starts_with("neither config.json nor generation_config.json has a"), "{error}");
     model.write("generation_config.json", |config| config["decoder_start_token_id"] = json!(0));
     let loaded = model.load().unwrap();
-    assert_eq!(loaded.special_tokens().start, Some(0));
+    assert_eq!(loaded.default_generation_config().decoder_start_token_id, Some(0));
     let of_original = values(load(path(NAME)).token_losses(&batch, &mut Pass::evaluate()).unwrap());
     assert_eq!(values(loaded.token_losses(&batch, &mut Pass::evaluate()).unwrap()), of_original);
 }
@@ -257,7 +258,7 @@ fn any_token_of_a_list_ends_a_row() {
     let (model, io) = (load(path("family/mt5")), io("family/mt5"));
     let source = io.source();
     let config = GenerationConfig { eos_token_id: vec![6, 22], ..GenerationConfig::new(8) };
-    let written = greedy(model.start_decoding(&source, Pass::evaluate()).unwrap(), &config).unwrap();
+    let written = written(model.start_decoding(&source, Pass::evaluate()).unwrap(), &config);
     let whole: Vec<Vec<u32>> =
         io.integers("greedy_ids").chunks(9).map(|row| row[1..].iter().map(|id| *id as u32).collect()).collect();
     assert_eq!(written, [whole[0][..2].to_vec(), whole[1][..3].to_vec(), whole[2].clone()]);
@@ -275,7 +276,7 @@ fn a_configuration_that_could_be_read_for_ever_is_not_opened() {
     std::fs::remove_file(&config).unwrap();
     std::fs::copy(path(NAME).join("config.json"), &config).unwrap();
     std::os::unix::fs::symlink("/dev/zero", model.0.path().join("generation_config.json")).unwrap();
-    assert_eq!(model.load().unwrap().special_tokens().end, [1], "as if it were not there");
+    assert_eq!(model.load().unwrap().default_generation_config().eos_token_id, [1], "as if it were not there");
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod combine;
 mod family;
 mod forms_of_adapters;
 mod formula;
+mod generation;
 mod logits;
 mod lora_goldens;
 mod lora_inits;

@@ -2,7 +2,7 @@
 
 use sideburn::AutoError;
 use sideburn::prelude::*;
-use sideburn_testing::{Golden, values};
+use sideburn_testing::{Golden, values, written};
 
 const FAMILY: &str = "t5_gated_untied";
 
@@ -12,15 +12,15 @@ fn it_is_the_model_of_its_family() {
     let (auto, own) = (AutoModel::from_dir(&directory, &device).unwrap(), T5::from_dir(&directory, &device).unwrap());
     let io = Golden::open(&format!("{FAMILY}/io.safetensors"));
     let prompts = io.batch().prompts().clone();
-    let written = io.full_rows("decoder_input_ids");
+    let targets = io.full_rows("decoder_input_ids");
     let logits = |logits: Tensor<2>| values(logits);
     assert_eq!(
-        logits(auto.logits(&prompts, &written, &mut Pass::evaluate()).unwrap()),
-        logits(own.logits(&prompts, &written, &mut Pass::evaluate()).unwrap())
+        logits(auto.logits(&prompts, &targets, &mut Pass::evaluate()).unwrap()),
+        logits(own.logits(&prompts, &targets, &mut Pass::evaluate()).unwrap())
     );
     let config = auto.generation_config(8);
-    let greedy_of_auto = greedy(auto.start_decoding(&prompts, Pass::evaluate()).unwrap(), &config).unwrap();
-    assert_eq!(greedy_of_auto, greedy(own.start_decoding(&prompts, Pass::evaluate()).unwrap(), &config).unwrap());
+    let greedy_of_auto = written(auto.start_decoding(&prompts, Pass::evaluate()).unwrap(), &config);
+    assert_eq!(greedy_of_auto, written(own.start_decoding(&prompts, Pass::evaluate()).unwrap(), &config));
     assert_eq!((auto.vocab_size(), auto.shape()), (own.vocab_size(), own.shape()));
 }
 

@@ -6,3 +6,4 @@ mod gpu_parity;
 mod half_precision;
 #[cfg(all(feature = "wgpu", target_os = "linux"))]
 mod kept_tuning;
+mod texts;

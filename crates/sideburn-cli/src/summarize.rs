@@ -1,0 +1,359 @@
+//! `sideburn summarize`: texts, and what a model makes of them.
+
+use std::fs;
+use std::io::{self, IsTerminal, Read, Write};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
+use clap::ValueEnum;
+use serde_json::{Map, Value};
+use sideburn::data::{Columns, parse_csv, parse_jsonl};
+use sideburn::prelude::*;
+use sideburn::{ManyConfig, Texts, generate_many, stream_text};
+
+use crate::model::open_on;
+use crate::report::{for_terminal, shown};
+
+/// Summarise texts with a model, with or without adapters
+///
+/// A text is all that is in the input; JSON Lines and CSV hold many, of which one field or column is read. What a model wrote
+/// comes as text, one line for each, or as JSON Lines. Several adapters make a column each. On a terminal a single summary is
+/// shown as it is written.
+///
+/// The model writes as its generation_config.json says; flags go before it.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Directory of the model and its tokenizer [default: the small T5 that comes with the repository]
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Directory of an adapter for it; of several, each makes a column
+    #[arg(long, value_name = "DIR")]
+    adapter: Vec<PathBuf>,
+    /// A file, or - for the standard input
+    #[arg(long, value_name = "FILE", default_value = "-")]
+    input: PathBuf,
+    /// What the input is [default: what its name ends with; the standard input is text]
+    #[arg(long, value_name = "FORMAT")]
+    input_format: Option<InputFormat>,
+    /// What is written
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    output_format: OutputFormat,
+    /// The column or field of a text in CSV or JSON Lines
+    #[arg(long, value_name = "NAME", default_value = "dialogue")]
+    column: String,
+    /// The prompt around a text, which stands where {dialogue} does [default: that of DialogSum, "Summarize the following ..."]
+    #[arg(long, value_name = "TEXT")]
+    template: Option<String>,
+    /// A task of the model's task_specific_params, such as summarization: its prefix is the prompt, and it writes as they say
+    #[arg(long, value_name = "NAME", conflicts_with = "template")]
+    task: Option<String>,
+    /// The longest prompt in tokens; what is longer loses its end
+    #[arg(long, value_name = "TOKENS", default_value_t = 512)]
+    max_source_length: usize,
+    /// The most that is written [default: what the model's files say, or 64 tokens]
+    #[arg(long, value_name = "TOKENS")]
+    max_new_tokens: Option<usize>,
+    /// The least that is written
+    #[arg(long, value_name = "TOKENS")]
+    min_new_tokens: Option<usize>,
+    /// Searches with so many beams
+    #[arg(long, value_name = "COUNT")]
+    num_beams: Option<usize>,
+    /// What a search makes of length: above 0 it likes longer texts
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    length_penalty: Option<f64>,
+    /// No text holds so many tokens twice in a row
+    #[arg(long, value_name = "TOKENS")]
+    no_repeat_ngram_size: Option<usize>,
+    /// Makes what stands there less likely: above 1
+    #[arg(long, value_name = "NUMBER")]
+    repetition_penalty: Option<f64>,
+    /// Draws tokens
+    #[arg(long)]
+    do_sample: bool,
+    /// Divides scores before a draw
+    #[arg(long, value_name = "NUMBER")]
+    temperature: Option<f64>,
+    /// Draws from so many of the likeliest tokens
+    #[arg(long, value_name = "TOKENS")]
+    top_k: Option<usize>,
+    /// Draws from the fewest tokens that have this share of the probability
+    #[arg(long, value_name = "SHARE")]
+    top_p: Option<f64>,
+    /// What draws follow from
+    #[arg(long, value_name = "NUMBER")]
+    seed: Option<u64>,
+    /// Where to compute: flex (the CPU), wgpu, vulkan, metal or cuda, with :INDEX behind a GPU's
+    #[arg(long, default_value = "flex")]
+    device: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum InputFormat {
+    Text,
+    Jsonl,
+    Csv,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OutputFormat {
+    Text,
+    Jsonl,
+}
+
+impl Args {
+    /// With `--json`, JSON Lines.
+    pub(crate) fn as_json_lines_if(mut self, json: bool) -> Self {
+        if json {
+            self.output_format = OutputFormat::Jsonl;
+        }
+        self
+    }
+}
+
+/// A text of the input.
+struct Source {
+    id: String,
+    text: String,
+}
+
+/// What the model wrote with one adapter, or without.
+struct Column {
+    name: String,
+    texts: Texts<sideburn::AutoError>,
+}
+
+/// The small T5 of the repository.
+const EMBEDDED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/t5-mini");
+
+/// Whether all texts were summarised. Writes to the standard output as far as it is read.
+pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
+    let directory = args.model.clone().unwrap_or_else(|| EMBEDDED.into());
+    if args.model.is_none() {
+        ensure!(directory.is_dir(), "the small T5 of the repository is not at {}; give a --model", shown(&directory));
+    }
+    let sources = read(args)?;
+    let mut model = open_on(&directory, &args.device)?;
+    let tokenizer = Tokenizer::from_dir(&directory)?;
+    tokenizer.check_fits(model.vocab_size())?;
+    let (template, config) = ways(args, &model, &directory)?;
+    let prompts = prompts(args, &sources, &tokenizer, &template)?;
+    let names = column_names(&args.adapter);
+
+    if let ([prompt], [_], OutputFormat::Text) = (&prompts[..], &names[..], args.output_format) {
+        if let Some(adapter) = args.adapter.first() {
+            model.load_adapter("adapter", adapter)?;
+        }
+        return stream(&model, &tokenizer, prompt, &config).map(|()| true);
+    }
+    let mut columns = Vec::new();
+    for (index, name) in names.into_iter().enumerate() {
+        if let Some(adapter) = args.adapter.get(index) {
+            model.load_adapter("adapter", adapter)?;
+        }
+        let (prompts, config) = (&prompts, ManyConfig::new(config.clone()));
+        let shows = io::stderr().is_terminal();
+        let texts = generate_many(&model, &tokenizer, prompts, &config, |progress| {
+            if shows {
+                eprint!("\r{}: {} of {}", for_terminal(&name), progress.done, progress.prompts);
+            }
+            ControlFlow::Continue(())
+        });
+        if shows {
+            eprintln!();
+        }
+        columns.push(Column { name, texts });
+        if args.adapter.get(index).is_some() {
+            model.delete("adapter")?;
+        }
+    }
+    print(args, &sources, &columns)
+}
+
+/// The texts of the input.
+fn read(args: &Args) -> anyhow::Result<Vec<Source>> {
+    let is_stdin = args.input == Path::new("-");
+    let name = if is_stdin { PathBuf::from("the standard input") } else { args.input.clone() };
+    let text = if is_stdin {
+        let mut text = Vec::new();
+        io::stdin().lock().read_to_end(&mut text).context("the standard input")?;
+        text
+    } else {
+        fs::read(&args.input).with_context(|| shown(&args.input))?
+    };
+    let ending = args.input.extension().and_then(|ending| ending.to_str()).map(str::to_ascii_lowercase);
+    let format = args.input_format.unwrap_or(match ending.as_deref() {
+        Some("csv" | "tsv") => InputFormat::Csv,
+        Some("json" | "jsonl") => InputFormat::Jsonl,
+        _ => InputFormat::Text,
+    });
+    // The reader of data sets wants something to be answered, which a text to be summarised need not have.
+    let columns = Columns { id: Dataset::dialogsum().columns.id, ..Columns::new([&args.column], &args.column) };
+    let examples = match format {
+        InputFormat::Text => {
+            let text = String::from_utf8(text).ok().with_context(|| format!("{} is not UTF-8", shown(&name)))?;
+            ensure!(!text.trim().is_empty(), "{} holds no text", shown(&name));
+            return Ok(vec![Source { id: "0".to_owned(), text: text.trim().to_owned() }]);
+        }
+        InputFormat::Csv => parse_csv(&name, &text[..], &columns)?,
+        InputFormat::Jsonl => parse_jsonl(&name, &text[..], &columns)?,
+    };
+    let source =
+        |mut example: Example| Source { text: example.fields.remove(&args.column).unwrap_or_default(), id: example.id };
+    Ok(examples.into_iter().map(source).collect())
+}
+
+/// The prompt, and how the model writes: as its files say, and before them the flags.
+fn ways(args: &Args, model: &AutoModel, directory: &Path) -> anyhow::Result<(Template, GenerationConfig)> {
+    let own = model.default_generation_config();
+    let (template, mut config) = match &args.task {
+        None => {
+            let template = match &args.template {
+                Some(text) => Template::new(text.clone())?,
+                None => Dataset::dialogsum().template,
+            };
+            (template, own.clone())
+        }
+        Some(name) => {
+            let task = sideburn::nn::ModelDir::new(directory).task(name, own)?;
+            let Some(task) = task else {
+                bail!(
+                    "the config.json of {} tells of no task called {name:?} (`task_specific_params`)",
+                    shown(directory)
+                );
+            };
+            let prefix = task.prefix.replace('{', "{{").replace('}', "}}");
+            (Template::new(format!("{prefix}{{dialogue}}"))?, task.generation)
+        }
+    };
+    if config.max_new_tokens.is_none() && config.max_length.is_none() {
+        config.max_new_tokens = Some(64);
+    }
+    config.max_new_tokens = args.max_new_tokens.or(config.max_new_tokens);
+    config.min_new_tokens = args.min_new_tokens.or(config.min_new_tokens);
+    config.do_sample |= args.do_sample;
+    config.num_return_sequences = 1;
+    fn set<T: Copy>(to: &mut T, flag: Option<T>) {
+        *to = flag.unwrap_or(*to);
+    }
+    set(&mut config.num_beams, args.num_beams);
+    set(&mut config.length_penalty, args.length_penalty);
+    set(&mut config.no_repeat_ngram_size, args.no_repeat_ngram_size);
+    set(&mut config.repetition_penalty, args.repetition_penalty);
+    set(&mut config.temperature, args.temperature);
+    set(&mut config.top_k, args.top_k);
+    set(&mut config.top_p, args.top_p);
+    set(&mut config.seed, args.seed);
+    config.check()?;
+    for warning in config.without_effect() {
+        eprintln!("warning: {warning}");
+    }
+    Ok((template, config))
+}
+
+/// The token ids of each prompt.
+fn prompts(
+    args: &Args,
+    sources: &[Source],
+    tokenizer: &Tokenizer,
+    template: &Template,
+) -> anyhow::Result<Vec<Vec<u32>>> {
+    let mut cut = 0;
+    let mut prompt = |source: &Source| {
+        let fields = Fields::from([("dialogue".to_owned(), source.text.clone())]);
+        let encoded = tokenizer.encode_prompt(&template.render(&fields)?, Some(args.max_source_length))?;
+        cut += usize::from(encoded.cut > 0);
+        anyhow::Ok(encoded.ids)
+    };
+    let prompts = sources.iter().map(&mut prompt).collect::<anyhow::Result<_>>()?;
+    if cut > 0 {
+        eprintln!(
+            "warning: {cut} of {} texts are longer than {} tokens and were cut",
+            sources.len(),
+            args.max_source_length
+        );
+    }
+    Ok(prompts)
+}
+
+/// What the columns are called: as the directories of the adapters, or `summary` where there is but one.
+fn column_names(adapters: &[PathBuf]) -> Vec<String> {
+    if adapters.len() < 2 {
+        return vec!["summary".to_owned()];
+    }
+    let last =
+        |path: &PathBuf| path.file_name().map_or_else(|| shown(path), |name| name.to_string_lossy().into_owned());
+    let short: Vec<String> = adapters.iter().map(last).collect();
+    let unique = |name: &String| short.iter().filter(|other| *other == name).count() == 1;
+    short.iter().zip(adapters).map(|(name, path)| if unique(name) { name.clone() } else { shown(path) }).collect()
+}
+
+/// Shows a text as it is written.
+fn stream(model: &AutoModel, tokenizer: &Tokenizer, prompt: &[u32], config: &GenerationConfig) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    let pieces = stream_text(model, tokenizer, prompt, config)?;
+    for piece in pieces.map(|piece| piece.map_err(anyhow::Error::from)).chain([Ok("\n".to_owned())]) {
+        // A pipe that is closed has read enough.
+        if is_closed(out.write_all(for_terminal(&piece?).as_bytes()).and_then(|()| out.flush()))? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Prints all columns, and tells on the standard error what could not be summarised.
+fn print(args: &Args, sources: &[Source], columns: &[Column]) -> anyhow::Result<bool> {
+    let mut out = io::stdout().lock();
+    let (mut all, mut open) = (true, true);
+    if args.output_format == OutputFormat::Text && columns.len() > 1 {
+        let names: Vec<String> = columns.iter().map(|column| in_cell(&column.name)).collect();
+        open = !is_closed(writeln!(out, "{}", names.join("\t")))?;
+    }
+    for (index, source) in sources.iter().enumerate() {
+        let mut texts = Vec::new();
+        for Column { name, texts: of_column } in columns {
+            texts.push(match &of_column[index] {
+                Ok(written) => Value::from(written[0].clone()),
+                Err(error) => {
+                    all = false;
+                    eprintln!(
+                        "error: {}, {}: {}",
+                        for_terminal(&source.id),
+                        for_terminal(name),
+                        for_terminal(&error.to_string())
+                    );
+                    Value::Null
+                }
+            });
+        }
+        let line = match args.output_format {
+            OutputFormat::Jsonl => {
+                let fields = columns.iter().map(|column| column.name.clone()).zip(texts);
+                let fields: Map<String, Value> =
+                    [("id".to_owned(), source.id.clone().into())].into_iter().chain(fields).collect();
+                Value::Object(fields).to_string()
+            }
+            OutputFormat::Text => {
+                texts.iter().map(|text| in_cell(text.as_str().unwrap_or_default())).collect::<Vec<_>>().join("\t")
+            }
+        };
+        open = open && !is_closed(writeln!(out, "{line}"))?;
+    }
+    is_closed(out.flush())?;
+    Ok(all)
+}
+
+/// A text in one line, in one column.
+fn in_cell(text: &str) -> String {
+    for_terminal(&text.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+/// Whether nobody reads the standard output any more.
+fn is_closed(written: io::Result<()>) -> anyhow::Result<bool> {
+    match written {
+        Ok(()) => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(true),
+        Err(error) => Err(error).context("the standard output could not be written"),
+    }
+}

@@ -1,0 +1,112 @@
+//! `sideburn summarize`.
+
+use super::*;
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+const DIALOGUE: &str = "#Person1#: Did it rain?\n#Person2#: All day, and I had no umbrella.";
+
+/// A file in a directory of its own.
+fn file(name: &str, text: &str) -> (TempDir, PathBuf) {
+    let directory = tempdir().unwrap();
+    let path = directory.path().join(name);
+    fs::write(&path, text).unwrap();
+    (directory, path)
+}
+
+/// What is written to the standard output, where the input comes by the standard input.
+fn summarize(flags: &[&str], input: &str) -> std::process::Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_sideburn"))
+        .arg("summarize")
+        .args(flags)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+fn text(output: &[u8]) -> String {
+    String::from_utf8(output.to_vec()).unwrap()
+}
+
+#[test]
+fn the_model_of_the_repository_needs_no_flags() {
+    let output = summarize(&[], DIALOGUE);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let summary = text(&output.stdout);
+    assert_eq!((summary.lines().count(), text(&output.stderr).as_str()), (1, ""));
+    // The same as a line of JSON, and with beams.
+    let (_directory, path) = file("input.txt", DIALOGUE);
+    let lines = run(args!["summarize", "--input", &path, "--output-format", "jsonl"]).stdout;
+    let line: Value = serde_json::from_str(&lines).unwrap();
+    assert_eq!(line, json!({"id": "0", "summary": summary.trim_end()}));
+    let beams = run(args!["summarize", "--input", &path, "--num-beams", "3", "--max-new-tokens", "9"]).stdout;
+    assert_eq!(beams.lines().count(), 1);
+}
+
+#[test]
+fn many_texts_come_back_in_their_order() {
+    let lines: Vec<Value> = ["It rained.", DIALOGUE, "Hi!"]
+        .iter()
+        .zip(["b", "a", "c"])
+        .map(|(text, id)| json!({"id": id, "dialogue": text}))
+        .collect();
+    let jsonl = lines.iter().map(Value::to_string).collect::<Vec<_>>().join("\n");
+    let (_directory, path) = file("input.jsonl", &jsonl);
+    let found = run(args!["summarize", "--input", &path, "--json", "--max-new-tokens", "12"]).stdout;
+    let found: Vec<Value> = found.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(found.iter().map(|line| line["id"].as_str().unwrap()).collect::<Vec<_>>(), ["b", "a", "c"]);
+    // Each by itself is answered alike.
+    for (line, found) in lines.iter().zip(&found) {
+        let alone = summarize(&["--max-new-tokens", "12"], line["dialogue"].as_str().unwrap());
+        assert_eq!(text(&alone.stdout).trim_end(), found["summary"].as_str().unwrap().trim_end());
+    }
+    // The same as CSV, with another name for the texts.
+    let csv = "id,article\n1,It rained.\n2,Hi!\n";
+    let (_directory, path) = file("input.csv", csv);
+    let table = run(args!["summarize", "--input", &path, "--column", "article", "--max-new-tokens", "12"]).stdout;
+    let expected = [&found[0]["summary"], &found[2]["summary"]].map(|text| text.as_str().unwrap().trim());
+    assert_eq!(table.lines().map(str::trim).collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn what_has_no_effect_is_told_once_and_contradictions_are_refused() {
+    let warned = summarize(&["--temperature", "0.7", "--max-new-tokens", "3"], DIALOGUE);
+    let expected = "warning: `temperature` is 0.7, which only sampling uses; set `do_sample`\n";
+    assert_eq!((text(&warned.stderr).as_str(), warned.status.code()), (expected, Some(0)));
+    for (flags, expected) in [
+        (["--num-beams", "0"], "error: `num_beams` is 0, expected a number of at least 1"),
+        (["--min-new-tokens", "100"], "error: `min_new_tokens` is 100, above `max_new_tokens`, which is 64"),
+        (["--task", "dreaming"], "tells of no task called \"dreaming\""),
+        (["--template", "no place"], "it has no place for a field"),
+        (["--adapter", "missing"], "missing"),
+    ] {
+        let refused = summarize(&flags, DIALOGUE);
+        assert_eq!(refused.status.code(), Some(2), "{flags:?}");
+        assert!(text(&refused.stderr).contains(expected), "{flags:?}: {}", text(&refused.stderr));
+    }
+    let nothing = summarize(&[], " \n");
+    assert_eq!(text(&nothing.stderr), "error: the standard input holds no text\n");
+    assert_eq!(nothing.status.code(), Some(2));
+}
+
+/// Whoever closes the pipe has read enough.
+#[test]
+fn a_closed_pipe_ends_quietly() {
+    let (_directory, path) = file("input.jsonl", &json!({"dialogue": DIALOGUE}).to_string());
+    for format in ["text", "jsonl"] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_sideburn"))
+            .args(args!["summarize", "--input", &path, "--output-format", format, "--max-new-tokens", "5"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(0), ""), "{format}");
+    }
+}

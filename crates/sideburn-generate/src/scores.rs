@@ -1,0 +1,119 @@
+//! The scores of a step, read back from the device.
+
+use std::ops::Range;
+
+use burn::tensor::{Tensor, TensorData};
+use rayon::prelude::*;
+
+/// The scores of what may follow some rows, `[rows, vocabulary]`, in the memory of this process.
+pub(crate) struct Scores {
+    data: TensorData,
+    vocabulary: usize,
+}
+
+impl Scores {
+    /// Reads logits back.
+    pub(crate) fn read(logits: Tensor<2>) -> Self {
+        let [_, vocabulary] = logits.dims();
+        Self { data: logits.into_data().convert::<f32>(), vocabulary }
+    }
+
+    /// What `each(row, scores)` makes of the scores of each of these rows, in their order. Each is computed by itself.
+    pub(crate) fn map<R: Send>(&mut self, rows: Range<usize>, each: impl Fn(usize, &mut [f32]) -> R + Sync) -> Vec<R> {
+        let places = rows.start * self.vocabulary..rows.end * self.vocabulary;
+        let scores = &mut self.data.as_mut_slice::<f32>().expect("read as f32")[places];
+        // Where there is one row, handing it over to another thread would only cost.
+        let together = if rows.len() == 1 { usize::MAX } else { 1 };
+        let rows = scores.par_chunks_mut(self.vocabulary).zip(rows).with_min_len(together);
+        rows.map(|(scores, row)| each(row, scores)).collect()
+    }
+}
+
+/// The largest score; `None` if all are -inf or NaN.
+pub(crate) fn largest(scores: &[f32]) -> Option<f32> {
+    const LANES: usize = 16;
+    let mut best = [f32::NEG_INFINITY; LANES];
+    let (chunks, rest) = scores.as_chunks::<LANES>();
+    for chunk in chunks {
+        best.iter_mut().zip(chunk).for_each(|(best, score)| *best = if score > best { *score } else { *best });
+    }
+    let best = best.iter().chain(rest).fold(f32::NEG_INFINITY, |best, score| if *score > best { *score } else { best });
+    (best > f32::NEG_INFINITY).then_some(best)
+}
+
+/// The place of the largest score, the first of equals.
+pub(crate) fn best(scores: &[f32]) -> Option<u32> {
+    let largest = largest(scores)?;
+    scores.iter().position(|score| *score == largest).map(|place| place as u32)
+}
+
+/// The places of the `count` largest scores and these, the largest first and the first of equals; fewer, if others are -inf
+/// or NaN.
+pub(crate) fn best_few(scores: &[f32], count: usize) -> Vec<(u32, f32)> {
+    const AT_ONCE: usize = 32;
+    const FEW: usize = 256;
+    if count > FEW {
+        let possible = |(_, score): &(u32, f32)| *score > f32::NEG_INFINITY;
+        let mut all: Vec<(u32, f32)> = (0..).zip(scores.iter().copied()).filter(possible).collect();
+        all.sort_by(|a, b| b.1.total_cmp(&a.1));
+        all.truncate(count);
+        return all;
+    }
+    let mut best: Vec<(u32, f32)> = Vec::with_capacity(count + 1);
+    let mut least = f32::NEG_INFINITY;
+    for (chunk, first) in scores.chunks(AT_ONCE).zip((0..).step_by(AT_ONCE)) {
+        // Hardly any chunk has one: the others are passed over as a whole.
+        if !chunk.iter().fold(false, |some, score| some | (*score > least)) {
+            continue;
+        }
+        for (score, token) in chunk.iter().zip(first..) {
+            if *score > least {
+                let place = best.partition_point(|(_, better)| better >= score);
+                best.insert(place, (token, *score));
+                best.truncate(count);
+                if best.len() == count {
+                    least = best[count - 1].1;
+                }
+            }
+        }
+    }
+    best
+}
+
+/// The logarithm of the sum of the exponentials; `None` if all scores are -inf or NaN.
+pub(crate) fn log_sum_exp(scores: &[f32]) -> Option<f32> {
+    let largest = largest(scores)?;
+    let sum: f64 = scores.iter().map(|score| f64::from((score - largest).exp())).sum();
+    Some(largest + sum.ln() as f32)
+}
+
+/// Turns scores into log-probabilities. Nothing, if all are -inf or NaN.
+pub(crate) fn log_softmax(scores: &mut [f32]) {
+    if let Some(normaliser) = log_sum_exp(scores) {
+        scores.iter_mut().for_each(|score| *score -= normaliser);
+    }
+}
+
+/// The probabilities; zeros, if all scores are -inf or NaN.
+pub(crate) fn softmax(scores: &[f32]) -> Vec<f32> {
+    match log_sum_exp(scores) {
+        Some(normaliser) => scores.iter().map(|score| (score - normaliser).exp()).collect(),
+        None => vec![0.0; scores.len()],
+    }
+}
+
+/// Draws a place by weights, at the share `uniform` (from 0, below 1) of them all, and takes its weight away, so that it is
+/// not drawn again. `None` if nothing has weight.
+pub(crate) fn draw(weights: &mut [f32], uniform: f64) -> Option<usize> {
+    let total: f64 = weights.iter().copied().map(f64::from).sum();
+    let (target, mut passed, mut drawn) = (uniform * total, 0.0, None);
+    for (place, weight) in weights.iter().enumerate().filter(|(_, weight)| **weight > 0.0) {
+        drawn = Some(place);
+        passed += f64::from(*weight);
+        if passed > target {
+            break;
+        }
+    }
+    weights[drawn?] = 0.0;
+    drawn
+}
