@@ -1,0 +1,138 @@
+//! The values that codes stand for.
+
+use std::fmt;
+use std::sync::LazyLock;
+
+/// The block sizes that bitsandbytes has for 4-bit numbers.
+pub const BLOCK_SIZES: [usize; 8] = [32, 64, 128, 256, 512, 1024, 2048, 4096];
+
+/// A type of 4-bit numbers, `bnb_4bit_quant_type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum QuantType {
+    /// `nf4`: quantiles of the normal distribution (Dettmers et al., 2023, section 3).
+    Nf4,
+    /// `fp4`: a sign, two bits of exponent and one of mantissa.
+    Fp4,
+}
+
+/// `_NF4_QUANT_TABLE` of bitsandbytes' `backends/utils.py`.
+static NF4: [f32; 16] = [
+    -1.0,
+    -0.696_192_8,
+    -0.525_073_05,
+    -0.394_917_5,
+    -0.284_441_38,
+    -0.184_773_43,
+    -0.091_050_036,
+    0.0,
+    0.079_580_3,
+    0.160_930_2,
+    0.246_112_3,
+    0.337_915_24,
+    0.440_709_83,
+    0.562_617,
+    0.722_956_84,
+    1.0,
+];
+
+/// `get_4bit_type("fp4")` of bitsandbytes' `functional.py`: divided by 12, the largest.
+static FP4: [f32; 16] = [
+    0.0,
+    0.062_5 / 12.0,
+    8.0 / 12.0,
+    1.0,
+    4.0 / 12.0,
+    6.0 / 12.0,
+    2.0 / 12.0,
+    3.0 / 12.0,
+    0.0,
+    -0.062_5 / 12.0,
+    -8.0 / 12.0,
+    -1.0,
+    -4.0 / 12.0,
+    -6.0 / 12.0,
+    -2.0 / 12.0,
+    -3.0 / 12.0,
+];
+
+/// The codes in ascending order of their values; of equal ones the smaller code first, as `torch.argsort` has them.
+static NF4_ORDER: [u8; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+static FP4_ORDER: [u8; 16] = [11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3];
+
+impl QuantType {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Nf4, Self::Fp4];
+
+    /// What each code stands for, between -1 and 1.
+    ///
+    /// ```
+    /// use sideburn_quant::QuantType;
+    ///
+    /// assert_eq!(QuantType::Nf4.code()[7], 0.0);
+    /// assert_eq!(QuantType::Fp4.code()[3], 1.0);
+    /// ```
+    pub fn code(self) -> &'static [f32; 16] {
+        match self {
+            Self::Nf4 => &NF4,
+            Self::Fp4 => &FP4,
+        }
+    }
+
+    /// Its name in files: `nf4` or `fp4`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nf4 => "nf4",
+            Self::Fp4 => "fp4",
+        }
+    }
+
+    /// The type of that name.
+    pub(crate) fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|quant_type| quant_type.name() == name)
+    }
+
+    /// The codes in ascending order of their values.
+    pub(crate) fn order(self) -> &'static [u8; 16] {
+        match self {
+            Self::Nf4 => &NF4_ORDER,
+            Self::Fp4 => &FP4_ORDER,
+        }
+    }
+
+    /// The values half way between neighbours in that order.
+    pub(crate) fn bounds(self) -> [f32; 15] {
+        let (code, order) = (self.code(), self.order());
+        std::array::from_fn(|index| (code[order[index] as usize] + code[order[index + 1] as usize]) / 2.0)
+    }
+}
+
+impl fmt::Display for QuantType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The signed 8-bit dynamic map, `create_dynamic_map()` of bitsandbytes' `functional.py`, in ascending order (Dettmers, 2016,
+/// section 2): an exponent of as many bits as there are leading zeros, the rest a fraction.
+pub fn dynamic_map() -> &'static [f32; 256] {
+    static MAP: LazyLock<[f32; 256]> = LazyLock::new(|| {
+        let mut map = vec![0.0, 1.0];
+        for exponent in 0..7 {
+            let items = 1usize << exponent;
+            // `torch.linspace(0.1, 1, items + 1)` counts from both ends towards the middle, and rounds once.
+            let step = (1.0 - 0.1f32) / items as f32;
+            let boundary = |index: usize| match index < items.div_ceil(2) {
+                true => step.mul_add(index as f32, 0.1),
+                false => step.mul_add(-((items - index) as f32), 1.0),
+            };
+            let scale = 10f64.powi(exponent - 6) as f32;
+            for index in 0..items {
+                let mean = scale * ((boundary(index) + boundary(index + 1)) / 2.0);
+                map.extend([mean, -mean]);
+            }
+        }
+        map.sort_by(f32::total_cmp);
+        map.try_into().expect("254 values of seven exponents, and two more")
+    });
+    &MAP
+}
