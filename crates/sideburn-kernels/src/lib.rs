@@ -8,6 +8,7 @@
 //! | [`embedding`] | the ids | the ids |
 //! | [`dropout`], [`add_dropout`] | nothing: the mask is drawn again | the mask, as floats |
 //! | [`linear`] | the weight; `x` only if the weight is trained | both |
+//! | the same with a [`PackedMatrix`] | the weight as it is packed | `x` and the weight as floats |
 //! | [`adapted_linears`], [`low_rank`] | `x`, `W`, `A`, `B` (shared, not copied) | also `dropout(x)`, its mask and `dropout(x) A^T` |
 //! | [`rms_norm`] | `x`, `weight` | three tensors of the size of `x` |
 //! | [`gelu_gate`] | `gate` and `up` | nine tensors of the size of `gate` |
@@ -20,6 +21,9 @@
 //! kernels of this crate for `f32`, `f16` and `bf16`: one launch each, or two or three for some gradients. Products are
 //! Burn's there, and linear layers are composed of them. For other dtypes each operation is composed of Burn's
 //! primitives, and [`set_kernel_mode`] chooses that form everywhere.
+//!
+//! A weight of a linear layer may be packed in 4 or 8 bits ([`PackedMatrix`]): on the CPU it is unpacked tile by tile on the
+//! way into the product, in both directions, and for up to 16 rows never. Elsewhere the composed form unpacks it first.
 //!
 //! The mask of a [`Dropout`] is the same on every device, element for element.
 //!
@@ -58,6 +62,7 @@ pub use ops::loss::{cross_entropy, linear_cross_entropy};
 pub use ops::many::AnyRank;
 pub use ops::matrix::Matrix;
 pub use ops::norm::rms_norm;
+pub use ops::packed::PackedMatrix;
 pub use ops::tape::{BackwardPass, record};
 #[cfg(feature = "gpu")]
 pub use runtime::launches::count_launches;

@@ -7,6 +7,7 @@ use burn::backend::{Flex, TensorMetadata};
 use rayon::prelude::*;
 
 use super::dropout::masked;
+use super::packed::{self, Packed};
 use super::products::{Before, Mat, MatMut, Parts, Workers, product};
 use super::simd::{dots, vector_fn, vectorized};
 use super::{Primitive, are_f32, contiguous, indices, matrix, values};
@@ -23,7 +24,7 @@ const BLOCK: usize = 256;
 const FEW: usize = 8;
 
 /// A layer whose tensors are in row-major order, with the rows that each of its branches is for.
-type Layer = LinearOp<Primitive, Vec<usize>>;
+type Layer = LinearOp<Primitive, Vec<usize>, Primitive>;
 type Branch = LowRank<Primitive, Vec<usize>>;
 
 impl LinearKernels for Flex {
@@ -45,6 +46,9 @@ impl LinearKernels for Flex {
                 let y = unsafe { parts.part(0..n, columns) };
                 product(y, x, weight.t(), 1.0, Before::Forgotten, Workers::All);
             }
+        }
+        for (columns, weight) in packed_weights(&layers) {
+            packed::forward(parts, columns, x, &weight);
         }
         if branches(&layers).next().is_some() {
             blocks(n).for_each(|block| {
@@ -77,12 +81,16 @@ impl LinearKernels for Flex {
         let of_weights: Vec<_> = of_weights.collect();
 
         let mut of_x = wanted.x.then(|| {
-            let input = layers[0].floats().next().expect("a weight or a branch").shape()[1];
+            let [_, input] = layers[0].dims();
             let mut of_x = Buffer::new(n * input);
             let mut before = Before::Forgotten;
             for (columns, weight) in weights(&layers) {
                 let to = MatMut::new(&mut of_x, n, input);
                 product(to, gradient.columns(columns), weight, 1.0, before, Workers::All);
+                before = Before::Kept;
+            }
+            for (columns, weight) in packed_weights(&layers) {
+                packed::backward(&mut of_x, gradient.columns(columns), &weight, before);
                 before = Before::Kept;
             }
             if before == Before::Forgotten {
@@ -132,7 +140,7 @@ impl LinearKernels for Flex {
 
 /// The layers of an operation on `n` rows.
 fn prepared(layers: Linears<Flex>, n: usize) -> Vec<Layer> {
-    layers.0.into_iter().map(|layer| layer.map(contiguous, |rows| ascending(rows, n))).collect()
+    layers.0.into_iter().map(|layer| layer.map(contiguous, |rows| ascending(rows, n), |codes| codes)).collect()
 }
 
 /// The rows that a branch is for.
@@ -143,11 +151,20 @@ fn ascending(rows: IntTensor<Flex>, n: usize) -> Vec<usize> {
     rows
 }
 
-/// Every weight with the columns of its layer among those of all.
+/// Every weight of floats with the columns of its layer among those of all.
 fn weights(layers: &[Layer]) -> impl Iterator<Item = (Range<usize>, Mat<'_>)> {
     let weight = |(layer, columns): (_, _)| {
         let LinearOp { weight, .. }: &Layer = layer;
-        Some((columns, matrix(weight.as_ref()?.floats())))
+        Some((columns, matrix(weight.as_ref()?.floats()?)))
+    };
+    layers.iter().zip(columns(layers)).filter_map(weight)
+}
+
+/// Every packed weight with the columns of its layer among those of all.
+fn packed_weights(layers: &[Layer]) -> impl Iterator<Item = (Range<usize>, Packed<'_>)> {
+    let weight = |(layer, columns): (_, _)| {
+        let LinearOp { weight, .. }: &Layer = layer;
+        Some((columns, Packed::new(weight.as_ref()?.packed()?)))
     };
     layers.iter().zip(columns(layers)).filter_map(weight)
 }

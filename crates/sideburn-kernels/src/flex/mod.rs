@@ -11,6 +11,7 @@ mod gate;
 mod linear;
 mod loss;
 mod norm;
+mod packed;
 mod products;
 mod simd;
 

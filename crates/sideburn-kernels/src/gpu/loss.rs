@@ -13,8 +13,8 @@ use burn_cubecl::{CubeBackend, cubecl};
 
 use super::sums::{largest_of_cube, sum_of_cube};
 use super::{Primitive, UNITS, contiguous, cube_each, element, fresh};
-use crate::ops::linear::product_with_transposed;
 use crate::ops::loss::LossKernels;
+use crate::ops::product_with_transposed;
 
 /// The most logits that are in memory at once, unless [`ROWS`] rows have more: what the cache of a large GPU holds.
 const LOGITS: usize = 1 << 22;

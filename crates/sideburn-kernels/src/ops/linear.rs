@@ -12,9 +12,9 @@ use burn::tensor::{IndexingUpdateOp, Int, Shape, Slice, Tensor};
 use sideburn_batch::Dropout;
 
 use super::dropout::{DropoutOps, drop};
-use super::fused;
-use super::matrix::Matrix;
+use super::matrix::{Matrix, product, product_with_gradient};
 use super::tape::record_output;
+use super::{fused, product_with_transposed};
 
 /// A low-rank branch, `scale * dropout(x) A^T B^T`. `F` and `I` are the types of its float and integer tensors.
 #[derive(Clone, Debug)]
@@ -32,12 +32,12 @@ pub struct LowRank<F = Tensor<2>, I = Tensor<1, Int>> {
     pub rows: Option<I>,
 }
 
-/// A linear layer without bias: `x W^T`, and its low-rank branches added to that. `F` and `I` are the types of its
-/// float and integer tensors.
+/// A linear layer without bias: `x W^T`, and its low-rank branches added to that. `F`, `I` and `C` are the types of its
+/// float tensors, of the rows of branches, and of the codes of a packed weight.
 #[derive(Clone, Debug)]
-pub struct LinearOp<F = Tensor<2>, I = Tensor<1, Int>> {
+pub struct LinearOp<F = Tensor<2>, I = Tensor<1, Int>, C = I> {
     /// `W [out, in]`. Without it the branches are all there is.
-    pub weight: Option<Matrix<F>>,
+    pub weight: Option<Matrix<F, C>>,
     /// What is added.
     pub branches: Vec<LowRank<F, I>>,
 }
@@ -94,7 +94,8 @@ pub fn adapted_linears(x: Tensor<2>, layers: Vec<LinearOp>) -> Tensor<2> {
     assert!(!layers.is_empty(), "there is no layer to apply");
     let input = x.dims()[1];
     layers.iter().for_each(|layer| layer.assert_fits(input));
-    let layers = layers.into_iter().map(|layer| layer.map(Tensor::into_dispatch, Tensor::into_dispatch)).collect();
+    let layer = |layer: LinearOp| layer.map(Tensor::into_dispatch, Tensor::into_dispatch, Tensor::into_dispatch);
+    let layers = layers.into_iter().map(layer).collect();
     Tensor::from_dispatch(Dispatch::linears(x.into_dispatch(), Linears(layers)))
 }
 
@@ -116,42 +117,53 @@ impl LinearOp {
     }
 }
 
-impl<F, I> LinearOp<F, I> {
-    /// The same of other tensors, which `floats` and `ints` make of these: of the weight, then of `A` and `B` of one
-    /// branch after the other.
-    pub(crate) fn map<G, J>(self, mut floats: impl FnMut(F) -> G, mut ints: impl FnMut(I) -> J) -> LinearOp<G, J> {
-        let weight = self.weight.map(|weight| weight.map(&mut floats));
-        let branch = |LowRank { a, b, scale, dropout, rows }| {
+impl<F, I, C> LinearOp<F, I, C> {
+    /// The same of other tensors, which the functions make of these: of the weight, then of `A` and `B` of one branch
+    /// after the other.
+    pub(crate) fn map<G, J, D>(
+        self,
+        mut floats: impl FnMut(F) -> G,
+        mut rows: impl FnMut(I) -> J,
+        mut codes: impl FnMut(C) -> D,
+    ) -> LinearOp<G, J, D> {
+        let weight = self.weight.map(|weight| weight.map(&mut floats, &mut codes));
+        let branch = |LowRank { a, b, scale, dropout, rows: own }| {
             let (a, b) = (floats(a), floats(b));
-            LowRank { a, b, scale, dropout, rows: rows.map(&mut ints) }
+            LowRank { a, b, scale, dropout, rows: own.map(&mut rows) }
         };
         LinearOp { weight, branches: self.branches.into_iter().map(branch).collect() }
     }
 
-    /// Its float tensors, in the order of [`map`](Self::map).
+    /// The float tensors that can have gradients, in the order of [`map`](Self::map): not those of a packed weight.
     pub(crate) fn floats(&self) -> impl Iterator<Item = &F> {
-        let weight = self.weight.iter().map(Matrix::floats);
+        let weight = self.weight.iter().filter_map(Matrix::floats);
         weight.chain(self.branches.iter().flat_map(|branch| [&branch.a, &branch.b]))
-    }
-
-    fn ints(&self) -> impl Iterator<Item = &I> {
-        self.branches.iter().filter_map(|branch| branch.rows.as_ref())
     }
 }
 
-impl<F: TensorMetadata, I> LinearOp<F, I> {
-    /// How many columns it gives.
-    fn out(&self) -> usize {
-        let [weight, b] = [self.weight.as_ref().map(Matrix::floats), self.branches.first().map(|branch| &branch.b)];
-        weight.or(b).expect("a weight or a branch").shape()[0]
+impl<F, I> LinearOp<F, I> {
+    fn ints(&self) -> impl Iterator<Item = &I> {
+        let codes = self.weight.iter().filter_map(|weight| Some(&weight.packed()?.codes));
+        codes.chain(self.branches.iter().filter_map(|branch| branch.rows.as_ref()))
+    }
+}
+
+impl<F: TensorMetadata, I, C> LinearOp<F, I, C> {
+    /// How many columns it gives, and how many it takes.
+    pub(crate) fn dims(&self) -> [usize; 2] {
+        match (&self.weight, self.branches.first()) {
+            (Some(weight), _) => weight.dims(),
+            (None, Some(branch)) => [branch.b.shape()[0], branch.a.shape()[1]],
+            (None, None) => panic!("a linear layer needs a weight or a branch"),
+        }
     }
 }
 
 /// The columns of each layer among those of all.
-pub(crate) fn columns<F: TensorMetadata, I>(layers: &[LinearOp<F, I>]) -> impl Iterator<Item = Range<usize>> {
+pub(crate) fn columns<F: TensorMetadata, I, C>(layers: &[LinearOp<F, I, C>]) -> impl Iterator<Item = Range<usize>> {
     layers.iter().scan(0, |end, layer| {
         let start = *end;
-        *end += layer.out();
+        *end += layer.dims()[0];
         Some(start..*end)
     })
 }
@@ -167,12 +179,12 @@ impl<B: Backend> Linears<B> {
     fn map<G: Backend>(
         self,
         mut floats: impl FnMut(FloatTensor<B>) -> FloatTensor<G>,
-        mut ints: impl FnMut(IntTensor<B>) -> IntTensor<G>,
+        ints: impl Fn(IntTensor<B>) -> IntTensor<G>,
     ) -> Linears<G> {
-        Linears(self.0.into_iter().map(|layer| layer.map(&mut floats, &mut ints)).collect())
+        Linears(self.0.into_iter().map(|layer| layer.map(&mut floats, &ints, &ints)).collect())
     }
 
-    /// Of all layers, in the order of [`LinearOp::map`].
+    /// Those of all layers that can have gradients, in the order of [`LinearOp::map`].
     pub(crate) fn floats(&self) -> impl Iterator<Item = &FloatTensor<B>> {
         self.0.iter().flat_map(LinearOp::floats)
     }
@@ -198,7 +210,7 @@ impl<B: Backend> ExtensionType<B> for Linears<B> {
     }
 
     fn routing_tensor(target: &Linears<Dispatch>) -> Option<&DispatchTensor> {
-        target.floats().next()
+        target.floats().next().or_else(|| target.0.iter().flat_map(LinearOp::ints).next())
     }
 
     fn routing_float_tensor(target: &Linears<Dispatch>) -> Option<&DispatchTensor> {
@@ -281,7 +293,7 @@ pub(crate) struct Wanted {
 
 impl LinearOp<bool, ()> {
     pub(crate) fn weight(&self) -> bool {
-        self.weight.as_ref().is_some_and(|weight| *weight.floats())
+        self.weight.as_ref().and_then(Matrix::floats).is_some_and(|wanted| *wanted)
     }
 }
 
@@ -323,10 +335,7 @@ impl<B: Backend> LinearGradients<B> {
 fn composed<B: DropoutOps>(x: &FloatTensor<B>, layers: &Linears<B>) -> FloatTensor<B> {
     let n = x.shape()[0];
     let layer = |layer: &Layer<B>| {
-        let base = layer.weight.as_ref().map(|weight| {
-            let weight = weight.floats().clone();
-            product_with_transposed::<B>(x.clone(), weight)
-        });
+        let base = layer.weight.as_ref().map(|weight| product::<B>(x.clone(), weight));
         let y = layer.branches.iter().fold(base, |y, LowRank { a, b, scale, dropout, rows }| {
             let dropped = drop::<B>(of_rows::<B>(x, rows.as_ref()), *dropout);
             let narrow = product_with_transposed::<B>(dropped, a.clone());
@@ -350,7 +359,7 @@ fn composed_backward<B: DropoutOps>(inputs: &Inputs<B>, gradient: FloatTensor<B>
         let of_weight = || B::float_matmul(B::float_transpose(gradient.clone()), x().clone());
         let of_weight = wanted_layer.weight().then(of_weight);
         if let Some(weight) = layer.weight.as_ref().filter(|_| wanted.x) {
-            let product = B::float_matmul(gradient.clone(), weight.floats().clone());
+            let product = product_with_gradient::<B>(gradient.clone(), weight);
             of_x = Some(add_to_rows::<B>(of_x, product, None, n));
         }
         let mut branches = Vec::new();
@@ -374,10 +383,6 @@ fn composed_backward<B: DropoutOps>(inputs: &Inputs<B>, gradient: FloatTensor<B>
         of_layers.push(LayerGradients { weight: of_weight, branches });
     }
     LinearGradients { x: of_x, layers: of_layers }
-}
-
-pub(crate) fn product_with_transposed<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>) -> FloatTensor<B> {
-    B::float_matmul(x, B::float_transpose(weight))
 }
 
 /// These rows of `x`, or all.
@@ -426,7 +431,7 @@ const MOST_PARENTS: usize = 10;
 
 impl<B: LinearOps + LinearBackward, C: CheckpointStrategy> LinearOps for Autodiff<B, C> {
     fn linears(x: FloatTensor<Self>, layers: Linears<Self>) -> FloatTensor<Self> {
-        let tracked = |layer: LinearOp<FloatTensor<Self>, _>| layer.map(|x| x.is_tracked(), |_| ());
+        let tracked = |layer: LinearOp<FloatTensor<Self>, _>| layer.map(|x| x.is_tracked(), |_| (), |_| ());
         let wanted = Wanted { x: x.is_tracked(), layers: layers.clone().0.into_iter().map(tracked).collect() };
         let of_layers = wanted.layers.iter().flat_map(LinearOp::floats).filter(|wanted| **wanted).count();
         if usize::from(wanted.x) + of_layers > MOST_PARENTS {

@@ -5,7 +5,7 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension};
 use burn::tensor::{IndexingUpdateOp, Int, Shape, Tensor};
 
-use super::linear::product_with_transposed;
+use super::product_with_transposed;
 use super::tape::record;
 use super::{assert_below, fused};
 

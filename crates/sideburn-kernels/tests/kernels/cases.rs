@@ -3,9 +3,11 @@
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use sideburn_kernels::{
-    Dropout, Key, LinearOp, LowRank, RowLayout, Visibility, adapted_linear, adapted_linears, add_dropout, attention,
-    cross_entropy, dropout, embedding, gelu_gate, linear_cross_entropy, low_rank, rms_norm, self_attention,
+    Dropout, Key, LinearOp, LowRank, PackedMatrix, RowLayout, Visibility, adapted_linear, adapted_linears, add_dropout,
+    attention, cross_entropy, dropout, embedding, gelu_gate, linear_cross_entropy, low_rank, rms_norm, self_attention,
 };
+
+use sideburn_quant::{Packed, Quantization};
 
 use crate::loops::{numbers, tensor, values};
 
@@ -27,6 +29,7 @@ macro_rules! test_cases {
             $check;
             dropout_and_sums gates norms losses attention_of_short_rows attention_of_many_tiles attention_of_windows
             layers_that_share_an_input attention_of_tokens_to_each_other rows_of_a_table low_rank_branches
+            packed_weights
         }
     };
     ($check:expr; $($name:ident)*) => {
@@ -254,6 +257,19 @@ pub(crate) fn layers_that_share_an_input(check: Check<'_>) {
         ];
         adapted_linears(x[0].clone(), layers)
     });
+}
+
+pub(crate) fn packed_weights(check: Check<'_>) {
+    let (n, d, r, out) = (5, 96, 2, 9);
+    for quantization in [Quantization::NF4, Quantization::FP4, Quantization::INT8] {
+        let weight: Vec<f32> = numbers(2, out * d).into_iter().map(|x| x as f32).collect();
+        let packed = Packed::quantize("w", &weight, [out, d], quantization).unwrap();
+        check("packed linears", &[input(1, [n, d]), input(4, [r, d]), input(5, [out, r])], &|x| {
+            let weight = PackedMatrix::new(packed.clone(), 6.0, &x[0].device()).with_float_inputs();
+            let branch = LowRank { a: x[1].clone(), b: x[2].clone(), scale: 0.7, dropout: None, rows: None };
+            adapted_linear(x[0].clone(), weight, branch)
+        });
+    }
 }
 
 pub(crate) fn attention_of_tokens_to_each_other(check: Check<'_>) {

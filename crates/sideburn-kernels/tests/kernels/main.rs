@@ -19,3 +19,5 @@ mod loops;
 mod optimizer;
 #[cfg(feature = "flex")]
 mod outside;
+#[cfg(feature = "flex")]
+mod packed;
