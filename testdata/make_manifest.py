@@ -17,6 +17,7 @@ MAKERS = {
     "make_adapter_goldens.py": TRANSFORMERS,
     "make_family.py": {"transformers": "5.24.0", **TORCH},
     "make_generation_goldens.py": {"transformers": "4.57.6 and 4.52.4", **TORCH},
+    "make_quant.py": {**TRANSFORMERS, "bitsandbytes": "0.50.2"},
     "make_torch_files.py": {"safetensors": "0.8.0", **TORCH},
     # Sideburn itself, held against peft by check_adapter_with_peft.py.
     "SIDEBURN_EXPORT": {"peft": "0.21.2"},
@@ -89,6 +90,9 @@ def goldens(out):
         yield adapter(out, path)
     for path in folders(out, "family"):
         yield f"family/{path.name}", {"maker": "make_family.py", "tolerance": TOLERANCE}
+    for path in folders(out, "quant"):
+        # Of the spread of the logits.
+        yield f"quant/{path.name}", {"maker": "make_quant.py", "base": "t5_gated_untied", "tolerance": 2e-4}
     for path in folders(out, "trajectory"):
         yield trajectory(path)
     for name in ("flan_t5_base", "flan_t5_small", "flan_t5_xxl"):

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use sideburn_kernels::Key;
+use sideburn_quant::QuantizationConfig;
 use sideburn_weights::TensorSource;
 
 use crate::AdapterError;
-use crate::base::Precision;
+use crate::base_weight::Precision;
 use crate::combine::Combination;
 use crate::in_peft::PeftDifference;
 use crate::method::Method;
@@ -144,6 +145,10 @@ pub trait Adapters: AdaptedModel + Module {
 
     /// Works the active adapters into the base weights, after which they cost nothing. Returns their names.
     ///
+    /// Packed weights become floats, as few adapters are fine enough to come through another rounding to 4 or 8 bits; who
+    /// wants them packed again asks [`quantize_base`](Self::quantize_base) for it, and [`merge_drift`](Self::merge_drift) what
+    /// that costs.
+    ///
     /// The weights from before are kept for [`unmerge`](Self::unmerge), which costs as much memory as the adapted sites; a merged adapter
     /// is not active until then. The computed outputs change by rounding alone: the test against `peft` allows 2e-4 where
     /// logits have a standard deviation of 4.
@@ -187,23 +192,54 @@ pub trait Adapters: AdaptedModel + Module {
         crate::merge::merge_drift(self, compute)
     }
 
-    /// Fills the model from `source`, frozen, in `f32`.
+    /// Fills the model from `source`, frozen, in `f32`; linear layers that bitsandbytes has quantised stay packed as they are.
+    /// While one tensor is put in its place the next is read; a few are in memory at once.
     ///
     /// `name_of` gives a tensor of the source the name that the model has for it, which is most often its own; or none, if
     /// it has no place in the model on purpose, such as a second copy of a tied embedding.
     ///
     /// # Errors
-    /// If a tensor is missing, unexpected or misshapen, all of which are listed, or cannot be read. The model may then be
-    /// half filled and is not to be used.
+    /// If a tensor is missing, unexpected or misshapen, all of which are listed, or cannot be read; if the parts of a
+    /// quantised weight contradict each other. The model may then be half filled and is not to be used.
     fn load_base(
         &mut self,
         source: &dyn TensorSource,
         name_of: impl Fn(&str) -> Option<&str>,
     ) -> Result<(), AdapterError> {
-        crate::base::load_base(self, source, &name_of)
+        crate::base::load_base(self, source, &name_of, None)
     }
 
-    /// Writes the base weights of the model, without adapters, to a safetensors file under their Hugging Face names.
+    /// The same, and packs the linear layers that `config` quantises as they are read: all but those that it names or, where
+    /// it names none, the output head; and never those that the family [keeps in f32](AdaptedModel::keep_in_fp32_modules).
+    /// In memory is the packed model, and a few tensors as they are stored.
+    ///
+    /// # Errors
+    /// As for [`load_base`](Self::load_base), and if a weight cannot be quantised, for it is not finite.
+    fn load_base_quantized(
+        &mut self,
+        source: &dyn TensorSource,
+        name_of: impl Fn(&str) -> Option<&str>,
+        config: &QuantizationConfig,
+    ) -> Result<(), AdapterError> {
+        crate::base::load_base(self, source, &name_of, Some(config))
+    }
+
+    /// Packs the linear layers that `config` quantises, frozen, where they are: after a [merge](Self::merge), say, which leaves
+    /// floats. Returns their names. What is packed already is packed anew.
+    ///
+    /// # Errors
+    /// If a weight cannot be quantised, for it is not finite. The model is then as before.
+    fn quantize_base(&mut self, config: &QuantizationConfig) -> Result<Vec<String>, AdapterError> {
+        crate::base::quantize_base(self, config)
+    }
+
+    /// How the base is quantised, if it is: what `config.json` has as `quantization_config`.
+    fn quantization(&self) -> Option<QuantizationConfig> {
+        crate::base::quantization(self)
+    }
+
+    /// Writes the base weights of the model, without adapters, to a safetensors file under their Hugging Face names; packed
+    /// ones with the states that bitsandbytes has.
     ///
     /// # Errors
     /// If the file cannot be written; what was there before is then untouched.

@@ -1,14 +1,17 @@
-//! Loading, saving and freezing the base weights of a model.
+//! Loading, saving, freezing and quantising the base weights of a model.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
+use std::sync::mpsc;
 
 use burn::module::Module;
+use sideburn_quant::{Packed, Quantization, QuantizationConfig};
 use sideburn_weights::{TensorSource, write_safetensors};
 
-use crate::base_weight::BaseWeight;
-use crate::model::AdaptedModel;
+use crate::base_weight::{BaseWeight, Precision};
+use crate::model::{AdaptedModel, WeightMut};
 use crate::model_slots::for_each_slot;
+use crate::outline::Site;
 use crate::{AdapterError, Misshapen};
 
 /// Freezes every weight of `model` and every tensor of its adapters; what is attached afterwards trains.
@@ -21,22 +24,51 @@ pub(crate) fn freeze(model: &mut dyn AdaptedModel) {
     });
 }
 
-/// [`Adapters::load_base`](crate::Adapters::load_base).
+/// [`Adapters::load_base`](crate::Adapters::load_base) and
+/// [`load_base_quantized`](crate::Adapters::load_base_quantized).
 pub(crate) fn load_base(
     model: &mut dyn AdaptedModel,
     source: &dyn TensorSource,
     name_of: &dyn Fn(&str) -> Option<&str>,
+    config: Option<&QuantizationConfig>,
 ) -> Result<(), AdapterError> {
+    let sites = config.map(|config| quantized_sites(model, config));
     let mut loader = Loader {
         source,
         unplaced: source.names().filter_map(|name| Some((name_of(name)?.to_owned(), name))).collect(),
         missing: Vec::new(),
         misshapen: Vec::new(),
+        found: Vec::new(),
     };
     for (name, weight) in model.weights_mut() {
-        weight.into_tensors_mut(&name).try_for_each(|(tensor, weight)| loader.fill(&tensor, weight))?;
+        let is_linear = matches!(weight, WeightMut::Linear(_));
+        let is_quantized = sites.as_ref().is_some_and(|sites| sites.contains(&name));
+        for (index, (tensor, weight)) in weight.into_tensors_mut(&name).enumerate() {
+            // The bias of a layer is not packed.
+            let may_be_packed = is_linear && index == 0;
+            loader.find(&tensor, weight, may_be_packed, is_quantized && may_be_packed);
+        }
     }
-    loader.finish()
+    let quantization = config.map(|config| config.quantization);
+    fill(source, loader.finish()?, quantization)
+}
+
+/// A weight, and where its tensor is.
+struct Found<'a> {
+    weight: &'a mut BaseWeight,
+    stored: &'a str,
+    form: Form,
+}
+
+/// What is to become of a tensor.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// It is floats.
+    Floats,
+    /// It is floats that are to be packed.
+    ToPack,
+    /// It is packed as it is.
+    Packed,
 }
 
 struct Loader<'a> {
@@ -45,10 +77,11 @@ struct Loader<'a> {
     unplaced: BTreeMap<String, &'a str>,
     missing: Vec<String>,
     misshapen: Vec<Misshapen>,
+    found: Vec<Found<'a>>,
 }
 
-impl Loader<'_> {
-    fn fill(&mut self, name: &str, weight: &mut BaseWeight) -> Result<(), AdapterError> {
+impl<'a> Loader<'a> {
+    fn find(&mut self, name: &str, weight: &'a mut BaseWeight, may_be_packed: bool, is_quantized: bool) {
         let Some((stored, info)) =
             self.unplaced.remove(name).and_then(|stored| Some((stored, self.source.info(stored)?)))
         else {
@@ -56,20 +89,27 @@ impl Loader<'_> {
                 Some(shard) => format!("{name} (the index has it in {shard}, which does not hold it)"),
                 None => name.to_owned(),
             });
-            return Ok(());
+            return;
         };
+        if may_be_packed && Packed::is_stored(self.source, stored) {
+            let beside: BTreeSet<String> = Packed::stored_beside(self.source, stored).into_iter().collect();
+            self.unplaced.retain(|_, stored| !beside.contains(*stored));
+            self.found.push(Found { weight, stored, form: Form::Packed });
+            return;
+        }
         let expected = weight.shape();
         if info.shape != expected {
             self.misshapen.push(Misshapen { tensor: stored.to_owned(), found: info.shape.to_vec(), expected });
-            return Ok(());
+            return;
         }
-        weight.load(self.source, stored)
+        let form = if is_quantized { Form::ToPack } else { Form::Floats };
+        self.found.push(Found { weight, stored, form });
     }
 
-    fn finish(self) -> Result<(), AdapterError> {
-        let Self { source, unplaced, missing, misshapen } = self;
+    fn finish(self) -> Result<Vec<Found<'a>>, AdapterError> {
+        let Self { source, unplaced, missing, misshapen, found } = self;
         if missing.is_empty() && misshapen.is_empty() && unplaced.is_empty() {
-            return Ok(());
+            return Ok(found);
         }
         let path = source.path().to_owned();
         let unexpected = unplaced.into_values().map(str::to_owned).collect();
@@ -77,24 +117,109 @@ impl Loader<'_> {
     }
 }
 
-/// How weights are stored in a file.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Precision {
-    /// 4 bytes a value, as in memory.
-    #[default]
-    F32,
-    /// 2 bytes a value, rounded to the nearest.
-    Bf16,
+/// What has been read of a tensor.
+enum Read {
+    Floats(Vec<f32>),
+    Packed(Packed),
+}
+
+/// Fills the weights, tensor by tensor: while one is packed, the next is read. No more than three are in memory beside what
+/// is filled already.
+fn fill(
+    source: &dyn TensorSource,
+    found: Vec<Found<'_>>,
+    quantization: Option<Quantization>,
+) -> Result<(), AdapterError> {
+    let jobs: Vec<(String, [usize; 2], Form)> =
+        found.iter().map(|found| (found.stored.to_owned(), found.weight.dims(), found.form)).collect();
+    let read = |(name, dims, form): &(String, [usize; 2], Form)| match form {
+        Form::Packed => Ok::<_, AdapterError>(Read::Packed(Packed::read(source, name, *dims)?)),
+        Form::Floats | Form::ToPack => Ok(Read::Floats(source.read_f32(name)?)),
+    };
+    std::thread::scope(|scope| {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        scope.spawn(move || {
+            // It ends when nobody listens any more.
+            jobs.iter().map(read).try_for_each(|read| sender.send(read))
+        });
+        for Found { weight, stored, form } in found {
+            let read = receiver.recv().expect("as much is read as is asked for")?;
+            match (read, quantization) {
+                (Read::Packed(packed), quantization) => weight.set_packed(packed, quantization),
+                (Read::Floats(values), Some(quantization)) if form == Form::ToPack => {
+                    let packed = Packed::quantize(stored, &values, weight.dims(), quantization)?;
+                    weight.set_packed(packed, quantization);
+                }
+                (Read::Floats(values), _) => weight.set_floats(values),
+            }
+        }
+        Ok(())
+    })
+}
+
+/// The linear layers that a configuration quantises: all but those that it names or, where it names none, the output head;
+/// and never those that the family of models keeps in f32.
+fn quantized_sites(model: &dyn AdaptedModel, config: &QuantizationConfig) -> BTreeSet<String> {
+    let head = model.shape().head;
+    let usual = [head.to_owned()];
+    let named = config.llm_int8_skip_modules.as_deref().unwrap_or(if head.is_empty() { &[] } else { &usual });
+    let kept: Vec<&str> =
+        named.iter().map(String::as_str).chain(model.keep_in_fp32_modules().iter().copied()).collect();
+    let names = model.linears().into_iter().map(|(name, _)| name);
+    names.filter(|name| !kept.iter().any(|kept| is_meant(kept, name))).collect()
+}
+
+/// Whether an entry of `llm_int8_skip_modules` means a site: it is its name, the end of it, or a part of the model that it
+/// is in (`should_convert_module` of transformers' `quantizers_utils.py`).
+fn is_meant(entry: &str, site: &str) -> bool {
+    site.ends_with(entry) || site.strip_prefix(entry).is_some_and(|rest| rest.starts_with('.'))
+}
+
+/// [`Adapters::quantize_base`](crate::Adapters::quantize_base).
+pub(crate) fn quantize_base(
+    model: &mut dyn AdaptedModel,
+    config: &QuantizationConfig,
+) -> Result<Vec<String>, AdapterError> {
+    let sites = quantized_sites(model, config);
+    let mut packed = Vec::new();
+    for (name, linear) in model.linears() {
+        if sites.contains(&name) {
+            let mut weight = linear.weight().clone();
+            weight.quantize(&format!("{name}.weight"), config.quantization)?;
+            packed.push((name, weight));
+        }
+    }
+    let mut packed: HashMap<String, BaseWeight> = packed.into_iter().collect();
+    for (name, linear) in model.linears_mut() {
+        if let Some(weight) = packed.remove(Site::name_of(&name)) {
+            *linear.weight_mut() = weight;
+        }
+    }
+    Ok(sites.into_iter().collect())
+}
+
+/// [`Adapters::quantization`](crate::Adapters::quantization).
+pub(crate) fn quantization(model: &dyn AdaptedModel) -> Option<QuantizationConfig> {
+    let linears = model.linears();
+    let quantization = linears.iter().find_map(|(_, linear)| Some(linear.weight().packed()?.quantization()))?;
+    let mut config = QuantizationConfig::from(quantization);
+    let is_packed =
+        |name: &String| linears.iter().any(|(own, linear)| own == name && linear.weight().packed().is_some());
+    let packed = linears.iter().filter(|(_, linear)| linear.weight().packed().is_some()).map(|(name, _)| name.clone());
+    if packed.collect::<BTreeSet<_>>() != quantized_sites(model, &config) {
+        let rest = linears.iter().map(|(name, _)| name.clone()).filter(|name| !is_packed(name));
+        config.llm_int8_skip_modules = Some(rest.collect());
+    }
+    Some(config)
 }
 
 /// [`Adapters::save_base`](crate::Adapters::save_base).
 pub(crate) fn save_base(model: &dyn AdaptedModel, file: &Path, precision: Precision) -> Result<(), AdapterError> {
     let mut tensors = BTreeMap::new();
     for (name, weight) in model.weights() {
-        tensors.extend(weight.tensors(&name).map(|(tensor, weight)| (tensor, weight.stored())));
-    }
-    if precision == Precision::Bf16 {
-        tensors.values_mut().try_for_each(|tensor| tensor.to_bf16().map(|rounded| *tensor = rounded))?;
+        for (tensor, weight) in weight.tensors(&name) {
+            tensors.extend(weight.stored(&tensor, precision)?);
+        }
     }
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     write_safetensors(file, tensors, Some(metadata))?;

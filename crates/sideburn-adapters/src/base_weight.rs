@@ -2,104 +2,178 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use sideburn_kernels::Matrix;
-use sideburn_weights::{self as weights, TensorSource};
+use sideburn_kernels::{Matrix, PackedMatrix};
+use sideburn_quant::{Packed, QuantError, Quantization};
+use sideburn_weights as weights;
 
-use crate::AdapterError;
 use crate::tensors::{frozen_param, is_trainable, to_file};
 
 /// A weight of the base: the matrix of a linear layer, a table, or a vector.
 ///
-/// How it is held is for this type alone to know, so that other forms than floats can join: what computes with it takes
+/// How it is held is for this type alone to know: as floats, or, a matrix, packed in 4 or 8 bits. What computes with it takes
 /// the [operand](Self::operand), and what must have floats asks for them by [`dense`](Self::dense), which may cost a
 /// matrix.
 #[derive(Module, Debug)]
 pub struct BaseWeight {
-    /// `[rows, columns]`; a vector is one row.
-    floats: Param<Tensor<2>>,
+    held: Held,
     is_vector: bool,
 }
+
+#[derive(Module, Debug)]
+enum Held {
+    /// `[rows, columns]`; a vector is one row.
+    Floats(Param<Tensor<2>>),
+    /// It is frozen, and no parameter.
+    Packed(PackedMatrix),
+}
+
+/// How weights of floats are stored in a file. Packed ones are stored as they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// 4 bytes a value, as in memory.
+    #[default]
+    F32,
+    /// 2 bytes a value, rounded to the nearest.
+    Bf16,
+}
+
+/// `llm_int8_threshold` where no configuration says another.
+const LLM_INT8_THRESHOLD: f32 = 6.0;
 
 impl BaseWeight {
     /// A matrix `[rows, columns]`.
     pub(crate) fn of_matrix(floats: Param<Tensor<2>>) -> Self {
-        Self { floats, is_vector: false }
+        Self { held: Held::Floats(floats), is_vector: false }
     }
 
     /// A vector `[n]`, which is trainable until it is frozen.
     pub(crate) fn of_vector(floats: Tensor<1>) -> Self {
-        Self { floats: Param::from_tensor(floats.unsqueeze().detach()), is_vector: true }
+        let floats = Param::from_tensor(floats.unsqueeze().detach());
+        Self { held: Held::Floats(floats), is_vector: true }
     }
 
-    /// Its shape in a file, `[rows, columns]` or `[n]`. Nothing is initialised.
+    /// Its shape in a file of floats, `[rows, columns]` or `[n]`. Nothing is initialised.
     pub fn shape(&self) -> Vec<usize> {
         self.dims()[usize::from(self.is_vector)..].to_vec()
     }
 
     /// `[rows, columns]`, of a vector `[1, n]`. Nothing is initialised.
     pub fn dims(&self) -> [usize; 2] {
-        let shape = self.floats.lazy_shape();
-        [shape[0], shape[1]]
+        match &self.held {
+            Held::Floats(floats) => {
+                let shape = floats.lazy_shape();
+                [shape[0], shape[1]]
+            }
+            Held::Packed(packed) => packed.shape(),
+        }
     }
 
     /// Where it is, or will be initialised.
     pub fn device(&self) -> Device {
-        self.floats.lazy_device()
+        match &self.held {
+            Held::Floats(floats) => floats.lazy_device(),
+            Held::Packed(packed) => packed.device(),
+        }
     }
 
     /// The weight as the fused operations take it.
     pub fn operand(&self) -> Matrix {
-        self.floats.val().into()
+        match &self.held {
+            Held::Floats(floats) => floats.val().into(),
+            Held::Packed(packed) => packed.clone().into(),
+        }
     }
 
-    /// The weight as floats `[rows, columns]`, of a vector `[1, n]`. Where it is held in another form, this makes a matrix.
+    /// The weight as floats `[rows, columns]`, of a vector `[1, n]`. Of a packed weight this makes a matrix.
     pub fn dense(&self) -> Tensor<2> {
-        self.floats.val()
+        self.operand().dense()
     }
 
-    /// The parameter that it is.
-    pub(crate) fn floats(&self) -> &Param<Tensor<2>> {
-        &self.floats
+    /// The weight as it is packed, if it is.
+    pub fn packed(&self) -> Option<&PackedMatrix> {
+        match &self.held {
+            Held::Floats(_) => None,
+            Held::Packed(packed) => Some(packed),
+        }
     }
 
-    pub(crate) fn floats_mut(&mut self) -> &mut Param<Tensor<2>> {
-        &mut self.floats
+    /// The parameter that it is, unless it is packed.
+    pub(crate) fn floats(&self) -> Option<&Param<Tensor<2>>> {
+        match &self.held {
+            Held::Floats(floats) => Some(floats),
+            Held::Packed(_) => None,
+        }
+    }
+
+    pub(crate) fn floats_mut(&mut self) -> Option<&mut Param<Tensor<2>>> {
+        match &mut self.held {
+            Held::Floats(floats) => Some(floats),
+            Held::Packed(_) => None,
+        }
     }
 
     /// Whether it is set to train, also where its device does not differentiate.
     pub fn is_trainable(&self) -> bool {
-        is_trainable(&self.floats)
+        self.floats().is_some_and(is_trainable)
     }
 
-    /// Puts floats `[rows, columns]` in its place, in its dtype. If it is trainable, it stays so.
+    /// Puts floats `[rows, columns]` in its place, in the dtype that it is multiplied in. If it is trainable, it stays so; what
+    /// was packed is frozen floats afterwards.
     ///
     /// # Panics
     /// If they are of another shape.
     pub fn replace(&mut self, dense: Tensor<2>) {
         assert_eq!(dense.dims(), self.dims(), "the new weight has another shape");
-        let (dtype, trainable) = (self.floats.val().dtype(), self.is_trainable());
+        let (dtype, trainable) = (self.operand().dtype(), self.is_trainable());
         let dense = dense.cast(dtype);
         let is_lifted = self.device().is_autodiff() && !dense.device().is_autodiff();
         let dense = if is_lifted { Tensor::from_inner(dense) } else { dense.detach() };
-        self.floats = Param::from_tensor(dense).set_require_grad(trainable);
+        self.held = Held::Floats(Param::from_tensor(dense).set_require_grad(trainable));
     }
 
-    pub(crate) fn freeze(&mut self) {
-        self.floats = self.floats.clone().no_grad();
-    }
-
-    /// Reads it from a tensor of the same shape, frozen and in `f32`.
-    ///
-    /// # Errors
-    /// If the tensor cannot be read.
-    pub(crate) fn load(&mut self, source: &dyn TensorSource, name: &str) -> Result<(), AdapterError> {
-        self.floats = frozen_param(source.read_f32(name)?, &self.dims(), &self.device());
+    /// Packs it, frozen; messages call it `name`. What is packed already is packed anew.
+    pub(crate) fn quantize(&mut self, name: &str, quantization: Quantization) -> Result<(), QuantError> {
+        let values = self.dense().cast(DType::F32).into_data();
+        let values: Vec<f32> = values.try_into_vec().expect("a tensor that was cast to f32");
+        self.set_packed(Packed::quantize(name, &values, self.dims(), quantization)?, quantization);
         Ok(())
     }
 
-    /// The weight in `f32`, as a file has it.
-    pub(crate) fn stored(&self) -> weights::Tensor {
-        to_file(self.dense(), self.shape())
+    /// Puts a packed matrix in its place. Of 8 bits, `quantization` says which inputs are outliers.
+    pub(crate) fn set_packed(&mut self, packed: Packed, quantization: impl Into<Option<Quantization>>) {
+        let threshold = match quantization.into() {
+            Some(Quantization::Int8 { threshold }) => threshold,
+            _ => LLM_INT8_THRESHOLD,
+        };
+        self.held = Held::Packed(PackedMatrix::new(packed, threshold, &self.device()));
+    }
+
+    /// Puts values, in row-major order, in its place: frozen, and in the dtype of the device.
+    pub(crate) fn set_floats(&mut self, values: Vec<f32>) {
+        self.held = Held::Floats(frozen_param(values, &self.dims(), &self.device()));
+    }
+
+    pub(crate) fn freeze(&mut self) {
+        if let Held::Floats(floats) = &mut self.held {
+            *floats = floats.clone().no_grad();
+        }
+    }
+
+    /// The tensors that a file has of the weight `name`: one of floats in this precision, or those of a packed weight.
+    pub(crate) fn stored(
+        &self,
+        name: &str,
+        precision: Precision,
+    ) -> Result<Vec<(String, weights::Tensor)>, weights::WeightsError> {
+        if let Held::Packed(packed) = &self.held {
+            return Ok(packed.to_packed().stored(name));
+        }
+        let floats = to_file(self.dense(), self.shape());
+        let floats = match precision {
+            Precision::F32 => floats,
+            Precision::Bf16 => floats.to_bf16()?,
+        };
+        Ok(vec![(name.to_owned(), floats)])
     }
 
     /// At most `count` elements as `f32`, evenly spread over the rows laid end to end.
@@ -107,6 +181,11 @@ impl BaseWeight {
         let [rows, columns] = self.dims();
         let count = count.min(rows * columns);
         let places = (0..count).map(|sample| sample * (rows * columns) / count);
+        if let Held::Packed(packed) = &self.held {
+            let packed = packed.to_packed();
+            let values: Vec<f32> = places.map(|place| packed.value(place)).collect();
+            return Tensor::from_data(TensorData::new(values, [count]), (&self.device(), DType::F32));
+        }
         let (rows, columns): (Vec<i32>, Vec<i32>) =
             places.map(|place| ((place / columns) as i32, (place % columns) as i32)).unzip();
         let index = |values| Tensor::<1, Int>::from_data(TensorData::new(values, [count]), &self.device());

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use sideburn_files::{FileError, printable, printable_lines};
+use sideburn_quant::QuantError;
 use sideburn_weights::WeightsError;
 
 /// A tensor whose shape is not that of its site in the model.
@@ -362,6 +363,9 @@ pub enum AdapterError {
     /// An error in reading or writing weights.
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    /// Weights that cannot be quantised, or quantised ones that cannot be read.
+    #[error(transparent)]
+    Quant(#[from] QuantError),
 }
 
 fn listed<T: fmt::Display>(what: &str, items: &[T]) -> String {

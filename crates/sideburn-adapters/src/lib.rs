@@ -14,6 +14,7 @@
 //! * [`merge`](Adapters::merge), [`unmerge`](Adapters::unmerge) and [`merge_and_unload`](Adapters::merge_and_unload) work adapters into the base weights, and [`merge_drift`](Adapters::merge_drift) measures
 //!   what that costs;
 //! * [`load_base`](Adapters::load_base) and [`save_base`](Adapters::save_base) exchange base weights with `transformers`;
+//! * [`load_base_quantized`](Adapters::load_base_quantized) and [`quantize_base`](Adapters::quantize_base) pack the base in 4 or 8 bits;
 //! * [`ParameterReport`] counts, and [`fingerprint`](Adapters::fingerprint) tells bases apart.
 //!
 //! A method is one file: a configuration, which is a [`Method`], and what it does at a site of a model, which is a
@@ -79,8 +80,7 @@ mod tensors;
 mod training;
 
 pub use adapters::Adapters;
-pub use base::Precision;
-pub use base_weight::BaseWeight;
+pub use base_weight::{BaseWeight, Precision};
 pub use combine::Combination;
 pub use embedding::{AdaptedTable, AdaptedVector};
 pub use error::{AdapterError, Misshapen};

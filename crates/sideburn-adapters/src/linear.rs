@@ -60,6 +60,15 @@ impl AdaptedLinear {
         }
     }
 
+    /// The weight as it is multiplied in this pass. As in bitsandbytes on the CPU, an 8-bit weight takes its input as it is
+    /// in training, and otherwise as integers.
+    fn operand(&self, pass: &TokenPass<'_>) -> Matrix {
+        match self.weight.packed() {
+            Some(packed) if pass.is_train() => packed.clone().with_float_inputs().into(),
+            _ => self.weight.operand(),
+        }
+    }
+
     /// Whether the layer is a base with low-rank branches in a pass in which adapters do this.
     fn is_fused(&self, bound: &[Vec<AtLinearBound<'_>>], dtype: DType) -> bool {
         self.bias.is_none() && bound.iter().flatten().all(|rule| rule.branch(dtype).is_some())
@@ -72,12 +81,13 @@ impl AdaptedLinear {
             let branches = rules.iter().filter_map(|rule| rule.branch(dtype));
             branches.map(|branch| branch.drawn(rows.clone(), pass)).collect::<Vec<_>>()
         });
-        LinearOp { weight: Some(self.weight.operand()), branches: branches.collect() }
+        let branches: Vec<_> = branches.collect();
+        LinearOp { weight: Some(self.operand(pass)), branches }
     }
 
     /// The layer step by step, whatever the adapters do.
     fn forward_by_steps(&self, x: Tensor<2>, bound: &[Vec<AtLinearBound<'_>>], pass: &mut TokenPass<'_>) -> Tensor<2> {
-        let base = Computed { weight: self.weight.operand(), bias: self.bias.as_ref().map(BaseWeight::dense) };
+        let base = Computed { weight: self.operand(pass), bias: self.bias.as_ref().map(BaseWeight::dense) };
         let Some(routes) = pass.routes() else {
             return forward(x, &base.replaced(&bound[0]).unwrap_or(base), &bound[0], pass);
         };
@@ -95,9 +105,10 @@ impl AdaptedLinear {
         routes.join(outputs.collect())
     }
 
-    /// The weight `[out, in]`, if `x W^T` is all that the layer does in this pass.
+    /// The weight `[out, in]`, if it is floats and `x W^T` is all that the layer does in this pass.
     pub fn plain_weight(&self, pass: &TokenPass<'_>) -> Option<Tensor<2>> {
-        (!is_adapted(&self.slots, pass) && self.bias.is_none()).then(|| self.weight.dense())
+        let is_plain = !is_adapted(&self.slots, pass) && self.bias.is_none() && self.weight.packed().is_none();
+        is_plain.then(|| self.weight.dense())
     }
 
     /// `[out, in]`, without initialising the weight.

@@ -224,6 +224,12 @@ pub trait AdaptedModel {
     /// What kind of model it is.
     fn shape(&self) -> ModelShape;
 
+    /// Parts of the names of linear layers that are never quantised: `_keep_in_fp32_modules` of the family in
+    /// `transformers`, such as `wo` of T5.
+    fn keep_in_fp32_modules(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// Where it is.
     fn device(&self) -> Device;
 

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use burn::module::{Param, ParamId};
 use burn::tensor::Tensor;
 
+use crate::base_weight::BaseWeight;
 use crate::model::AdaptedModel;
 use crate::model_slots::for_each_slot;
 use crate::slot::Slot;
@@ -44,7 +45,7 @@ impl Parameter<'_> {
     }
 }
 
-/// Every parameter of `model`, each once, trained or not.
+/// Every parameter of `model`, each once, trained or not. A packed weight is none.
 pub fn parameters(model: &dyn AdaptedModel) -> Vec<Parameter<'_>> {
     fn of_slot(slot: &Slot) -> impl Iterator<Item = Parameter<'_>> {
         slot.tensors().zip(slot.keyed()).map(|((spec, tensor), (key, _))| Parameter {
@@ -55,11 +56,8 @@ pub fn parameters(model: &dyn AdaptedModel) -> Vec<Parameter<'_>> {
         })
     }
     let weights = model.weights();
-    let of_base = weights.iter().flat_map(|(name, weight)| weight.tensors(name)).map(|(name, weight)| Parameter {
-        adapter: None,
-        name,
-        tensor: weight.floats(),
-        second_factor: false,
+    let of_base = weights.iter().flat_map(|(name, weight)| weight.tensors(name)).filter_map(|(name, weight)| {
+        Some(Parameter { adapter: None, name, tensor: weight.floats()?, second_factor: false })
     });
     let slots = model.adapters().input_slots().chain(weights.iter().flat_map(|(_, weight)| weight.slots()));
     let mut seen = HashSet::new();
@@ -70,7 +68,7 @@ pub fn parameters(model: &dyn AdaptedModel) -> Vec<Parameter<'_>> {
 pub fn for_each_parameter(model: &mut dyn AdaptedModel, mut change: impl FnMut(&mut Param<Tensor<2>>)) {
     for (_, weight) in model.weights_mut() {
         let (weight, bias) = weight.into_parts();
-        [Some(weight), bias].into_iter().flatten().for_each(|weight| change(weight.floats_mut()));
+        [Some(weight), bias].into_iter().flatten().filter_map(BaseWeight::floats_mut).for_each(&mut change);
     }
     for_each_slot(model, |slot| slot.tensors_mut().for_each(|(_, tensor)| change(tensor)));
 }

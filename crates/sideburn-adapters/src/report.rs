@@ -22,7 +22,8 @@ pub struct ParameterReport {
 }
 
 impl ParameterReport {
-    /// Counts the parameters of `model`. Weights that are not initialised yet are counted by their shapes.
+    /// Counts the parameters of `model`. Weights that are not initialised yet are counted by their shapes, packed ones by what
+    /// they stand for.
     pub fn of(model: &dyn AdaptedModel) -> Self {
         let mut report = Self::default();
         for parameter in parameters(model) {
@@ -30,6 +31,9 @@ impl ParameterReport {
             report.all += elements;
             report.trainable += if parameter.is_trainable() { elements } else { 0 };
         }
+        let weights = model.weights();
+        let packed = weights.iter().filter_map(|(_, weight)| weight.weight().packed());
+        report.all += packed.map(|packed| packed.shape().iter().product::<usize>() as u64).sum::<u64>();
         report
     }
 

@@ -1,10 +1,11 @@
-//! `sideburn`: looks into adapters, merges, combines and converts them, holds a model against reference numbers, and
-//! summarises.
+//! `sideburn`: looks into adapters, merges, combines and converts them, quantises models, holds them against reference
+//! numbers, and summarises.
 
 #![forbid(unsafe_code)]
 
 mod adapter;
 mod model;
+mod quantize;
 mod reference;
 mod report;
 mod summarize;
@@ -29,6 +30,8 @@ Examples:
     sideburn adapter combine news talk --weights 0.7,0.3 --base flan-t5-base --output both
   adapter_model.bin to adapter_model.safetensors:
     sideburn adapter convert old-adapter --output my-adapter
+  A model in 4 bits, which is loaded as it is:
+    sideburn quantize --model flan-t5-base --to nf4 --output flan-t5-base-nf4
   Whether Sideburn computes what transformers computed:
     sideburn verify --model flan-t5-base --adapter my-adapter --reference reference.safetensors
   A summary, shown as it is written, and those of two adapters beside each other:
@@ -38,7 +41,7 @@ Examples:
 Exit status: 0 if all is well, 1 if a check fails, a part of an adapter cannot be read or a text cannot be summarised, 2 if a
 command cannot be run.";
 
-/// Looks into adapters of Hugging Face peft, merges, combines and converts them, verifies models, and summarises
+/// Looks into adapters of Hugging Face peft, merges, combines and converts them, quantises and verifies models, and summarises
 ///
 /// Models and adapters are directories as transformers and peft write them. Nothing is fetched from a network.
 #[derive(Parser)]
@@ -56,6 +59,7 @@ enum Command {
     /// Inspect, check, merge, combine and convert adapters
     #[command(subcommand)]
     Adapter(adapter::Command),
+    Quantize(quantize::Args),
     Verify(verify::Args),
     Summarize(summarize::Args),
 }
@@ -70,6 +74,7 @@ fn main() -> ExitCode {
     };
     let report = match command {
         Command::Adapter(command) => adapter::run(command),
+        Command::Quantize(args) => quantize::run(&args).map(Report::new),
         Command::Verify(args) => verify::run(&args).map(Report::new),
         Command::Summarize(args) => return summarized(summarize::run(&args.as_json_lines_if(json))),
     };

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use sideburn_quant::{Packed, QuantType, Quantization};
+
 /// Files of the repository, by their paths in it.
 fn files(paths: &[&str]) -> Vec<Vec<u8>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
@@ -33,6 +35,9 @@ pub(crate) const JSON: &[&[u8]] = &[
     b"\"rank_pattern\":{\"(\":1}",
     b"\"(a+)+$\"",
     b"\"model_type\":\"t5\"",
+    b"\"quant_method\":\"gptq\"",
+    b"\"llm_int8_threshold\":1e40",
+    b"\"blocksize\": 4096",
     b"\"summary\":",
     b"\"eos_token\":",
     b"\"eos_token_id\":",
@@ -183,6 +188,24 @@ pub(crate) fn adapter_config() -> Vec<Vec<u8>> {
         folders.map(|path| path.join("adapter_config.json")).filter(|path| path.exists()).collect();
     configs.sort();
     configs.into_iter().map(|path| fs::read(path).expect("a file of the repository")).collect()
+}
+
+/// The shape of packed weights.
+pub(crate) const PACKED_SHAPE: [usize; 2] = [3, 64];
+
+/// Packed weights with their states.
+pub(crate) fn quantized() -> Vec<Vec<u8>> {
+    let values: Vec<f32> = (0..PACKED_SHAPE[0] * PACKED_SHAPE[1]).map(|x| (x as f32).sin()).collect();
+    let plain = Quantization::FourBit { quant_type: QuantType::Fp4, block_size: 32, double_quant: false };
+    let file = |quantization| {
+        let packed = Packed::quantize("q.weight", &values, PACKED_SHAPE, quantization).expect("finite numbers");
+        sideburn_weights::safetensors_bytes("seed", packed.stored("q.weight"), None).expect("names that differ")
+    };
+    [Quantization::NF4, plain, Quantization::INT8].map(file).into()
+}
+
+pub(crate) fn quantization_config() -> Vec<Vec<u8>> {
+    files(&["testdata/quant/t5_nf4_dq/config.json", "testdata/quant/t5_int8/config.json"])
 }
 
 #[cfg(feature = "models")]

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use rawzip::{CompressionMethod, ZipArchiveWriter};
 use sideburn_data::{Dataset, Tokenizer, TokenizerFiles, parse_csv, parse_jsonl};
+use sideburn_quant::{Packed, QuantizationConfig};
 use sideburn_weights::{ModelFiles, SafetensorsFile, Tensor, TensorSource, TorchFile, safetensors_bytes};
 
 use crate::seeds;
@@ -30,6 +31,14 @@ pub const TARGETS: &[Target] = &[
     Target { name: "index", run: index, seeds: seeds::index, words: seeds::JSON, memory: 64 },
     Target { name: "torch", run: torch, seeds: seeds::torch, words: seeds::PICKLE, memory: 64 },
     Target { name: "pickle", run: pickle, seeds: seeds::pickle, words: seeds::PICKLE, memory: 64 },
+    Target { name: "quantized", run: quantized, seeds: seeds::quantized, words: seeds::JSON, memory: 64 },
+    Target {
+        name: "quantization_config",
+        run: quantization_config,
+        seeds: seeds::quantization_config,
+        words: seeds::JSON,
+        memory: 64,
+    },
     Target { name: "csv", run: csv, seeds: seeds::csv, words: seeds::CSV, memory: 64 },
     Target { name: "jsonl", run: jsonl, seeds: seeds::jsonl, words: seeds::JSON, memory: 64 },
     // The library compiles patterns and tables that the file asks for.
@@ -80,6 +89,27 @@ fn safetensors(bytes: &[u8]) {
     if let Some(file) = checked(SafetensorsFile::from_bytes("bytes", bytes), bytes) {
         assert!(safetensors::SafeTensors::deserialize(bytes).is_ok(), "the reference refuses this");
         read_all(&file, bytes);
+    }
+}
+
+fn quantized(bytes: &[u8]) {
+    let Some(file) = checked(SafetensorsFile::from_bytes("bytes", bytes), bytes) else { return };
+    for name in file.names().take(64).filter(|name| Packed::is_stored(&file, name)) {
+        if let Some(packed) = checked(Packed::read(&file, name, seeds::PACKED_SHAPE), bytes) {
+            // What was understood can be written and is understood again.
+            let again = safetensors_bytes("again", packed.stored("q.weight"), None).expect("names that differ");
+            let again = SafetensorsFile::from_bytes("again", again).expect("what was written");
+            let again = Packed::read(&again, "q.weight", seeds::PACKED_SHAPE).expect("what was written");
+            assert!(packed.dequantize().iter().zip(again.dequantize()).all(|(a, b)| a.to_bits() == b.to_bits()));
+        }
+    }
+}
+
+fn quantization_config(bytes: &[u8]) {
+    let Ok(config) = serde_json::from_slice(bytes) else { return };
+    if let Some(Some(config)) = checked(QuantizationConfig::of_model(&config), bytes) {
+        let again = serde_json::json!({"quantization_config": config.to_json()});
+        assert_eq!(QuantizationConfig::of_model(&again).expect("what was written"), Some(config));
     }
 }
 

@@ -61,4 +61,5 @@ pub use language_model::LanguageModel;
 pub use model_dir::{ModelDir, Task, read_json};
 pub use norm::{LayerNorm, RmsNorm};
 pub use position::{Position, Rotary, Rotation, alibi};
+pub use sideburn_quant::{QuantType, Quantization, QuantizationConfig};
 pub use tokens::{behind, check_ids, embed, places_behind, shift_right};

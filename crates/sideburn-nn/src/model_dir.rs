@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 use sideburn_files::{MAX_CONFIG, read_text};
 use sideburn_generate::GenerationConfig;
+use sideburn_quant::QuantizationConfig;
 use sideburn_weights::ModelFiles;
 
 use crate::NnError;
@@ -41,6 +42,33 @@ impl ModelDir {
     /// If it is not there, is too large or not a regular file, or is no JSON.
     pub fn config(&self) -> Result<Value, NnError> {
         read_json(&self.config_path())
+    }
+
+    /// How the weights are quantised: `quantization_config` of `config.json`, if it is there.
+    ///
+    /// # Errors
+    /// If it cannot be read, or names another method than those of bitsandbytes.
+    pub fn quantization(&self) -> Result<Option<QuantizationConfig>, NnError> {
+        let config = self.config()?;
+        QuantizationConfig::of_model(&config)
+            .map_err(|error| NnError::Config { path: self.config_path(), message: error.to_string() })
+    }
+
+    /// That the weights are not quantised.
+    ///
+    /// # Errors
+    /// If they are, or `config.json` cannot be read.
+    pub fn check_unquantized(&self) -> Result<(), NnError> {
+        match self.quantization()? {
+            None => Ok(()),
+            Some(_) => Err(NnError::Config {
+                path: self.config_path(),
+                message:
+                    "`quantization_config` says that the model is quantised already; load it as it is, or quantise \
+                          the unquantised model"
+                        .to_owned(),
+            }),
+        }
     }
 
     /// Opens the weights.

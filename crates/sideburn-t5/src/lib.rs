@@ -46,4 +46,4 @@ pub use error::T5Error;
 pub use feed_forward::FeedForward;
 pub use model::{Encoded, T5};
 pub use position::relative_position_bucket;
-pub use sideburn_nn::{Activation, LanguageModel};
+pub use sideburn_nn::{Activation, LanguageModel, QuantType, Quantization, QuantizationConfig};

@@ -5,7 +5,7 @@ use std::path::Path;
 use burn::tensor::Device;
 use sideburn_adapters::{Adapters, Key, Precision};
 use sideburn_files::{AtomicDir, write_atomic};
-use sideburn_nn::ModelDir;
+use sideburn_nn::{ModelDir, QuantizationConfig};
 use sideburn_weights::TensorSource;
 
 use crate::T5Error;
@@ -22,15 +22,50 @@ const UNUSED: &str = "decoder.block.0.layer.1.EncDecAttention.relative_attention
 
 impl T5 {
     /// Reads a model directory: `config.json`, `generation_config.json` if there is one, and `model.safetensors` or shards
-    /// with an index. The weights are frozen and in `f32`; see [`from_source`](Self::from_source).
+    /// with an index. The weights are frozen and in `f32`; see [`from_source`](Self::from_source). Linear layers that
+    /// bitsandbytes has quantised (`quantization_config`) stay packed in 4 or 8 bits.
     ///
     /// # Errors
-    /// If a file is missing or broken, or a tensor is missing, unexpected or misshapen; all are listed.
+    /// If a file is missing or broken, the weights are quantised by another method, or a tensor is missing, unexpected or
+    /// misshapen; all are listed.
     pub fn from_dir(directory: impl AsRef<Path>, device: &Device) -> Result<Self, T5Error> {
         let files = ModelDir::new(directory.as_ref());
+        let stored = files.quantization()?;
+        Self::from_files(&files, stored.as_ref(), device)
+    }
+
+    /// Reads the directory of an unquantised model, and packs its linear layers in 4 or 8 bits as they are read: all but
+    /// `wo` and `lm_head`, as `transformers` does, or those that the configuration names. In memory is the packed model, and
+    /// a few tensors as they are stored.
+    ///
+    /// ```no_run
+    /// use burn::tensor::Device;
+    /// use sideburn_t5::{Quantization, T5};
+    ///
+    /// let model = T5::from_dir_quantized("flan-t5-xxl", Quantization::NF4, &Device::flex().autodiff())?;
+    /// # Ok::<(), sideburn_t5::T5Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As for [`from_dir`](Self::from_dir); if the model is quantised already, or has weights that are not finite.
+    pub fn from_dir_quantized(
+        directory: impl AsRef<Path>,
+        quantization: impl Into<QuantizationConfig>,
+        device: &Device,
+    ) -> Result<Self, T5Error> {
+        let files = ModelDir::new(directory.as_ref());
+        files.check_unquantized()?;
+        Self::from_files(&files, Some(&quantization.into()), device)
+    }
+
+    fn from_files(
+        files: &ModelDir,
+        quantization: Option<&QuantizationConfig>,
+        device: &Device,
+    ) -> Result<Self, T5Error> {
         let config = T5Config::of_file(&files.config_path(), &files.config()?)?;
         let generation = files.generation_config(&config.generation())?;
-        let model = Self::from_source(config, &files.weights()?, device)?;
+        let model = Self::filled(config, &files.weights()?, quantization, device)?;
         Ok(Self { generation, ..model })
     }
 
@@ -43,7 +78,16 @@ impl T5 {
     ///
     /// # Errors
     /// If a tensor is missing, unexpected or misshapen, all of which are listed, or cannot be read.
-    pub fn from_source(mut config: T5Config, source: &dyn TensorSource, device: &Device) -> Result<Self, T5Error> {
+    pub fn from_source(config: T5Config, source: &dyn TensorSource, device: &Device) -> Result<Self, T5Error> {
+        Self::filled(config, source, None, device)
+    }
+
+    fn filled(
+        mut config: T5Config,
+        source: &dyn TensorSource,
+        quantization: Option<&QuantizationConfig>,
+        device: &Device,
+    ) -> Result<Self, T5Error> {
         if source.contains(ENCODER_NORM) && !source.names().any(|name| name.starts_with("decoder.block.")) {
             return Err(T5Error::NoDecoder { path: source.path().to_owned() });
         }
@@ -54,15 +98,16 @@ impl T5 {
             config.tie_word_embeddings = !source.has_own_head();
         }
         let mut model = Self::random(&config, Key::from_seed(0), device);
-        model.load_base(&source, |name| match source.name_of(name) {
-            Some(UNUSED) => None,
-            Some(HEAD) if config.tie_word_embeddings => None,
-            name => name,
-        })?;
+        let tied = config.tie_word_embeddings;
+        match quantization {
+            None => model.load_base(&source, |name| placed(&source, tied, name))?,
+            Some(config) => model.load_base_quantized(&source, |name| placed(&source, tied, name), config)?,
+        }
         Ok(model)
     }
 
-    /// Writes a model directory that `transformers` reads, without adapters. It appears whole or not at all.
+    /// Writes a model directory that `transformers` reads, without adapters; packed weights as bitsandbytes has them. It
+    /// appears whole or not at all.
     ///
     /// A tied head without scaling, which only `scale_decoder_outputs` can say, needs transformers 5.
     ///
@@ -70,10 +115,23 @@ impl T5 {
     /// If it cannot be written.
     pub fn save_dir(&self, directory: impl AsRef<Path>, precision: Precision) -> Result<(), T5Error> {
         let directory = AtomicDir::create(directory)?;
-        let text = serde_json::to_string_pretty(&self.config().to_json()).expect("a JSON value is always printable");
+        let mut config = self.config().to_json();
+        if let Some(quantization) = self.quantization() {
+            config.insert("quantization_config".to_owned(), quantization.to_json());
+        }
+        let text = serde_json::to_string_pretty(&config).expect("a JSON value is always printable");
         write_atomic(directory.path().join(CONFIG_FILE), (text + "\n").as_bytes())?;
         self.save_base(directory.path().join(WEIGHTS_FILE), precision)?;
         directory.commit()?;
         Ok(())
+    }
+}
+
+/// The model's name for a tensor of the checkpoint, if the model has a place for it.
+fn placed<'n>(source: &OneEmbedding<'_>, tied: bool, name: &'n str) -> Option<&'n str> {
+    match source.name_of(name) {
+        Some(UNUSED) => None,
+        Some(HEAD) if tied => None,
+        name => name,
     }
 }

@@ -49,6 +49,10 @@ impl AdaptedModel for T5 {
         }
     }}
 
+    fn keep_in_fp32_modules(&self) -> &'static [&'static str] {
+        &["wo"]
+    }
+
     fn shape(&self) -> ModelShape {
         ModelShape {
             embedding: "shared",

@@ -8,7 +8,7 @@ use sideburn_adapters::{AdaptedModel, AdapterSet, ModelShape, Pass, Precision, W
 use sideburn_batch::{PromptBatch, TokenRows};
 use sideburn_files::printable;
 use sideburn_generate::{Decoder, GenerationConfig};
-use sideburn_nn::{LanguageModel, ModelDir, NnError};
+use sideburn_nn::{LanguageModel, ModelDir, NnError, QuantizationConfig};
 
 /// Writes [`AutoModel`], what it decodes with and its errors, from one line for each family: the name of its variant, its
 /// model, its decoding, its error, and the `model_type`s of `config.json` that it reads, or refuses in words of its own.
@@ -80,17 +80,55 @@ macro_rules! families {
         }
 
         impl AutoModel {
-            /// Reads a model directory onto `device`. The weights are frozen and in `f32`.
+            /// Reads a model directory onto `device`. The weights are frozen and in `f32`; linear layers that bitsandbytes
+            /// has quantised stay packed in 4 or 8 bits.
             ///
             /// # Errors
-            /// If the family is not here, a file is missing or broken, or the weights do not fit.
+            /// If the family is not here, a file is missing or broken, or the weights do not fit or are quantised by
+            /// another method.
             pub fn from_dir(directory: impl AsRef<Path>, device: &Device) -> Result<Self, AutoError> {
-                let (directory, files) = (directory.as_ref(), ModelDir::new(directory.as_ref()));
+                Self::read(directory.as_ref(), None, device)
+            }
+
+            /// Reads the directory of an unquantised model onto `device`, and packs its linear layers in 4 or 8 bits as
+            /// they are read, all but those that `transformers` leaves out. In memory is the packed model, and a few
+            /// tensors as they are stored.
+            ///
+            /// ```no_run
+            /// use sideburn::prelude::*;
+            ///
+            /// let device = Device::flex().autodiff();
+            /// let mut model = AutoModel::from_dir_quantized("flan-t5-xxl", Quantization::NF4, &device)?;
+            /// let lora = LoraConfig { r: 16, lora_alpha: 32.0, ..LoraConfig::default() };
+            /// model.attach("summaries", lora, Key::from_seed(0))?;
+            /// # Ok::<(), Box<dyn std::error::Error>>(())
+            /// ```
+            ///
+            /// # Errors
+            /// As for [`from_dir`](Self::from_dir); if the model is quantised already, or has weights that are not finite.
+            pub fn from_dir_quantized(
+                directory: impl AsRef<Path>,
+                quantization: impl Into<QuantizationConfig>,
+                device: &Device,
+            ) -> Result<Self, AutoError> {
+                Self::read(directory.as_ref(), Some(quantization.into()), device)
+            }
+
+            fn read(
+                directory: &Path,
+                quantization: Option<QuantizationConfig>,
+                device: &Device,
+            ) -> Result<Self, AutoError> {
+                let files = ModelDir::new(directory);
                 let config = files.config()?;
                 let model_type = config.get("model_type").and_then(|name| name.as_str()).unwrap_or("(absent)");
                 $(
                     if $known.iter().chain($refused).any(|own| *own == model_type) {
-                        return Ok(Self::$family(<$model>::from_dir(directory, device)?));
+                        let model = match quantization {
+                            None => <$model>::from_dir(directory, device)?,
+                            Some(quantization) => <$model>::from_dir_quantized(directory, quantization, device)?,
+                        };
+                        return Ok(Self::$family(model));
                     }
                 )+
                 Err(AutoError::UnknownFamily { path: files.config_path(), model_type: model_type.to_owned() })
@@ -117,6 +155,12 @@ macro_rules! families {
             fn weights_mut(&mut self) -> Vec<(String, WeightMut<'_>)> {
                 match self {
                     $(Self::$family(model) => model.weights_mut(),)+
+                }
+            }
+
+            fn keep_in_fp32_modules(&self) -> &'static [&'static str] {
+                match self {
+                    $(Self::$family(model) => model.keep_in_fp32_modules(),)+
                 }
             }
 

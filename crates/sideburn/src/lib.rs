@@ -78,6 +78,7 @@ pub use sideburn_files as files;
 pub use sideburn_generate as generate;
 pub use sideburn_kernels as kernels;
 pub use sideburn_nn as nn;
+pub use sideburn_quant as quant;
 pub use sideburn_rouge as rouge;
 pub use sideburn_t5 as t5;
 pub use sideburn_train as train;
@@ -97,6 +98,7 @@ pub mod prelude {
     pub use sideburn_eval::{BootstrapConfig, Evaluation, Score};
     pub use sideburn_generate::{GenerationConfig, generate};
     pub use sideburn_nn::LanguageModel;
+    pub use sideburn_quant::Quantization;
     pub use sideburn_rouge::{Metric, RougeScorer};
     pub use sideburn_t5::{T5, T5Config};
     pub use sideburn_train::{ChromeTrace, JsonLinesLog, ProgressLine, Schedule, TrainConfig, Trainer};

@@ -30,23 +30,23 @@ const COMPANIONS: [&str; 10] = [
 ];
 
 /// What became of the companions that a base has.
-pub(super) struct Copied {
-    pub(super) copied: Vec<&'static str>,
-    pub(super) left_out: Vec<LeftOut>,
+pub(crate) struct Copied {
+    pub(crate) copied: Vec<&'static str>,
+    pub(crate) left_out: Vec<LeftOut>,
 }
 
 /// A companion that is not copied.
 #[derive(Serialize)]
-pub(super) struct LeftOut {
-    pub(super) file: &'static str,
-    pub(super) reason: String,
+pub(crate) struct LeftOut {
+    pub(crate) file: &'static str,
+    pub(crate) reason: String,
 }
 
 /// Copies the companions in the directory `base` to the directory `output`.
 ///
 /// # Errors
 /// If a file cannot be read or written.
-pub(super) fn copy_companions(base: &Path, output: &Path) -> anyhow::Result<Copied> {
+pub(crate) fn copy_companions(base: &Path, output: &Path) -> anyhow::Result<Copied> {
     let mut all = Copied { copied: Vec::new(), left_out: Vec::new() };
     let root = base.canonicalize().with_context(|| shown(base))?;
     for file in COMPANIONS {

@@ -2,7 +2,7 @@
 
 mod check;
 mod combine;
-mod companions;
+pub(crate) mod companions;
 mod convert;
 mod halves;
 mod inspect;

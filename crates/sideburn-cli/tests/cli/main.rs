@@ -30,6 +30,7 @@ mod convert;
 mod inspect;
 mod merge;
 mod output;
+mod quantize;
 mod summarize;
 mod verify;
 

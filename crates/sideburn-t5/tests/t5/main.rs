@@ -15,4 +15,5 @@ mod lora_goldens;
 mod lora_inits;
 mod new_adapters;
 mod position;
+mod quantized;
 mod registry;

@@ -3,6 +3,7 @@
 mod adalora;
 mod export_to_peft;
 mod observing;
+mod quantized;
 mod resuming;
 mod schedules;
 mod stopping;

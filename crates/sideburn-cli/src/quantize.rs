@@ -1,0 +1,113 @@
+//! `sideburn quantize`: a model whose linear layers are packed in 4 or 8 bits.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use anyhow::ensure;
+use clap::ValueEnum;
+use serde::Serialize;
+use sideburn::adapters::Precision;
+use sideburn::files::AtomicDir;
+use sideburn::prelude::*;
+
+use crate::adapter::companions::{Copied, LeftOut, copy_companions};
+use crate::report::{Finding, in_line, shown, table};
+
+/// Quantise the linear layers of a model as bitsandbytes does, and write the model that results
+///
+/// The output is a directory that transformers and Sideburn load as it is: config.json with its quantization_config, the packed
+/// weights in model.safetensors, and the tokenizer's files where the model has them. Layers are packed as they are read, so that
+/// the model need not fit into memory unquantised. The output head and what transformers keeps in f32 (wo of T5) are left as
+/// they are, in f32. 4 bits are in blocks of 64 with double quantisation.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Directory of the model, which is not quantised yet
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// What to quantise to
+    #[arg(long, value_enum)]
+    to: To,
+    /// Directory to write to; not that of the model
+    #[arg(long, value_name = "DIR")]
+    output: PathBuf,
+}
+
+#[derive(Clone, Copy, Serialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+enum To {
+    /// 4 bits: quantiles of the normal distribution, as in QLoRA
+    Nf4,
+    /// 4 bits: floating-point numbers
+    Fp4,
+    /// 8 bits: LLM.int8()
+    Int8,
+}
+
+impl To {
+    fn quantization(self) -> Quantization {
+        match self {
+            Self::Nf4 => Quantization::NF4,
+            Self::Fp4 => Quantization::FP4,
+            Self::Int8 => Quantization::INT8,
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub(crate) struct Quantized {
+    output: String,
+    to: To,
+    /// How many linear layers are packed.
+    packed: usize,
+    /// And how many are not.
+    left: usize,
+    /// Bytes of the files of weights.
+    bytes: u64,
+    copied: Vec<&'static str>,
+    /// What was left out of the tokenizer's files, and why.
+    not_copied: Vec<LeftOut>,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<Quantized> {
+    let output = AtomicDir::create(&args.output)?;
+    if let (Ok(output), Ok(model)) = (args.output.canonicalize(), args.model.canonicalize()) {
+        ensure!(output != model, "the output {} is the model itself; choose another directory", shown(&output));
+    }
+    let model = AutoModel::from_dir_quantized(&args.model, args.to.quantization(), &parse_device("flex")?)?;
+    model.save_dir(output.path(), Precision::F32)?;
+    let linears = model.linears();
+    let packed = linears.iter().filter(|(_, linear)| linear.weight().packed().is_some()).count();
+    let left = linears.len() - packed;
+    let bytes = size(output.path())?;
+    let Copied { copied, left_out } = copy_companions(&args.model, output.path())?;
+    output.commit()?;
+    Ok(Quantized { output: shown(&args.output), to: args.to, packed, left, bytes, copied, not_copied: left_out })
+}
+
+/// The size of the weights in a directory that has just been written, in bytes.
+fn size(directory: &Path) -> anyhow::Result<u64> {
+    Ok(directory.join("model.safetensors").metadata()?.len())
+}
+
+impl Finding for Quantized {}
+
+impl fmt::Display for Quantized {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let to = match self.to {
+            To::Nf4 => "nf4",
+            To::Fp4 => "fp4",
+            To::Int8 => "int8",
+        };
+        let copied = if self.copied.is_empty() { "nothing".to_owned() } else { self.copied.join(", ") };
+        let mut rows = vec![
+            ["written".to_owned(), in_line(&self.output)],
+            ["packed".to_owned(), format!("{} linear layers in {to}; {} stay in f32", self.packed, self.left)],
+            ["weights".to_owned(), format!("{:.1} MB", self.bytes as f64 / 1e6)],
+            ["copied".to_owned(), copied],
+        ];
+        for LeftOut { file, reason } in &self.not_copied {
+            rows.push(["not copied".to_owned(), format!("{file}: {reason}")]);
+        }
+        table(f, &rows)
+    }
+}

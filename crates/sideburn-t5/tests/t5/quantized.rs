@@ -1,0 +1,278 @@
+//! T5 in 4 and 8 bits against `transformers` and bitsandbytes.
+
+// How far the numbers are apart is worth seeing.
+#![allow(clippy::print_stdout)]
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use sideburn_adapters::{AdaptedModel, Adapters, Key, ParameterReport, Pass, Precision};
+use sideburn_t5::{LanguageModel, QuantType, Quantization, QuantizationConfig, T5};
+use sideburn_weights::{SafetensorsFile, Tensor as Stored, TensorSource, write_safetensors};
+
+use sideburn_testing::{Golden, golden, goldens, max_difference, path, values};
+
+const BASE: &str = "t5_gated_untied";
+
+fn quantization(name: &str) -> Quantization {
+    let four_bit = |double_quant| Quantization::FourBit { quant_type: QuantType::Nf4, block_size: 64, double_quant };
+    match name {
+        "t5_nf4_dq" => four_bit(true),
+        "t5_nf4" => four_bit(false),
+        _ => Quantization::INT8,
+    }
+}
+
+fn logits(model: &T5) -> Vec<f32> {
+    logits_in(model, &mut Pass::evaluate())
+}
+
+fn logits_in(model: &T5, pass: &mut Pass) -> Vec<f32> {
+    let io = Golden::open(&format!("{BASE}/io.safetensors"));
+    values(model.logits(&io.source(), &io.full_rows("decoder_input_ids"), pass).unwrap())
+}
+
+fn deviation(values: &[f32]) -> f32 {
+    let mean = values.iter().sum::<f32>() / values.len() as f32;
+    (values.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / values.len() as f32).sqrt()
+}
+
+/// Which sites are packed.
+fn packed(model: &T5) -> Vec<String> {
+    let packed = model.linears().into_iter().filter(|(_, linear)| linear.weight().packed().is_some());
+    packed.map(|(name, _)| name).collect()
+}
+
+#[test]
+fn checkpoints_of_transformers_load() {
+    for entry in goldens("quant") {
+        let model = T5::from_dir(path(&entry.path), &Device::flex()).unwrap();
+        // All but `wo` of four blocks and the head.
+        assert_eq!((packed(&model).len(), model.linears().len()), (32, 37), "{}", entry.path);
+        assert!(packed(&model).iter().all(|name| !name.ends_with("wo") && name != "lm_head"));
+
+        let golden = Golden::open(&format!("{}/io.safetensors", entry.path));
+        let distance = |mut pass: Pass, name: &str| {
+            let (found, expected) = (logits_in(&model, &mut pass), golden.floats(name));
+            let difference = max_difference(&found, &expected) / deviation(&expected);
+            println!("{}: {name} differ by at most {difference:e} of their spread", entry.path);
+            f64::from(difference)
+        };
+        if entry.name() == "t5_int8" {
+            let in_training = Pass::train(Key::from_seed(0));
+            assert!(distance(in_training, "logits_in_training") <= entry.tolerance, "{}", entry.path);
+            // With integers a single one that is rounded the other way is 0.08, in bitsandbytes, too: testdata/README.md.
+            assert!(distance(Pass::evaluate(), "logits") <= 0.2, "{}", entry.path);
+            let batch = Golden::open(&format!("{BASE}/io.safetensors")).batch();
+            let loss = values(model.token_losses(&batch, &mut Pass::evaluate()).unwrap().mean())[0];
+            let expected = golden.floats("loss")[0];
+            assert!((loss - expected).abs() <= 2e-3 * expected, "{loss} for {expected}");
+        } else {
+            assert!(distance(Pass::evaluate(), "logits") <= entry.tolerance, "{}", entry.path);
+        }
+    }
+}
+
+#[test]
+fn what_is_quantised_here_is_what_transformers_saves() {
+    for entry in goldens("quant") {
+        let model = T5::from_dir_quantized(path(BASE), quantization(entry.name()), &Device::flex()).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let output = directory.path().join("model");
+        model.save_dir(&output, Precision::F32).unwrap();
+        let [found, expected] = [output.clone(), path(&entry.path)]
+            .map(|directory| SafetensorsFile::open(directory.join("model.safetensors")).unwrap());
+        assert!(found.names().eq(expected.names()), "{}", entry.path);
+        for name in expected.names() {
+            assert_eq!(found.read(name).unwrap(), expected.read(name).unwrap(), "{name} of {}", entry.path);
+        }
+        let config = |directory: &std::path::Path| -> serde_json::Value {
+            serde_json::from_str(&std::fs::read_to_string(directory.join("config.json")).unwrap()).unwrap()
+        };
+        let field = "quantization_config";
+        assert_eq!(config(&output)[field], config(&path(&entry.path))[field], "{}", entry.path);
+        let again = T5::from_dir(&output, &Device::flex()).unwrap();
+        assert_eq!(logits(&again), logits(&model), "{}", entry.path);
+    }
+}
+
+/// Packed in memory what was loaded as floats: the same as packed while it was read.
+#[test]
+fn a_model_can_be_quantised_in_memory() {
+    let mut model = T5::from_dir(path(BASE), &Device::flex()).unwrap();
+    let before = ParameterReport::of(&model);
+    let fingerprint = model.fingerprint();
+    let names = model.quantize_base(&Quantization::NF4.into()).unwrap();
+    assert_eq!((names.len(), packed(&model).len()), (32, 32));
+    assert_eq!(ParameterReport::of(&model).all, before.all, "what is packed counts as what it stands for");
+    assert_ne!(model.fingerprint(), fingerprint);
+    let read = T5::from_dir_quantized(path(BASE), Quantization::NF4, &Device::flex()).unwrap();
+    assert_eq!(logits(&model), logits(&read));
+    assert_eq!(model.fingerprint(), read.fingerprint());
+    assert_eq!(model.quantization(), Some(Quantization::NF4.into()));
+}
+
+#[test]
+fn modules_that_a_configuration_names_stay_as_they_are() {
+    let skip = vec!["lm_head".to_owned(), "encoder".to_owned(), "EncDecAttention.q".to_owned()];
+    let config = QuantizationConfig { llm_int8_skip_modules: Some(skip), ..Quantization::INT8.into() };
+    let model = T5::from_dir_quantized(path(BASE), config, &Device::flex()).unwrap();
+    let names = packed(&model);
+    // Of each of two blocks: four of self-attention, three of cross-attention, two of the feed-forward layer.
+    assert_eq!(names.len(), 18, "{names:?}");
+    assert!(names.iter().all(|name| name.starts_with("decoder.") && !name.ends_with("EncDecAttention.q")));
+    // What is saved names all that is not packed, so that it loads in the same way.
+    let directory = tempfile::tempdir().unwrap();
+    let output = directory.path().join("model");
+    model.save_dir(&output, Precision::Bf16).unwrap();
+    assert_eq!(packed(&T5::from_dir(&output, &Device::flex()).unwrap()), names);
+}
+
+/// An adapter of any method, over a packed base of any kind, computes and differentiates what it does over the same base as
+/// floats.
+#[test]
+fn all_methods_work_over_packed_bases() {
+    let device = Device::flex().autodiff();
+    let io = Golden::open(&format!("{BASE}/io.safetensors"));
+    let adapters = goldens("adapters").into_iter().filter(|entry| entry.base == BASE).map(|entry| entry.path);
+    let adapters: Vec<String> = adapters.filter(|adapter| path(adapter).join("adapter_config.json").exists()).collect();
+    assert!(adapters.len() > 20);
+    for entry in goldens("quant") {
+        let packed_base = T5::from_dir(path(&entry.path), &device).unwrap();
+        let mut dense_base = packed_base.clone();
+        for (_, linear) in dense_base.linears_mut() {
+            let floats = linear.weight().dense();
+            linear.weight_mut().replace(floats);
+        }
+        assert!(packed(&dense_base).is_empty());
+        for name in &adapters {
+            let run = |base: &T5| {
+                let mut model = base.clone();
+                model.load_adapter("default", path(name)).unwrap();
+                // In training 8-bit weights take floats, too; there is no dropout in this model.
+                let mut pass = Pass::train(Key::from_seed(7));
+                let loss = model.token_losses(&io.batch(), &mut pass).unwrap().mean();
+                let gradients = loss.clone().backward();
+                let tensors = model.adapter_tensors("default").unwrap();
+                let gradients: Vec<f32> = tensors
+                    .values()
+                    .filter_map(|param| Some(values(param.val().grad(&gradients)?)))
+                    .flatten()
+                    .collect();
+                (values(loss)[0], gradients)
+            };
+            let ((loss, found), (expected_loss, expected)) = (run(&packed_base), run(&dense_base));
+            assert!((loss - expected_loss).abs() <= 1e-5 * expected_loss, "{name} over {}: {loss}", entry.path);
+            let largest = expected.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+            assert!(largest > 0.0, "{name} trains something");
+            let difference = max_difference(&found, &expected) / largest;
+            assert!(difference <= 2e-4, "{name} over {}: gradients differ by {difference:e}", entry.path);
+        }
+    }
+}
+
+#[test]
+fn merging_into_a_packed_base_gives_floats_until_it_is_asked_to_pack_them() {
+    let golden = golden("quant/t5_nf4_dq");
+    let mut model = T5::from_dir(path(&golden.path), &Device::flex()).unwrap();
+    let bare = logits(&model);
+    model.load_adapter("default", path(&golden.path).join("initial_adapter")).unwrap();
+    // A new LoRA adapter has no effect; this one has.
+    let names: Vec<String> = model.adapter_tensors("default").unwrap().into_keys().collect();
+    assert!(names.iter().any(|name| name.contains("lora_B")));
+    model
+        .set_adapter_tensors("default", |name| {
+            let is_b = name.contains("lora_B");
+            is_b.then(|| (0..64 * 8).map(|index| (index as f32).sin() * 0.05).collect())
+        })
+        .unwrap();
+    let before = logits(&model);
+    assert!(max_difference(&before, &bare) > 0.1);
+    let drift = model.merge_drift(|model| Ok::<_, sideburn_t5::T5Error>(tensor_of(logits(model)))).unwrap();
+    assert!(drift < 1e-3, "{drift}");
+
+    let packed_before = packed(&model);
+    model.merge().unwrap();
+    assert_eq!(packed(&model).len(), 32 - 12, "q and v of six attentions are floats now");
+    assert!(max_difference(&logits(&model), &before) < 1e-3);
+    // Asked for, they are packed again, and then rounding costs what it costs.
+    let mut again = model.clone();
+    again.quantize_base(&Quantization::NF4.into()).unwrap();
+    assert_eq!(packed(&again), packed_before);
+    let cost = max_difference(&logits(&again), &before);
+    assert!(cost > 10.0 * drift, "rounding to 4 bits cannot be as fine as to 32: {cost}");
+    // And unmerging gives the packed weights back, bit for bit.
+    model.unmerge().unwrap();
+    assert_eq!(packed(&model), packed_before);
+    model.set_active(&[]).unwrap();
+    assert_eq!(logits(&model), bare);
+}
+
+fn tensor_of(values: Vec<f32>) -> Tensor<1> {
+    Tensor::from_floats(values.as_slice(), &Device::flex())
+}
+
+/// A copy of a model with some of its tensors changed.
+fn changed(from: &str, change: impl FnOnce(&mut Vec<(String, Stored)>)) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::copy(path(from).join("config.json"), directory.path().join("config.json")).unwrap();
+    let file = SafetensorsFile::open(path(from).join("model.safetensors")).unwrap();
+    let mut tensors: Vec<_> = file.names().map(|name| (name.to_owned(), file.read(name).unwrap())).collect();
+    change(&mut tensors);
+    write_safetensors(directory.path().join("model.safetensors"), tensors, None).unwrap();
+    directory
+}
+
+#[test]
+fn broken_models_are_refused() {
+    let error = |directory: &std::path::Path| T5::from_dir(directory, &Device::flex()).unwrap_err().to_string();
+    const Q: &str = "encoder.block.0.layer.0.SelfAttention.q.weight";
+
+    let absent = changed("quant/t5_nf4_dq", |tensors| tensors.retain(|(name, _)| *name != format!("{Q}.absmax")));
+    let message = error(absent.path());
+    assert!(message.contains(&format!("\"{Q}\"")) && message.contains(&format!("has no {Q}.absmax")), "{message}");
+
+    let short = changed("quant/t5_int8", |tensors| {
+        let scb = tensors.iter_mut().find(|(name, _)| name.ends_with("SelfAttention.q.SCB")).unwrap();
+        scb.1 = Stored::from_f32(vec![3], &[1.0; 3]).unwrap();
+    });
+    let message = error(short.path());
+    assert!(message.contains("SCB is of 3 elements, expected 64 of them"), "{message}");
+
+    // A state of a weight that the model has not.
+    let foreign = changed("quant/t5_nf4", |tensors| {
+        let state = tensors.iter().find(|(name, _)| *name == format!("{Q}.absmax")).unwrap().1.clone();
+        tensors.push(("encoder.block.9.weight.absmax".to_owned(), state));
+    });
+    let message = error(foreign.path());
+    assert!(message.contains("encoder.block.9.weight.absmax"), "{message}");
+
+    // Not finite: found while it is quantised, and named.
+    let broken = changed(BASE, |tensors| {
+        let q = &mut tensors.iter_mut().find(|(name, _)| name == Q).unwrap().1;
+        let mut floats = q.to_f32().unwrap();
+        floats[70] = f32::NAN;
+        *q = Stored::from_f32(q.shape().to_vec(), &floats).unwrap();
+    });
+    let message = T5::from_dir_quantized(broken.path(), Quantization::NF4, &Device::flex()).unwrap_err().to_string();
+    assert!(message.contains(&format!("\"{Q}\" has NaN in row 1, column 6")), "{message}");
+
+    let message = T5::from_dir_quantized(path("quant/t5_int8"), Quantization::NF4, &Device::flex()).unwrap_err();
+    assert!(message.to_string().contains("the model is quantised already"), "{message}");
+
+    let other = changed(BASE, |_| {});
+    let config = std::fs::read_to_string(path(BASE).join("config.json")).unwrap();
+    let config = config.replacen('{', "{\"quantization_config\": {\"quant_method\": \"gptq\", \"bits\": 4},", 1);
+    std::fs::write(other.path().join("config.json"), config).unwrap();
+    let message = error(other.path());
+    assert!(message.contains("config.json") && message.contains("quantised by GPTQ, which is not here"), "{message}");
+}
+
+/// A model that differentiates keeps its packed weights through [`Module::valid`] and back.
+#[test]
+fn packed_weights_follow_the_model() {
+    let model = T5::from_dir(path("quant/t5_nf4_dq"), &Device::flex().autodiff()).unwrap();
+    let plain = model.valid();
+    assert_eq!(packed(&plain), packed(&model));
+    assert_eq!(logits(&plain), logits(&model));
+    assert_eq!(logits(&plain.train()), logits(&model));
+}
