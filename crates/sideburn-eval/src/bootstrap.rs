@@ -74,23 +74,26 @@ pub struct Interval {
 /// config out of range.
 pub fn bootstrap(values: &[f64], config: &BootstrapConfig) -> Result<Interval, EvalError> {
     config.check()?;
-    let len = values.len() as u64;
     if values.is_empty() {
         return Err(EvalError::NoValues);
     }
-    let resample = |number: u64| {
-        let draws = draws(config.seed, number);
+    let len = values.len() as u64;
+    let mut means = for_each_sample(config, |draws| {
         (0..len).map(|place| values[draws.below(place, len) as usize]).sum::<f64>() / len as f64
-    };
-    let numbers = 0..config.samples as u64;
-    #[cfg(feature = "threads")]
-    let numbers = numbers.into_par_iter();
-    let mut means: Vec<f64> = numbers.map(resample).collect();
+    });
     means.sort_unstable_by(f64::total_cmp);
 
     let tail = (1.0 - config.confidence) / 2.0;
     let [low, median, high] = [tail, 0.5, 1.0 - tail].map(|quantile| percentile(&means, 100.0 * quantile));
     Ok(Interval { mean: values.iter().sum::<f64>() / len as f64, low, median, high })
+}
+
+/// What `compute` makes of the draws of each sample.
+pub(crate) fn for_each_sample<T: Send>(config: &BootstrapConfig, compute: impl Fn(Key) -> T + Sync) -> Vec<T> {
+    let numbers = 0..config.samples as u64;
+    #[cfg(feature = "threads")]
+    let numbers = numbers.into_par_iter();
+    numbers.map(|number| compute(draws(config.seed, number))).collect()
 }
 
 /// The draws of a resample. Published intervals depend on them: they are what they were before there were [`Key`]s.

@@ -51,6 +51,24 @@ pub enum EvalError {
         /// The value.
         value: f64,
     },
+    /// Two systems were not scored on the same examples.
+    #[error("there are {first} values of the first system and {second} of the second; score both on the same examples")]
+    Unpaired {
+        /// The values of the first.
+        first: usize,
+        /// The values of the second.
+        second: usize,
+    },
+    /// There is no such system, or it does not have such a score.
+    #[error("no system called {system:?} has a score {score:?}; there are {known}")]
+    UnknownScore {
+        /// The system.
+        system: String,
+        /// The score.
+        score: String,
+        /// The systems and their scores.
+        known: String,
+    },
     /// An average over nothing was asked for.
     #[error("there are no values to average; score at least one output first")]
     NoValues,

@@ -8,6 +8,7 @@ use sideburn_data::Example;
 
 use crate::{
     bootstrap::{BootstrapConfig, Interval, bootstrap},
+    comparison::{Comparison, compare},
     error::EvalError,
     score::{Score, Values},
 };
@@ -106,6 +107,24 @@ impl Evaluation {
         Ok(&self.systems[place])
     }
 
+    /// Compares two systems by a score that both have, such as `rougeL`; see [`compare`](crate::compare). Shares of 1 are
+    /// compared in percent.
+    ///
+    /// # Errors
+    /// If one is not there, or does not have the score.
+    pub fn compare(&self, first: &str, second: &str, score: &str) -> Result<Comparison, EvalError> {
+        let shown = |name: &str| -> Result<Vec<f64>, EvalError> {
+            let system = self.systems.iter().find(|system| system.name == name);
+            let scored = system.and_then(|system| system.score(score)).ok_or_else(|| EvalError::UnknownScore {
+                system: name.to_owned(),
+                score: score.to_owned(),
+                known: self.systems.iter().map(System::scores_listed).collect::<Vec<_>>().join("; "),
+            })?;
+            Ok(scored.values.iter().map(|value| scored.shown(*value)).collect())
+        };
+        compare(&shown(first)?, &shown(second)?, &self.bootstrap)
+    }
+
     fn scored(&self, Values { name, is_share, values }: Values) -> Result<Scored, EvalError> {
         let expected = self.examples.len();
         if values.len() != expected {
@@ -119,6 +138,12 @@ impl Evaluation {
 }
 
 impl System {
+    /// What it is called and has.
+    fn scores_listed(&self) -> String {
+        let scores: Vec<&str> = self.scores.iter().map(|scored| scored.name.as_str()).collect();
+        format!("{} with {}", self.name, scores.join(", "))
+    }
+
     /// The measure of this name, such as `rougeL`.
     pub fn score(&self, name: &str) -> Option<&Scored> {
         self.scores.iter().find(|scored| scored.name == name)

@@ -5,7 +5,8 @@
 //! # Overview
 //!
 //! * A [`Score`] gives numbers to outputs. ROUGE (`sideburn_rouge::RougeScorer`) is one; others are added from outside.
-//! * [`bootstrap`] is the mean of any numbers with a confidence interval.
+//! * [`bootstrap`] is the mean of any numbers with a confidence interval; [`compare`] says whether one system is better
+//!   than another on the same examples.
 //! * An [`Evaluation`] holds what was asked, what each [`System`] answered and what that is worth. It is a table as
 //!   text, and serializes.
 //!
@@ -34,11 +35,13 @@
 #![forbid(unsafe_code)]
 
 mod bootstrap;
+mod comparison;
 mod error;
 mod evaluation;
 mod score;
 
 pub use bootstrap::{BootstrapConfig, Interval, bootstrap};
+pub use comparison::{Comparison, compare};
 pub use error::{EvalError, ScoreError};
 pub use evaluation::{Evaluation, Scored, System};
 pub use score::{Score, Values};
