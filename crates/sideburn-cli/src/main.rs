@@ -1,5 +1,5 @@
 //! `sideburn`: looks into adapters, merges, combines and converts them, quantises models, holds them against reference
-//! numbers, and summarises.
+//! numbers, summarises, and scores summaries.
 
 #![forbid(unsafe_code)]
 
@@ -8,6 +8,7 @@ mod model;
 mod quantize;
 mod reference;
 mod report;
+mod rouge;
 mod summarize;
 mod verify;
 
@@ -32,6 +33,8 @@ Examples:
     sideburn adapter convert old-adapter --output my-adapter
   A model in 4 bits, which is loaded as it is:
     sideburn quantize --model flan-t5-base --to nf4 --output flan-t5-base-nf4
+  How good summaries are, and whether one system is better than another:
+    sideburn rouge --predictions lora.txt --against zero-shot.txt --references test.jsonl --stemmer
   Whether Sideburn computes what transformers computed:
     sideburn verify --model flan-t5-base --adapter my-adapter --reference reference.safetensors
   A summary, shown as it is written, and those of two adapters beside each other:
@@ -41,7 +44,8 @@ Examples:
 Exit status: 0 if all is well, 1 if a check fails, a part of an adapter cannot be read or a text cannot be summarised, 2 if a
 command cannot be run.";
 
-/// Looks into adapters of Hugging Face peft, merges, combines and converts them, quantises and verifies models, and summarises
+/// Looks into adapters of Hugging Face peft, merges, combines and converts them, quantises and verifies models, summarises
+/// and scores
 ///
 /// Models and adapters are directories as transformers and peft write them. Nothing is fetched from a network.
 #[derive(Parser)]
@@ -60,6 +64,7 @@ enum Command {
     #[command(subcommand)]
     Adapter(adapter::Command),
     Quantize(quantize::Args),
+    Rouge(rouge::Args),
     Verify(verify::Args),
     Summarize(summarize::Args),
 }
@@ -75,6 +80,7 @@ fn main() -> ExitCode {
     let report = match command {
         Command::Adapter(command) => adapter::run(command),
         Command::Quantize(args) => quantize::run(&args).map(Report::new),
+        Command::Rouge(args) => rouge::run(&args).map(Report::new),
         Command::Verify(args) => verify::run(&args).map(Report::new),
         Command::Summarize(args) => return summarized(summarize::run(&args.as_json_lines_if(json))),
     };

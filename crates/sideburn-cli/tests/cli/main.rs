@@ -31,6 +31,7 @@ mod inspect;
 mod merge;
 mod output;
 mod quantize;
+mod rouge;
 mod summarize;
 mod verify;
 

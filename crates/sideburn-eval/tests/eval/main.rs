@@ -1,5 +1,6 @@
 //! From outputs to results.
 
+mod comparing;
 mod goldens;
 mod intervals;
 mod outside;

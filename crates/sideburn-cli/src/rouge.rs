@@ -1,0 +1,218 @@
+//! `sideburn rouge`: texts against references.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
+use serde::Serialize;
+use serde_json::Value;
+use sideburn::eval::{Comparison, Interval, bootstrap, compare};
+use sideburn::files::read_text;
+use sideburn::prelude::*;
+
+use crate::report::{Finding, in_line, table};
+
+/// Score texts against references by ROUGE, as Python's rouge_score does, with confidence intervals
+///
+/// A file has one text on each line; one whose name ends in .jsonl has a JSON value on each line: a text, a list of texts
+/// (several references), or an object with a field that holds either. Only there can a text have lines, which are the
+/// sentences of ROUGE-Lsum. Of several references the best counts, score by score. With --against, a second system is
+/// scored on the same references, and the difference is given with the interval of a paired bootstrap and the p-value of
+/// an approximate randomisation test.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// What a system wrote
+    #[arg(long, value_name = "FILE")]
+    predictions: PathBuf,
+    /// What people wrote, in the same order; given several times, each text has several references
+    #[arg(long, value_name = "FILE", required = true)]
+    references: Vec<PathBuf>,
+    /// What another system wrote, to be compared with
+    #[arg(long, value_name = "FILE")]
+    against: Option<PathBuf>,
+    /// The field of the objects in .jsonl files
+    #[arg(long, value_name = "NAME", default_value = "summary")]
+    field: String,
+    /// Compare words by their Porter stems
+    #[arg(long)]
+    stemmer: bool,
+    /// Number of bootstrap samples, and of samples of the randomisation test
+    #[arg(long, default_value_t = BootstrapConfig::default().samples)]
+    samples: usize,
+    /// Seed of their draws
+    #[arg(long, default_value_t = BootstrapConfig::default().seed)]
+    seed: u64,
+}
+
+/// The largest file of texts.
+const MAX_TEXTS: u64 = 1 << 30;
+
+#[derive(Serialize)]
+pub(crate) struct Rouge {
+    #[serde(flatten)]
+    scores: BTreeMap<&'static str, Mean>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    against: Option<BTreeMap<&'static str, Mean>>,
+    /// The first system less the second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    difference: Option<BTreeMap<&'static str, Comparison>>,
+    stemmer: bool,
+    bootstrap: BootstrapConfig,
+}
+
+/// The means of one metric over all texts, shares of 1.
+#[derive(Clone, Copy, Serialize)]
+struct Mean {
+    precision: f64,
+    recall: f64,
+    fmeasure: f64,
+    /// The interval of the F-measure.
+    low: f64,
+    high: f64,
+    n: usize,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<Rouge> {
+    let scorer = RougeScorer::all().with_stemmer(args.stemmer);
+    let config = BootstrapConfig { samples: args.samples, seed: args.seed, ..BootstrapConfig::default() };
+    let mut references: Vec<Vec<String>> = Vec::new();
+    for (index, path) in args.references.iter().enumerate() {
+        let texts = read_texts(path, &args.field)?;
+        if index == 0 {
+            references = texts;
+            continue;
+        }
+        same_length(path, texts.len(), &args.references[0], references.len())?;
+        references.iter_mut().zip(texts).for_each(|(references, texts)| references.extend(texts));
+    }
+    let score = |path: &Path| -> anyhow::Result<Columns> {
+        let texts = read_texts(path, &args.field)?;
+        same_length(path, texts.len(), &args.references[0], references.len())?;
+        let one = |(line, texts): (usize, Vec<String>)| match <[String; 1]>::try_from(texts) {
+            Ok([text]) => Ok(text),
+            Err(texts) => bail!("{}, line {}: {} texts, where a system writes one", shown(path), line + 1, texts.len()),
+        };
+        let texts: Vec<String> = texts.into_iter().enumerate().map(one).collect::<Result<_, _>>()?;
+        let scores = scorer.score_corpus(&references, &texts).with_context(|| shown(path))?;
+        Ok(Metric::STANDARD.map(|metric| (metric, scores.iter().map(|scores| scores[metric]).collect())).into())
+    };
+    let first = score(&args.predictions)?;
+    let second = args.against.as_deref().map(score).transpose()?;
+    let difference = second.as_ref().map(|second| {
+        let compared = first.iter().zip(second).map(|((metric, first), (_, second))| {
+            let [first, second] = [first, second].map(|scores| scores.iter().map(|score| score.fmeasure).collect());
+            let (first, second): (Vec<f64>, Vec<f64>) = (first, second);
+            Ok((metric.name(), compare(&first, &second, &config)?))
+        });
+        compared.collect::<anyhow::Result<_>>()
+    });
+    Ok(Rouge {
+        scores: means(&first, &config)?,
+        against: second.map(|second| means(&second, &config)).transpose()?,
+        difference: difference.transpose()?,
+        stemmer: args.stemmer,
+        bootstrap: config,
+    })
+}
+
+/// The scores of all texts, metric by metric.
+type Columns = Vec<(Metric, Vec<sideburn::rouge::Score>)>;
+
+fn means(columns: &Columns, config: &BootstrapConfig) -> anyhow::Result<BTreeMap<&'static str, Mean>> {
+    let mean = |(metric, scores): &(Metric, Vec<sideburn::rouge::Score>)| {
+        let n = scores.len();
+        let of = |part: fn(&sideburn::rouge::Score) -> f64| scores.iter().map(part).sum::<f64>() / n as f64;
+        let fmeasures: Vec<f64> = scores.iter().map(|score| score.fmeasure).collect();
+        let Interval { mean: fmeasure, low, high, .. } = bootstrap(&fmeasures, config)?;
+        let (precision, recall) = (of(|score| score.precision), of(|score| score.recall));
+        Ok((metric.name(), Mean { precision, recall, fmeasure, low, high, n }))
+    };
+    columns.iter().map(mean).collect()
+}
+
+/// A path in a message.
+fn shown(path: &Path) -> String {
+    in_line(&path.display().to_string())
+}
+
+fn same_length(path: &Path, found: usize, references: &Path, expected: usize) -> anyhow::Result<()> {
+    ensure!(
+        found == expected,
+        "{} has {found} lines, {} has {expected}; both need one for each text, in one order",
+        shown(path),
+        shown(references)
+    );
+    Ok(())
+}
+
+/// The texts of each line of a file.
+fn read_texts(path: &Path, field: &str) -> anyhow::Result<Vec<Vec<String>>> {
+    let file = read_text(path, MAX_TEXTS)?;
+    let file = file.strip_prefix('\u{feff}').unwrap_or(&file);
+    let is_json = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("jsonl"));
+    let of_line = |(number, line): (usize, &str)| match is_json {
+        true => texts_of(line, field).with_context(|| format!("{}, line {}", shown(path), number + 1)),
+        false => Ok(vec![line.to_owned()]),
+    };
+    let texts: Vec<Vec<String>> = file.lines().enumerate().map(of_line).collect::<Result<_, _>>()?;
+    ensure!(!texts.is_empty(), "{} has no line", shown(path));
+    Ok(texts)
+}
+
+fn texts_of(line: &str, field: &str) -> anyhow::Result<Vec<String>> {
+    let value: Value = serde_json::from_str(line).context("not JSON; a .jsonl file has a JSON value on each line")?;
+    let value = match value {
+        Value::Object(mut object) => object.remove(field).with_context(|| {
+            let known = object.keys().map(|name| in_line(name)).collect::<Vec<_>>().join(", ");
+            format!("no field {:?}, only {known}; name one with --field", in_line(field))
+        })?,
+        other => other,
+    };
+    match value {
+        Value::String(text) => Ok(vec![text]),
+        Value::Array(texts) if !texts.is_empty() => {
+            let text = |text| match text {
+                Value::String(text) => Ok(text),
+                other => bail!("a list with {other} in it, where texts are expected"),
+            };
+            texts.into_iter().map(text).collect()
+        }
+        other => bail!("{other}, where a text or a list of texts is expected"),
+    }
+}
+
+impl Finding for Rouge {}
+
+impl fmt::Display for Rouge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { scores, against, difference, bootstrap, .. } = self;
+        let n = scores.values().next().map_or(0, |mean| mean.n);
+        writeln!(f, "{n} texts, {} % intervals of {} samples\n", 100.0 * bootstrap.confidence, bootstrap.samples)?;
+        let percent = |value: f64| format!("{:.2}", 100.0 * value);
+        let row = |name: &str, mean: &Mean| {
+            let interval = format!("{} [{}, {}]", percent(mean.fmeasure), percent(mean.low), percent(mean.high));
+            [name.to_owned(), percent(mean.precision), percent(mean.recall), interval]
+        };
+        let head = |name: &str| [name, "precision", "recall", "F-measure"].map(str::to_owned);
+        let rows = |name, scores: &BTreeMap<&str, Mean>| -> Vec<[String; 4]> {
+            [head(name)].into_iter().chain(scores.iter().map(|(name, mean)| row(name, mean))).collect()
+        };
+        table(f, &rows("", scores))?;
+        if let Some(against) = against {
+            writeln!(f)?;
+            table(f, &rows("against", against))?;
+        }
+        if let Some(difference) = difference {
+            let head = ["difference", "F-measure", "p"].map(str::to_owned);
+            let row = |(name, compared): (&&str, &Comparison)| {
+                let Interval { mean, low, high, .. } = compared.difference;
+                let interval = format!("{:+.2} [{}, {}]", 100.0 * mean, percent(low), percent(high));
+                [(*name).to_owned(), interval, format!("{:.4}", compared.p_value)]
+            };
+            writeln!(f)?;
+            table(f, &[head].into_iter().chain(difference.iter().map(row)).collect::<Vec<_>>())?;
+        }
+        Ok(())
+    }
+}
