@@ -2,7 +2,7 @@
 
 use burn::linalg;
 use burn::tensor::{DType, Tensor, TensorData};
-use sideburn_kernels::Key;
+use sideburn_kernels::{Key, matmul};
 
 /// More sweeps of the QR iteration for a singular value than any matrix of numbers needs; two are usual.
 const SWEEPS: usize = 100;
@@ -32,8 +32,8 @@ impl Svd {
     /// That of `left [m, r]` times `right [r, n]`, which is never formed: of a core that is `[r, r]` at most.
     pub(crate) fn of_product(left: Tensor<2>, right: Tensor<2>) -> Self {
         let (left, right) = (Self::of(left), Self::of(right));
-        let core = Self::of((left.vt * left.s.transpose()).matmul(right.u * right.s));
-        Self { u: left.u.matmul(core.u), s: core.s, vt: core.vt.matmul(right.vt) }
+        let core = Self::of(matmul(left.vt * left.s.transpose(), right.u * right.s));
+        Self { u: matmul(left.u, core.u), s: core.s, vt: matmul(core.vt, right.vt) }
     }
 
     /// The `rank` largest singular values of `matrix`, about: by `rounds` of subspace iteration that begins with columns
@@ -43,13 +43,13 @@ impl Svd {
         let [_, n] = matrix.dims();
         let draws: Vec<f32> = (0..(n * rank) as u64).map(|index| key.normal(index) as f32).collect();
         let sketch = wide(Tensor::from_data(TensorData::new(draws, [n, rank]), &matrix.device()));
-        let mut basis = Self::of(matrix.clone().matmul(sketch)).u;
+        let mut basis = Self::of(matmul(matrix.clone(), sketch)).u;
         for _ in 0..rounds {
-            let rows = Self::of(matrix.clone().transpose().matmul(basis)).u;
-            basis = Self::of(matrix.clone().matmul(rows)).u;
+            let rows = Self::of(matmul(matrix.clone().transpose(), basis)).u;
+            basis = Self::of(matmul(matrix.clone(), rows)).u;
         }
-        let core = Self::of(basis.clone().transpose().matmul(matrix));
-        Self { u: basis.matmul(core.u), ..core }
+        let core = Self::of(matmul(basis.clone().transpose(), matrix));
+        Self { u: matmul(basis, core.u), ..core }
     }
 
     /// The `rank` largest singular values, or all if there are fewer, with signs that the matrix alone determines: the

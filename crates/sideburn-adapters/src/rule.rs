@@ -13,7 +13,7 @@ use std::fmt::{self, Debug};
 use std::sync::Arc;
 
 use burn::tensor::{DType, Int, Tensor};
-use sideburn_kernels::{Key, LowRank, Matrix, low_rank};
+use sideburn_kernels::{Key, LowRank, Matrix, low_rank, matmul};
 
 use crate::Pass;
 use crate::tensors::in_dtype;
@@ -202,7 +202,7 @@ impl BoundLinear for Branch {
     }
 
     fn merge(&self, base: Weights) -> Result<Weights, &'static str> {
-        let delta = self.b.clone().matmul(self.a.clone()).mul_scalar(self.scale);
+        let delta = matmul(self.b.clone(), self.a.clone()).mul_scalar(self.scale);
         Ok(Weights { weight: in_dtype(base.weight, delta.dtype()) + delta, ..base })
     }
 }

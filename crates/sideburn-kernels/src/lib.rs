@@ -18,8 +18,8 @@
 //! On [`Device::flex`](burn::tensor::Device::flex) each is a kernel of this crate for `f32`. Products go through the
 //! `gemm` crate, everything else through blocks that stay in cache, and results into memory that is used again. Neither
 //! scores nor logits are ever in memory as a whole. On the CubeCL backends (`wgpu`, `vulkan`, `metal`, `cuda`) they are
-//! kernels of this crate for `f32`, `f16` and `bf16`: one launch each, or two or three for some gradients. Products are
-//! Burn's there, and linear layers are composed of them. For other dtypes each operation is composed of Burn's
+//! kernels of this crate for `f32`, `f16` and `bf16`: one launch each, or two or three for some gradients. Linear layers are
+//! composed of products there, and [`matmul`] says what those are. For other dtypes each operation is composed of Burn's
 //! primitives, and [`set_kernel_mode`] chooses that form everywhere.
 //!
 //! A weight of a linear layer may be packed in 4 or 8 bits ([`PackedMatrix`]): on the CPU it is unpacked tile by tile on the
@@ -60,19 +60,20 @@ pub use ops::gate::gelu_gate;
 pub use ops::linear::{LinearOp, LowRank, adapted_linear, adapted_linears, linear, low_rank};
 pub use ops::loss::{cross_entropy, linear_cross_entropy};
 pub use ops::many::AnyRank;
+pub use ops::matmul::matmul;
 pub use ops::matrix::Matrix;
 pub use ops::norm::rms_norm;
 pub use ops::packed::PackedMatrix;
 pub use ops::tape::{BackwardPass, record};
 #[cfg(feature = "gpu")]
-pub use runtime::launches::count_launches;
+pub use runtime::compiled::keep_kernels;
+#[cfg(feature = "gpu")]
+pub use runtime::launches::{count_launches, device_memory};
 #[cfg(feature = "flex")]
 pub use runtime::memory::{MemoryUse, memory_use, release_memory};
 pub use runtime::mode::{KernelMode, kernel_mode, set_kernel_mode};
-
+pub use runtime::precision::{MatmulPrecision, UnknownPrecision, matmul_precision, set_matmul_precision};
 pub use runtime::profile::{ChromeEvents, Event, Span, record_profile, take_profile};
 pub use runtime::row_layout::RowLayout;
-#[cfg(feature = "gpu")]
-pub use runtime::tuning::keep_tuning;
 pub use runtime::workers::{elements, on_workers};
 pub use sideburn_batch::{Dropout, Key};

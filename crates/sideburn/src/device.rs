@@ -42,11 +42,11 @@ pub fn built_in() -> Vec<&'static str> {
 ///
 /// Whether a GPU is really there shows when it is first used.
 ///
-/// Matrix products are tuned for each new shape, which takes a while. Which kernels won is kept in `sideburn` in the user's
-/// cache folder, so that the next process need not tune again: `$XDG_CACHE_HOME` or `~/.cache`, `~/Library/Caches` on macOS,
+/// Kernels are compiled when they are first needed. Those for CUDA are kept in `sideburn` in the user's cache folder, so
+/// that the next process need not compile them again: `$XDG_CACHE_HOME` or `~/.cache`, `~/Library/Caches` on macOS,
 /// `%LOCALAPPDATA%` on Windows. The folder may be deleted at any time. Without such a folder, or with a configuration of
 /// CubeCL (`cubecl.toml`, or the section `cubecl` of `burn.toml`, in the working directory or above), or where a program
-/// has configured CubeCL or used a GPU before, what CubeCL does by itself stays. `CUBECL_AUTOTUNE_CACHE=off` keeps nothing.
+/// has configured CubeCL or used a GPU before, what CubeCL does by itself stays.
 ///
 /// # Errors
 /// If there is no such backend, or this program was built without it.
@@ -79,7 +79,7 @@ macro_rules! backend {
     ($name:ident, $feature:literal, |$index:ident: $index_type:ty| $device:expr) => {
         #[cfg(feature = $feature)]
         fn $name($index: $index_type) -> Result<Device, DeviceError> {
-            sideburn_kernels::keep_tuning();
+            sideburn_kernels::keep_kernels();
             Ok($device)
         }
 

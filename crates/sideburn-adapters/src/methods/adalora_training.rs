@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
+use sideburn_kernels::matmul;
 
 use super::adalora_config::AdaLoraConfig;
 use crate::method::{Finished, TrainingHook, Updated};
@@ -121,7 +122,7 @@ impl TrainingHook for RankAllocator {
                 let [r, _] = rows.dims();
                 if r > 0 {
                     let one = in_dtype(Tensor::eye(r, &rows.device()), rows.dtype());
-                    let difference = rows.clone().matmul(rows.transpose()) - one;
+                    let difference = matmul(rows.clone(), rows.transpose()) - one;
                     // The root of zero has no derivative.
                     norms.push(difference.square().sum().add_scalar(1e-30).sqrt());
                 }

@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 use serde_json::{Map, Value};
-use sideburn_kernels::low_rank;
+use sideburn_kernels::{low_rank, matmul};
 
 use super::lycoris::{Lycoris, Update};
 use crate::fields::Fields;
@@ -102,7 +102,7 @@ struct BoundLoHa<'a> {
 
 impl BoundLoHa<'_> {
     fn delta(&self) -> Tensor<2> {
-        let [w1, w2] = [&self.w1, &self.w2].map(|[a, b]| a.clone().matmul(b.clone()));
+        let [w1, w2] = [&self.w1, &self.w2].map(|[a, b]| matmul(a.clone(), b.clone()));
         (w1 * w2).mul_scalar(self.rule.update.scaling)
     }
 
@@ -121,7 +121,7 @@ impl BoundLinear for BoundLoHa<'_> {
         let LoHaRule { shape: [out, input], update } = *self.rule;
         update.add(y, call.x, self.w1[0].dtype(), pass, |x| {
             if 2 * update.r * update.r * (input + out) > input * out {
-                return x.matmul(self.delta().transpose());
+                return matmul(x, self.delta().transpose());
             }
             let [rows, columns] = self.factors();
             low_rank(x, rows, columns, update.scaling, None)

@@ -2,6 +2,7 @@
 
 use burn::tensor::Tensor;
 use serde_json::{Map, Value, json};
+use sideburn_kernels::matmul;
 
 use super::lycoris::{Lycoris, Update};
 use crate::fields::Fields;
@@ -126,7 +127,7 @@ struct LoKrRule {
 
 /// `x w^T` for the matrix that `parts` make up.
 fn times(x: Tensor<2>, parts: &[Tensor<2>]) -> Tensor<2> {
-    parts.iter().rev().fold(x, |x, part| x.matmul(part.clone().transpose()))
+    parts.iter().rev().fold(x, |x, part| matmul(x, part.clone().transpose()))
 }
 
 impl Rule for LoKrRule {

@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use burn::tensor::{DType, Tensor};
 use serde_json::{Value, json};
-use sideburn_kernels::Key;
+use sideburn_kernels::{Key, matmul};
 
 use super::checks::check;
 use crate::AdapterError;
@@ -142,7 +142,7 @@ impl LoraInit {
             [vt * root.clone().transpose(), u * root]
         } else {
             let q = orthonormal(weight.clone().narrow(1, 0, r));
-            [q.clone().transpose().matmul(weight), q]
+            [matmul(q.clone().transpose(), weight), q]
         };
         factors.map(|factor| {
             let factor = factor.cast(DType::F32);

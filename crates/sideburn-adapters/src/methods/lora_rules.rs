@@ -1,7 +1,7 @@
 //! What LoRA computes: a branch of two factors, and what some of its forms have beside it.
 
 use burn::tensor::{Int, Tensor};
-use sideburn_kernels::{dropout, embedding, low_rank};
+use sideburn_kernels::{dropout, embedding, low_rank, matmul};
 
 use super::lora_init::LoraInit;
 use super::replace::NO_HEAD;
@@ -143,8 +143,8 @@ impl BoundDora {
         let Branch { a, b, scale, .. } = &self.branch;
         let (weight, a, b) = (weight.clone().detach(), a.clone().detach(), b.clone().detach());
         let own = weight.clone().square().sum_dim(1);
-        let mixed = weight.matmul(a.clone().transpose()).mul(b.clone()).sum_dim(1).mul_scalar(2.0 * scale);
-        let delta = b.clone().matmul(a.clone().matmul(a.transpose())).mul(b).sum_dim(1);
+        let mixed = matmul(weight, a.clone().transpose()).mul(b.clone()).sum_dim(1).mul_scalar(2.0 * scale);
+        let delta = matmul(b.clone(), matmul(a.clone(), a.transpose())).mul(b).sum_dim(1);
         // Rounding can leave a little less than nothing of a row that the factors cancel.
         (own + mixed + delta.mul_scalar(scale * scale)).clamp_min(0.0).sqrt().transpose()
     }
@@ -173,7 +173,7 @@ impl BoundLinear for BoundDora {
             return in_dtype(call.bias.into_iter().fold(scaled, |y, bias| y + bias.clone()), outer);
         }
         let x = dropout(x, dropped);
-        let bare = x.clone().matmul(weight.transpose());
+        let bare = matmul(x.clone(), weight.transpose());
         let delta = bare * gain.clone().sub_scalar(1.0) + low_rank(x, a, b, scale, None) * gain;
         y + in_dtype(delta, outer)
     }
@@ -221,7 +221,7 @@ struct BoundTableFactors {
 impl BoundTable for BoundTableFactors {
     fn rows(&self, rows: Tensor<2>, ids: &Tensor<1, Int>) -> Tensor<2> {
         let picked = embedding(self.a.clone().transpose(), ids.clone());
-        let delta = picked.matmul(self.b.clone().transpose()).mul_scalar(self.scaling);
+        let delta = matmul(picked, self.b.clone().transpose()).mul_scalar(self.scaling);
         let outer = rows.dtype();
         rows + in_dtype(delta, outer)
     }
@@ -234,7 +234,7 @@ impl BoundTable for BoundTableFactors {
     }
 
     fn merge(&self, table: Tensor<2>) -> Result<Tensor<2>, &'static str> {
-        Ok(table + self.b.clone().matmul(self.a.clone()).mul_scalar(self.scaling).transpose())
+        Ok(table + matmul(self.b.clone(), self.a.clone()).mul_scalar(self.scaling).transpose())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use burn::tensor::{Int, Tensor, TensorData};
 use serde_json::{Map, Value};
+use sideburn_kernels::matmul;
 
 use crate::AdapterError;
 use crate::fields::{Fields, fields};
@@ -170,13 +171,13 @@ impl OftRule {
             Some(0 | 1) => one(),
             Some(2) => q.clone().mul_scalar(2.0) + one(),
             Some(terms) => {
-                let inner = (4..=terms.max(4)).fold(q.clone() + two(), |inner, _| q.clone().matmul(inner) + two());
-                q.clone().matmul(inner) + one()
+                let inner = (4..=terms.max(4)).fold(q.clone() + two(), |inner, _| matmul(q.clone(), inner) + two());
+                matmul(q.clone(), inner) + one()
             }
             None => {
                 // The inverse is a constant but for one step of Newton's iteration, which has its derivative.
                 let (sum, inverse) = (q.clone() + one(), inverse(q.clone().detach() + one()));
-                let inverse = inverse.clone().matmul(two() - sum.matmul(inverse));
+                let inverse = matmul(inverse.clone(), two() - matmul(sum, inverse));
                 inverse.mul_scalar(2.0) - one() // (1 - Q) (1 + Q)^-1, as 1 - Q = 2 - (1 + Q)
             }
         }
@@ -186,7 +187,7 @@ impl OftRule {
         let [rows, width] = x.dims();
         let rotations = rotations.expand([self.blocks(), self.block, self.block]);
         let blocks = x.reshape([rows, self.blocks(), self.block]).swap_dims(0, 1);
-        blocks.matmul(rotations).swap_dims(0, 1).reshape([rows, width])
+        matmul(blocks, rotations).swap_dims(0, 1).reshape([rows, width])
     }
 }
 
@@ -203,11 +204,11 @@ fn inverse(matrices: Tensor<3>) -> Tensor<3> {
     };
     let (first, last) = ([0, half], [half, size - half]);
     let a = inverse(part(first, first));
-    let ab = a.clone().matmul(part(first, last));
-    let ca = part(last, first).matmul(a.clone());
-    let d = inverse(part(last, last) - part(last, first).matmul(ab.clone()));
-    let (b, c) = (ab.matmul(d.clone()).neg(), d.clone().matmul(ca.clone()).neg());
-    let a = a - b.clone().matmul(ca);
+    let ab = matmul(a.clone(), part(first, last));
+    let ca = matmul(part(last, first), a.clone());
+    let d = inverse(part(last, last) - matmul(part(last, first), ab.clone()));
+    let (b, c) = (matmul(ab, d.clone()).neg(), matmul(d.clone(), ca.clone()).neg());
+    let a = a - matmul(b.clone(), ca);
     Tensor::cat(vec![Tensor::cat(vec![a, b], 2), Tensor::cat(vec![c, d], 2)], 1)
 }
 

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Int, Tensor, TensorData, activation};
 use serde_json::{Map, Value, json};
-use sideburn_kernels::{Key, embedding};
+use sideburn_kernels::{Key, embedding, matmul};
 
 use super::checks::check;
 use crate::AdapterError;
@@ -302,7 +302,7 @@ pub(super) const EMBEDDING: &str = "prompt_encoder.embedding.weight";
 /// `x W^T + b` for the linear layer of that name of a network of [`network_specs`].
 pub(super) fn linear(x: Tensor<2>, own: &RuleTensors, layer: &str) -> Tensor<2> {
     let [weight, bias] = ["weight", "bias"].map(|part| own.get(&format!("prompt_encoder.{layer}.{part}")));
-    x.matmul(weight.transpose()) + bias
+    matmul(x, weight.transpose()) + bias
 }
 
 /// What virtual tokens come from while they train: an embedding of this shape, and behind it linear layers

@@ -2,6 +2,7 @@
 
 use burn::tensor::Tensor;
 use serde_json::{Map, Value};
+use sideburn_kernels::matmul;
 
 use crate::fields::Fields;
 use crate::in_peft::PeftDifference;
@@ -180,7 +181,7 @@ struct BoundHead(Tensor<2>);
 
 impl BoundTable for BoundHead {
     fn scores(&self, _scores: Tensor<2>, x: &Tensor<2>, _pass: &mut Pass) -> Tensor<2> {
-        x.clone().matmul(self.0.clone().transpose())
+        matmul(x.clone(), self.0.clone().transpose())
     }
 
     fn merge(&self, _table: Tensor<2>) -> Result<Tensor<2>, &'static str> {

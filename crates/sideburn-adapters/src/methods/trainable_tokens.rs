@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
 use serde_json::{Map, Value};
-use sideburn_kernels::embedding;
+use sideburn_kernels::{embedding, matmul};
 
 use crate::fields::{Fields, fields};
 use crate::in_peft::PeftDifference;
@@ -139,12 +139,12 @@ impl BoundTable for BoundRows<'_> {
         let is = in_dtype(ids.clone().unsqueeze_dim::<2>(1).equal(index).float(), dtype);
         let (outer, rows) = (rows.dtype(), in_dtype(rows, dtype));
         let kept = is.clone().sum_dim(1).neg().add_scalar(1.0);
-        in_dtype(rows * kept + is.matmul(self.own.clone()), outer)
+        in_dtype(rows * kept + matmul(is, self.own.clone()), outer)
     }
 
     fn scores(&self, scores: Tensor<2>, x: &Tensor<2>, _pass: &mut Pass) -> Tensor<2> {
         let outer = scores.dtype();
-        let own_scores = in_dtype(x.clone(), self.own.dtype()).matmul(self.own.clone().transpose());
+        let own_scores = matmul(in_dtype(x.clone(), self.own.dtype()), self.own.clone().transpose());
         self.put(scores, in_dtype(own_scores, outer), 1)
     }
 

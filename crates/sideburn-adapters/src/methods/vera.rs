@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use burn::tensor::Tensor;
 use serde_json::{Map, Value};
+use sideburn_kernels::matmul;
 
 use super::checks::{check_finite, check_probability, check_rank};
 use super::torch_random::TorchGenerator;
@@ -198,13 +199,13 @@ impl BoundLinear for BoundVera {
     fn output(&self, y: Tensor<2>, call: &Call<'_>, pass: &mut Pass) -> Tensor<2> {
         let (outer, d) = (y.dtype(), self.d.clone());
         let x = pass.dropout(in_dtype(call.x.clone(), d.dtype()), self.dropout);
-        let inner = x.matmul(self.shared_a.clone().transpose()) * d;
-        y + in_dtype(inner.matmul(self.shared_b.clone().transpose()) * self.b.clone(), outer)
+        let inner = matmul(x, self.shared_a.clone().transpose()) * d;
+        y + in_dtype(matmul(inner, self.shared_b.clone().transpose()) * self.b.clone(), outer)
     }
 
     fn merge(&self, base: Weights) -> Result<Weights, &'static str> {
         let scaled = self.shared_b.clone() * self.d.clone();
-        let delta = scaled.matmul(self.shared_a.clone()) * self.b.clone().transpose();
+        let delta = matmul(scaled, self.shared_a.clone()) * self.b.clone().transpose();
         Ok(Weights { weight: in_dtype(base.weight, delta.dtype()) + delta, ..base })
     }
 }

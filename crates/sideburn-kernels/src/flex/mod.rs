@@ -10,6 +10,7 @@ mod embedding;
 mod gate;
 mod linear;
 mod loss;
+mod matmul;
 mod norm;
 mod packed;
 mod products;

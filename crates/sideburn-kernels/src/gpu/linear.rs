@@ -1,4 +1,4 @@
-//! Linear layers on a GPU: products are those of Burn, which tunes them, and what is around them is not worth a kernel.
+//! Linear layers on a GPU: composed of products, and what is around them is not worth a kernel.
 
 use burn_cubecl::CubeBackend;
 

@@ -1,6 +1,6 @@
 //! Cross-entropy on a GPU: a cube for each row of logits, and the output head some rows at a time.
 //!
-//! Rows are taken in blocks, and each block with all classes: two products of Burn and one kernel for a block, where
+//! Rows are taken in blocks, and each block with all classes: two products and one kernel for a block, where
 //! blocks of classes would need a kernel more for each, and smaller products.
 
 use burn::backend::TensorMetadata;
@@ -12,9 +12,9 @@ use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::{CubeBackend, cubecl};
 
 use super::sums::{largest_of_cube, sum_of_cube};
-use super::{Primitive, UNITS, contiguous, cube_each, element, fresh};
+use super::{Primitive, UNITS, contiguous, cube_each, element, fresh_of};
 use crate::ops::loss::LossKernels;
-use crate::ops::product_with_transposed;
+use crate::ops::matmul::{product, product_with_transposed, transposed};
 
 /// The most logits that are in memory at once, unless [`ROWS`] rows have more: what the cache of a large GPU holds.
 const LOGITS: usize = 1 << 22;
@@ -38,13 +38,15 @@ fn accepted<const N: usize>((floats, labels): Labelled<N>) -> Result<Labelled<N>
 impl LossKernels for CubeBackend {
     fn try_cross_entropy(inputs: Labelled<1>) -> Result<Primitive, Labelled<1>> {
         let ([logits], labels) = accepted(inputs)?;
-        let losses = fresh(&logits, [logits.shape()[0]]);
+        let losses = losses_of(&logits);
         Softmax { labels, smoothing: 0.0 }.losses(&contiguous(logits), &losses, 0);
         Ok(losses)
     }
 
     fn try_cross_entropy_backward(inputs: Labelled<2>) -> Result<Primitive, Labelled<2>> {
-        let ([logits, gradient], labels) = accepted(inputs)?;
+        let ([logits, gradient], labels) = inputs;
+        let ([logits], labels) =
+            accepted(([logits], labels)).map_err(|([logits], labels)| ([logits, gradient.clone()], labels))?;
         let logits = contiguous(logits);
         let logits = if logits.can_mut() && logits.is_nonoverlapping() { logits } else { logits.copy() };
         Softmax { labels, smoothing: 0.0 }.gradients(&logits, &contiguous(gradient), 0);
@@ -53,7 +55,7 @@ impl LossKernels for CubeBackend {
 
     fn try_head(inputs: Labelled<2>, smoothing: f64) -> Result<Primitive, Labelled<2>> {
         let ([hidden, weight], labels) = accepted(inputs)?;
-        let losses = fresh(&hidden, [hidden.shape()[0]]);
+        let losses = losses_of(&hidden);
         let softmax = Softmax { labels, smoothing };
         for (first, hidden) in blocks(&hidden, &weight) {
             softmax.losses(&logits(hidden, &weight), &losses, first);
@@ -63,12 +65,12 @@ impl LossKernels for CubeBackend {
 
     fn try_head_and_gradient(inputs: Labelled<2>, smoothing: f64) -> Result<[Primitive; 2], Labelled<2>> {
         let ([hidden, weight], labels) = accepted(inputs)?;
-        let losses = fresh(&hidden, [hidden.shape()[0]]);
+        let losses = losses_of(&hidden);
         let softmax = Softmax { labels, smoothing };
         let of_block = |(first, hidden)| {
             let logits = logits(hidden, &weight);
             softmax.losses_and_gradients(&logits, &losses, first);
-            CubeBackend::float_matmul(logits, weight.clone())
+            product::<CubeBackend>(logits, weight.clone())
         };
         let mut of_hidden: Vec<Primitive> = blocks(&hidden, &weight).into_iter().map(of_block).collect();
         let of_hidden = match of_hidden.len() {
@@ -79,16 +81,23 @@ impl LossKernels for CubeBackend {
     }
 
     fn try_head_backward_weight(inputs: Labelled<3>, smoothing: f64) -> Result<Primitive, Labelled<3>> {
-        let ([hidden, weight, gradient], labels) = accepted(inputs)?;
+        let ([hidden, weight, gradient], labels) = inputs;
+        let ([hidden, weight], labels) = accepted(([hidden, weight], labels))
+            .map_err(|([hidden, weight], labels)| ([hidden, weight, gradient.clone()], labels))?;
         let (softmax, gradient) = (Softmax { labels, smoothing }, contiguous(gradient));
         let of_block = |(first, hidden): (usize, Primitive)| {
             let logits = logits(hidden.clone(), &weight);
             softmax.gradients(&logits, &gradient, first);
-            CubeBackend::float_matmul(CubeBackend::float_transpose(logits), hidden)
+            product::<CubeBackend>(transposed::<CubeBackend>(logits), hidden)
         };
         let of_blocks = blocks(&hidden, &weight).into_iter().map(of_block);
         Ok(of_blocks.reduce(CubeBackend::float_add).expect("a tensor with elements has a block"))
     }
+}
+
+/// A place in `f32` for the loss of each row.
+fn losses_of(rows: &Primitive) -> Primitive {
+    fresh_of(rows, [rows.shape()[0]], DType::F32)
 }
 
 /// The name that kernels have for a dtype of labels.
@@ -175,7 +184,7 @@ impl Softmax {
 fn softmax_kernel<F: Float, I: Int>(
     logits: &mut Tensor<F>,
     labels: &[I],
-    of_rows: &mut [F],
+    of_rows: &mut [f32],
     first: u32,
     smoothing: f32,
     #[comptime] writes_loss: bool,
@@ -219,13 +228,13 @@ fn softmax_kernel<F: Float, I: Int>(
             pull += smoothing * (sum_of_cube(total, &mut shared) / f32::cast_from(classes as u32));
         }
         if UNIT_POS == 0 {
-            of_rows[row] = F::cast_from(largest + f32::ln(sum) - pull);
+            of_rows[row] = largest + f32::ln(sum) - pull;
         }
     }
     if comptime!(writes_gradient) {
         let mut scale = 1.0f32;
         if comptime!(has_gradient) {
-            scale = f32::cast_from(of_rows[row]);
+            scale = of_rows[row];
         }
         let of_each = smoothing / f32::cast_from(classes as u32);
         let mut class = UNIT_POS as usize;

@@ -12,6 +12,7 @@ mod gate;
 mod linear;
 mod loss;
 mod mask;
+mod matmul;
 mod norm;
 mod sums;
 

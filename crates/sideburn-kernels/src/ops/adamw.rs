@@ -287,8 +287,8 @@ fn one_by_one<B: OptimizerOps>(
     [parameters, firsts, seconds].map(Many)
 }
 
-/// A sum of squares is not kept in 16 bits.
-fn sum_dtype(dtype: DType) -> DType {
+/// What sums and losses of numbers in `dtype` are in: not in 16 bits.
+pub(crate) fn sum_dtype(dtype: DType) -> DType {
     if matches!(dtype, DType::F16 | DType::BF16) { DType::F32 } else { dtype }
 }
 

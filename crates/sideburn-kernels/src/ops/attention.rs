@@ -9,6 +9,7 @@ use sideburn_batch::Dropout;
 use super::dropout::{DropoutOps, drop};
 use super::fused;
 use super::linear::parts;
+use super::matmul::{MatmulOps, product, product_with_transposed, transposed};
 use super::tape::record;
 use crate::RowLayout;
 
@@ -129,7 +130,7 @@ impl Visibility {
 
 /// Attention on a backend's tensors.
 #[backend_extension(Flex: cfg(feature = "flex"), Cube: cfg(feature = "gpu"), Fusion: cfg(feature = "gpu"), Autodiff)]
-pub(crate) trait AttentionOps: DropoutOps {
+pub(crate) trait AttentionOps: DropoutOps + MatmulOps {
     /// See [`attention`].
     #[fusion(dtype = q, shape = q)]
     fn attention_forward(
@@ -187,7 +188,7 @@ pub(crate) trait AttentionOps: DropoutOps {
 }
 
 /// [`AttentionOps`] by kernels.
-pub(crate) trait AttentionKernels: DropoutOps {
+pub(crate) trait AttentionKernels: DropoutOps + MatmulOps {
     /// Of queries, keys, values and bias.
     fn try_attention(
         inputs: [FloatTensor<Self>; 4],
@@ -398,14 +399,14 @@ fn mask<B: Backend>(visibility: &Visibility, device: &Device<B>) -> BoolTensor<B
 }
 
 /// The weights before dropout, `[rows, heads, queries, keys]`, of rows.
-fn weights<B: Backend>(
+fn weights<B: MatmulOps>(
     q: FloatTensor<B>,
     k: FloatTensor<B>,
     bias: FloatTensor<B>,
     visibility: &Visibility,
 ) -> FloatTensor<B> {
     let device = q.device();
-    let scores = B::float_matmul(q, B::float_swap_dims(k, 2, 3));
+    let scores = product_with_transposed::<B>(q, k);
     let scores = if bias.shape().num_elements() == 1 {
         B::float_add(scores, B::float_reshape(bias, Shape::from([1; 4])))
     } else {
@@ -417,7 +418,7 @@ fn weights<B: Backend>(
     B::softmax(B::float_mask_fill(scores, mask, MASKED.into()), 3)
 }
 
-fn composed<B: DropoutOps>(
+fn composed<B: DropoutOps + MatmulOps>(
     [q, k, v, bias]: [FloatTensor<B>; 4],
     visibility: &Visibility,
     dropout: Option<Dropout>,
@@ -425,10 +426,10 @@ fn composed<B: DropoutOps>(
     let q = to_rows::<B>(q, &visibility.queries, visibility.heads);
     let [k, v] = [k, v].map(|x| to_rows::<B>(x, &visibility.keys, visibility.heads));
     let weights = drop::<B>(weights::<B>(q, k, bias, visibility), dropout);
-    to_tokens::<B>(B::float_matmul(weights, v), &visibility.queries)
+    to_tokens::<B>(product::<B>(weights, v), &visibility.queries)
 }
 
-fn composed_backward<B: DropoutOps>(
+fn composed_backward<B: DropoutOps + MatmulOps>(
     [q, k, v, bias, gradient]: [FloatTensor<B>; 5],
     visibility: &Visibility,
     of_bias: bool,
@@ -439,8 +440,8 @@ fn composed_backward<B: DropoutOps>(
     let [k, v] = [k, v].map(|x| to_rows::<B>(x, &visibility.keys, visibility.heads));
     let weights = weights::<B>(q.clone(), k.clone(), bias.clone(), visibility);
     let dropped = drop::<B>(weights.clone(), dropout);
-    let of_v = B::float_matmul(B::float_swap_dims(dropped, 2, 3), gradient.clone());
-    let of_weights = drop::<B>(B::float_matmul(gradient, B::float_swap_dims(v, 2, 3)), dropout);
+    let of_v = product::<B>(transposed::<B>(dropped), gradient.clone());
+    let of_weights = drop::<B>(product_with_transposed::<B>(gradient, v), dropout);
     // The gradient of a softmax: `weights * (of_weights - sum(weights * of_weights))`.
     let sum = B::float_sum_dim(B::float_mul(weights.clone(), of_weights.clone()), 3);
     let scores = B::float_mul(weights, B::float_sub(of_weights, sum));
@@ -459,8 +460,8 @@ fn composed_backward<B: DropoutOps>(
             B::float_select_assign(zeros, 1, columns, sums, IndexingUpdateOp::Add)
         }
     };
-    let of_k = B::float_matmul(B::float_swap_dims(scores.clone(), 2, 3), q);
-    let of_q = B::float_matmul(scores, k);
+    let of_k = product::<B>(transposed::<B>(scores.clone()), q);
+    let of_q = product::<B>(scores, k);
     let [of_k, of_v] = [of_k, of_v].map(|x| to_tokens::<B>(x, &visibility.keys));
     [to_tokens::<B>(of_q, &visibility.queries), of_k, of_v, of_bias]
 }

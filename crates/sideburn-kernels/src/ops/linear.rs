@@ -12,9 +12,10 @@ use burn::tensor::{IndexingUpdateOp, Int, Shape, Slice, Tensor};
 use sideburn_batch::Dropout;
 
 use super::dropout::{DropoutOps, drop};
-use super::matrix::{Matrix, product, product_with_gradient};
+use super::fused;
+use super::matmul::{self, MatmulOps, transposed};
+use super::matrix::{Matrix, floats_in, product};
 use super::tape::record_output;
-use super::{fused, product_with_transposed};
 
 /// A low-rank branch, `scale * dropout(x) A^T B^T`. `F` and `I` are the types of its float and integer tensors.
 #[derive(Clone, Debug)]
@@ -225,7 +226,7 @@ impl<B: Backend> ExtensionType<B> for Linears<B> {
 
 /// Linear layers as an operation of a backend.
 #[backend_extension(Flex: cfg(feature = "flex"), Cube: cfg(feature = "gpu"), Fusion: cfg(feature = "gpu"), Autodiff)]
-pub(crate) trait LinearOps: DropoutOps {
+pub(crate) trait LinearOps: DropoutOps + MatmulOps {
     /// See [`adapted_linears`].
     #[fusion(default)]
     fn linears(x: FloatTensor<Self>, #[extension_type] layers: Linears<Self>) -> FloatTensor<Self> {
@@ -234,7 +235,7 @@ pub(crate) trait LinearOps: DropoutOps {
 }
 
 /// The backward pass of [`LinearOps`], which gives as many tensors as it was given.
-pub(crate) trait LinearBackward: DropoutOps {
+pub(crate) trait LinearBackward: DropoutOps + MatmulOps {
     /// The gradients that are wanted.
     fn linears_backward(inputs: Inputs<Self>, gradient: FloatTensor<Self>) -> LinearGradients<Self> {
         composed_backward::<Self>(&inputs, gradient)
@@ -242,7 +243,10 @@ pub(crate) trait LinearBackward: DropoutOps {
 }
 
 #[cfg(feature = "gpu")]
-impl<B: burn::backend::fusion::FusionBackend> LinearBackward for burn::backend::fusion::Fusion<B> where Self: DropoutOps {}
+impl<B: burn::backend::fusion::FusionBackend> LinearBackward for burn::backend::fusion::Fusion<B> where
+    Self: DropoutOps + MatmulOps
+{
+}
 
 /// The input and the layers.
 pub(crate) type Layers<B> = (FloatTensor<B>, Linears<B>);
@@ -251,7 +255,7 @@ pub(crate) type Layers<B> = (FloatTensor<B>, Linears<B>);
 pub(crate) type Kept<B> = (Inputs<B>, FloatTensor<B>);
 
 /// [`LinearOps`] and [`LinearBackward`] by kernels.
-pub(crate) trait LinearKernels: DropoutOps {
+pub(crate) trait LinearKernels: DropoutOps + MatmulOps {
     fn try_linears(inputs: Layers<Self>) -> Result<FloatTensor<Self>, Layers<Self>> {
         Err(inputs)
     }
@@ -332,22 +336,21 @@ impl<B: Backend> LinearGradients<B> {
     }
 }
 
-fn composed<B: DropoutOps>(x: &FloatTensor<B>, layers: &Linears<B>) -> FloatTensor<B> {
+fn composed<B: DropoutOps + MatmulOps>(x: &FloatTensor<B>, layers: &Linears<B>) -> FloatTensor<B> {
     let n = x.shape()[0];
     let layer = |layer: &Layer<B>| {
         let base = layer.weight.as_ref().map(|weight| product::<B>(x.clone(), weight));
         let y = layer.branches.iter().fold(base, |y, LowRank { a, b, scale, dropout, rows }| {
             let dropped = drop::<B>(of_rows::<B>(x, rows.as_ref()), *dropout);
-            let narrow = product_with_transposed::<B>(dropped, a.clone());
-            let narrow = B::float_mul_scalar(narrow, (*scale).into());
-            Some(add_to_rows::<B>(y, product_with_transposed::<B>(narrow, b.clone()), rows.as_ref(), n))
+            let narrow = B::product(dropped, transposed::<B>(a.clone()), *scale);
+            Some(add_product::<B>(y, narrow, transposed::<B>(b.clone()), rows.as_ref(), n))
         });
         y.expect("a weight or a branch")
     };
     side_by_side::<B>(layers.0.iter().map(layer).collect())
 }
 
-fn composed_backward<B: DropoutOps>(inputs: &Inputs<B>, gradient: FloatTensor<B>) -> LinearGradients<B> {
+fn composed_backward<B: DropoutOps + MatmulOps>(inputs: &Inputs<B>, gradient: FloatTensor<B>) -> LinearGradients<B> {
     let Inputs { x, layers: Linears(layers), wanted } = inputs;
     let (n, x) = (gradient.shape()[0], || x.as_ref().expect("it is kept where it is needed"));
     let (mut of_x, mut of_layers) = (None, Vec::new());
@@ -356,28 +359,32 @@ fn composed_backward<B: DropoutOps>(inputs: &Inputs<B>, gradient: FloatTensor<B>
             1 => gradient.clone(),
             _ => B::float_slice(gradient.clone(), &[Slice::full(), columns.into()]),
         };
-        let of_weight = || B::float_matmul(B::float_transpose(gradient.clone()), x().clone());
+        let of_weight = || matmul::product::<B>(transposed::<B>(gradient.clone()), x().clone());
         let of_weight = wanted_layer.weight().then(of_weight);
         if let Some(weight) = layer.weight.as_ref().filter(|_| wanted.x) {
-            let product = product_with_gradient::<B>(gradient.clone(), weight);
-            of_x = Some(add_to_rows::<B>(of_x, product, None, n));
+            let weight = floats_in::<B>(weight, gradient.dtype());
+            of_x = Some(add_product::<B>(of_x, gradient.clone(), weight, None, n));
         }
         let mut branches = Vec::new();
         for (LowRank { a, b, scale, dropout, rows }, wanted_branch) in layer.branches.iter().zip(&wanted_layer.branches)
         {
             let rows = rows.as_ref();
             let gradient = of_rows::<B>(&gradient, rows);
-            let scaled = |x| B::float_mul_scalar(x, (*scale).into());
-            let outer = scaled(B::float_matmul(gradient.clone(), b.clone()));
+            let outer = B::product(gradient.clone(), b.clone(), *scale);
             if wanted.x {
-                let product = drop::<B>(B::float_matmul(outer.clone(), a.clone()), *dropout);
-                of_x = Some(add_to_rows::<B>(of_x, product, rows, n));
+                of_x = Some(match dropout {
+                    None => add_product::<B>(of_x, outer.clone(), a.clone(), rows, n),
+                    Some(dropout) => {
+                        let product = B::keyed_dropout(matmul::product::<B>(outer.clone(), a.clone()), *dropout);
+                        add_to_rows::<B>(of_x, product, rows, n)
+                    }
+                });
             }
             branches.push(wanted_branch.factors().then(|| {
                 let x = drop::<B>(of_rows::<B>(x(), rows), *dropout);
-                let inner = scaled(product_with_transposed::<B>(x.clone(), a.clone()));
-                let of_a = B::float_matmul(B::float_transpose(outer), x);
-                [of_a, B::float_matmul(B::float_transpose(gradient), inner)]
+                let inner = B::product(x.clone(), transposed::<B>(a.clone()), *scale);
+                let of_a = matmul::product::<B>(transposed::<B>(outer), x);
+                [of_a, matmul::product::<B>(transposed::<B>(gradient), inner)]
             }));
         }
         of_layers.push(LayerGradients { weight: of_weight, branches });
@@ -407,6 +414,20 @@ fn add_to_rows<B: Backend>(
             let zeros = || B::float_zeros(Shape::from([n, x.shape()[1]]), &x.device(), x.dtype().into());
             B::float_select_assign(y.unwrap_or_else(zeros), 0, rows.clone(), x, IndexingUpdateOp::Add)
         }
+    }
+}
+
+/// Adds `lhs rhs` to these rows of `y [n, _]`, or to all; to zeros if there is no `y`.
+fn add_product<B: MatmulOps>(
+    y: Option<FloatTensor<B>>,
+    lhs: FloatTensor<B>,
+    rhs: FloatTensor<B>,
+    rows: Option<&IntTensor<B>>,
+    n: usize,
+) -> FloatTensor<B> {
+    match (y, rows) {
+        (Some(y), None) => B::product_onto(y, lhs, rhs),
+        (y, rows) => add_to_rows::<B>(y, matmul::product::<B>(lhs, rhs), rows, n),
     }
 }
 

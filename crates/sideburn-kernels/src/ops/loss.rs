@@ -5,13 +5,15 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension};
 use burn::tensor::{IndexingUpdateOp, Int, Shape, Tensor};
 
-use super::product_with_transposed;
+use super::adamw::{in_dtype, sum_dtype};
+use super::matmul::{MatmulOps, product, product_with_transposed, transposed};
 use super::tape::record;
 use super::{assert_below, fused};
 
 /// The negative log-likelihood, in nats, of each row's label under the softmax of its logits.
 ///
-/// Every row counts: there is no label that means "ignore this row". Leave such rows out.
+/// Every row counts: there is no label that means "ignore this row". Leave such rows out. The losses of logits in 16 bits
+/// are in `f32`.
 ///
 /// # Shapes
 /// `logits [n, classes]`, `labels [n]` with values in `0..classes`, give `[n]`.
@@ -30,7 +32,8 @@ pub fn cross_entropy(logits: Tensor<2>, labels: Tensor<1, Int>) -> Tensor<1> {
 /// same pass, like attention whose keys are the classes (Dao et al., 2022).
 ///
 /// With label smoothing (Szegedy et al., 2015, section 7) the loss of a row is `(1 - smoothing)` times that of its
-/// label, plus `smoothing` times the mean over all classes, as `torch.nn.functional.cross_entropy` has it.
+/// label, plus `smoothing` times the mean over all classes, as `torch.nn.functional.cross_entropy` has it. The losses of
+/// hidden states in 16 bits are in `f32`.
 ///
 /// # Shapes
 /// `hidden [n, d]`, `weight [classes, d]`, `labels [n]` with values in `0..classes`, give `[n]`, in nats.
@@ -52,9 +55,9 @@ fn assert_classes(labels: &Tensor<1, Int>, classes: usize) {
 
 /// The losses on a backend's tensors.
 #[backend_extension(Flex: cfg(feature = "flex"), Cube: cfg(feature = "gpu"), Fusion: cfg(feature = "gpu"), Autodiff)]
-pub(crate) trait LossOps: Backend {
+pub(crate) trait LossOps: MatmulOps {
     /// See [`cross_entropy`].
-    #[fusion(dtype = logits, shape = Shape::from([logits[0]]))]
+    #[fusion(dtype = sum_dtype(logits), shape = Shape::from([logits[0]]))]
     fn cross_entropy(logits: FloatTensor<Self>, labels: IntTensor<Self>) -> FloatTensor<Self> {
         composed::<Self>(logits, labels, 0.0)
     }
@@ -70,7 +73,7 @@ pub(crate) trait LossOps: Backend {
     }
 
     /// See [`linear_cross_entropy`].
-    #[fusion(dtype = hidden, shape = Shape::from([hidden[0]]))]
+    #[fusion(dtype = sum_dtype(hidden), shape = Shape::from([hidden[0]]))]
     fn linear_cross_entropy(
         hidden: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -108,7 +111,7 @@ pub(crate) trait LossOps: Backend {
 pub(crate) type Labelled<B, const N: usize> = ([FloatTensor<B>; N], IntTensor<B>);
 
 /// [`LossOps`] by kernels.
-pub(crate) trait LossKernels: Backend {
+pub(crate) trait LossKernels: MatmulOps {
     /// Of the logits.
     fn try_cross_entropy(inputs: Labelled<Self, 1>) -> Result<FloatTensor<Self>, Labelled<Self, 1>> {
         Err(inputs)
@@ -205,37 +208,40 @@ impl<B: LossKernels> LossOps for B {
     }
 }
 
-/// One number for each row of a matrix.
+/// The loss of each row of a matrix.
 #[cfg(feature = "gpu")]
 fn of_rows(matrix: &burn::backend::fusion::custom::TensorSpec) -> burn::backend::fusion::custom::TensorSpec {
-    burn::backend::fusion::custom::TensorSpec::new(Shape::from([matrix.shape[0]]), matrix.dtype)
+    burn::backend::fusion::custom::TensorSpec::new(Shape::from([matrix.shape[0]]), sum_dtype(matrix.dtype))
 }
 
-fn composed_head<B: Backend>(([hidden, weight], labels): Labelled<B, 2>, smoothing: f64) -> FloatTensor<B> {
+fn composed_head<B: MatmulOps>(([hidden, weight], labels): Labelled<B, 2>, smoothing: f64) -> FloatTensor<B> {
     composed::<B>(product_with_transposed::<B>(hidden, weight), labels, smoothing)
 }
 
-fn composed_head_and_gradient<B: Backend>(
+fn composed_head_and_gradient<B: MatmulOps>(
     ([hidden, weight], labels): Labelled<B, 2>,
     smoothing: f64,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
     let logits = product_with_transposed::<B>(hidden, weight.clone());
-    let ones = B::float_ones(Shape::from([logits.shape()[0]]), &logits.device(), logits.dtype().into());
+    let dtype = sum_dtype(logits.dtype());
+    let ones = B::float_ones(Shape::from([logits.shape()[0]]), &logits.device(), dtype.into());
     let of_logits = composed_backward::<B>(logits.clone(), labels.clone(), ones, smoothing);
-    (composed::<B>(logits, labels, smoothing), B::float_matmul(of_logits, weight))
+    (composed::<B>(logits, labels, smoothing), product::<B>(of_logits, weight))
 }
 
-fn composed_head_backward_weight<B: Backend>(
+fn composed_head_backward_weight<B: MatmulOps>(
     ([hidden, weight, gradient], labels): Labelled<B, 3>,
     smoothing: f64,
 ) -> FloatTensor<B> {
     let logits = product_with_transposed::<B>(hidden.clone(), weight);
     let of_logits = composed_backward::<B>(logits, labels, gradient, smoothing);
-    B::float_matmul(B::float_transpose(of_logits), hidden)
+    product::<B>(transposed::<B>(of_logits), hidden)
 }
 
 fn composed<B: Backend>(logits: FloatTensor<B>, labels: IntTensor<B>, smoothing: f64) -> FloatTensor<B> {
     let rows = logits.shape()[0];
+    let dtype = sum_dtype(logits.dtype());
+    let logits = in_dtype::<B>(logits, dtype);
     let index = B::int_reshape(labels, Shape::from([rows, 1]));
     let log_softmax = B::log_softmax(logits, 1);
     let picked = B::float_neg(B::float_gather(1, log_softmax.clone(), index));
@@ -255,7 +261,8 @@ fn composed_backward<B: Backend>(
     gradient: FloatTensor<B>,
     smoothing: f64,
 ) -> FloatTensor<B> {
-    let [rows, classes] = [logits.shape()[0], logits.shape()[1]];
+    let ([rows, classes], dtype) = ([logits.shape()[0], logits.shape()[1]], logits.dtype());
+    let logits = in_dtype::<B>(logits, sum_dtype(dtype));
     let column = B::float_reshape(gradient, Shape::from([rows, 1]));
     let index = B::int_reshape(labels, Shape::from([rows, 1]));
     let mut softmax = B::softmax(logits, 1);
@@ -264,7 +271,7 @@ fn composed_backward<B: Backend>(
     }
     let softmax = B::float_mul(softmax, column.clone());
     let picked = B::float_mul_scalar(column, (smoothing - 1.0).into());
-    B::float_scatter(1, softmax, index, picked, IndexingUpdateOp::Add)
+    in_dtype::<B>(B::float_scatter(1, softmax, index, picked, IndexingUpdateOp::Add), dtype)
 }
 
 impl<B: LossOps, C: CheckpointStrategy> LossOps for Autodiff<B, C> {
@@ -307,11 +314,12 @@ impl<B: LossOps, C: CheckpointStrategy> LossOps for Autodiff<B, C> {
                 let of_weight = for_weight.map(|([hidden, weight], labels, smoothing)| {
                     B::linear_cross_entropy_backward_weight(hidden, weight, labels, gradient.clone(), smoothing)
                 });
-                let column = |gradient: FloatTensor<B>| {
-                    let rows = gradient.shape()[0];
-                    B::float_reshape(gradient, Shape::from([rows, 1]))
-                };
-                [wants_hidden.then(|| B::float_mul(of_hidden, column(gradient))), of_weight]
+                let of_hidden = wants_hidden.then(|| {
+                    let column = B::float_reshape(gradient, Shape::from([of_hidden.shape()[0], 1]));
+                    let column = in_dtype::<B>(column, of_hidden.dtype());
+                    B::float_mul(of_hidden, column)
+                });
+                [of_hidden, of_weight]
             },
         )
     }

@@ -4,8 +4,8 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::{DType, Device, Int, Tensor};
 
+use super::matmul::{MatmulOps, product_with_transposed};
 use super::packed::{self, PackedMatrix};
-use super::product_with_transposed;
 
 /// The weight `[out, in]` of a linear layer, as PyTorch stores it: floats, or a [`PackedMatrix`].
 ///
@@ -102,21 +102,20 @@ impl<F: TensorMetadata, I> Matrix<F, I> {
 }
 
 /// `x W^T`, of primitives.
-pub(crate) fn product<B: Backend>(x: FloatTensor<B>, weight: &Matrix<FloatTensor<B>, IntTensor<B>>) -> FloatTensor<B> {
+pub(crate) fn product<B: MatmulOps>(
+    x: FloatTensor<B>,
+    weight: &Matrix<FloatTensor<B>, IntTensor<B>>,
+) -> FloatTensor<B> {
     match &weight.0 {
         Held::Floats(floats) => product_with_transposed::<B>(x, floats.clone()),
         Held::Packed(packed) => packed::product::<B>(x, packed),
     }
 }
 
-/// `dY W`, of primitives.
-pub(crate) fn product_with_gradient<B: Backend>(
-    gradient: FloatTensor<B>,
-    weight: &Matrix<FloatTensor<B>, IntTensor<B>>,
-) -> FloatTensor<B> {
-    let weight = match &weight.0 {
+/// The weight as floats: in the dtype that they are in, or in `dtype` if it is packed.
+pub(crate) fn floats_in<B: Backend>(weight: &Matrix<FloatTensor<B>, IntTensor<B>>, dtype: DType) -> FloatTensor<B> {
+    match &weight.0 {
         Held::Floats(floats) => floats.clone(),
-        Held::Packed(packed) => packed::float_cast::<B>(packed::dense::<B>(packed), gradient.dtype()),
-    };
-    B::float_matmul(gradient, weight)
+        Held::Packed(packed) => packed::float_cast::<B>(packed::dense::<B>(packed), dtype),
+    }
 }

@@ -13,13 +13,12 @@ pub(crate) mod gate;
 pub(crate) mod linear;
 pub(crate) mod loss;
 pub(crate) mod many;
+pub(crate) mod matmul;
 pub(crate) mod matrix;
 pub(crate) mod norm;
 pub(crate) mod packed;
 pub(crate) mod tape;
 
-use burn::backend::Backend;
-use burn::backend::tensor::FloatTensor;
 use burn::tensor::{Int, Tensor};
 
 use crate::runtime::mode::{KernelMode, kernel_mode};
@@ -38,11 +37,6 @@ pub fn fused<I, O>(
         KernelMode::Fused => fused_always(name, inputs, kernel, composed),
         KernelMode::Composed => fused_always(name, inputs, Err, composed),
     }
-}
-
-/// `x W^T`, of primitives.
-pub(crate) fn product_with_transposed<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>) -> FloatTensor<B> {
-    B::float_matmul(x, B::float_transpose(weight))
 }
 
 /// The same whether or not composed forms are to be run.

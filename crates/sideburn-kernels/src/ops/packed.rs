@@ -6,7 +6,7 @@ use burn::module::{Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault
 use burn::tensor::{DType, Device, FloatDType, Int, IntDType, Shape, Slice, Tensor, TensorData};
 use sideburn_quant::{Absmax, Blockwise, FourBit, Int8, Packed, QuantType, Quantization};
 
-use super::product_with_transposed;
+use super::matmul::{MatmulOps, product_with_transposed};
 use crate::runtime::row_layout::is_cpu;
 
 /// A quantised weight `[out, in]` on a device: codes as bytes on the CPU, in words of 32 bits elsewhere, and what they are
@@ -273,7 +273,7 @@ pub(crate) fn dense<B: Backend>(packed: &BackendPacked<B>) -> FloatTensor<B> {
 }
 
 /// `x W^T`, of primitives.
-pub(crate) fn product<B: Backend>(x: FloatTensor<B>, packed: &BackendPacked<B>) -> FloatTensor<B> {
+pub(crate) fn product<B: MatmulOps>(x: FloatTensor<B>, packed: &BackendPacked<B>) -> FloatTensor<B> {
     let Kind::Int8 { threshold: Some(threshold) } = packed.form.kind else {
         let weight = float_cast::<B>(dense::<B>(packed), x.dtype());
         return product_with_transposed::<B>(x, weight);

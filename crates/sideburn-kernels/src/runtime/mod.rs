@@ -2,12 +2,13 @@
 //! of an operation runs, and where the time goes.
 
 #[cfg(feature = "gpu")]
+pub(crate) mod compiled;
+#[cfg(feature = "gpu")]
 pub(crate) mod launches;
 #[cfg(feature = "flex")]
 pub(crate) mod memory;
 pub(crate) mod mode;
+pub(crate) mod precision;
 pub(crate) mod profile;
 pub(crate) mod row_layout;
-#[cfg(feature = "gpu")]
-pub(crate) mod tuning;
 pub(crate) mod workers;

@@ -5,7 +5,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use proptest::prelude::*;
 use sideburn_kernels::{
     Dropout, Key, LowRank, RowLayout, Visibility, adapted_linear, add_dropout, attention, cross_entropy, dropout,
-    embedding, gelu_gate, linear, linear_cross_entropy, low_rank, rms_norm, self_attention,
+    embedding, gelu_gate, linear, linear_cross_entropy, low_rank, matmul, rms_norm, self_attention,
 };
 
 const KEY: Key = Key::from_seed(5);
@@ -150,6 +150,15 @@ proptest! {
         check_at_scale([1.0, 5.0], &inputs, reference, |x| {
             let (a, b) = (x[1].clone().reshape([r, d]), x[2].clone().reshape([out, r]));
             low_rank(x[0].clone().reshape([n, d]), a, b, scale, Dropout::new(p, KEY)).reshape([n * out])
+        });
+    }
+
+    #[test]
+    fn matmul_is_the_loops(batch in 1..4usize, m in 1..6usize, k in width(), n in 1..6usize) {
+        let inputs = [numbers(1, batch * m * k), numbers(2, batch * k * n)];
+        check(&inputs, |x| crate::loops::matmul(&x[0], &x[1], [m, k, n]), |x| {
+            let (lhs, rhs) = (x[0].clone().reshape([batch, m, k]), x[1].clone().reshape([batch, k, n]));
+            matmul(lhs, rhs).reshape([batch * m * n])
         });
     }
 

@@ -4,7 +4,8 @@
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use sideburn_kernels::{
     Dropout, Key, LinearOp, LowRank, PackedMatrix, RowLayout, Visibility, adapted_linear, adapted_linears, add_dropout,
-    attention, cross_entropy, dropout, embedding, gelu_gate, linear_cross_entropy, low_rank, rms_norm, self_attention,
+    attention, cross_entropy, dropout, embedding, gelu_gate, linear_cross_entropy, low_rank, matmul, rms_norm,
+    self_attention,
 };
 
 use sideburn_quant::{Packed, Quantization};
@@ -27,7 +28,7 @@ macro_rules! test_cases {
     ($check:expr) => {
         crate::cases::test_cases! {
             $check;
-            dropout_and_sums gates norms losses attention_of_short_rows attention_of_many_tiles attention_of_windows
+            dropout_and_sums products gates norms losses attention_of_short_rows attention_of_many_tiles attention_of_windows
             layers_that_share_an_input attention_of_tokens_to_each_other rows_of_a_table low_rank_branches
             packed_weights
         }
@@ -93,6 +94,33 @@ pub(crate) fn dropout_and_sums(check: Check<'_>) {
     check("transposed", &[input(1, [5, 12])], &|x| dropout(x[0].clone().transpose(), Dropout::new(0.3, KEY)));
 }
 
+pub(crate) fn products(check: Check<'_>) {
+    // Within a tile, at its edges and beyond, and with sums long enough to be taken in parts.
+    for [m, k, n] in [[1, 1, 1], [1, 33, 70], [5, 3, 4], [64, 16, 64], [65, 34, 130], [3, 1100, 2]] {
+        let inputs = [scaled(1, [m, k], 1.0 / (k as f64).sqrt()), input(2, [k, n])];
+        check(&format!("[{m}, {k}] times [{k}, {n}]"), &inputs, &|x| matmul(x[0].clone(), x[1].clone()));
+    }
+    check("both transposed", &[input(1, [9, 70]), input(2, [6, 9])], &|x| {
+        matmul(x[0].clone().transpose(), x[1].clone().transpose())
+    });
+    check("columns of larger ones", &[input(1, [5, 8]), input(2, [8, 3])], &|x| {
+        matmul(window(&x[0], 1), window(&x[1], 1))
+    });
+    check("batches", &[input(1, [12, 5]), input(2, [10, 6])], &|x| {
+        let (lhs, rhs) = (x[0].clone().reshape([2, 6, 5]), x[1].clone().reshape([2, 5, 6]));
+        matmul(lhs, rhs).reshape([12, 6])
+    });
+    check("heads of rows", &[input(1, [6, 8]), input(2, [6, 8])], &|x| {
+        // From [rows 2, tokens 3, heads 2, width 4].
+        let [q, k] = [0, 1].map(|index| x[index].clone().reshape([2, 3, 2, 4]).swap_dims(1, 2));
+        matmul(q, k.swap_dims(2, 3)).reshape([12, 3])
+    });
+    check("one matrix for all", &[input(1, [8, 5]), input(2, [5, 3])], &|x| {
+        let rhs = x[1].clone().unsqueeze::<3>().expand([4, 5, 3]);
+        matmul(x[0].clone().reshape([4, 2, 5]), rhs).reshape([8, 3])
+    });
+}
+
 pub(crate) fn gates(check: Check<'_>) {
     for shape in [[1, 1], [1, 8], [5, 3], [3, 128], [70, 65]] {
         for dropout in [None, Dropout::new(0.25, KEY)] {
@@ -127,15 +155,16 @@ pub(crate) fn losses(check: Check<'_>) {
     for (rows, classes) in [(1, 1), (5, 13), (4, 1301)] {
         check(&format!("cross_entropy [{rows}, {classes}]"), &[input(1, [rows, classes])], &|x| {
             let labels = label_tensor(rows, classes, &x[0].device());
-            cross_entropy(x[0].clone(), labels).reshape([rows, 1])
+            cross_entropy(x[0].clone(), labels).reshape([rows, 1]).cast(x[0].dtype())
         });
-        // One width: each new shape of a product is tuned first, which takes longer than the test.
         let d = 8;
         for smoothing in [0.0, 0.1, 1.0] {
             let what = format!("linear_cross_entropy [{rows}, {classes}], {d}, {smoothing}");
             check(&what, &[input(1, [rows, d]), input(2, [classes, d])], &|x| {
                 let labels = label_tensor(rows, classes, &x[0].device());
-                linear_cross_entropy(x[0].clone(), x[1].clone(), labels, smoothing).reshape([rows, 1])
+                linear_cross_entropy(x[0].clone(), x[1].clone(), labels, smoothing)
+                    .reshape([rows, 1])
+                    .cast(x[0].dtype())
             });
         }
     }

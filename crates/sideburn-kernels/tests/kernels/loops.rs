@@ -130,6 +130,15 @@ pub(crate) fn low_rank(
     product.iter().map(|x| scale * x).collect()
 }
 
+/// Of batches of matrices.
+pub(crate) fn matmul(lhs: &[f64], rhs: &[f64], [m, k, n]: [usize; 3]) -> Vec<f64> {
+    let of_batch = |(lhs, rhs): (&[f64], &[f64])| -> Vec<f64> {
+        let number = |at: usize| (0..k).map(|term| lhs[at / n * k + term] * rhs[term * n + at % n]).sum();
+        (0..m * n).map(number).collect()
+    };
+    lhs.chunks(m * k).zip(rhs.chunks(k * n)).flat_map(of_batch).collect()
+}
+
 pub(crate) fn embedding(table: &[f64], ids: &[usize], width: usize) -> Vec<f64> {
     ids.iter().flat_map(|id| (0..width).map(move |column| table[id * width + column])).collect()
 }

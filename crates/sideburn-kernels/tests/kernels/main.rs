@@ -12,6 +12,8 @@ mod draws;
 mod gpu;
 #[cfg(feature = "flex")]
 mod inputs;
+#[cfg(all(feature = "wgpu", target_os = "linux"))]
+mod kept_kernels;
 #[cfg(feature = "flex")]
 mod layers;
 mod loops;

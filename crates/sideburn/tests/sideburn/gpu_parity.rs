@@ -6,6 +6,7 @@
 use std::convert::Infallible;
 
 use sideburn::prelude::*;
+use sideburn::train::Run;
 
 use sideburn_testing::{Golden, max_difference, values, written};
 
@@ -126,5 +127,34 @@ fn greedy_tokens() {
         for gpu in gpus() {
             assert_eq!(write(&gpu), write(&Device::flex()), "{family}");
         }
+    }
+}
+
+/// Batches whose rows are of lengths of their own, hundreds of them, in the memory that the first ones took.
+#[test]
+fn ragged_batches_take_no_more_memory() {
+    const STEPS: u64 = 120;
+    let config = T5Config::from_file(sideburn_testing::path(FAMILIES[0]).join("config.json")).unwrap();
+    let lengths = Key::from_seed(9);
+    let batch = |step: u64| {
+        let rows = |part: u64| {
+            let length = |row: u64| 1 + lengths.fold_in(step).fold_in(part).below(row, 70) as usize;
+            TokenRows::from_rows((0..3).map(|row| vec![7u32; length(row)])).unwrap()
+        };
+        PromptBatch::new(rows(0), rows(1)).unwrap()
+    };
+    for gpu in gpus() {
+        let mut model = T5::random(&config, Key::from_seed(4), &gpu.clone().autodiff());
+        model.attach("default", LoraConfig::new(["q", "v"]), Key::from_seed(3)).unwrap();
+        let mut run = Run::begin(&model, &TrainConfig { learning_rate: 1e-3, ..TrainConfig::new(STEPS) }).unwrap();
+        let mut taken = Vec::new();
+        for step in 0..STEPS {
+            run.step(&mut model, &[batch(step)], &T5::token_losses).unwrap();
+            taken.push(gpu.memory_pool_usage().expect("a GPU tells what it has taken").bytes_reserved);
+        }
+        let most = |steps: std::ops::Range<usize>| *taken[steps].iter().max().unwrap() as f64;
+        let (early, late) = (most(0..40), most(80..120));
+        println!("{gpu:?}: {:.1} MiB in the first 40 steps, {:.1} in the last", early / 1048576.0, late / 1048576.0);
+        assert!(late <= 1.1 * early, "{early} bytes in the first 40 steps, {late} in the last");
     }
 }

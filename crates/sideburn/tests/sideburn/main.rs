@@ -4,6 +4,4 @@ mod auto;
 #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal", feature = "cuda"))]
 mod gpu_parity;
 mod half_precision;
-#[cfg(all(feature = "wgpu", target_os = "linux"))]
-mod kept_tuning;
 mod texts;
