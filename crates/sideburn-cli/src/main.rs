@@ -1,9 +1,10 @@
 //! `sideburn`: looks into adapters, merges, combines and converts them, quantises models, holds them against reference
-//! numbers, summarises, and scores summaries.
+//! numbers, summarises, scores summaries, and lists devices.
 
 #![forbid(unsafe_code)]
 
 mod adapter;
+mod devices;
 mod model;
 mod quantize;
 mod reference;
@@ -40,6 +41,8 @@ Examples:
   A summary, shown as it is written, and those of two adapters beside each other:
     sideburn summarize --model flan-t5-base --adapter my-adapter --input dialogue.txt
     sideburn summarize --model flan-t5-base --adapter news --adapter talk --input test.csv --num-beams 4
+  What there is to compute on:
+    sideburn devices
 
 Exit status: 0 if all is well, 1 if a check fails, a part of an adapter cannot be read or a text cannot be summarised, 2 if a
 command cannot be run.";
@@ -67,6 +70,7 @@ enum Command {
     Rouge(rouge::Args),
     Verify(verify::Args),
     Summarize(summarize::Args),
+    Devices(devices::Args),
 }
 
 /// The exit status if a command cannot be run, or its result cannot be printed.
@@ -83,6 +87,7 @@ fn main() -> ExitCode {
         Command::Rouge(args) => rouge::run(&args).map(Report::new),
         Command::Verify(args) => verify::run(&args).map(Report::new),
         Command::Summarize(args) => return summarized(summarize::run(&args.as_json_lines_if(json))),
+        Command::Devices(args) => Ok(Report::new(devices::run(args))),
     };
     match report {
         Ok(report) => {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::ensure;
 use serde::Serialize;
+use sideburn::kernels::{MatmulPrecision, set_matmul_precision};
 use sideburn::prelude::*;
 
 use crate::model::{logits, max_difference, mean_loss, open_on, write};
@@ -38,6 +39,9 @@ pub(crate) struct Args {
     /// Where to compute: flex (the CPU), wgpu, vulkan, metal or cuda, with :INDEX behind a GPU's
     #[arg(long, default_value = "flex")]
     device: String,
+    /// How exactly a GPU multiplies f32: highest, or high or medium, which lets tensor cores round (TF32)
+    #[arg(long, default_value_t)]
+    matmul_precision: MatmulPrecision,
 }
 
 #[derive(Serialize)]
@@ -93,6 +97,7 @@ struct TokenDifference {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Verification> {
     let mut reference = Reference::open(&args.reference)?;
+    set_matmul_precision(args.matmul_precision);
     let mut model = open_on(&args.model, &args.device)?;
     if let Some(adapter) = &args.adapter {
         model.load_adapter("default", adapter)?;

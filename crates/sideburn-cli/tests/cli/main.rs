@@ -27,6 +27,7 @@ macro_rules! args {
 mod check;
 mod combine;
 mod convert;
+mod devices;
 mod inspect;
 mod merge;
 mod output;
