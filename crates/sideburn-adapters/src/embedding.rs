@@ -45,13 +45,17 @@ impl AdaptedTable {
             let rows = embedding(self.table(&rules), ids.clone());
             rules.iter().fold(rows, |rows, rule| rule.rows(rows, ids))
         };
-        match pass.routes() {
+        let rows = match pass.routes() {
             None => rows(&ids, None),
             Some(routes) => {
                 let parts = routes.adapters().iter().zip(routes.split_ids(&ids));
                 routes.join(parts.map(|(adapter, ids)| rows(&ids, Some(adapter.as_deref()))).collect())
             }
+        };
+        if let Some(watch) = pass.watch() {
+            watch.look(&self.weight, false, rows.clone());
         }
+        rows
     }
 
     /// The products of `x [n, width]` with all rows: `[n, rows]`, where the table is an output head as well.

@@ -165,6 +165,19 @@ pub fn forward_together<const N: usize>(
     x: Tensor<2>,
     pass: &mut TokenPass<'_>,
 ) -> Tensor<2> {
+    let Some(watch) = pass.watch().cloned() else { return together(layers, x, pass) };
+    layers.iter().for_each(|layer| watch.look(&layer.weight, true, x.clone()));
+    let y = together(layers, x, pass);
+    let mut start = 0;
+    for layer in layers {
+        let [out, _] = layer.shape();
+        watch.look(&layer.weight, false, y.clone().narrow(1, start, out));
+        start += out;
+    }
+    y
+}
+
+fn together<const N: usize>(layers: [&AdaptedLinear; N], x: Tensor<2>, pass: &mut TokenPass<'_>) -> Tensor<2> {
     let (dtype, bound) = (x.dtype(), layers.map(|layer| layer.bound(pass)));
     if layers.iter().zip(&bound).all(|(layer, bound)| layer.is_fused(bound, dtype)) {
         let operations = layers.iter().zip(&bound).map(|(layer, bound)| layer.operation(bound, dtype, pass)).collect();

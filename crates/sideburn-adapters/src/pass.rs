@@ -6,6 +6,8 @@ use std::sync::Arc;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use sideburn_kernels::{Dropout, Key};
 
+use crate::finite::Watch;
+
 /// The mode of one forward pass.
 ///
 /// Dropout is on exactly when there is a key to draw it from, so a model cannot be evaluated with dropout on by
@@ -26,6 +28,8 @@ pub struct Pass {
     draws: Option<Draws>,
     /// The adapter of each row of the batch.
     rows: Option<Arc<[Option<String>]>>,
+    /// What layers tell of numbers that are not finite, if they are to look.
+    watch: Option<Watch>,
 }
 
 #[derive(Clone, Debug)]
@@ -37,12 +41,12 @@ struct Draws {
 impl Pass {
     /// A pass without dropout.
     pub const fn evaluate() -> Self {
-        Self { draws: None, rows: None }
+        Self { draws: None, rows: None, watch: None }
     }
 
     /// A pass with dropout, every mask of which is a function of `key` and of its place in the pass.
     pub const fn train(key: Key) -> Self {
-        Self { draws: Some(Draws { key, next: 0 }), rows: None }
+        Self { draws: Some(Draws { key, next: 0 }), rows: None, watch: None }
     }
 
     /// The same pass with another choice of adapters: row `i` of the batch runs with the adapter called `rows[i]`, whether
@@ -54,6 +58,15 @@ impl Pass {
     /// The adapter that is named for each row, if any are.
     pub fn adapters(&self) -> Option<&[Option<String>]> {
         self.rows.as_deref()
+    }
+
+    pub(crate) fn watched_by(self, watch: Watch) -> Self {
+        Self { watch: Some(watch), ..self }
+    }
+
+    /// What is to be told of numbers that are not finite, if anything is.
+    pub(crate) fn watch(&self) -> Option<&Watch> {
+        self.watch.as_ref()
     }
 
     /// Keeps only these rows of the batch, in this order.
