@@ -57,6 +57,17 @@ pub enum TrainError {
         /// The first such weight.
         name: String,
     },
+    /// A device that has failed. The model is not to be used any more.
+    #[error(
+        "step {step}: the device failed: {source}; most often its memory is used up: take fewer rows in a batch and more \
+         micro-batches, shorter rows, or a base in 16 bits (`sideburn devices` says how much memory there is)"
+    )]
+    Device {
+        /// The step, from 0.
+        step: u64,
+        /// What it says.
+        source: Source,
+    },
     /// A state that the run cannot go on from.
     #[error("the run cannot be resumed: {message}; give the state and the weights of one run")]
     State {

@@ -12,14 +12,30 @@ pub struct ProgressLine {
     bar: ProgressBar,
     /// The loss, and the tokens per second, averaged over about the last ten steps.
     smoothed: Option<(f64, f64)>,
+    /// What the first step took, until the next one has shown what a step takes.
+    first_seconds: Option<f64>,
+    /// Whether no step has been made.
+    begins: bool,
 }
 
+/// What the first step must take beyond the next to be worth a line, in seconds.
+const SLOW_START: f64 = 2.0;
+
 impl ProgressLine {
-    /// A bar; where standard error is not a terminal, about twenty plain lines instead.
+    /// A bar; where standard error is not a terminal, about twenty plain lines instead. If the first step takes some seconds
+    /// longer than the next, as on a GPU that compiles its kernels, a line says how long.
     pub fn new() -> Self {
         let style =
             ProgressStyle::with_template("{bar:32} {pos}/{len} {msg}, {eta} left").expect("a template without errors");
-        Self { bar: ProgressBar::hidden().with_style(style), smoothed: None }
+        Self { bar: ProgressBar::hidden().with_style(style), smoothed: None, first_seconds: None, begins: true }
+    }
+}
+
+impl ProgressLine {
+    /// A line of its own.
+    fn say(&self, line: &str) {
+        // A lost line is no reason to stop training.
+        let _ = self.bar.suspend(|| writeln!(std::io::stderr(), "{line}"));
     }
 }
 
@@ -48,11 +64,19 @@ impl<M> Observer<M> for ProgressLine {
         let message = format!("loss {loss:.3}, lr {:.2e}, {speed:.0} tokens/s", record.learning_rate);
         let (done, steps) = (record.step + 1, self.bar.length().unwrap_or(0));
         if self.bar.is_hidden() && (done == steps || done.is_multiple_of(steps.div_ceil(20).max(1))) {
-            // A lost line is no reason to stop training.
-            let _ = writeln!(std::io::stderr(), "step {done}/{steps}: {message}");
+            self.say(&format!("step {done}/{steps}: {message}"));
         }
         self.bar.set_message(message);
         self.bar.set_position(done);
+        match self.first_seconds.take() {
+            None if self.begins => self.first_seconds = Some(record.seconds),
+            Some(first) if first - record.seconds > SLOW_START => self.say(&format!(
+                "the first step took {first:.1} s, and this one {:.1} s: a GPU compiles kernels when they are first needed",
+                record.seconds
+            )),
+            _ => {}
+        }
+        self.begins = false;
         Ok(Control::GoOn)
     }
 }

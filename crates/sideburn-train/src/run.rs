@@ -161,6 +161,8 @@ impl<M: Adapters> Run<M> {
         // All of the step has been handed over. Only now is a GPU waited for.
         let Numbers { loss, penalty, grad_norm, scale } = match numbers.read(scale, &info) {
             Ok(numbers) => numbers,
+            // Nothing more can be asked of it.
+            Err(error @ TrainError::Device { .. }) => return Err(error),
             Err(error) => {
                 // This update has changed nothing. The one before it led here.
                 match self.good.take() {
@@ -241,7 +243,8 @@ impl Measured {
 
     /// Reads them: the one time in a step that a GPU is waited for.
     fn read(&self, scale: Tensor<1>, &StepInfo { step, loss_tokens, .. }: &StepInfo) -> Result<Numbers, TrainError> {
-        let read = Tensor::cat(vec![self.all.clone(), scale], 0).into_data();
+        let read = Tensor::cat(vec![self.all.clone(), scale], 0).try_into_data();
+        let read = read.map_err(|source| TrainError::Device { step, source: source.into() })?;
         let mut numbers = read.iter::<f64>();
         let mut next = || numbers.next().expect("as many numbers as were put together");
         let finite = |what, value: f64| {

@@ -10,8 +10,8 @@ use sideburn_adapters::{Adapters, Key, Pass};
 use sideburn_batch::{PromptBatch, TokenRows};
 use sideburn_t5::{LanguageModel, T5, T5Config};
 use sideburn_train::{
-    Control, Differentiate, Differentiated, Observer, Run, RunInfo, StepInfo, StepRecord, TrainConfig, TrainError,
-    Trainer,
+    Control, Differentiate, Differentiated, Observer, ProgressLine, Run, RunInfo, StepInfo, StepRecord, TrainConfig,
+    TrainError, Trainer,
 };
 
 fn model() -> T5 {
@@ -110,5 +110,38 @@ fn gradients_may_come_from_several_workers() {
     let together = trainer().train(&mut model(), batch, TwoWorkers).unwrap().losses();
     for (alone, together) in alone.iter().zip(&together) {
         assert!((alone - together).abs() <= 1e-6 * alone, "{alone} alone, {together} together");
+    }
+}
+
+/// Three steps that take this long, before a progress line. Its lines are on standard error.
+#[test]
+#[ignore = "run by the test below, in processes of their own"]
+fn steps_that_take_a_while() {
+    let seconds: Vec<f64> =
+        std::env::var("SECONDS").unwrap().split(' ').map(|seconds| seconds.parse().unwrap()).collect();
+    let (model, mut line) = (model(), ProgressLine::new());
+    let run = Run::begin(&model, &TrainConfig::new(3)).unwrap();
+    for (step, seconds) in seconds.into_iter().enumerate() {
+        let step = step as u64;
+        let record =
+            StepRecord { step, loss: 1.0, penalty: 0.0, learning_rate: 1e-3, grad_norm: 1.0, tokens: 6, seconds };
+        line.step(&record, &run, &model).unwrap();
+    }
+}
+
+#[test]
+fn a_slow_first_step_is_explained() {
+    let lines = |seconds: &str| {
+        let mut process = std::process::Command::new(std::env::current_exe().unwrap());
+        process.args(["observing::steps_that_take_a_while", "--exact", "--ignored", "--nocapture"]);
+        let output = process.env("SECONDS", seconds).output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let slow = lines("12.5 0.25 0.25");
+    assert!(slow.contains("the first step took 12.5 s, and this one 0.2 s: a GPU compiles kernels"), "{slow}");
+    assert_eq!(slow.matches("the first step").count(), 1, "{slow}");
+    for quick in ["0.5 0.25 0.25", "0.25 12.5 0.25", "12.5 12.4 0.25"] {
+        assert!(!lines(quick).contains("the first step"), "{quick}");
     }
 }
