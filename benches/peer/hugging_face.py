@@ -2,6 +2,7 @@
 
     python hugging_face.py weights --config CONFIG_JSON --out DIR
     python hugging_face.py train   --model DIR --samples FILE --rows N --method lora|prompt|full ...
+    python hugging_face.py products --tokens N --width N
     python hugging_face.py decode  --model DIR --samples FILE --rows N --new-tokens N ...
 
 `run.py` runs this beside `sideburn.rs`, which takes the same flags and prints the same fields. What is timed is what a
@@ -27,6 +28,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 # The widths that DialogSum notebooks pad every source and target to.
 NOTEBOOK_SOURCE, NOTEBOOK_TARGET = 512, 128
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -35,7 +37,7 @@ def main():
     torch.set_num_interop_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    commands = {"weights": write_weights, "train": train, "decode": decode}
+    commands = {"weights": write_weights, "train": train, "decode": decode, "products": products}
     libraries_mib = resident_mib("VmRSS")
     record = commands[args.command](args)
     if record:
@@ -48,8 +50,15 @@ def parse():
     weights = commands.add_parser("weights", help="write a model directory with seeded random weights")
     weights.add_argument("--config", type=Path, required=True, help="config.json of the architecture")
     weights.add_argument("--out", type=Path, required=True)
-    both = argparse.ArgumentParser(add_help=False)
-    both.add_argument("--model", type=Path, required=True, help="directory of the base model")
+    place = argparse.ArgumentParser(add_help=False)
+    place.add_argument("--device", default="cpu", help="cpu or cuda")
+    place.add_argument("--dtype", choices=list(DTYPES), default="f32", help="of the base")
+    place.add_argument("--matmul-precision", choices=["highest", "high", "medium"], default="highest")
+    both = argparse.ArgumentParser(add_help=False, parents=[place])
+    both.add_argument(
+        "--model", type=Path, required=True, help="directory of the base model; of random weights, if it is but config.json"
+    )
+    both.add_argument("--attention", choices=["sdpa", "eager"], help="[the library's default]")
     both.add_argument("--samples", type=Path, required=True, help="token ids; a repetition goes through the file once")
     both.add_argument("--rows", type=int, required=True, help="rows of a batch")
     both.add_argument("--warmup", type=int, default=0, help="repetitions that are not counted")
@@ -59,6 +68,10 @@ def parse():
     steps.add_argument("--lora-dropout", type=float, default=0.0)
     steps.add_argument("--batching", choices=["order", "group_by_length"], default="order")
     steps.add_argument("--padding", choices=["longest", "notebook"], default="longest")
+    steps.add_argument("--compile", action="store_true", help="torch.compile the model")
+    multiplying = commands.add_parser("products", parents=[place], help="time the products of a feed-forward layer")
+    multiplying.add_argument("--tokens", type=int, required=True, help="rows")
+    multiplying.add_argument("--width", type=int, required=True, help="of the layer, which is four times as wide within")
     decoding = commands.add_parser("decode", parents=[both], help="time decoding, greedily or with beams")
     decoding.add_argument("--new-tokens", type=int, required=True, help="every row writes this many; none ends before")
     decoding.add_argument("--num-beams", type=int, default=1)
@@ -81,8 +94,20 @@ def write_weights(args):
     load(args.out)
 
 
-def load(directory):
-    model = T5ForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
+def opened(args):
+    """The model of a case, where and in the dtype in which it is to run."""
+    torch.set_float32_matmul_precision(args.matmul_precision)
+    if (args.model / "model.safetensors").exists():
+        return load(args.model, DTYPES[args.dtype], args.attention).to(args.device)
+    config = T5Config.from_pretrained(args.model, **({"attn_implementation": args.attention} if args.attention else {}))
+    torch.manual_seed(0)
+    with torch.device(args.device):
+        return T5ForConditionalGeneration(config).to(DTYPES[args.dtype])
+
+
+def load(directory, dtype=torch.float32, attention=None):
+    options = {"attn_implementation": attention} if attention else {}
+    model = T5ForConditionalGeneration.from_pretrained(directory, dtype=dtype, **options)
     assert model.lm_head.weight is not model.shared.weight, "the head was tied"
     assert not model.config.scale_decoder_outputs, "the decoder's outputs are scaled"
     return model
@@ -131,14 +156,16 @@ def collate(batch, padding):
 def train(args):
     samples = read_samples(args.samples)
     batches = in_order(samples, args.rows) if args.batching == "order" else grouped_by_length(samples, args.rows)
-    batches = [collate(batch, args.padding) for batch in batches]
-    base = load(args.model)
+    batches = [on(args.device, collate(batch, args.padding)) for batch in batches]
+    base = opened(args)
     model = with_method(base, args.method, args.lora_dropout).train()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0, fused=True)
 
+    forward = torch.compile(model) if args.compile else model
+
     def step(batch):
-        loss = model(**batch).loss
+        loss = forward(**batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -161,7 +188,17 @@ def train(args):
         "attention": base.config._attn_implementation,
         "ready_at": ready_at,
         "first_step_at": first_step_at,
+        "device_mib": device_mib(args.device),
     }
+
+
+def on(device, batch):
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def device_mib(device):
+    """The most that the GPU's allocator has taken, in MiB."""
+    return torch.cuda.max_memory_reserved() / 2**20 if device.startswith("cuda") else None
 
 
 def with_method(model, method, lora_dropout):
@@ -178,8 +215,8 @@ def with_method(model, method, lora_dropout):
 
 def decode(args):
     samples = read_samples(args.samples)
-    batches = [collate(batch, "longest") for batch in in_order(samples, args.rows)]
-    model = load(args.model).eval()
+    batches = [on(args.device, collate(batch, "longest")) for batch in in_order(samples, args.rows)]
+    model = opened(args).eval()
     # Without an end token no row ends early, and nothing has to keep it from ending.
     model.generation_config.eos_token_id = None
     options = {"max_new_tokens": args.new_tokens, "do_sample": False, "num_beams": args.num_beams, "use_cache": True}
@@ -203,7 +240,32 @@ def decode(args):
         "ids": ids,
         "attention": model.config._attn_implementation,
         "ready_at": ready_at,
+        "device_mib": device_mib(args.device),
     }
+
+
+def products(args):
+    """The rate of products [m, k] times [k, n], the weight as it is stored, and transposed for the gradient."""
+    torch.set_float32_matmul_precision(args.matmul_precision)
+    wait = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
+    found = []
+    tokens, width = args.tokens, args.width
+    for m, k, n in [(tokens, width, width), (tokens, width, 4 * width), (tokens, 4 * width, width), (width, tokens, 32)]:
+        options = {"device": args.device, "dtype": DTYPES[args.dtype]}
+        lhs, rhs = torch.ones(m, k, **options), torch.ones(n, k, **options).T
+        count, seconds = 1, 0.0
+        for _ in range(2):
+            lhs @ rhs
+        while seconds <= 0.2:
+            wait()
+            start = time.perf_counter()
+            for _ in range(count):
+                lhs @ rhs
+            wait()
+            seconds, done, count = time.perf_counter() - start, count, 2 * count
+        seconds /= done
+        found.append({"shape": f"{m} x {k} x {n}", "seconds": seconds, "tflops": 2 * m * k * n / seconds / 1e12})
+    return {"products": found}
 
 
 # ------------------------------------------------------------------------------------------------------------ measuring

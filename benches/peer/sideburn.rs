@@ -1,9 +1,10 @@
 //! Our side of the comparison with Hugging Face: one case in one process, as flags say, and one JSON line of what was
-//! measured. `benches/peer/run.py` runs it beside `hugging_face.py`, which takes the same flags.
+//! measured. `benches/peer/run.py` runs it beside `hugging_face.py`, which takes the same flags, and on a GPU
+//! `benches/gpu.sh` does.
 //!
 //! `tokens` turns dialogues into the token ids that both sides read; `train` repeats training steps of a model
-//! directory over a file of such samples; `decode` writes a number of tokens, greedily or with beams. Only public API is used: what is
-//! timed is `Trainer::train` and `generate`, as a program would call them.
+//! directory over a file of such samples; `decode` writes a number of tokens, greedily or with beams; `products` multiplies
+//! matrices. Only public API is used: what is timed is `Trainer::train` and `generate`, as a program would call them.
 
 use std::convert::Infallible;
 use std::fs::{self, File};
@@ -13,13 +14,15 @@ use std::time::{Instant, SystemTime};
 
 use anyhow::Context;
 use burn::module::Module;
+use burn::tensor::{FloatDType, Tensor};
 use clap::{Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sideburn::adapters::methods::PromptTuningConfig;
 use sideburn::batch::Batch;
 use sideburn::data::{DataError, GroupedSampler};
-use sideburn::kernels::{ChromeEvents, record_profile, take_profile};
+use sideburn::device::parse_device_in;
+use sideburn::kernels::{ChromeEvents, MatmulPrecision, matmul, record_profile, set_matmul_precision, take_profile};
 use sideburn::prelude::*;
 use sideburn::train::{Control, Observer, Run, StepRecord, TrainError};
 
@@ -67,13 +70,40 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         num_beams: usize,
     },
+    /// Times the products of a feed-forward layer
+    Products {
+        #[command(flatten)]
+        place: Place,
+        /// Rows
+        #[arg(long)]
+        tokens: usize,
+        /// Of the layer, which is four times as wide within
+        #[arg(long)]
+        width: usize,
+    },
+}
+
+/// Where to compute, and in what.
+#[derive(clap::Args)]
+struct Place {
+    /// flex, wgpu, vulkan, metal or cuda, with :INDEX behind a GPU's
+    #[arg(long, default_value = "flex")]
+    device: String,
+    /// Of the base: f32, bf16 or f16
+    #[arg(long, default_value = "f32", value_parser = dtype)]
+    dtype: FloatDType,
+    /// How exactly a GPU multiplies f32: highest, high or medium
+    #[arg(long, default_value_t)]
+    matmul_precision: MatmulPrecision,
 }
 
 #[derive(clap::Args)]
 struct Case {
-    /// Directory of the base model
+    /// Directory of the base model; one that holds nothing but config.json gives a model of random weights
     #[arg(long)]
     model: PathBuf,
+    #[command(flatten)]
+    place: Place,
     /// Token ids, as `tokens` writes them; a repetition goes through the file once
     #[arg(long)]
     samples: PathBuf,
@@ -91,7 +121,35 @@ struct Case {
     profile: Option<PathBuf>,
 }
 
+fn dtype(name: &str) -> Result<FloatDType, String> {
+    match name {
+        "f32" => Ok(FloatDType::F32),
+        "bf16" => Ok(FloatDType::BF16),
+        "f16" => Ok(FloatDType::F16),
+        _ => Err("expected f32, bf16 or f16".to_owned()),
+    }
+}
+
+impl Place {
+    /// The device, which makes tensors in the dtype that was asked for.
+    fn device(&self) -> anyhow::Result<Device> {
+        set_matmul_precision(self.matmul_precision);
+        Ok(if self.dtype == FloatDType::F32 {
+            parse_device(&self.device)?
+        } else {
+            parse_device_in(&self.device, self.dtype)?
+        })
+    }
+}
+
 impl Case {
+    fn load(&self, device: &Device) -> anyhow::Result<T5> {
+        if self.model.join("model.safetensors").exists() {
+            return Ok(T5::from_dir(&self.model, device)?);
+        }
+        Ok(T5::random(&T5Config::from_file(self.model.join("config.json"))?, Key::from_seed(4), device))
+    }
+
     /// Begins to record, if that is asked for.
     fn begin_profile(&self) {
         record_profile(self.profile.is_some());
@@ -140,6 +198,7 @@ fn main() -> anyhow::Result<()> {
             println!("{}", train(&case, method, lora_dropout, batching)?);
         }
         Command::Decode { case, new_tokens, num_beams } => println!("{}", decode(&case, new_tokens, num_beams)?),
+        Command::Products { place, tokens, width } => println!("{}", products(&place.device()?, tokens, width)?),
     }
     Ok(())
 }
@@ -166,7 +225,8 @@ fn train(case: &Case, method: Method, lora_dropout: f64, batching: Batching) -> 
         Batching::Budget => by_budget(&samples, case.rows)?,
     };
     let batches: Vec<PromptBatch> = batches.iter().map(|batch| collate(&samples, batch)).collect::<Result<_, _>>()?;
-    let mut model = T5::from_dir(&case.model, &Device::flex().autodiff())?;
+    let device = case.place.device()?;
+    let mut model = case.load(&device.clone().autodiff())?;
     attach_method(&mut model, method, lora_dropout)?;
     let trainable = ParameterReport::of(&model).trainable;
 
@@ -180,12 +240,18 @@ fn train(case: &Case, method: Method, lora_dropout: f64, batching: Batching) -> 
     case.write_profile()?;
 
     let mut record = watch.laps.record(case.warmup);
+    let memory = device_mib(&device);
+    let launches = launches(&device, || {
+        let config = TrainConfig::new(1);
+        let first = |_| Ok::<_, Infallible>(batches[0].clone());
+        Trainer::new(config)?.train(&mut model, first, T5::token_losses)
+    })?;
     let tokens: usize = batches.iter().map(Batch::tokens).sum();
     extend(
         &mut record,
         json!({
             "batches": batches.len(), "tokens": tokens, "computed_tokens": tokens, "losses": report.losses(),
-            "trainable": trainable, "resting_mib": resting_mib,
+            "trainable": trainable, "resting_mib": resting_mib, "device_mib": memory, "launches": launches,
             "ready_at": ready_at, "first_step_at": watch.first_step_at,
         }),
     );
@@ -216,7 +282,8 @@ fn decode(case: &Case, new_tokens: usize, num_beams: usize) -> anyhow::Result<Va
         .iter()
         .map(|batch| TokenRows::from_rows(batch.iter().map(|index| &samples[*index].source)))
         .collect::<Result<_, _>>()?;
-    let model = T5::from_dir(&case.model, &Device::flex())?;
+    let device = case.place.device()?;
+    let model = case.load(&device)?;
     // No token ends a row early.
     let config = GenerationConfig { num_beams, ..GenerationConfig::new(new_tokens) };
     let ready_at = now();
@@ -238,10 +305,40 @@ fn decode(case: &Case, new_tokens: usize, num_beams: usize) -> anyhow::Result<Va
         &mut record,
         json!({
             "batches": sources.len(), "tokens": tokens, "computed_tokens": tokens, "ids": ids,
-            "ready_at": ready_at,
+            "ready_at": ready_at, "device_mib": device_mib(&device),
         }),
     );
     Ok(record)
+}
+
+/// The rate of products `[m, k]` times `[k, n]`, the weight as PyTorch stores it, and transposed for the gradient.
+fn products(device: &Device, tokens: usize, width: usize) -> anyhow::Result<Value> {
+    let mut products = Vec::new();
+    for [m, k, n] in
+        [[tokens, width, width], [tokens, width, 4 * width], [tokens, 4 * width, width], [width, tokens, 32]]
+    {
+        let (lhs, rhs) = (Tensor::<2>::ones([m, k], device), Tensor::<2>::ones([n, k], device).transpose());
+        let repeat = |count: usize| -> anyhow::Result<f64> {
+            let start = Instant::now();
+            for _ in 0..count {
+                std::hint::black_box(matmul(lhs.clone(), rhs.clone()));
+            }
+            device.sync()?;
+            Ok(start.elapsed().as_secs_f64())
+        };
+        let mut count = 1;
+        repeat(count)?;
+        let seconds = loop {
+            let seconds = repeat(count)?;
+            if seconds > 0.2 {
+                break seconds / count as f64;
+            }
+            count *= 2;
+        };
+        let tflops = 2.0 * (m * k * n) as f64 / seconds / 1e12;
+        products.push(json!({ "shape": format!("{m} x {k} x {n}"), "seconds": seconds, "tflops": tflops }));
+    }
+    Ok(json!({ "products": products }))
 }
 
 fn read_samples(path: &Path) -> anyhow::Result<Vec<Ids>> {
@@ -358,6 +455,27 @@ fn resident_mib(field: &str) -> f64 {
     let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
     let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
     kib.unwrap_or(0.0) / 1024.0
+}
+
+/// What a GPU's allocator has taken, in MiB; nothing for the CPU.
+fn device_mib(device: &Device) -> Option<f64> {
+    device.memory_pool_usage().map(|usage| usage.bytes_reserved as f64 / f64::from(1 << 20))
+}
+
+/// How many kernels `step` launches; nothing for the CPU.
+#[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal", feature = "cuda"))]
+fn launches<R>(device: &Device, step: impl FnOnce() -> Result<R, TrainError>) -> anyhow::Result<Option<usize>> {
+    if *device == Device::flex() {
+        return Ok(None);
+    }
+    let (done, counts) = sideburn::kernels::count_launches(device, step);
+    done?;
+    Ok(Some(counts.values().sum()))
+}
+
+#[cfg(not(any(feature = "wgpu", feature = "vulkan", feature = "metal", feature = "cuda")))]
+fn launches<R>(_: &Device, _: impl FnOnce() -> Result<R, TrainError>) -> anyhow::Result<Option<usize>> {
+    Ok(None)
 }
 
 /// Seconds since 1970, the clock that this process shares with the one that started it.
