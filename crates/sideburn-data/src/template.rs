@@ -12,6 +12,10 @@ use crate::{error::DataError, example::Fields};
 /// One value serves training and inference, so that the two cannot differ; it is (de)serialised as its text, to be kept
 /// beside an adapter.
 ///
+/// A decoder alone goes on where its prompt ends, and the place `{summary}`, at the end, says where: what stands before it is
+/// the prompt, and has no loss in training. Blanks and line ends before it belong to the answer, since byte-level tokenizers
+/// put them into its first token: behind `Summary:` a model writes ` A greets B.`, not behind `Summary: `.
+///
 /// ```
 /// use sideburn_data::{Fields, Template};
 ///
@@ -26,7 +30,12 @@ use crate::{error::DataError, example::Fields};
 pub struct Template {
     text: String,
     parts: Vec<Part>,
+    /// What stands between prompt and answer, if the template says where the answer goes.
+    lead: Option<String>,
 }
+
+/// The place where the answer goes.
+const ANSWER: &str = "summary";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Part {
@@ -38,13 +47,56 @@ impl Template {
     /// A template of `text`.
     ///
     /// # Errors
-    /// If `text` has no place, or a single brace that belongs to none.
+    /// If `text` has no place but `{summary}`, something stands behind that, or there is a single brace that belongs to no
+    /// place.
     pub fn new(text: impl Into<String>) -> Result<Self, DataError> {
         let text = text.into();
-        match parse(&text) {
-            Ok(parts) => Ok(Self { text, parts }),
+        match parse(&text).and_then(parted) {
+            Ok((parts, lead)) => Ok(Self { text, parts, lead }),
             Err(reason) => Err(DataError::Template { text, reason }),
         }
+    }
+
+    /// A template that says where the answer goes, as a decoder alone needs it.
+    ///
+    /// ```
+    /// use sideburn_data::Template;
+    ///
+    /// let template = Template::completion("{dialogue}\nSummary: {summary}")?;
+    /// assert_eq!(template.answer("A greets B."), " A greets B.");
+    /// assert!(Template::completion("{dialogue}\nSummary:").is_err());
+    /// # Ok::<(), sideburn_data::DataError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and if there is no place `{summary}`.
+    pub fn completion(text: impl Into<String>) -> Result<Self, DataError> {
+        let template = Self::new(text)?;
+        match template.lead {
+            Some(_) => Ok(template),
+            None => Err(DataError::Template {
+                text: template.text,
+                reason:
+                    "it has no place {summary}, which says where the answer begins and the loss with it; put one at \
+                         the end"
+                        .to_owned(),
+            }),
+        }
+    }
+
+    /// The text that is to be written behind the prompt for this answer: the answer, and before it the blanks and line ends
+    /// that the template has before `{summary}`.
+    pub fn answer(&self, answer: &str) -> String {
+        format!("{}{answer}", self.lead.as_deref().unwrap_or_default())
+    }
+
+    /// The text that stands behind the last field, of a template that says where the answer goes.
+    pub(crate) fn end(&self) -> Option<&str> {
+        self.lead.as_ref()?;
+        Some(match self.parts.last() {
+            Some(Part::Text(text)) => text,
+            _ => "",
+        })
     }
 
     /// The prompt for an example with these fields. Their texts are put in as they are, whatever they hold.
@@ -69,6 +121,29 @@ impl Template {
     pub fn as_str(&self) -> &str {
         &self.text
     }
+}
+
+/// The parts of the prompt, and what stands between it and the answer if there is a place for that, or what is wrong.
+fn parted(mut parts: Vec<Part>) -> Result<(Vec<Part>, Option<String>), String> {
+    let is_answer = |part: &Part| matches!(part, Part::Place(place) if place == ANSWER);
+    let Some(at) = parts.iter().position(is_answer) else { return Ok((parts, None)) };
+    if at + 1 < parts.len() {
+        let reason = "something stands behind {summary}, where the answer goes; leave it out: the end-of-sequence token is \
+                      added by itself";
+        return Err(reason.to_owned());
+    }
+    parts.pop();
+    let mut lead = String::new();
+    if let Some(Part::Text(text)) = parts.last_mut() {
+        lead = text.split_off(text.trim_end().len());
+        if text.is_empty() {
+            parts.pop();
+        }
+    }
+    if !parts.iter().any(|part| matches!(part, Part::Place(_))) {
+        return Err("it has no place for a field before {summary}, such as {dialogue}".to_owned());
+    }
+    Ok((parts, Some(lead)))
 }
 
 /// Texts and places, or what is wrong.
@@ -179,6 +254,28 @@ mod tests {
             prop_assert_eq!(rendered(&format!("{escaped}{{a}}{escaped}"), &[("a", "b")]), format!("{text}b{text}"));
             let _ = Template::new(template);
         }
+    }
+
+    #[test]
+    fn the_answer_begins_where_the_template_says() {
+        let given = [("dialogue", "A: é")];
+        for (text, prompt, answer) in [
+            ("{dialogue}\nSummary: {summary}", "A: é\nSummary:", " short"),
+            ("<{dialogue}>\n\n{summary}", "<A: é>", "\n\nshort"),
+            ("{dialogue} {summary}", "A: é", " short"),
+            ("{dialogue}{summary}", "A: é", "short"),
+            ("{dialogue} ", "A: é ", "short"),
+        ] {
+            let template = Template::new(text).unwrap();
+            assert_eq!(template.render(&fields(&given)).unwrap(), prompt, "{text}");
+            assert_eq!(template.answer("short"), answer, "{text}");
+            assert_eq!(Template::completion(text).is_ok(), text.contains("{summary}"), "{text}");
+        }
+        let message = |text| Template::completion(text).unwrap_err().to_string();
+        assert!(message("{dialogue}").contains("it has no place {summary}"), "{}", message("{dialogue}"));
+        assert!(message("{dialogue} {summary}</s>").contains("behind {summary}"));
+        assert!(message("{summary}{summary}").contains("behind {summary}"));
+        assert!(message("Write: {summary}").contains("no place for a field before {summary}"));
     }
 
     #[test]

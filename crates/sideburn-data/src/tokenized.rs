@@ -58,7 +58,9 @@ pub struct TokenizedSet {
 ///
 /// What is longer than its limit loses tokens at its end and keeps the end-of-sequence token. For a prompt that means
 /// that words of the template behind the last field are the first to go, as in the recipes this follows; the report
-/// tells how many examples that concerns.
+/// tells how many examples that concerns. A template that says where the answer goes keeps the words before it, without
+/// which a decoder alone would not know what to write: what is cut is the field that they follow. However
+/// short the limits are, an answer keeps a token and the end of its text: no example is without a label.
 ///
 /// # Errors
 /// If a limit is below 2, the template has a place for a field that an example does not have, an example has no target,
@@ -75,9 +77,9 @@ pub fn tokenize(
         }
     }
     let encode = |example: &Example| {
-        let prompt = tokenizer.encode_prompt(&template.render(&example.fields)?, Some(limits.max_source_length))?;
-        let target = example.targets.first().ok_or(DataError::NoTarget)?;
-        let target = tokenizer.encode_target(target, Some(limits.max_target_length))?;
+        let prompt = prompt(tokenizer, template, &template.render(&example.fields)?, limits.max_source_length)?;
+        let target = template.answer(example.targets.first().ok_or(DataError::NoTarget)?);
+        let target = tokenizer.encode_target(&target, Some(limits.max_target_length))?;
         Ok((example.id.clone(), prompt, target))
     };
     let encode = |example: &Example| {
@@ -97,6 +99,19 @@ pub fn tokenize(
             .collect(),
         limits,
     })
+}
+
+/// The ids of a prompt that the template made.
+fn prompt(tokenizer: &Tokenizer, template: &Template, text: &str, max_length: usize) -> Result<Encoding, DataError> {
+    let Some(end) = template.end() else { return tokenizer.encode_prompt(text, Some(max_length)) };
+    let Encoding { mut ids, .. } = tokenizer.encode_prompt(text, None)?;
+    let cut = ids.len().saturating_sub(max_length);
+    if cut > 0 {
+        let kept = tokenizer.encode_prompt(end, None)?.ids.len().min(max_length - 1);
+        let last = ids.len() - kept;
+        ids.drain(last - cut..last);
+    }
+    Ok(Encoding { ids, cut })
 }
 
 impl TokenizedSet {

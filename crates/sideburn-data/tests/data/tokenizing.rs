@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use sideburn_data::{
-    DataError, Encoding, Example, Fields, Limits, Template, TextStream, TokenizedSet, Tokenizer, TokenizerFiles,
-    tokenize,
+    DataError, Encoding, Example, Fields, Limits, Template, TextStream, TokenizedExample, TokenizedSet, Tokenizer,
+    TokenizerFiles, tokenize,
 };
 use sideburn_files::FileError;
 
@@ -266,6 +266,54 @@ fn batches_hold_real_tokens_with_their_lengths() {
     let message = set.batch(&[0, 3]).unwrap_err().to_string();
     assert_eq!(message, "there is no example 3; the set has 3 examples, numbered from 0");
     assert!(matches!(set.batch(&[]), Err(DataError::Batch(_))));
+}
+
+/// Falcon's kind of tokenizer (`testdata/make_bpe_tokenizer.py`).
+fn byte_level() -> Tokenizer {
+    Tokenizer::from_dir(testdata().join("bpe")).unwrap()
+}
+
+#[test]
+fn byte_level_pieces_are_those_of_the_library() {
+    let text = std::fs::read_to_string(testdata().join("bpe/ids.json")).unwrap();
+    let tokenizer = byte_level();
+    for (text, ids, decoded) in serde_json::from_str::<Vec<(String, Vec<u32>, String)>>(&text).unwrap() {
+        assert_eq!(tokenizer.encode_prompt(&text, None).unwrap().ids, ids, "{text:?}: nothing behind a prompt");
+        assert_eq!(tokenizer.decode(&ids).unwrap(), decoded, "{text:?}");
+        let target = tokenizer.encode_target(&text, None).unwrap().ids;
+        assert_eq!(target, [&ids[..], &[2]].concat(), "{text:?}: the end of the text behind an answer");
+    }
+    assert_eq!((tokenizer.vocab_size(), tokenizer.eos_id(), tokenizer.decoder_start_id()), (320, Some(2), None));
+}
+
+/// Prompt and answer are the tokens of the whole text, since the blank between them is the answer's.
+#[test]
+fn prompt_and_answer_are_the_tokens_of_the_whole_text() {
+    let (tokenizer, template) = (byte_level(), Template::completion("{dialogue}\nSummary: {summary}").unwrap());
+    let set = tokenize(&[example("a", "Ben: Yes.", &["Anna meets Ben."])], &tokenizer, &template, Limits::default());
+    let TokenizedExample { prompt, target, .. } = &set.unwrap().examples[0];
+    let whole = tokenizer.encode_target("Ben: Yes.\nSummary: Anna meets Ben.", None).unwrap().ids;
+    assert_eq!([&prompt[..], target].concat(), whole);
+    assert_eq!(tokenizer.decode(target).unwrap(), " Anna meets Ben.");
+}
+
+#[test]
+fn a_prompt_that_is_cut_still_ends_with_what_asks_for_the_answer() {
+    let (tokenizer, template) = (byte_level(), Template::completion("{dialogue}\nSummary: {summary}").unwrap());
+    let examples = [example("a", "Anna: Are we still on for dinner?", &["Anna asks.", "x"])];
+    for (max_source_length, max_target_length) in [(9, 2), (2, 3), (512, 128)] {
+        let limits = Limits { max_source_length, max_target_length };
+        let set = tokenize(&examples, &tokenizer, &template, limits).unwrap();
+        let TokenizedExample { prompt, target, .. } = &set.examples[0];
+        let text = tokenizer.decode(prompt).unwrap();
+        let begins = if max_source_length > 2 { "Anna:" } else { "Anna" };
+        assert!(text.starts_with(begins) && text.ends_with(':'), "{text:?}");
+        assert_eq!(text.contains("dinner"), max_source_length == 512, "{text:?}");
+        assert_eq!(text.ends_with("\nSummary:"), max_source_length > 2, "{text:?}");
+        assert!(prompt.len() <= max_source_length && (2..=max_target_length).contains(&target.len()));
+        assert_eq!(target.last(), Some(&2), "the end of the text is a label");
+        assert_eq!((set.cut_prompts, set.cut_targets), if max_source_length == 512 { (0, 0) } else { (1, 1) });
+    }
 }
 
 /// Characters of one to four bytes, a real replacement character and joined emoji among them.
