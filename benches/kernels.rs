@@ -10,8 +10,9 @@ use std::hint::black_box;
 use burn::tensor::{Device, Distribution, Int, Tensor};
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime};
 use sideburn::kernels::{
-    Dropout, KernelMode, Key, LinearOp, LowRank, RowLayout, Visibility, adapted_linear, adapted_linears, add_dropout,
-    embedding, gelu_gate, linear, linear_cross_entropy, on_workers, rms_norm, self_attention, set_kernel_mode,
+    Dropout, KernelMode, Key, LinearOp, LowRank, Projections, RowLayout, Visibility, adapted_linear, adapted_linears,
+    add_dropout, embedding, gelu_gate, linear, linear_cross_entropy, on_workers, rms_norm, self_attention,
+    set_kernel_mode,
 };
 
 const KEY: Key = Key::from_seed(1);
@@ -126,7 +127,22 @@ fn operations(criterion: &mut Criterion) {
         let work = Work { flops: [2 * scores, 5 * scores], floats: [4 * tokens * inner, 7 * tokens * inner] };
         let inputs = [random([tokens, 3 * inner]).require_grad(), random([heads, 2 * length - 1])];
         time(&mut group, &format!("attention 8x{length}, 6 heads of 64, dropout"), &work, &inputs, |x| {
-            self_attention(x[0].clone(), x[1].clone(), &visibility, drop)
+            self_attention(x[0].clone(), Projections::of(heads), Some(x[1].clone()), None, &visibility, drop)
+        });
+    }
+
+    // The heads of Falcon-7B: 71 that look through one, turned.
+    let (heads, width) = (71, 64);
+    for length in [128, 512] {
+        let layout = RowLayout::packed(&[length], &Device::flex());
+        let (visibility, inner) = (Visibility::causal(heads, &layout, &layout, 0), heads * width);
+        let scores = length * length * inner;
+        let read = 2 * length * (inner + width);
+        let work = Work { flops: [2 * scores, 5 * scores], floats: [read, 2 * read] };
+        let inputs = [random([length, (heads + 2) * width]).require_grad(), random([length, width])];
+        let projections = Projections { kv_heads: 1, scale: 0.125, grouped: true };
+        time(&mut group, &format!("attention 1x{length}, 71 heads of 64 through one, turned"), &work, &inputs, |x| {
+            self_attention(x[0].clone(), projections, None, Some(x[1].clone()), &visibility, None)
         });
     }
 

@@ -16,6 +16,7 @@ MAKERS = {
     "make_goldens.py": TRANSFORMERS,
     "make_adapter_goldens.py": TRANSFORMERS,
     "make_family.py": {"transformers": "5.24.0", **TORCH},
+    "make_falcon.py": TRANSFORMERS,
     "make_generation_goldens.py": {"transformers": "4.57.6 and 4.52.4", **TORCH},
     "make_quant.py": {**TRANSFORMERS, "bitsandbytes": "0.50.2"},
     "make_torch_files.py": {"safetensors": "0.8.0", **TORCH},
@@ -71,6 +72,16 @@ def adapter(out, path):
     return key, golden
 
 
+def falcon_adapter(path):
+    base, method = path.name.split("__")
+    golden = {"maker": "make_falcon.py", "tolerance": TOLERANCE, "base": f"falcon/{base}"}
+    if method.startswith(NO_WEIGHTS):
+        golden["not_merged"] = "its tokens are no weights"
+    if method == "lora_embedding":
+        golden["exception"] = {"kind": "on_embedding"}
+    return f"falcon/adapters/{path.name}", golden
+
+
 def trajectory(path):
     key = f"trajectory/{path.name}"
     base, method = path.name.split("__")
@@ -99,6 +110,14 @@ def goldens(out):
         yield name, of_goldens
     for name in ("lr_schedules.json", "parameter_counts.json"):
         yield name, {"maker": "make_goldens.py", "tolerance": 1e-12 if name.startswith("lr") else 0}
+    for path in folders(out, "falcon"):
+        if (path / "model.safetensors").exists():
+            yield f"falcon/{path.name}", {"maker": "make_falcon.py", "tolerance": TOLERANCE}
+    for path in folders(out, "falcon/adapters"):
+        yield falcon_adapter(path)
+    for path in folders(out, "falcon/trajectory"):
+        base = f"falcon/{path.name.split('__')[0]}"
+        yield f"falcon/trajectory/{path.name}", {"maker": "make_falcon.py", "base": base, "tolerance": TOLERANCE}
     yield "generation", {"maker": "make_generation_goldens.py", "tolerance": TOLERANCE}
     yield "torch", {"maker": "make_torch_files.py", "tolerance": 0}
     yield "embed_tokens", {"maker": "peft", "tolerance": TOLERANCE}

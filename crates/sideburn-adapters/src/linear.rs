@@ -36,11 +36,21 @@ impl AdaptedLinear {
     /// # Panics
     /// If the bias is not as long as the weight has rows.
     pub fn from_weights(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Self {
-        if let Some(bias) = &bias {
-            assert_eq!(bias.dims()[0], weight.dims()[0], "a bias needs one entry for each row of the weight");
-        }
         let weight = BaseWeight::of_matrix(Param::from_tensor(weight.detach()));
-        Self { weight, bias: bias.map(BaseWeight::of_vector), slots: Vec::new() }
+        let layer = Self { weight, bias: None, slots: Vec::new() };
+        match bias {
+            Some(bias) => layer.with_bias(bias),
+            None => layer,
+        }
+    }
+
+    /// The same layer with this bias `[out]`, which is trainable until it is frozen.
+    ///
+    /// # Panics
+    /// If it is not as long as the weight has rows.
+    pub fn with_bias(self, bias: Tensor<1>) -> Self {
+        assert_eq!(bias.dims()[0], self.shape()[0], "a bias needs one entry for each row of the weight");
+        Self { bias: Some(BaseWeight::of_vector(bias)), ..self }
     }
 
     /// Applies the layer to `x [n, in]`, with its active adapters, or with those that the pass names for each row.

@@ -158,6 +158,11 @@ impl Site {
         matches!(self.kind, SiteKind::Vector { .. })
     }
 
+    /// Of a vector that is the bias of a norm, the name of the norm.
+    pub(crate) fn norm_of_bias(&self) -> Option<&str> {
+        self.is_vector().then(|| self.name.strip_suffix(".bias")).flatten()
+    }
+
     /// Whether it embeds tokens.
     pub fn is_embedding(&self) -> bool {
         matches!(self.kind, SiteKind::Embedding { .. })

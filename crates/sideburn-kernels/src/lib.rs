@@ -12,7 +12,8 @@
 //! | [`adapted_linears`], [`low_rank`] | `x`, `W`, `A`, `B` (shared, not copied) | also `dropout(x)`, its mask and `dropout(x) A^T` |
 //! | [`rms_norm`] | `x`, `weight` | three tensors of the size of `x` |
 //! | [`gelu_gate`] | `gate` and `up` | nine tensors of the size of `gate` |
-//! | [`attention`], [`self_attention`] | `q`, `k`, `v`, the bias by distance | five tensors of the size of the scores |
+//! | [`attention`], [`self_attention`] | `q`, `k`, `v`, the bias, the angles | five tensors of the size of the scores |
+//! | [`rotary`] | the angles | six tensors of half the size of `x` |
 //! | [`linear_cross_entropy`] | a gradient of the size of the hidden states | the logits, twice |
 //!
 //! On [`Device::flex`](burn::tensor::Device::flex) each is a kernel of this crate for `f32`. Products go through the
@@ -52,7 +53,7 @@ mod ops;
 mod runtime;
 
 pub use ops::adamw::{AdamWStep, AdamWUpdate, adamw_step, adamw_steps, adamw_undo, norm};
-pub use ops::attention::{Visibility, attention, self_attention};
+pub use ops::attention::{Projections, Visibility, attention, self_attention};
 pub use ops::dropout::{add_dropout, dropout};
 pub use ops::embedding::embedding;
 pub use ops::fused;
@@ -64,6 +65,7 @@ pub use ops::matmul::matmul;
 pub use ops::matrix::Matrix;
 pub use ops::norm::rms_norm;
 pub use ops::packed::PackedMatrix;
+pub use ops::rotary::rotary;
 pub use ops::tape::{BackwardPass, record};
 #[cfg(feature = "gpu")]
 pub use runtime::compiled::keep_kernels;

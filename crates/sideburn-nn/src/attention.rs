@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::tensor::{DType, Int, Tensor};
 use sideburn_adapters::author::Prefix;
 use sideburn_adapters::{AdaptedLinear, TokenPass, forward_together};
-use sideburn_kernels::{Visibility, attention, self_attention};
+use sideburn_kernels::{Projections, Visibility, attention, self_attention};
 
 use crate::Position;
 
@@ -30,15 +30,13 @@ pub struct AttentionConfig {
 /// Attention with projections of its own: `o(dropout(softmax(scale q k^T + bias)) v)`.
 ///
 /// # Shapes
-/// `q [heads * head_width, width]`, `k` and `v [kv_heads * head_width, width]`, `o [width, heads * head_width]`.
+/// `q [heads * head_width, width]`, `k` and `v [kv_heads * head_width, width]`, `o [width, heads * head_width]`. Where one
+/// layer makes all, it is `[(heads + 2 * kv_heads) * head_width, width]`, and its outputs go by heads of keys: the queries
+/// that look through the first of them, that head's key and its value, then the queries of the second.
 #[derive(Module, Debug)]
 pub struct Attention {
-    /// Makes queries.
-    pub q: AdaptedLinear,
-    /// Makes keys.
-    pub k: AdaptedLinear,
-    /// Makes values.
-    pub v: AdaptedLinear,
+    /// Makes queries, keys and values: a layer for each, in this order, or one for all.
+    pub qkv: Vec<AdaptedLinear>,
     /// Turns what the heads found into hidden states.
     pub o: AdaptedLinear,
     #[module(skip)]
@@ -90,14 +88,26 @@ impl Attention {
     /// If `kv_heads` does not divide `heads`.
     pub fn new(config: AttentionConfig, linear: impl Fn(&str, usize, usize) -> AdaptedLinear) -> Self {
         let AttentionConfig { width, heads, kv_heads, head_width, .. } = config;
+        let [of_queries, of_keys] = [heads, kv_heads].map(|heads| heads * head_width);
+        let qkv = [("q", of_queries), ("k", of_keys), ("v", of_keys)].map(|(name, out)| linear(name, out, width));
+        Self::of_layers(config, qkv.into(), linear("o", width, of_queries))
+    }
+
+    /// A layer in which `qkv` makes queries, keys and values.
+    ///
+    /// # Panics
+    /// If `kv_heads` does not divide `heads`, or a layer has another shape.
+    pub fn fused(config: AttentionConfig, qkv: AdaptedLinear, o: AdaptedLinear) -> Self {
+        let AttentionConfig { width, heads, kv_heads, head_width, .. } = config;
+        assert_eq!(qkv.shape(), [(heads + 2 * kv_heads) * head_width, width], "queries, keys and values of all heads");
+        assert_eq!(o.shape(), [width, heads * head_width], "hidden states of all heads");
+        Self::of_layers(config, vec![qkv], o)
+    }
+
+    fn of_layers(config: AttentionConfig, qkv: Vec<AdaptedLinear>, o: AdaptedLinear) -> Self {
+        let AttentionConfig { heads, kv_heads, .. } = config;
         assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "{kv_heads} heads of keys do not divide {heads} heads");
-        Self {
-            q: linear("q", heads * head_width, width),
-            k: linear("k", kv_heads * head_width, width),
-            v: linear("v", kv_heads * head_width, width),
-            o: linear("o", width, heads * head_width),
-            config,
-        }
+        Self { qkv, o, config }
     }
 
     /// The shape of the layer.
@@ -105,23 +115,50 @@ impl Attention {
         &self.config
     }
 
-    /// Queries, keys and values of the tokens `x [tokens, width]`, side by side.
+    /// Queries, keys and values of the tokens `x [tokens, width]`, as the layers give them side by side.
     pub fn projections(&self, x: Tensor<2>, pass: &mut TokenPass<'_>) -> Tensor<2> {
-        forward_together([&self.q, &self.k, &self.v], x, pass)
+        match &self.qkv[..] {
+            [q, k, v] => forward_together([q, k, v], x, pass),
+            layers => layers[0].forward(x, pass),
+        }
     }
 
     /// The queries, and the keys and values, of [`projections`](Self::projections), of tokens at these positions.
     pub fn split(&self, projections: Tensor<2>, position: &Position) -> (Tensor<2>, KeysValues) {
-        let AttentionConfig { heads, kv_heads, head_width, .. } = self.config;
-        let (own, seen) = (heads * head_width, kv_heads * head_width);
-        let part = |start, width| projections.clone().narrow(1, start, width);
-        let [queries, keys] = [part(0, own), part(own, seen)].map(|part| position.turn(part));
-        (queries, KeysValues { keys, values: part(own + seen, seen) })
+        let [queries, keys, values] = self.parts(projections);
+        let [queries, keys] = [queries, keys].map(|part| position.turn(part));
+        (queries, KeysValues { keys, values })
     }
 
-    /// Keys and values of the tokens `x [tokens, width]`.
+    /// Queries, keys and values, as the layers give them.
+    fn parts(&self, projections: Tensor<2>) -> [Tensor<2>; 3] {
+        let AttentionConfig { heads, kv_heads, head_width, .. } = self.config;
+        if self.qkv.len() == 3 {
+            let (own, seen) = (heads * head_width, kv_heads * head_width);
+            return [(0, own), (own, seen), (own + seen, seen)]
+                .map(|(start, width)| projections.clone().narrow(1, start, width));
+        }
+        let (tokens, together) = (projections.dims()[0], heads / kv_heads);
+        let groups = projections.reshape([tokens, kv_heads, together + 2, head_width]);
+        [(0, together), (together, 1), (together + 1, 1)].map(|(start, heads)| {
+            groups.clone().narrow(2, start, heads).reshape([tokens, kv_heads * heads * head_width])
+        })
+    }
+
+    /// Queries of the tokens `x [tokens, width]` that look at others.
+    pub fn queries(&self, x: Tensor<2>, pass: &mut TokenPass<'_>) -> Tensor<2> {
+        match &self.qkv[..] {
+            [q, _, _] => q.forward(x, pass),
+            _ => self.split(self.projections(x, pass), &Position::None).0,
+        }
+    }
+
+    /// Keys and values of the tokens `x [tokens, width]` that others look at.
     pub fn keys_values(&self, x: &Tensor<2>, pass: &mut TokenPass<'_>) -> KeysValues {
-        KeysValues { keys: self.k.forward(x.clone(), pass), values: self.v.forward(x.clone(), pass) }
+        match &self.qkv[..] {
+            [_, k, v] => KeysValues { keys: k.forward(x.clone(), pass), values: v.forward(x.clone(), pass) },
+            _ => self.split(self.projections(x.clone(), pass), &Position::None).1,
+        }
     }
 
     /// Lets the tokens with these [`projections`](Self::projections) look at each other, as far as `visibility` reaches:
@@ -133,13 +170,10 @@ impl Attention {
         visibility: &Visibility,
         pass: &mut TokenPass<'_>,
     ) -> Tensor<2> {
-        let AttentionConfig { heads, kv_heads, scale, dropout, .. } = self.config;
-        if kv_heads != heads || scale != 1.0 || matches!(position, Position::Rotary(_)) {
-            let (queries, seen) = self.split(projections, position);
-            return self.look_at(queries, seen, position, visibility, pass);
-        }
-        let bias = position.bias(&projections);
-        let mixed = self_attention(projections, bias, visibility, pass.next_dropout(dropout));
+        let AttentionConfig { kv_heads, scale, dropout, .. } = self.config;
+        let layers = Projections { kv_heads, scale, grouped: self.qkv.len() == 1 };
+        let (bias, angles, dropout) = (position.bias(), position.angles(), pass.next_dropout(dropout));
+        let mixed = self_attention(projections, layers, bias, angles, visibility, dropout);
         self.o.forward(mixed, pass)
     }
 
@@ -155,20 +189,8 @@ impl Attention {
     ) -> Tensor<2> {
         let AttentionConfig { scale, dropout, .. } = self.config;
         let queries = if scale == 1.0 { queries } else { queries * scale };
-        let bias = position.bias(&queries);
-        let [keys, values] = [seen.keys, seen.values].map(|part| self.for_each_head(part));
-        let mixed = attention(queries, keys, values, bias, visibility, pass.next_dropout(dropout));
+        let KeysValues { keys, values } = seen;
+        let mixed = attention(queries, keys, values, position.bias(), visibility, pass.next_dropout(dropout));
         self.o.forward(mixed, pass)
-    }
-
-    /// Keys or values as each head of the queries sees them, `[tokens, heads * head_width]`.
-    fn for_each_head(&self, part: Tensor<2>) -> Tensor<2> {
-        let AttentionConfig { heads, kv_heads, head_width, .. } = self.config;
-        if kv_heads == heads {
-            return part;
-        }
-        let tokens = part.dims()[0];
-        let part = part.reshape([tokens, kv_heads, 1, head_width]).repeat_dim(2, heads / kv_heads);
-        part.reshape([tokens, heads * head_width])
     }
 }

@@ -25,6 +25,20 @@ pub enum NnError {
         /// Rows of the embedding.
         vocab_size: usize,
     },
+    /// Two tensors of a checkpoint that ought to be copies of each other.
+    #[error(
+        "{}: {tensor} differs from {of}, but the model has one embedding; \
+         the checkpoint is not of this architecture",
+        printable(path)
+    )]
+    NotACopy {
+        /// The model directory or file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What it ought to be a copy of.
+        of: &'static str,
+    },
     /// A file that cannot be read, whatever it holds.
     #[error(transparent)]
     File(#[from] FileError),

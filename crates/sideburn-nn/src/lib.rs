@@ -2,8 +2,9 @@
 //! layers, output heads, tokens in front of rows, and the files of a model directory.
 //!
 //! A family of models is its configuration, the names of its weights, and the wiring of these blocks, and its model is a
-//! [`LanguageModel`]. `sideburn-t5` is the
-//! first; `tests/nn/tiny.rs` of this crate is a decoder alone, built from outside in one file.
+//! [`LanguageModel`]. `sideburn-t5` is an encoder with a decoder. A decoder alone, such as `sideburn-falcon`, says what
+//! stands around its blocks and how they run ([`DecoderOnly`]); losses, logits, packed batches and decoding with a cache
+//! follow. `tests/nn/tiny.rs` of this crate is one, built from outside in one file.
 //!
 //! All blocks see a matrix of tokens, `[tokens, width]`, as a [`RowLayout`](sideburn_kernels::RowLayout) lays out the rows
 //! of a batch; attention alone knows where a row begins and ends. Weights are drawn by whoever builds a block, since the
@@ -38,6 +39,7 @@
 mod activation;
 mod attention;
 mod cache;
+mod decoder_only;
 mod error;
 mod feed_forward;
 mod fields;
@@ -46,12 +48,14 @@ mod head;
 mod language_model;
 mod model_dir;
 mod norm;
+mod one_embedding;
 mod position;
 mod tokens;
 
 pub use activation::Activation;
 pub use attention::{Attention, AttentionConfig, KeysValues};
 pub use cache::Cache;
+pub use decoder_only::{CausalDecoding, CausalTokens, DecoderOnly, Frame};
 pub use error::NnError;
 pub use feed_forward::FeedForward;
 pub use fields::ConfigFields;
@@ -60,6 +64,7 @@ pub use head::Head;
 pub use language_model::LanguageModel;
 pub use model_dir::{ModelDir, Task, read_json};
 pub use norm::{LayerNorm, RmsNorm};
-pub use position::{Position, Rotary, Rotation, alibi};
+pub use one_embedding::OneEmbedding;
+pub use position::{Alibi, Position, Positions, Rotary, Rotation};
 pub use sideburn_quant::{QuantType, Quantization, QuantizationConfig};
 pub use tokens::{behind, check_ids, embed, places_behind, shift_right};

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
-use sideburn_files::{MAX_CONFIG, read_text};
+use sideburn_files::{AtomicDir, FileError, MAX_CONFIG, read_text, write_atomic};
 use sideburn_generate::GenerationConfig;
 use sideburn_quant::QuantizationConfig;
 use sideburn_weights::ModelFiles;
@@ -19,6 +19,7 @@ pub struct ModelDir(PathBuf);
 
 const CONFIG: &str = "config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
+const WEIGHTS: &str = "model.safetensors";
 
 impl ModelDir {
     /// The directory with this path; nothing of it is read yet.
@@ -42,6 +43,28 @@ impl ModelDir {
     /// If it is not there, is too large or not a regular file, or is no JSON.
     pub fn config(&self) -> Result<Value, NnError> {
         read_json(&self.config_path())
+    }
+
+    /// Writes a directory that appears whole or not at all: `config.json`, with how the weights are quantised if they are, and
+    /// the weights, which `save` writes to the path that it is given.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write<E: From<FileError>>(
+        &self,
+        mut config: Map<String, Value>,
+        quantization: Option<QuantizationConfig>,
+        save: impl FnOnce(&Path) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let directory = AtomicDir::create(&self.0)?;
+        if let Some(quantization) = quantization {
+            config.insert("quantization_config".to_owned(), quantization.to_json());
+        }
+        let text = serde_json::to_string_pretty(&config).expect("a JSON value is always printable");
+        write_atomic(directory.path().join(CONFIG), (text + "\n").as_bytes())?;
+        save(&directory.path().join(WEIGHTS))?;
+        directory.commit()?;
+        Ok(())
     }
 
     /// How the weights are quantised: `quantization_config` of `config.json`, if it is there.

@@ -1,26 +1,59 @@
 //! How attention knows where tokens stand.
 
-use burn::tensor::{Device, Tensor, TensorData};
-use sideburn_kernels::RowLayout;
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use half::bf16;
+use sideburn_kernels::{RowLayout, Visibility, rotary};
+
+/// How a decoder knows where its tokens stand.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Positions {
+    /// Not by attention: in the embedding, say.
+    None,
+    /// By rotary positions.
+    Rotary(Rotary),
+    /// By a bias that grows with the place of a key.
+    Alibi(Alibi),
+}
+
+impl Positions {
+    /// What attention is told of tokens that see what `visibility` says, where row `i` goes on from place `first[i]`.
+    pub(crate) fn of(&self, visibility: &Visibility, first: &[usize], dtype: DType) -> Position {
+        let Visibility { queries, keys, .. } = visibility;
+        match self {
+            Self::None => Position::None,
+            Self::Rotary(rotary) => Position::Rotary(rotary.rotation(queries, first)),
+            Self::Alibi(alibi) => alibi.position(keys.columns(), (keys.device(), dtype)),
+        }
+    }
+}
 
 /// What attention is told of positions.
 #[derive(Clone, Debug)]
 pub enum Position {
     /// Nothing: order does not matter, or was in the embedding.
     None,
-    /// Something is added to the score of a query and a key by how far they are apart, `[heads, distances]`: T5's table, or
-    /// [ALiBi](alibi).
+    /// Something is added to the score of a query and a key by how far they are apart, `[heads, distances]`: T5's table.
     Bias(Tensor<2>),
+    /// Something is added to the scores of a key by its place in the row, `[heads, places]`: [ALiBi](Alibi).
+    OfKeys(Tensor<2>),
     /// Queries and keys are turned by an angle that grows with the place in the row ([`Rotary`]).
     Rotary(Rotation),
 }
 
 impl Position {
-    /// What is added to scores; without anything a single zero, which kernels know for none.
-    pub(crate) fn bias(&self, like: &Tensor<2>) -> Tensor<2> {
+    /// What is added to scores.
+    pub(crate) fn bias(&self) -> Option<Tensor<2>> {
         match self {
-            Self::Bias(bias) => bias.clone(),
-            Self::None | Self::Rotary(_) => Tensor::zeros([1, 1], (&like.device(), like.dtype())),
+            Self::Bias(bias) | Self::OfKeys(bias) => Some(bias.clone()),
+            Self::None | Self::Rotary(_) => None,
+        }
+    }
+
+    /// What queries and keys are turned by.
+    pub(crate) fn angles(&self) -> Option<Tensor<2>> {
+        match self {
+            Self::Rotary(rotation) => Some(rotation.cos_sin.clone()),
+            Self::None | Self::Bias(_) | Self::OfKeys(_) => None,
         }
     }
 
@@ -28,7 +61,7 @@ impl Position {
     pub(crate) fn turn(&self, x: Tensor<2>) -> Tensor<2> {
         match self {
             Self::Rotary(rotation) => rotation.apply(x),
-            Self::None | Self::Bias(_) => x,
+            Self::None | Self::Bias(_) | Self::OfKeys(_) => x,
         }
     }
 }
@@ -77,27 +110,32 @@ impl Rotary {
 impl Rotation {
     /// Turns each head of `x [tokens, heads * head_width]`.
     pub fn apply(&self, x: Tensor<2>) -> Tensor<2> {
-        let ([tokens, width], half) = (x.dims(), self.cos_sin.dims()[1] / 2);
-        let cos_sin = self.cos_sin.clone().cast(x.dtype()).reshape([tokens, 1, 2 * half]);
-        let [cos, sin] = [0, 1].map(|part| cos_sin.clone().narrow(2, part * half, half));
-        let heads: Tensor<3> = x.reshape([tokens, width / (2 * half), 2 * half]);
-        let [first, second] = [0, 1].map(|part| heads.clone().narrow(2, part * half, half));
-        let turned = [first.clone() * cos.clone() - second.clone() * sin.clone(), second * cos + first * sin];
-        Tensor::cat(turned.to_vec(), 2).reshape([tokens, width])
+        rotary(x, self.cos_sin.clone())
     }
 }
 
-/// ALiBi (Press et al., 2022) as a bias by distance: the score of a key falls by the head's slope for each place that it is
-/// behind its query. Of keys from `back` places before their query to `ahead` places behind it: `[heads, back + 1 + ahead]`.
+/// ALiBi (Press et al., 2022) as `transformers` has it: the score of a key grows with its place in the row by the slope of the
+/// head, which gives the same weights as falling with the distance from the query.
 ///
 /// The slopes of 8 heads are 1/2, 1/4, ... 1/256; where there is no power of two, those of every second head of twice as many
-/// follow. `transformers` counts from the beginning of the row instead, which gives the same weights.
-pub fn alibi(heads: usize, back: usize, ahead: usize, device: &Device) -> Position {
-    let columns = back + 1 + ahead;
-    let bias = slopes(heads)
-        .into_iter()
-        .flat_map(|slope| (0..columns).map(move |column| (slope * (column as f64 - back as f64)) as f32));
-    Position::Bias(Tensor::from_data(TensorData::new(bias.collect::<Vec<f32>>(), [heads, columns]), device))
+/// follow. Slopes, places and their products are rounded to `bfloat16`, as there: place 257 counts as 256.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Alibi {
+    /// Heads of the queries.
+    pub heads: usize,
+    /// What the bias is multiplied by: 1 as in the paper; Falcon scales it as it scales the scores.
+    pub scale: f64,
+}
+
+impl Alibi {
+    /// The bias of so many keys.
+    pub fn position(&self, keys: usize, like: (&Device, DType)) -> Position {
+        let rounded = |x: f64| f64::from(bf16::from_f64(x));
+        let of_head = |slope: f64| (0..keys).map(move |key| rounded(rounded(slope) * rounded(key as f64)));
+        let bias = slopes(self.heads).into_iter().flat_map(of_head).map(|bias| (self.scale * bias) as f32);
+        let data = TensorData::new(bias.collect::<Vec<f32>>(), [self.heads, keys]);
+        Position::OfKeys(Tensor::from_data(data, like))
+    }
 }
 
 /// `build_alibi_tensor` of `transformers/models/falcon/modeling_falcon.py`.

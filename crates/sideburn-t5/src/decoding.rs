@@ -9,9 +9,9 @@ use sideburn_kernels::{RowLayout, Visibility, on_workers};
 use sideburn_nn::Cache;
 
 use crate::T5Error;
-use crate::embedding::DECODER;
 use crate::layers::Scores;
 use crate::model::T5;
+use crate::names::DECODER;
 use crate::stack::Cross;
 
 /// A T5 decoder in the middle of writing: the encoder's keys and values, and those of the tokens so far.
@@ -41,8 +41,11 @@ impl Decoding {
             let encoded = model.encode(prompts, &mut pass)?;
             model.cross(&encoded, &mut pass)
         })?;
-        let prefix = model.prefix().unwrap_or_default();
-        let own = Cache::new(model.decoder.blocks.len(), prompts.len(), prefix);
+        let mut own = Cache::new(model.decoder.blocks.len(), prompts.len());
+        for (block, prefix) in model.prefix().into_iter().flatten().enumerate() {
+            let all_rows = RowLayout::packed(&[prefix.tokens()], &model.device()).rows_of(&vec![0; prompts.len()]);
+            own.fill(block, prefix, &all_rows);
+        }
         Ok(Self { model, pass, start, prompts: prompts.clone(), cross, own, hidden: None })
     }
 
@@ -55,7 +58,7 @@ impl Decoding {
         let fresh = tokens.len() / rows;
         let input = TokenRows::from_rows(tokens.chunks(fresh)).expect("a token at least in each row");
         let layout = RowLayout::packed(input.lengths(), &self.model.device());
-        let (used, keys) = (self.own.tokens(), self.own.layout(fresh, layout.device()));
+        let (used, keys) = (self.own.lengths()[0], self.own.layout(fresh, layout.device()));
         let model = &self.model;
         let pass = &mut model.adapters.enter(&mut self.pass, &layout)?;
         let own = Scores {

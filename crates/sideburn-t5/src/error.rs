@@ -11,7 +11,8 @@ use sideburn_weights::WeightsError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum T5Error {
-    /// A configuration that cannot be read or is not of a T5 model, or a token that the embedding has no row for.
+    /// A configuration that cannot be read or is not of a T5 model, tensors that ought to be one embedding and differ, or a
+    /// token that the embedding has no row for.
     #[error(transparent)]
     Nn(#[from] NnError),
     /// Rows to write, and no token to begin with.
@@ -29,20 +30,6 @@ pub enum T5Error {
     NoDecoder {
         /// The model directory or file.
         path: PathBuf,
-    },
-    /// Two tensors of a checkpoint that ought to be copies of each other.
-    #[error(
-        "{}: {tensor} differs from {of}, but the model has one embedding; \
-         the checkpoint is not of this architecture",
-        printable(path)
-    )]
-    NotACopy {
-        /// The model directory or file.
-        path: PathBuf,
-        /// The tensor.
-        tensor: String,
-        /// What it ought to be a copy of.
-        of: &'static str,
     },
     /// A file or directory that cannot be written or read, whatever it holds.
     #[error(transparent)]

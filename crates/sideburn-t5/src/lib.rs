@@ -29,7 +29,6 @@
 
 mod config;
 mod decoding;
-mod embedding;
 mod error;
 mod feed_forward;
 mod language_model;

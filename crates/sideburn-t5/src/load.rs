@@ -4,17 +4,16 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use sideburn_adapters::{Adapters, Key, Precision};
-use sideburn_files::{AtomicDir, write_atomic};
-use sideburn_nn::{ModelDir, QuantizationConfig};
+use sideburn_nn::{ModelDir, OneEmbedding, QuantizationConfig};
 use sideburn_weights::TensorSource;
 
 use crate::T5Error;
 use crate::config::T5Config;
-use crate::embedding::{HEAD, OneEmbedding};
 use crate::model::T5;
 
-const CONFIG_FILE: &str = "config.json";
-const WEIGHTS_FILE: &str = "model.safetensors";
+/// Names under which checkpoints store the embedding: any of them, or several.
+const EMBEDDINGS: &[&str] = &["shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"];
+const HEAD: &str = "lm_head.weight";
 /// A tensor that every encoder has.
 const ENCODER_NORM: &str = "encoder.final_layer_norm.weight";
 /// A table that the original checkpoints hold and no implementation uses.
@@ -91,7 +90,7 @@ impl T5 {
         if source.contains(ENCODER_NORM) && !source.names().any(|name| name.starts_with("decoder.block.")) {
             return Err(T5Error::NoDecoder { path: source.path().to_owned() });
         }
-        let source = OneEmbedding::of(source)?;
+        let source = OneEmbedding::of(source, EMBEDDINGS, HEAD)?;
         if source.has_own_head() || source.is_head_alone() {
             // Whether the output is scaled stays what the configuration says.
             config.scale_decoder_outputs = Some(config.scales_decoder_outputs());
@@ -114,16 +113,8 @@ impl T5 {
     /// # Errors
     /// If it cannot be written.
     pub fn save_dir(&self, directory: impl AsRef<Path>, precision: Precision) -> Result<(), T5Error> {
-        let directory = AtomicDir::create(directory)?;
-        let mut config = self.config().to_json();
-        if let Some(quantization) = self.quantization() {
-            config.insert("quantization_config".to_owned(), quantization.to_json());
-        }
-        let text = serde_json::to_string_pretty(&config).expect("a JSON value is always printable");
-        write_atomic(directory.path().join(CONFIG_FILE), (text + "\n").as_bytes())?;
-        self.save_base(directory.path().join(WEIGHTS_FILE), precision)?;
-        directory.commit()?;
-        Ok(())
+        let files = ModelDir::new(directory.as_ref());
+        files.write(self.config().to_json(), self.quantization(), |weights| Ok(self.save_base(weights, precision)?))
     }
 }
 

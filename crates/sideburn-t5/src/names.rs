@@ -4,9 +4,12 @@ use burn::tensor::Device;
 use sideburn_adapters::{AdaptedModel, AdapterSet, ModelShape, Usual, list_weights};
 
 use crate::config::Family;
-use crate::embedding::{DECODER, ENCODER};
 use crate::model::T5;
 
+/// The embedding, as the encoder has it in `transformers`.
+pub(crate) const ENCODER: &str = "encoder.embed_tokens";
+/// The same of the decoder.
+pub(crate) const DECODER: &str = "decoder.embed_tokens";
 const HEAD: &str = "lm_head";
 
 impl AdaptedModel for T5 {
@@ -17,9 +20,9 @@ impl AdaptedModel for T5 {
             for (index, block) in each!(stack.blocks).enumerate() {
                 let name = |layer: usize, part: &str| format!("{side}.block.{index}.layer.{layer}.{part}");
                 let attention = borrow!(block.self_attention);
-                list.push((name(0, "SelfAttention.q"), borrow!(attention.q).into()));
-                list.push((name(0, "SelfAttention.k"), borrow!(attention.k).into()));
-                list.push((name(0, "SelfAttention.v"), borrow!(attention.v).into()));
+                for (part, linear) in ["q", "k", "v"].into_iter().zip(each!(attention.qkv)) {
+                    list.push((name(0, &format!("SelfAttention.{part}")), linear.into()));
+                }
                 list.push((name(0, "SelfAttention.o"), borrow!(attention.o).into()));
                 if let Some(bias) = biases.next() {
                     list.push((name(0, "SelfAttention.relative_attention_bias.weight"), bias.into()));
@@ -27,9 +30,9 @@ impl AdaptedModel for T5 {
                 list.push((name(0, "layer_norm.weight"), borrow!(block.self_norm.weight).into()));
                 let mut last = 1;
                 if let (Some(attention), Some(norm)) = (some!(block.cross_attention), some!(block.cross_norm)) {
-                    list.push((name(1, "EncDecAttention.q"), borrow!(attention.q).into()));
-                    list.push((name(1, "EncDecAttention.k"), borrow!(attention.k).into()));
-                    list.push((name(1, "EncDecAttention.v"), borrow!(attention.v).into()));
+                    for (part, linear) in ["q", "k", "v"].into_iter().zip(each!(attention.qkv)) {
+                        list.push((name(1, &format!("EncDecAttention.{part}")), linear.into()));
+                    }
                     list.push((name(1, "EncDecAttention.o"), borrow!(attention.o).into()));
                     list.push((name(1, "layer_norm.weight"), borrow!(norm.weight).into()));
                     last = 2;

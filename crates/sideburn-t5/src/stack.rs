@@ -44,10 +44,8 @@ pub(crate) struct Cross {
 impl Cross {
     /// Scores of the tokens that `queries` lays out.
     fn scores(&self, heads: usize, queries: &RowLayout) -> Scores {
-        // Positions in the source and in the target do not relate: a bias of one zero, made once for all blocks.
-        let like = &self.blocks[0].keys;
-        let none = Position::Bias(Tensor::zeros([1, 1], (&like.device(), like.dtype())));
-        Scores { positions: vec![none], visibility: Visibility::full(heads, queries, &self.layout) }
+        // Positions in the source and in the target do not relate.
+        Scores { positions: vec![Position::None], visibility: Visibility::full(heads, queries, &self.layout) }
     }
 }
 
@@ -112,7 +110,7 @@ impl Stack {
                 (&block.cross_attention, &block.cross_norm, &cross)
             {
                 let seen = cross.blocks[index].clone();
-                let queries = attention.q.forward(norm.forward(hidden.clone(), pass), pass);
+                let queries = attention.queries(norm.forward(hidden.clone(), pass), pass);
                 let output = attention.look_at(queries, seen, scores.position(index), &scores.visibility, pass);
                 hidden = add_dropout(hidden, output, pass.next_dropout(self.dropout));
             }

@@ -1,5 +1,6 @@
 //! What the tests of several crates share: the reference numbers in `testdata`, and how results are compared with them.
 
+mod adapters;
 mod manifest;
 #[cfg(test)]
 mod modules;
@@ -12,6 +13,7 @@ use sideburn_batch::{PromptBatch, TokenRows};
 use sideburn_generate::{Decoder, GenerationConfig, generate};
 use sideburn_weights::{Dtype, SafetensorsFile, TensorSource};
 
+pub use adapters::{AdapterGoldens, Cast};
 pub use manifest::{Entry, Exception, golden, goldens};
 
 /// A file or folder of reference numbers.
@@ -75,6 +77,20 @@ impl Golden {
     /// The inputs without their padding.
     pub fn source(&self) -> TokenRows {
         self.rows("input_ids", &self.mask_lengths("attention_mask"))
+    }
+
+    /// The batch of a decoder alone, whose rows are prompt and answer, padded on any side: `input_ids` and the like with
+    /// this behind their names. Only the answers have labels.
+    pub fn prompts_and_answers(&self, suffix: &str) -> PromptBatch {
+        let [ids, mask, labels] =
+            ["input_ids", "attention_mask", "labels"].map(|name| self.integers(&format!("{name}{suffix}")));
+        let columns = self.shape(&format!("input_ids{suffix}"))[1];
+        let row = |row: usize, is_label: bool| {
+            let places = (row * columns..(row + 1) * columns).filter(|at| mask[*at] == 1);
+            places.filter(|at| (labels[*at] != -100) == is_label).map(|at| ids[at] as u32).collect::<Vec<u32>>()
+        };
+        let rows = |is_label| TokenRows::from_rows((0..ids.len() / columns).map(|at| row(at, is_label))).unwrap();
+        PromptBatch::new(rows(false), rows(true)).unwrap()
     }
 
     /// The batch of the inputs and labels, without their padding.

@@ -3,10 +3,11 @@
 /// Whether weight decay leaves a parameter of this name alone, as `transformers.Trainer.get_decay_parameter_names` has it:
 /// norms, and whatever is called a bias, T5's table of relative position biases among them.
 ///
-/// `bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)`, in lower case.
+/// `bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)`, in lower case; and `(?:^|\.)ln_`, as norms are called that
+/// it tells by their class alone (`transformer.ln_f`).
 pub(crate) fn is_undecayed(name: &str) -> bool {
     let name = name.to_lowercase();
-    let is_norm = |component: &str| component == "norm" || component.ends_with("_norm");
+    let is_norm = |component: &str| component == "norm" || component.ends_with("_norm") || component.starts_with("ln_");
     ["bias", "layernorm", "rmsnorm"].iter().any(|part| name.contains(part)) || name.split('.').any(is_norm)
 }
 
@@ -23,6 +24,8 @@ mod tests {
             "base_model.model.encoder.block.0.layer.0.SelfAttention.q.lora_B.bias",
             "prompt_encoder.mlp_head.0.bias",
             "transformer.h.0.input_layernorm.weight",
+            "transformer.h.0.ln_attn.weight",
+            "transformer.ln_f.weight",
         ] {
             assert!(is_undecayed(name), "{name}");
         }

@@ -280,4 +280,6 @@ macro_rules! families {
 families! {
     T5: sideburn_t5::T5, sideburn_t5::Decoding, sideburn_t5::T5Error,
         reads &["t5", "mt5", "umt5"], refuses &["longt5", "switch_transformers", "t5gemma", "t5gemma2"];
+    Falcon: sideburn_falcon::Falcon, sideburn_nn::CausalDecoding<sideburn_falcon::Falcon>, sideburn_falcon::FalconError,
+        reads &["falcon"], refuses &["RefinedWeb", "RefinedWebModel", "falcon_h1", "falcon_mamba"];
 }

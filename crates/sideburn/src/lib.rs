@@ -8,6 +8,7 @@
 //! | [`batch`] | `sideburn-batch` | token rows with lengths, keyed random draws |
 //! | [`data`] | `sideburn-data` | data sets, prompt templates, tokenisation, sampling |
 //! | [`eval`] | `sideburn-eval` | what models wrote, scored, with intervals |
+//! | [`falcon`] | `sideburn-falcon` | Falcon |
 //! | [`files`] | `sideburn-files` | files opened with care, directories replaced as one thing |
 //! | [`generate`] | `sideburn-generate` | generation over any decoder, token by token |
 //! | [`kernels`] | `sideburn-kernels` | fused differentiable operations |
@@ -74,6 +75,7 @@ pub use sideburn_adapters as adapters;
 pub use sideburn_batch as batch;
 pub use sideburn_data as data;
 pub use sideburn_eval as eval;
+pub use sideburn_falcon as falcon;
 pub use sideburn_files as files;
 pub use sideburn_generate as generate;
 pub use sideburn_kernels as kernels;
@@ -96,6 +98,7 @@ pub mod prelude {
         tokenize,
     };
     pub use sideburn_eval::{BootstrapConfig, Evaluation, Score};
+    pub use sideburn_falcon::{Falcon, FalconConfig};
     pub use sideburn_generate::{GenerationConfig, generate};
     pub use sideburn_nn::LanguageModel;
     pub use sideburn_quant::Quantization;

@@ -325,6 +325,9 @@ impl Method for LoraConfig {
                 (LoraBias::All, SiteKind::Linear { out, bias: true, .. }) => {
                     plan.add_linear(site, Replace::bias("bias", out));
                 }
+                (LoraBias::All, SiteKind::Vector { .. }) if site.norm_of_bias().is_some() => {
+                    plan.add_vector(site, Replace::all(site));
+                }
                 _ => {}
             }
         }

@@ -34,6 +34,11 @@ impl Replace {
     }
 
     fn weight(site: &Site, name: &'static str, bias_name: &'static str) -> Self {
+        if let (SiteKind::Vector { len }, Some(norm)) = (site.kind, site.norm_of_bias()) {
+            // A file has it as a part of the norm.
+            let (weight, sites) = (Some((bias_name, vec![len])), vec![norm.to_owned()]);
+            return Self { weight, bias: None, trainable: true, sites };
+        }
         let (shape, bias) = match site.kind {
             SiteKind::Linear { out, input, bias } => (vec![out, input], bias.then_some((bias_name, out))),
             SiteKind::Embedding { rows, width }
@@ -264,7 +269,7 @@ impl Method for LnTuningConfig {
     }
 
     fn can_target(&self, site: &Site) -> bool {
-        site.is_vector()
+        site.is_vector() && site.norm_of_bias().is_none()
     }
 
     fn fields(&self) -> Map<String, Value> {
@@ -284,8 +289,11 @@ impl Method for LnTuningConfig {
     fn plan(&self, model: &ModelOutline) -> Result<Plan, AdapterError> {
         let sites = self.targets.select(model, |site| self.can_target(site), model.shape.usual.norms)?;
         let mut plan = Plan::default();
-        for site in sites {
-            plan.add_vector(site, Replace::weight(site, "ln_tuning_layers.weight", "ln_tuning_layers.bias"));
+        for norm in sites {
+            let bias = model.sites.iter().filter(|site| site.norm_of_bias() == Some(norm.name.as_str()));
+            for site in bias.chain([norm]) {
+                plan.add_vector(site, Replace::weight(site, "ln_tuning_layers.weight", "ln_tuning_layers.bias"));
+            }
         }
         Ok(plan)
     }

@@ -1,74 +1,65 @@
-//! Attention on the CPU: one task for each row and head, a block of queries at a time, scores in cache only.
+//! Attention on the CPU: a task for each row and head, or a few heads that look through one head of keys; a block of queries
+//! at a time, scores in cache only.
+
+use std::ops::Range;
 
 use burn::backend::{Flex, TensorMetadata};
 use rayon::prelude::*;
 use sideburn_batch::Dropout;
 
 use super::products::{Before, Mat, MatMut, Parts, Workers, product};
+use super::rotary::turn;
 use super::simd::{LINE, dots, exp, fetch_ahead, largest, sum, vector_fn};
-use super::{Primitive, matrix, row_major};
-use crate::ops::attention::{AttentionKernels, Visibility};
+use super::{Primitive, are_f32, contiguous, matrix};
+use crate::ops::attention::{AttentionKernels, Columns, Form, SelfForm, Visibility};
 use crate::runtime::memory::Buffer;
 
 /// Queries that a task takes at once.
 const BLOCK: usize = 128;
 
+/// Tasks that an attention is shared out in, where heads that look through one head of keys have to be parted for that.
+const TASKS: usize = 64;
+
 impl AttentionKernels for Flex {
-    fn try_attention(
-        inputs: [Primitive; 4],
-        visibility: &Visibility,
-        dropout: Option<Dropout>,
-    ) -> Result<Primitive, [Primitive; 4]> {
-        if visibility.keys.scattered_row(0).is_some() && !reads_one_query(visibility, dropout) {
+    fn try_attention(inputs: [Primitive; 4], form: &Form) -> Result<Primitive, [Primitive; 4]> {
+        if form.visibility.keys.scattered_row(0).is_some() && !reads_one_query(&form.visibility, form.dropout) {
             return Err(inputs);
         }
-        let inputs = row_major(inputs)?;
-        Ok(Heads::new(inputs.each_ref().map(matrix), visibility, dropout).forward())
+        let [q, k, v, bias] = in_order(inputs, [true, true, true, form.biased])?;
+        Ok(Heads::of_matrices([&q, &k, &v], form.biased.then_some(&bias), form).forward())
     }
 
     fn try_attention_backward(
         inputs: [Primitive; 5],
-        visibility: &Visibility,
+        form: &Form,
         of_bias: bool,
-        dropout: Option<Dropout>,
     ) -> Result<[Primitive; 4], [Primitive; 5]> {
-        let [q, k, v, bias, gradient] = row_major(inputs)?;
-        let heads = Heads::new([&q, &k, &v, &bias].map(matrix), visibility, dropout);
-        let mut of_q = zeros_if(visibility.queries.has_padding(), &q);
-        let [mut of_k, mut of_v] = [&k, &v].map(|x| zeros_if(visibility.keys.has_padding(), x));
-        let out = Gradients {
-            q: Parts::new(&mut of_q, q.shape()[0], q.shape()[1]),
-            k: Parts::new(&mut of_k, k.shape()[0], k.shape()[1]),
-            v: Parts::new(&mut of_v, v.shape()[0], v.shape()[1]),
-            first: [0; 3],
-        };
-        let of_bias = heads.backward(matrix(&gradient), &out, of_bias);
+        let [q, k, v, bias, gradient] = in_order(inputs, [true, true, true, form.biased, true])?;
+        let heads = Heads::of_matrices([&q, &k, &v], form.biased.then_some(&bias), form);
+        let mut of_q = zeros_if(form.visibility.queries.has_padding(), &q);
+        let [mut of_k, mut of_v] = [&k, &v].map(|x| zeros_if(form.visibility.keys.has_padding(), x));
+        let out = [(&mut of_q, &q), (&mut of_k, &k), (&mut of_v, &v)]
+            .map(|(out, x)| Parts::new(out, x.shape()[0], x.shape()[1]));
+        let of_bias = heads.backward(matrix(&gradient), &out, of_bias).unwrap_or(bias);
         Ok([of_q.into_tensor(q.shape()), of_k.into_tensor(k.shape()), of_v.into_tensor(v.shape()), of_bias])
     }
 
-    fn try_self_attention(
-        inputs: [Primitive; 2],
-        visibility: &Visibility,
-        dropout: Option<Dropout>,
-    ) -> Result<Primitive, [Primitive; 2]> {
-        let [qkv, bias] = row_major(inputs)?;
-        let [q, k, v] = parts(matrix(&qkv));
-        Ok(Heads::new([q, k, v, matrix(&bias)], visibility, dropout).forward())
+    fn try_self_attention(inputs: [Primitive; 3], form: &SelfForm) -> Result<Primitive, [Primitive; 3]> {
+        let [qkv, bias, cos_sin] = in_order(inputs, [true, form.form.biased, form.rotary])?;
+        Ok(Heads::of_one([&qkv, &bias, &cos_sin], form).forward())
     }
 
     fn try_self_attention_backward(
-        inputs: [Primitive; 3],
-        visibility: &Visibility,
+        inputs: [Primitive; 4],
+        form: &SelfForm,
         of_bias: bool,
-        dropout: Option<Dropout>,
-    ) -> Result<[Primitive; 2], [Primitive; 3]> {
-        let [qkv, bias, gradient] = row_major(inputs)?;
-        let ([q, k, v], [tokens, columns]) = (parts(matrix(&qkv)), matrix(&qkv).shape());
-        let heads = Heads::new([q, k, v, matrix(&bias)], visibility, dropout);
-        let mut of_qkv = zeros_if(visibility.queries.has_padding() || visibility.keys.has_padding(), &qkv);
-        let of = Parts::new(&mut of_qkv, tokens, columns);
-        let out = Gradients { q: of, k: of, v: of, first: [0, columns / 3, columns / 3 * 2] };
-        let of_bias = heads.backward(matrix(&gradient), &out, of_bias);
+    ) -> Result<[Primitive; 2], [Primitive; 4]> {
+        let [qkv, bias, cos_sin, gradient] = in_order(inputs, [true, form.form.biased, form.rotary, true])?;
+        let heads = Heads::of_one([&qkv, &bias, &cos_sin], form);
+        let Visibility { queries, keys, .. } = &form.form.visibility;
+        let mut of_qkv = zeros_if(queries.has_padding() || keys.has_padding(), &qkv);
+        let of = Parts::new(&mut of_qkv, qkv.shape()[0], qkv.shape()[1]);
+        let of_bias = heads.backward(matrix(&gradient), &[of; 3], of_bias).unwrap_or(bias);
         Ok([of_qkv.into_tensor(qkv.shape()), of_bias])
     }
 }
@@ -78,10 +69,13 @@ fn reads_one_query(visibility: &Visibility, dropout: Option<Dropout>) -> bool {
     visibility.queries.columns() == 1 && dropout.is_none()
 }
 
-/// The `N` matrices that lie side by side in one.
-fn parts<const N: usize>(x: Mat<'_>) -> [Mat<'_>; N] {
-    let width = x.shape()[1] / N;
-    std::array::from_fn(|part| x.columns(part * width..(part + 1) * width))
+/// The tensors, those that are used in row-major order, if these are `f32`.
+fn in_order<const N: usize>(tensors: [Primitive; N], used: [bool; N]) -> Result<[Primitive; N], [Primitive; N]> {
+    let mut are_used = used.into_iter();
+    if !are_f32(tensors.iter().zip(used).filter(|(_, used)| *used).map(|(tensor, _)| tensor)) {
+        return Err(tensors);
+    }
+    Ok(tensors.map(|tensor| if are_used.next() == Some(true) { contiguous(tensor) } else { tensor }))
 }
 
 /// Memory for a gradient, which is zero where there is padding.
@@ -90,54 +84,135 @@ fn zeros_if(padded: bool, x: &Primitive) -> Buffer {
     if padded { Buffer::zeros(size) } else { Buffer::new(size) }
 }
 
-/// Where the gradients go: matrices, which may be one, and the first column of each part in its matrix.
-struct Gradients<'a> {
-    q: Parts<'a>,
-    k: Parts<'a>,
-    v: Parts<'a>,
-    first: [usize; 3],
-}
-
 /// The inputs of an attention.
 struct Heads<'a> {
-    q: Mat<'a>,
-    k: Mat<'a>,
-    v: Mat<'a>,
-    bias: Mat<'a>,
+    /// The matrices, which may be one, in which queries, keys and values are.
+    parts: [Mat<'a>; 3],
+    /// Where they are there.
+    columns: [Columns; 3],
+    bias: Option<Mat<'a>>,
+    cos_sin: Option<Mat<'a>>,
+    scale: f32,
     visibility: &'a Visibility,
     dropout: Option<Dropout>,
     width: usize,
+    kv_heads: usize,
 }
 
 impl<'a> Heads<'a> {
-    fn new([q, k, v, bias]: [Mat<'a>; 4], visibility: &'a Visibility, dropout: Option<Dropout>) -> Self {
-        let width = q.shape()[1] / visibility.heads;
-        Self { q, k, v, bias, visibility, dropout, width }
+    /// Of queries, keys and values in matrices of their own.
+    fn of_matrices(parts: [&'a Primitive; 3], bias: Option<&'a Primitive>, form: &'a Form) -> Self {
+        let parts = parts.map(matrix);
+        let width = parts[0].shape()[1] / form.visibility.heads;
+        let kv_heads = parts[1].shape()[1] / width;
+        let together = form.visibility.heads / kv_heads;
+        Self {
+            parts,
+            columns: [together, 1, 1].map(|heads| Columns { first: 0, stride: heads * width }),
+            bias: bias.map(matrix),
+            cos_sin: None,
+            scale: 1.0,
+            visibility: &form.visibility,
+            dropout: form.dropout,
+            width,
+            kv_heads,
+        }
+    }
+
+    /// Of queries, keys and values in one matrix, the bias, and the angles.
+    fn of_one([qkv, bias, cos_sin]: [&'a Primitive; 3], form: &'a SelfForm) -> Self {
+        let SelfForm { form: Form { visibility, biased, dropout }, projections, rotary } = form;
+        let qkv = matrix(qkv);
+        let width = projections.width(visibility.heads, qkv.shape()[1]);
+        Self {
+            parts: [qkv; 3],
+            columns: projections.columns(visibility.heads, width),
+            bias: biased.then(|| matrix(bias)),
+            cos_sin: rotary.then(|| matrix(cos_sin)),
+            scale: projections.scale as f32,
+            visibility,
+            dropout: *dropout,
+            width,
+            kv_heads: projections.kv_heads,
+        }
+    }
+
+    /// How many heads look through one head of keys.
+    fn together(&self) -> usize {
+        self.visibility.heads / self.kv_heads
+    }
+
+    /// The columns of a head of the queries.
+    fn of_queries(&self, head: usize) -> Range<usize> {
+        let (Columns { first, stride }, together) = (self.columns[0], self.together());
+        let start = first + head / together * stride + head % together * self.width;
+        start..start + self.width
+    }
+
+    /// The columns of a head of the keys (part 1) or values (part 2).
+    fn of_keys(&self, part: usize, kv_head: usize) -> Range<usize> {
+        let Columns { first, stride } = self.columns[part];
+        let start = first + kv_head * stride;
+        start..start + self.width
+    }
+
+    /// The columns of a head in the output and its gradient.
+    fn of_output(&self, head: usize) -> Range<usize> {
+        head * self.width..(head + 1) * self.width
     }
 
     fn forward(&self) -> Primitive {
-        let [tokens, columns] = self.q.shape();
+        let (tokens, columns) = (self.visibility.queries.tokens(), self.visibility.heads * self.width);
         let size = tokens * columns;
         let mut out = if self.visibility.queries.has_padding() { Buffer::zeros(size) } else { Buffer::new(size) };
         let parts = Parts::new(&mut out, tokens, columns);
-        if reads_one_query(self.visibility, self.dropout) {
+        if reads_one_query(self.visibility, self.dropout) && self.cos_sin.is_none() {
             self.each_row(|row| self.decode(row, parts));
         } else {
-            self.each(|head| head.forward(parts));
+            self.each(|group| group.forward(parts));
         }
         out.into_tensor([tokens, columns])
     }
 
-    /// Writes the gradients, and returns that of the bias: zeros unless it is asked for.
-    fn backward(&self, gradient: Mat<'_>, out: &Gradients<'_>, of_bias: bool) -> Primitive {
-        let sums = self.each(|head| head.backward(gradient, out, of_bias));
-        let [rows, width] = self.bias.shape();
-        let mut total = Buffer::zeros(rows * width);
-        for (index, of_bias) in sums.into_iter().enumerate() {
-            let head = if rows == 1 { 0 } else { index % self.visibility.heads };
-            total[head * width..].iter_mut().zip(of_bias.iter().flatten()).for_each(|(total, x)| *total += x);
+    /// Writes the gradients of queries, keys and values to where these are, and returns that of the bias if it is asked for.
+    fn backward(&self, gradient: Mat<'_>, out: &[Parts<'_>; 3], of_bias: bool) -> Option<Primitive> {
+        let of_bias = if of_bias { self.bias } else { None };
+        let done = self.each(|group| group.backward(gradient, out, of_bias.is_some()));
+        let chunks = self.chunks();
+        if chunks > 1 {
+            done.par_chunks(chunks).enumerate().for_each(|(index, chunks)| {
+                let (row, kv_head) = (index / self.kv_heads, index % self.kv_heads);
+                let mut sums = chunks.iter().filter_map(|done| done.of_keys.as_ref());
+                let Some([mut of_k, mut of_v]) = sums.next().map(|first| first.each_ref().map(copy)) else { return };
+                for [k, v] in sums {
+                    of_k.iter_mut().zip(k.iter()).for_each(|(sum, x)| *sum += x);
+                    of_v.iter_mut().zip(v.iter()).for_each(|(sum, x)| *sum += x);
+                }
+                self.write_of_keys(row, kv_head, of_k, &of_v, out);
+            });
         }
-        total.into_tensor([rows, width])
+        let [heads, width] = of_bias?.shape();
+        let mut total = Buffer::zeros(heads * width);
+        for (index, of_bias) in done.into_iter().flat_map(|done| done.of_biases).enumerate() {
+            let head = index % heads;
+            total[head * width..].iter_mut().zip(&of_bias).for_each(|(total, x)| *total += x);
+        }
+        Some(total.into_tensor([heads, width]))
+    }
+
+    /// Writes the gradients of a head of keys, which are still turned, and of its values.
+    fn write_of_keys(&self, row: usize, kv_head: usize, mut of_k: Buffer, of_v: &Buffer, out: &[Parts<'_>; 3]) {
+        let tokens = self.visibility.keys.row(row);
+        if let Some(cos_sin) = self.cos_sin {
+            turn_rows(&mut of_k, cos_sin.rows(tokens.clone()), 1.0, true);
+        }
+        for (part, values) in [(1, &of_k), (2, of_v)] {
+            // SAFETY: nobody else writes the gradients of this row's head of keys.
+            let mut out = unsafe { out[part].part(tokens.clone(), self.of_keys(part, kv_head)) };
+            for (key, values) in values.chunks_exact(self.width).enumerate() {
+                out.row(key).copy_from_slice(values);
+            }
+        }
     }
 
     /// Runs `task` for each row.
@@ -154,12 +229,13 @@ impl<'a> Heads<'a> {
             Some(places) => Places::Scattered(places),
             None => Places::From(keys.row(row).start),
         };
-        let q = self.q.row(token);
+        let q = self.parts[0].row(token);
         let mut weights = Buffer::new(heads * seen);
         for key in 0..seen {
-            for (head, (q, k)) in q.chunks_exact(width).zip(self.k.row(places.of(key)).chunks_exact(width)).enumerate()
-            {
-                [weights[head * seen + key]] = dots([q], k);
+            let k = self.parts[1].row(places.of(key));
+            for head in 0..heads {
+                let [score] = dots([&q[self.of_queries(head)]], &k[self.of_keys(1, head / self.together())]);
+                weights[head * seen + key] = self.scale * score;
             }
         }
         // SAFETY: each task has its own row.
@@ -169,34 +245,42 @@ impl<'a> Heads<'a> {
     }
 
     /// The bias of a head.
-    fn bias_row(&self, head: usize) -> &'a [f32] {
-        let row = if self.bias.shape()[0] == 1 { 0 } else { head };
-        self.bias.rows(row..row + 1).row_major()
+    fn bias_row(&self, head: usize) -> Option<&'a [f32]> {
+        self.bias.map(|bias| bias.rows(head..head + 1).row_major())
     }
 
-    /// Runs `task` for each head of each row, in their order.
-    fn each<R: Send>(&self, task: impl Fn(Head<'_>) -> R + Sync) -> Vec<R> {
-        let Visibility { heads, queries, keys, .. } = self.visibility;
+    /// In how many tasks the heads that look through one head of keys are parted. It follows from the shapes alone.
+    fn chunks(&self) -> usize {
+        let wanted = TASKS.div_ceil(self.visibility.queries.rows() * self.kv_heads);
+        self.together().div_ceil(self.heads_of_chunk(wanted))
+    }
+
+    /// The heads of each of so many tasks, or a few more in fewer tasks.
+    fn heads_of_chunk(&self, chunks: usize) -> usize {
+        self.together().div_ceil(chunks.clamp(1, self.together()))
+    }
+
+    /// Runs `task` for all heads of each row, those that look through one head of keys together or in chunks, in their order.
+    fn each<R: Send>(&self, task: impl Fn(Group<'_>) -> R + Sync) -> Vec<R> {
+        let Visibility { queries, keys, .. } = self.visibility;
+        let (chunks, all) = (self.chunks(), self.together());
+        let each = self.heads_of_chunk(chunks);
         // Short rows make small tasks, of which a few go together.
-        let work = queries.columns() * keys.columns() * self.width;
+        let work = queries.columns() * keys.columns() * self.width * each;
         let together = ((1 << 16) / work.max(1)).clamp(1, 16);
-        let head = |index: usize| {
-            let (row, head) = (index / heads, index % heads);
-            let columns = head * self.width..(head + 1) * self.width;
-            let part = |x: Mat<'a>, tokens| x.rows(tokens).columns(columns.clone());
-            Head {
-                q: part(self.q, queries.row(row)),
-                k: part(self.k, keys.row(row)),
-                v: part(self.v, keys.row(row)),
-                bias: self.bias_row(head),
-                visibility: self.visibility,
-                dropout: self.dropout,
-                index,
-                row,
-                columns,
-            }
+        let group = |index: usize| {
+            let (row, rest) = (index / (self.kv_heads * chunks), index % (self.kv_heads * chunks));
+            let (kv_head, chunk) = (rest / chunks, rest % chunks);
+            let first = kv_head * all + chunk * each;
+            let tokens = keys.row(row);
+            let part = |part: usize| self.parts[part].rows(tokens.clone()).columns(self.of_keys(part, kv_head));
+            let (k, v) = (part(1), part(2));
+            let turned = self.cos_sin.map(|cos_sin| turned(k, cos_sin.rows(tokens.clone()), 1.0));
+            let k = turned.as_ref().map_or(k, |turned| Mat::new(turned, tokens.len(), self.width));
+            task(Group { all: self, row, kv_head, heads: first..(first + each).min((kv_head + 1) * all), k, v })
         };
-        (0..queries.rows() * heads).into_par_iter().with_min_len(together).map(|index| task(head(index))).collect()
+        let tasks = queries.rows() * self.kv_heads * chunks;
+        (0..tasks).into_par_iter().with_min_len(together).map(group).collect()
     }
 }
 
@@ -218,61 +302,121 @@ impl Places<'_> {
     }
 }
 
-/// One head of one row.
-struct Head<'a> {
-    /// `[queries, width]`.
-    q: Mat<'a>,
-    /// `[keys, width]`.
+fn copy(values: &Buffer) -> Buffer {
+    let mut copy = Buffer::new(values.len());
+    copy.copy_from_slice(values);
+    copy
+}
+
+/// The rows of `x [tokens, width]`, turned by the angles of their tokens and multiplied by `scale`.
+fn turned(x: Mat<'_>, cos_sin: Mat<'_>, scale: f32) -> Buffer {
+    let [tokens, width] = x.shape();
+    let mut out = Buffer::new(tokens * width);
+    out.chunks_exact_mut(width).enumerate().for_each(|(token, out)| out.copy_from_slice(x.row(token)));
+    turn_rows(&mut out, cos_sin, scale, false);
+    out
+}
+
+fn turn_rows(rows: &mut [f32], cos_sin: Mat<'_>, scale: f32, back: bool) {
+    let [_, width] = cos_sin.shape();
+    rows.chunks_exact_mut(width).enumerate().for_each(|(token, row)| turn(row, cos_sin.row(token), scale, back));
+}
+
+/// Some heads of one row that look through one head of keys.
+struct Group<'a> {
+    all: &'a Heads<'a>,
+    row: usize,
+    kv_head: usize,
+    heads: Range<usize>,
+    /// `[keys, width]`, turned if there are angles.
     k: Mat<'a>,
     v: Mat<'a>,
-    bias: &'a [f32],
+}
+
+/// One head of one row.
+#[derive(Clone, Copy)]
+struct Head<'a> {
+    bias: Option<&'a [f32]>,
     visibility: &'a Visibility,
     dropout: Option<Dropout>,
     index: usize,
-    row: usize,
-    /// Its columns in the matrices of all heads.
-    columns: std::ops::Range<usize>,
+}
+
+/// What a backward pass leaves of a [`Group`].
+struct Done {
+    /// The gradients of its row of the bias, of each head if they are asked for.
+    of_biases: Vec<Vec<f32>>,
+    /// What its heads add to the gradients of keys and values, if other groups have a part in them.
+    of_keys: Option<[Buffer; 2]>,
 }
 
 impl Head<'_> {
-    /// Blocks of queries, each with the number of keys that they see: the first query, how many, how many keys.
-    fn blocks(&self) -> impl Iterator<Item = (usize, usize, usize)> {
-        let ([queries, _], [keys, _]) = (self.q.shape(), self.k.shape());
-        (0..queries).step_by(BLOCK).map(move |first| {
-            let count = BLOCK.min(queries - first);
-            (first, count, self.visibility.seen(first + count - 1, keys))
-        })
-    }
-
-    /// The exponentials of a block's scores below their largest, `[count, keys]`, and the inverse of each row's sum.
-    fn exponentials(&self, out: &mut [f32], inverse: &mut [f32], (first, count, keys): (usize, usize, usize)) {
-        let q = self.q.rows(first..first + count);
-        let k = self.k.rows(0..keys);
-        product(MatMut::new(out, count, keys), q, k.t(), 1.0, Before::Forgotten, Workers::One);
-        exponentials_of_block(self, out, inverse, first, keys);
-    }
-
     /// Where the elements of a query's row of weights begin in the mask.
     fn first_draw(&self, query: usize) -> usize {
         let (queries, keys) = (self.visibility.queries.columns(), self.visibility.keys.columns());
         (self.index * queries + query) * keys
     }
+}
+
+impl<'a> Group<'a> {
+    fn head(&self, head: usize) -> Head<'a> {
+        let Heads { visibility, dropout, .. } = *self.all;
+        Head { bias: self.all.bias_row(head), visibility, dropout, index: self.row * visibility.heads + head }
+    }
+
+    /// Blocks of queries, each with the number of keys that they see: the first query, how many, how many keys.
+    fn blocks(&self) -> impl Iterator<Item = (usize, usize, usize)> + use<'a> {
+        let visibility = self.all.visibility;
+        let (queries, keys) = (visibility.queries.row(self.row).len(), visibility.keys.row(self.row).len());
+        (0..queries).step_by(BLOCK).map(move |first| {
+            let count = BLOCK.min(queries - first);
+            (first, count, visibility.seen(first + count - 1, keys))
+        })
+    }
+
+    /// The queries of a block, turned into `room` if there are angles, and what scores are multiplied by then.
+    fn queries<'b>(&'b self, head: usize, first: usize, count: usize, room: &'b mut Option<Buffer>) -> (Mat<'b>, f32) {
+        let start = self.all.visibility.queries.row(self.row).start + first;
+        let q = self.all.parts[0].rows(start..start + count).columns(self.all.of_queries(head));
+        match self.all.cos_sin {
+            None => (q, self.all.scale),
+            Some(cos_sin) => {
+                let room = room.insert(turned(q, cos_sin.rows(start..start + count), self.all.scale));
+                (Mat::new(room, count, self.all.width), 1.0)
+            }
+        }
+    }
+
+    /// The exponentials of a block's scores below their largest, `[count, keys]`, and the inverse of each row's sum.
+    fn exponentials(
+        &self,
+        head: Head<'_>,
+        (q, scale): (Mat<'_>, f32),
+        out: &mut [f32],
+        inverse: &mut [f32],
+        (first, count, keys): (usize, usize, usize),
+    ) {
+        let k = self.k.rows(0..keys);
+        product(MatMut::new(out, count, keys), q, k.t(), scale, Before::Forgotten, Workers::One);
+        exponentials_of_block(head, out, inverse, first, keys);
+    }
 
     fn forward(&self, out: Parts<'_>) {
-        let [keys, _] = self.k.shape();
-        let mut scores = Buffer::new(BLOCK.min(self.q.shape()[0]) * keys);
-        let mut factors = self.dropout.map(|_| Buffer::new(keys));
-        let mut inverse = [0f32; BLOCK];
-        let tokens = self.visibility.queries.row(self.row);
-        for block @ (first, count, keys) in self.blocks() {
-            let scores = &mut scores[..count * keys];
-            self.exponentials(scores, &mut inverse, block);
-            if let (Some(dropout), Some(factors)) = (self.dropout, &mut factors) {
-                drop_of_block(self, dropout, scores, factors, first, keys);
+        let ([keys, _], tokens) = (self.k.shape(), self.all.visibility.queries.row(self.row));
+        let mut scores = Buffer::new(BLOCK.min(tokens.len()) * keys);
+        let mut factors = self.all.dropout.map(|_| Buffer::new(keys));
+        let (mut inverse, mut room) = ([0f32; BLOCK], None);
+        for (index, block @ (first, count, keys)) in
+            self.heads.clone().flat_map(|head| self.blocks().map(move |block| (head, block)))
+        {
+            let (head, scores) = (self.head(index), &mut scores[..count * keys]);
+            self.exponentials(head, self.queries(index, first, count, &mut room), scores, &mut inverse, block);
+            if let (Some(dropout), Some(factors)) = (head.dropout, &mut factors) {
+                drop_of_block(head, dropout, scores, factors, first, keys);
             }
             let rows = tokens.start + first..tokens.start + first + count;
-            // SAFETY: each task has its own row and head, and its blocks have rows of their own.
-            let mut out = unsafe { out.part(rows, self.columns.clone()) };
+            // SAFETY: each task has its own row and heads, and its blocks have rows of their own.
+            let mut out = unsafe { out.part(rows, self.all.of_output(index)) };
             let scores = Mat::new(scores, count, keys);
             product(out.by_ref(), scores, self.v.rows(0..keys), 1.0, Before::Forgotten, Workers::One);
             for (index, inverse) in inverse[..count].iter().enumerate() {
@@ -281,62 +425,83 @@ impl Head<'_> {
         }
     }
 
-    /// Writes the gradients of this head, and returns that of its row of the bias if it is asked for.
-    fn backward(&self, gradient: Mat<'_>, out: &Gradients<'_>, of_bias: bool) -> Option<Vec<f32>> {
-        let ([queries, _], [keys, _]) = (self.q.shape(), self.k.shape());
-        let (query_tokens, key_tokens) = (self.visibility.queries.row(self.row), self.visibility.keys.row(self.row));
-        let gradient = gradient.rows(query_tokens.clone()).columns(self.columns.clone());
-        let [q_columns, k_columns, v_columns] =
-            out.first.map(|first| first + self.columns.start..first + self.columns.end);
-        // SAFETY: each task has its own row and head.
-        let (mut of_k, mut of_v) =
-            unsafe { (out.k.part(key_tokens.clone(), k_columns), out.v.part(key_tokens, v_columns)) };
-        for key in 0..keys {
-            of_k.row(key).fill(0.0);
-            of_v.row(key).fill(0.0);
-        }
-        let size = BLOCK.min(queries) * keys;
+    /// Writes the gradients of the queries, and of the keys and values if no other group has a part in them.
+    fn backward(&self, gradient: Mat<'_>, out: &[Parts<'_>; 3], of_bias: bool) -> Done {
+        let (all, [keys, width]) = (self.all, self.k.shape());
+        let (tokens, key_tokens) = (all.visibility.queries.row(self.row), all.visibility.keys.row(self.row));
+        let is_whole = self.heads.len() == all.together();
+        // Sums that are turned back, or that others add to, are taken apart from their place.
+        let mut local = (!is_whole || all.cos_sin.is_some()).then(|| [(); 2].map(|()| Buffer::zeros(keys * width)));
+        let [mut of_k, mut of_v] = match &mut local {
+            Some(local) => local.each_mut().map(|sums| MatMut::new(sums, keys, width)),
+            None => [1, 2].map(|part| {
+                // SAFETY: no other group has a part in the gradients of this row's head of keys.
+                let mut of = unsafe { out[part].part(key_tokens.clone(), all.of_keys(part, self.kv_head)) };
+                (0..keys).for_each(|key| of.row(key).fill(0.0));
+                of
+            }),
+        };
+        let size = BLOCK.min(tokens.len()) * keys;
         let [mut weights, mut scores] = [(); 2].map(|()| Buffer::new(size));
-        let mut dropped = self.dropout.map(|_| Buffer::new(size));
-        let mut inverse = [0f32; BLOCK];
-        let mut bias_sums = of_bias.then(|| vec![0f32; self.bias.len()]);
-        for block @ (first, count, keys) in self.blocks() {
-            let (weights, scores) = (&mut weights[..count * keys], &mut scores[..count * keys]);
-            let mut dropped = dropped.as_deref_mut().map(|dropped| &mut dropped[..count * keys]);
-            self.exponentials(weights, &mut inverse, block);
-            let gradient = gradient.rows(first..first + count);
-            let v = self.v.rows(0..keys).t();
-            product(MatMut::new(scores, count, keys), gradient, v, 1.0, Before::Forgotten, Workers::One);
-            softmax_backward_of_block(self, weights, scores, dropped.as_deref_mut(), &inverse, first, keys);
-            let mixed = Mat::new(dropped.as_deref().unwrap_or(weights), count, keys);
-            product(of_v.by_ref().first_rows(keys), mixed.t(), gradient, 1.0, Before::Kept, Workers::One);
-            let scores_matrix = Mat::new(scores, count, keys);
-            let q = self.q.rows(first..first + count);
-            product(of_k.by_ref().first_rows(keys), scores_matrix.t(), q, 1.0, Before::Kept, Workers::One);
-            let rows = query_tokens.start + first..query_tokens.start + first + count;
-            // SAFETY: each task has its own row and head, and its blocks have rows of their own.
-            let of_q = unsafe { out.q.part(rows, q_columns.clone()) };
-            product(of_q, scores_matrix, self.k.rows(0..keys), 1.0, Before::Forgotten, Workers::One);
-            if let Some(sums) = &mut bias_sums {
-                for (index, scores) in scores.chunks_exact(keys).enumerate() {
-                    match &mut sums[..] {
-                        [total] => *total += sum([scores], |[x]| x),
-                        sums => {
-                            let seen = self.visibility.seen(first + index, keys);
-                            let sums = &mut sums[self.visibility.first_column(first + index)..];
-                            sums.iter_mut().zip(&scores[..seen]).for_each(|(sum, x)| *sum += x);
-                        }
+        let mut dropped = all.dropout.map(|_| Buffer::new(size));
+        let (mut inverse, mut room) = ([0f32; BLOCK], None);
+        let mut of_biases = Vec::new();
+        for index in self.heads.clone() {
+            let head = self.head(index);
+            let gradient = gradient.rows(tokens.clone()).columns(all.of_output(index));
+            let mut bias_sums = head.bias.filter(|_| of_bias).map(|bias| vec![0f32; bias.len()]);
+            for block @ (first, count, keys) in self.blocks() {
+                let (weights, scores) = (&mut weights[..count * keys], &mut scores[..count * keys]);
+                let mut dropped = dropped.as_deref_mut().map(|dropped| &mut dropped[..count * keys]);
+                let (q, scale) = self.queries(index, first, count, &mut room);
+                self.exponentials(head, (q, scale), weights, &mut inverse, block);
+                let gradient = gradient.rows(first..first + count);
+                let v = self.v.rows(0..keys).t();
+                product(MatMut::new(scores, count, keys), gradient, v, 1.0, Before::Forgotten, Workers::One);
+                softmax_backward_of_block(head, weights, scores, dropped.as_deref_mut(), &inverse, first, keys);
+                let mixed = Mat::new(dropped.as_deref().unwrap_or(weights), count, keys);
+                product(of_v.by_ref().first_rows(keys), mixed.t(), gradient, 1.0, Before::Kept, Workers::One);
+                let matrix = Mat::new(scores, count, keys);
+                product(of_k.by_ref().first_rows(keys), matrix.t(), q, scale, Before::Kept, Workers::One);
+                self.write_of_queries(index, first, matrix, &out[0]);
+                if let Some(sums) = &mut bias_sums {
+                    for (index, scores) in scores.chunks_exact(keys).enumerate() {
+                        let seen = all.visibility.seen(first + index, keys);
+                        let sums = &mut sums[all.visibility.first_column(first + index)..];
+                        sums.iter_mut().zip(&scores[..seen]).for_each(|(sum, x)| *sum += x);
                     }
                 }
             }
+            of_biases.extend(bias_sums);
         }
-        bias_sums
+        if is_whole && let Some([of_k, of_v]) = local.take() {
+            all.write_of_keys(self.row, self.kv_head, of_k, &of_v, out);
+        }
+        Done { of_biases, of_keys: local }
+    }
+
+    /// Writes the gradient of a block of queries, from that of their scores `[count, keys]`.
+    fn write_of_queries(&self, head: usize, first: usize, scores: Mat<'_>, out: &Parts<'_>) {
+        let ([count, keys], all) = (scores.shape(), self.all);
+        let start = all.visibility.queries.row(self.row).start + first;
+        // SAFETY: each task has its own row and heads, and its blocks have rows of their own.
+        let mut of_q = unsafe { out.part(start..start + count, all.of_queries(head)) };
+        let k = self.k.rows(0..keys);
+        let Some(cos_sin) = all.cos_sin else {
+            return product(of_q, scores, k, all.scale, Before::Forgotten, Workers::One);
+        };
+        let mut turned = Buffer::new(count * all.width);
+        product(MatMut::new(&mut turned, count, all.width), scores, k, 1.0, Before::Forgotten, Workers::One);
+        turn_rows(&mut turned, cos_sin.rows(start..start + count), all.scale, true);
+        for (query, turned) in turned.chunks_exact(all.width).enumerate() {
+            of_q.row(query).copy_from_slice(turned);
+        }
     }
 }
 
 vector_fn! {
     /// Turns the scores of a block of queries into exponentials; see [`exponentials`].
-    fn exponentials_of_block(head: &Head<'_>, scores: &mut [f32], inverse: &mut [f32], first: usize, keys: usize) {
+    fn exponentials_of_block(head: Head<'_>, scores: &mut [f32], inverse: &mut [f32], first: usize, keys: usize) {
         for (index, (row, inverse)) in scores.chunks_exact_mut(keys).zip(inverse).enumerate() {
             let query = first + index;
             let (row, unseen) = row.split_at_mut(head.visibility.seen(query, keys));
@@ -348,7 +513,7 @@ vector_fn! {
 
 vector_fn! {
     /// Drops elements of a block's weights.
-    fn drop_of_block(head: &Head<'_>, dropout: Dropout, weights: &mut [f32], factors: &mut [f32], first: usize, keys: usize) {
+    fn drop_of_block(head: Head<'_>, dropout: Dropout, weights: &mut [f32], factors: &mut [f32], first: usize, keys: usize) {
         for (index, row) in weights.chunks_exact_mut(keys).enumerate() {
             dropout.factors(head.first_draw(first + index), &mut factors[..keys]);
             row.iter_mut().zip(factors.iter()).for_each(|(x, factor)| *x *= factor);
@@ -360,7 +525,7 @@ vector_fn! {
     /// From exponentials with the inverses of their sums, and the gradient of the weights after dropout: the weights,
     /// the gradient of the scores and, if there is dropout, the weights after it.
     fn softmax_backward_of_block(
-        head: &Head<'_>,
+        head: Head<'_>,
         weights: &mut [f32],
         scores: &mut [f32],
         dropped: Option<&mut [f32]>,
@@ -392,10 +557,11 @@ vector_fn! {
             weights.iter_mut().for_each(|weight| *weight *= inverse);
         }
         out.fill(0.0);
+        let together = heads.together();
         for key in 0..seen {
-            let parts = out.chunks_exact_mut(heads.width).zip(heads.v.row(places.of(key)).chunks_exact(heads.width));
-            for (head, (out, v)) in parts.enumerate() {
-                let weight = weights[head * seen + key];
+            let v = heads.parts[2].row(places.of(key));
+            for (head, out) in out.chunks_exact_mut(heads.width).enumerate() {
+                let (weight, v) = (weights[head * seen + key], &v[heads.of_keys(2, head / together)]);
                 v.chunks(LINE).for_each(fetch_ahead);
                 out.iter_mut().zip(v).for_each(|(out, v)| *out += weight * v);
             }
@@ -406,10 +572,9 @@ vector_fn! {
 /// Turns the scores of a query into the exponentials of what they are, with the bias, below their largest, and returns
 /// the inverse of their sum.
 #[inline(always)]
-fn exponentials(scores: &mut [f32], bias: &[f32], visibility: &Visibility, query: usize) -> f32 {
-    match bias {
-        [bias] => scores.iter_mut().for_each(|x| *x += bias),
-        bias => scores.iter_mut().zip(&bias[visibility.first_column(query)..]).for_each(|(x, bias)| *x += bias),
+fn exponentials(scores: &mut [f32], bias: Option<&[f32]>, visibility: &Visibility, query: usize) -> f32 {
+    if let Some(bias) = bias {
+        scores.iter_mut().zip(&bias[visibility.first_column(query)..]).for_each(|(x, bias)| *x += bias);
     }
     let max = largest(scores);
     scores.iter_mut().for_each(|x| *x = exp(*x - max));

@@ -14,6 +14,7 @@ mod matmul;
 mod norm;
 mod packed;
 mod products;
+mod rotary;
 mod simd;
 
 use burn::backend::tensor::{FloatTensor, IntTensor};

@@ -14,12 +14,11 @@ use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl::client::Client;
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::cubecl::server::Handle;
-use sideburn_batch::Dropout;
 
 use super::mask::{self, MaskLaunch};
 use super::sums::sum_rows;
 use super::{Primitive, accepted, element, fresh, fresh_of};
-use crate::ops::attention::{AttentionKernels, Visibility};
+use crate::ops::attention::{AttentionKernels, Form};
 use kernels::{bias_kernel, forward_kernel, keys_kernel, queries_kernel};
 use tiles::{LANES, SizesLaunch, Tiles, UNITS};
 
@@ -27,16 +26,12 @@ use tiles::{LANES, SizesLaunch, Tiles, UNITS};
 const WIDEST: usize = 128;
 
 impl AttentionKernels for CubeBackend {
-    fn try_attention(
-        inputs: [Primitive; 4],
-        visibility: &Visibility,
-        dropout: Option<Dropout>,
-    ) -> Result<Primitive, [Primitive; 4]> {
-        if visibility.keys.scattered_row(0).is_some() {
+    fn try_attention(inputs: [Primitive; 4], form: &Form) -> Result<Primitive, [Primitive; 4]> {
+        if form.visibility.keys.scattered_row(0).is_some() {
             return Err(inputs);
         }
         let [q, k, v, bias] = accepted(inputs)?;
-        let launch = Launch::new(&q, &bias, visibility, dropout);
+        let (launch, visibility) = (Launch::new(&q, &k, form), &form.visibility);
         let tiles = launch.tiles(launch.forward_tiles());
         if !launch.fits(tiles) {
             return Err([q, k, v, bias]);
@@ -67,12 +62,11 @@ impl AttentionKernels for CubeBackend {
 
     fn try_attention_backward(
         inputs: [Primitive; 5],
-        visibility: &Visibility,
+        form: &Form,
         of_bias: bool,
-        dropout: Option<Dropout>,
     ) -> Result<[Primitive; 4], [Primitive; 5]> {
         let [q, k, v, bias, gradient] = accepted(inputs)?;
-        let launch = Launch::new(&q, &bias, visibility, dropout);
+        let (launch, visibility) = (Launch::new(&q, &k, form), &form.visibility);
         let tiles = launch.tiles(launch.backward_tiles());
         if !launch.fits(tiles) {
             return Err([q, k, v, bias, gradient]);
@@ -125,8 +119,6 @@ impl AttentionKernels for CubeBackend {
         }
         let of_bias = match of_bias {
             false => bias,
-            // What is added to all scores of a query changes nothing.
-            true if !tiles.biased => CubeBackend::float_zeros(bias.shape(), &bias.device(), bias.dtype().into()),
             true => {
                 let width = visibility.heads * bias.meta.shape()[1];
                 let partial = fresh_of(&q, [visibility.queries.rows(), width], DType::F32);
@@ -161,22 +153,22 @@ impl AttentionKernels for CubeBackend {
 /// What the launches of an attention have in common.
 struct Launch<'a> {
     client: Client,
-    visibility: &'a Visibility,
+    form: &'a Form,
     width: usize,
-    bias: [usize; 2],
-    dropout: Option<Dropout>,
+    /// Whether each head of the queries has one of the keys.
+    each_its_own: bool,
 }
 
 impl<'a> Launch<'a> {
-    fn new(q: &Primitive, bias: &Primitive, visibility: &'a Visibility, dropout: Option<Dropout>) -> Self {
-        let bias = [bias.shape()[0], bias.shape()[1]];
-        Self { client: q.client.clone(), visibility, width: q.shape()[1] / visibility.heads, bias, dropout }
+    fn new(q: &Primitive, k: &Primitive, form: &'a Form) -> Self {
+        let (own, seen) = (q.shape()[1], k.shape()[1]);
+        Self { client: q.client.clone(), form, width: own / form.visibility.heads, each_its_own: own == seen }
     }
 
     /// Queries that a cube takes at once, and keys. Few queries, as in decoding, make small blocks.
     fn forward_tiles(&self) -> [usize; 2] {
         let keys = if self.width <= WIDEST / 2 { 32 } else { 16 };
-        if self.visibility.queries.columns() <= LANES { [LANES, keys] } else { [32, keys] }
+        if self.form.visibility.queries.columns() <= LANES { [LANES, keys] } else { [32, keys] }
     }
 
     /// The same of the backward pass, which has more tiles to keep.
@@ -189,19 +181,22 @@ impl<'a> Launch<'a> {
             width: self.width,
             own,
             others,
-            causal: self.visibility.causal,
-            biased: self.bias != [1, 1],
-            drops: self.dropout.is_some(),
-            aligned: self.visibility.keys.columns().is_multiple_of(Dropout::ELEMENTS_PER_DRAW),
+            causal: self.form.visibility.causal,
+            biased: self.form.biased,
+            drops: self.form.dropout.is_some(),
+            aligned: self.form.visibility.keys.columns().is_multiple_of(Dropout::ELEMENTS_PER_DRAW),
         }
     }
 
-    /// Whether the device has what the kernels need, and the indices of the mask 32 bits.
+    /// Whether heads and bias are as the kernels take them, the device has what they need, and the indices of the mask 32 bits.
     fn fits(&self, tiles: Tiles) -> bool {
         let hardware = &self.client.properties().hardware;
-        let (queries, keys) = (&self.visibility.queries, &self.visibility.keys);
-        let weights = [queries.rows(), self.visibility.heads, queries.columns(), keys.columns()];
+        let (queries, keys) = (&self.form.visibility.queries, &self.form.visibility.keys);
+        let weights = [queries.rows(), self.form.visibility.heads, queries.columns(), keys.columns()];
         self.width <= WIDEST
+            && self.each_its_own
+            && !(tiles.biased && self.form.visibility.bias_by_place)
+            && !self.form.visibility.at_end
             && tiles.shared_bytes() <= hardware.max_shared_memory_size
             && UNITS as u32 <= hardware.max_units_per_cube
             && weights.iter().map(|size| *size as u64).product::<u64>() < 1 << 32
@@ -209,7 +204,7 @@ impl<'a> Launch<'a> {
 
     /// A cube for each block of each head of each row.
     fn cubes(&self, blocks: usize) -> CubeCount {
-        CubeCount::Static(blocks as u32, self.visibility.heads as u32, self.visibility.queries.rows() as u32)
+        CubeCount::Static(blocks as u32, self.form.visibility.heads as u32, self.form.visibility.queries.rows() as u32)
     }
 
     /// For queries and keys of each row, where they begin, how many there are, and how many places they have.
@@ -218,26 +213,28 @@ impl<'a> Launch<'a> {
             let tokens = layout.row(row);
             [tokens.start as u32, tokens.len() as u32, layout.places(row) as u32]
         };
-        let of_row = |row| [places(&self.visibility.queries, row), places(&self.visibility.keys, row)].concat();
-        let rows: Vec<u32> = (0..self.visibility.queries.rows()).flat_map(of_row).collect();
+        let of_row =
+            |row| [places(&self.form.visibility.queries, row), places(&self.form.visibility.keys, row)].concat();
+        let rows: Vec<u32> = (0..self.form.visibility.queries.rows()).flat_map(of_row).collect();
         self.client.create_from_slice(u32::as_bytes(&rows))
     }
 
     fn rows_argument(&self, rows: Handle) -> BufferArg {
         // SAFETY: these are as many numbers as `rows` wrote.
-        unsafe { BufferArg::from_raw_parts(rows, 6 * self.visibility.queries.rows()) }
+        unsafe { BufferArg::from_raw_parts(rows, 6 * self.form.visibility.queries.rows()) }
     }
 
     fn sizes(&self) -> SizesLaunch {
         SizesLaunch::new(
-            self.visibility.queries.columns() as u32,
-            self.visibility.keys.columns() as u32,
-            self.visibility.first_query as u32,
-            (self.visibility.bias_origin - self.visibility.first_query.min(self.visibility.bias_origin)) as u32,
+            self.form.visibility.queries.columns() as u32,
+            self.form.visibility.keys.columns() as u32,
+            self.form.visibility.first_query as u32,
+            (self.form.visibility.bias_origin - self.form.visibility.first_query.min(self.form.visibility.bias_origin))
+                as u32,
         )
     }
 
     fn mask(&self) -> MaskLaunch {
-        mask::argument(self.dropout)
+        mask::argument(self.form.dropout)
     }
 }

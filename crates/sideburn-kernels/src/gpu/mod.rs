@@ -14,6 +14,7 @@ mod loss;
 mod mask;
 mod matmul;
 mod norm;
+mod rotary;
 mod sums;
 
 use burn::backend::TensorMetadata;

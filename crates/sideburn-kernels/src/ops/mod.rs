@@ -17,6 +17,7 @@ pub(crate) mod matmul;
 pub(crate) mod matrix;
 pub(crate) mod norm;
 pub(crate) mod packed;
+pub(crate) mod rotary;
 pub(crate) mod tape;
 
 use burn::tensor::{Int, Tensor};
@@ -48,6 +49,12 @@ fn fused_always<I, O>(
 ) -> O {
     let _span = Span::new(name);
     kernel(inputs).unwrap_or_else(composed)
+}
+
+/// The same numbers, of which there is no gradient.
+fn without_gradient(x: &Tensor<2>) -> Tensor<2> {
+    // A leaf that is detached alone still asks for one.
+    x.clone().detach().set_require_grad(false)
 }
 
 /// Panics unless all indices are below `count`, on the CPU. A GPU is not asked: it would have to be waited for.

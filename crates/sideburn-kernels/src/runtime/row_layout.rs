@@ -27,7 +27,7 @@ pub struct RowLayout {
     tokens: usize,
     /// Whether the matrix has a place for every column of a row.
     padded: bool,
-    /// Whether these are rows of another layout, so that a token may be in several or in none.
+    /// Whether a token may be in several rows or in none.
     shared: bool,
     device: Device,
 }
@@ -114,6 +114,21 @@ impl RowLayout {
         is_cpu(device)
     }
 
+    /// Rows in a matrix of full rows with this many columns, each of which ends before column `end`: a cache of rows that
+    /// began with prompts of different lengths. With `end` 3, a row of two tokens has columns 1 and 2.
+    ///
+    /// # Panics
+    /// If there is no row, or an empty one, or one that is longer than `end`, or `end` is behind the last column.
+    pub fn ending_at(lengths: &[usize], end: usize, columns: usize, device: &Device) -> Self {
+        let layout = Self::in_columns(lengths, columns, device);
+        assert!(end <= columns && lengths.iter().all(|length| *length <= end), "rows do not end at column {end}");
+        if lengths.iter().all(|length| *length == end) {
+            return layout;
+        }
+        let starts = lengths.iter().enumerate().map(|(row, length)| row * columns + end - length);
+        Self { starts: Some(starts.collect()), padded: false, shared: true, ..layout }
+    }
+
     /// The number of rows.
     pub fn rows(&self) -> usize {
         self.lengths.len()
@@ -155,7 +170,8 @@ impl RowLayout {
         self.scattered.as_ref().map(|places| &places[row][..])
     }
 
-    /// Whether these are rows that may share tokens: [rows of another layout](Self::rows_of), or scattered ones.
+    /// Whether these are rows that may share tokens: [rows of another layout](Self::rows_of), scattered ones, or ones
+    /// that [end together](Self::ending_at).
     pub(crate) fn is_shared(&self) -> bool {
         self.shared
     }
@@ -296,6 +312,16 @@ mod tests {
             real.into_data().assert_eq(&column(&[3.0, 4.0, 5.0, 0.0], &device).into_data(), true);
         }
         assert_eq!(layouts.map(|layout| (layout.columns(), layout.has_padding())), [(3, false), (4, true)]);
+    }
+
+    #[test]
+    fn rows_may_end_together() {
+        let device = Device::flex();
+        let layout = RowLayout::ending_at(&[3, 1], 3, 4, &device);
+        assert_eq!([layout.row(0), layout.row(1)], [0..3, 6..7]);
+        assert_eq!((layout.tokens(), layout.columns(), layout.has_padding()), (8, 4, true));
+        assert_eq!(layout.token_of_each_place().unwrap(), [0, 1, 2, 0, 6, 0, 0, 0]);
+        assert!(RowLayout::ending_at(&[2, 2], 2, 4, &device).token_of_each_place().is_none(), "these begin together");
     }
 
     #[test]

@@ -4,8 +4,8 @@ use crate::loops::{Sizes, check, check_at_scale, numbers};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use proptest::prelude::*;
 use sideburn_kernels::{
-    Dropout, Key, LowRank, RowLayout, Visibility, adapted_linear, add_dropout, attention, cross_entropy, dropout,
-    embedding, gelu_gate, linear, linear_cross_entropy, low_rank, matmul, rms_norm, self_attention,
+    Dropout, Key, LowRank, Projections, RowLayout, Visibility, adapted_linear, add_dropout, attention, cross_entropy,
+    dropout, embedding, gelu_gate, linear, linear_cross_entropy, low_rank, matmul, rms_norm, rotary, self_attention,
 };
 
 const KEY: Key = Key::from_seed(5);
@@ -44,14 +44,15 @@ fn check_embedding(ids: &[usize], [rows, d]: [usize; 2]) {
 /// Rows of different lengths, each kind of visibility, with and without a bias.
 fn sizes() -> impl Strategy<Value = Sizes> {
     let rows = prop::collection::vec((1..6usize, 1..8usize), 1..4);
-    let size = (rows, 1..4usize, prop::sample::select(vec![1, 3, 8, 64, 128]));
-    (size, 0..3, any::<bool>()).prop_map(|((rows, heads, width), kind, biased)| {
+    let heads = prop::sample::select(vec![(1, 1), (2, 2), (3, 3), (4, 2), (3, 1), (6, 2)]);
+    let size = (rows, heads, prop::sample::select(vec![1, 3, 8, 64, 128]));
+    (size, 0..3, any::<bool>(), any::<bool>()).prop_map(|((rows, (heads, kv_heads), width), kind, biased, by_place)| {
         let (queries, mut keys): (Vec<usize>, Vec<usize>) = rows.iter().copied().unzip();
         let longest = *queries.iter().max().unwrap();
         let before = rows[0].1 - 1;
         let (causal_from, origin, distances) = match kind {
             // All keys of another text, which have no places.
-            0 => (None, 0, 1),
+            0 => (None, longest, longest + keys.iter().max().unwrap()),
             // All keys of the same rows.
             1 => {
                 keys.clone_from(&queries);
@@ -63,17 +64,22 @@ fn sizes() -> impl Strategy<Value = Sizes> {
                 (Some(before), before + longest - 1, before + longest)
             }
         };
-        Sizes { queries, keys, heads, width, causal_from, distances: if biased { distances } else { 1 }, origin }
+        let distances = match (biased, by_place) {
+            (false, _) => 0,
+            (true, true) => *keys.iter().max().unwrap(),
+            (true, false) => distances,
+        };
+        Sizes { queries, keys, heads, kv_heads, width, causal_from, distances, origin, by_place }
     })
 }
 
 fn visibility(sizes: &Sizes, device: &Device) -> Visibility {
     let [queries, keys] = [&sizes.queries, &sizes.keys].map(|lengths| RowLayout::packed(lengths, device));
-    match sizes.causal_from {
+    let visibility = match sizes.causal_from {
         Some(first) => Visibility::causal(sizes.heads, &queries, &keys, first),
-        None if sizes.queries == sizes.keys && sizes.origin > 0 => Visibility::bidirectional(sizes.heads, &queries),
-        None => Visibility::full(sizes.heads, &queries, &keys),
-    }
+        None => Visibility { bias_origin: sizes.origin, ..Visibility::full(sizes.heads, &queries, &keys) },
+    };
+    if sizes.by_place { visibility.with_bias_by_place() } else { visibility }
 }
 
 /// The first two of these as matrices of this shape, one beside the other.
@@ -93,33 +99,64 @@ fn check_attention(sizes: &Sizes, seed: u64, p: f64) {
         numbers(seed + 2, count(sizes.k())),
         numbers(seed + 3, count(sizes.bias())),
     ];
-    // A bias that is the same for all keys changes nothing: its gradient is a sum of many terms that is zero.
-    let scale = if sizes.distances == 1 { 5.0 } else { 0.1 };
     let dropout = Dropout::new(p, KEY);
-    let matrices = |x: &[Tensor<1>]| {
-        [(0, sizes.q()), (1, sizes.k()), (2, sizes.k()), (3, sizes.bias())].map(|(i, dims)| x[i].clone().reshape(dims))
-    };
+    let inputs = if sizes.distances == 0 { &inputs[..3] } else { &inputs };
+    let matrices =
+        |x: &[Tensor<1>]| [(0, sizes.q()), (1, sizes.k()), (2, sizes.k())].map(|(i, dims)| x[i].clone().reshape(dims));
+    let bias = |x: &[Tensor<1>]| x.get(3).map(|bias| bias.clone().reshape(sizes.bias()));
     let out = count(sizes.q());
+    // The gradient of a bias is a sum over all rows.
+    let scale = [0.1, 0.5];
     check_at_scale(
-        [0.1, scale],
-        &inputs,
+        scale,
+        inputs,
         |x| crate::loops::attention(sizes, x, &kept),
         |x| {
-            let [q, k, v, bias] = matrices(x);
-            attention(q, k, v, bias, &visibility(sizes, &x[0].device()), dropout).reshape([out])
+            let ([q, k, v], device) = (matrices(x), x[0].device());
+            attention(q, k, v, bias(x), &visibility(sizes, &device), dropout).reshape([out])
         },
     );
-    if sizes.queries == sizes.keys {
-        check_at_scale(
-            [0.1, scale],
-            &inputs,
-            |x| crate::loops::attention(sizes, x, &kept),
-            |x| {
-                let [q, k, v, bias] = matrices(x);
-                let visibility = visibility(sizes, &x[0].device());
-                self_attention(Tensor::cat(vec![q, k, v], 1), bias, &visibility, dropout).reshape([out])
-            },
-        );
+    if sizes.queries != sizes.keys {
+        return;
+    }
+    let tokens = sizes.q()[0];
+    // Angles of any size, other ones for each token and pair.
+    let angle = |token: usize, pair: usize| (token * 7 + pair * 3) as f64 * 0.37;
+    let angles: Vec<Vec<f64>> =
+        (0..tokens).map(|token| (0..sizes.width / 2).map(|pair| angle(token, pair)).collect()).collect();
+    for (grouped, turned) in [(false, false), (true, false), (false, true), (true, true)] {
+        if turned && !sizes.width.is_multiple_of(2) {
+            continue;
+        }
+        let reference = |x: &[Vec<f64>]| {
+            let mut x = x.to_vec();
+            for (part, columns) in [(0, sizes.q()[1]), (1, sizes.k()[1])] {
+                if turned {
+                    x[part] = crate::loops::rotary(&x[part], &angles, columns, sizes.width);
+                }
+            }
+            // What the operation multiplies scores by.
+            x[0].iter_mut().for_each(|x| *x *= 0.5);
+            crate::loops::attention(sizes, &x, &kept)
+        };
+        check_at_scale(scale, inputs, reference, |x| {
+            let (device, parts) = (x[0].device(), matrices(x));
+            let qkv = match grouped {
+                false => Tensor::cat(parts.to_vec(), 1),
+                true => {
+                    let by_heads = |x: Tensor<2>| {
+                        let together = x.dims()[1] / (sizes.kv_heads * sizes.width);
+                        x.reshape([tokens, sizes.kv_heads, together * sizes.width])
+                    };
+                    let all = (sizes.heads + 2 * sizes.kv_heads) * sizes.width;
+                    Tensor::<3>::cat(parts.map(by_heads).to_vec(), 2).reshape([tokens, all])
+                }
+            };
+            let projections = Projections { kv_heads: sizes.kv_heads, scale: 0.5, grouped };
+            let cos_sin = turned.then(|| crate::loops::cos_sin(&angles, &device.clone().inner(), x[0].dtype()));
+            let cos_sin = cos_sin.map(Tensor::from_inner);
+            self_attention(qkv, projections, bias(x), cos_sin, &visibility(sizes, &device), dropout).reshape([out])
+        });
     }
 }
 
@@ -191,6 +228,18 @@ proptest! {
         });
         let sum = |x: &[Vec<f64>]| x[0].iter().zip(drop(x[1].clone())).map(|(x, y)| x + y).collect();
         check(&inputs, sum, |x| add_dropout(x[0].clone(), x[1].clone(), Dropout::new(p, KEY)));
+    }
+
+    #[test]
+    fn rotary_is_the_loops(tokens in 1..40usize, heads in 1..4usize, width in prop::sample::select(vec![2, 6, 64])) {
+        let angles: Vec<Vec<f64>> = (0..tokens)
+            .map(|token| (0..width / 2).map(|pair| (token * 5 + pair) as f64 * 0.61).collect())
+            .collect();
+        let columns = heads * width;
+        check(&[numbers(1, tokens * columns)], |x| crate::loops::rotary(&x[0], &angles, columns, width), |x| {
+            let cos_sin = crate::loops::cos_sin(&angles, &x[0].device(), x[0].dtype());
+            rotary(x[0].clone().reshape([tokens, columns]), cos_sin).reshape([tokens * columns])
+        });
     }
 
     #[test]
@@ -273,13 +322,19 @@ fn sizes_of_many_tasks_are_the_loops() {
         queries: queries.clone(),
         keys: queries.clone(),
         heads,
+        kv_heads: heads,
         width,
         causal_from: None,
         distances: 259,
         origin: 129,
+        by_place: false,
     };
     check_attention(&own, 3, 0.1);
-    check_attention(&Sizes { causal_from: Some(0), distances: 130, ..own }, 4, 0.1);
+    check_attention(&Sizes { causal_from: Some(0), distances: 130, ..own.clone() }, 4, 0.1);
+    check_attention(&Sizes { causal_from: Some(0), distances: 130, by_place: true, ..own.clone() }, 5, 0.1);
+    // Heads enough that those which look through one head of keys are parted.
+    let short = Sizes { queries: vec![5, 3], keys: vec![5, 3], distances: 0, causal_from: Some(0), ..own };
+    check_attention(&Sizes { heads: 70, kv_heads: 1, width: 4, ..short }, 6, 0.1);
     // More rows than a block, more classes than a chunk.
     let (n, d, classes) = (300, 5, 1100);
     let labels: Vec<usize> = (0..n as u64).map(|i| KEY.below(i, classes as u64) as usize).collect();

@@ -3,9 +3,9 @@
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use sideburn_kernels::{
-    Dropout, Key, LinearOp, LowRank, PackedMatrix, RowLayout, Visibility, adapted_linear, adapted_linears, add_dropout,
-    attention, cross_entropy, dropout, embedding, gelu_gate, linear_cross_entropy, low_rank, matmul, rms_norm,
-    self_attention,
+    Dropout, Key, LinearOp, LowRank, PackedMatrix, Projections, RowLayout, Visibility, adapted_linear, adapted_linears,
+    add_dropout, attention, cross_entropy, dropout, embedding, gelu_gate, linear_cross_entropy, low_rank, matmul,
+    rms_norm, self_attention,
 };
 
 use sideburn_quant::{Packed, Quantization};
@@ -28,9 +28,9 @@ macro_rules! test_cases {
     ($check:expr) => {
         crate::cases::test_cases! {
             $check;
-            dropout_and_sums products gates norms losses attention_of_short_rows attention_of_many_tiles attention_of_windows
-            layers_that_share_an_input attention_of_tokens_to_each_other rows_of_a_table low_rank_branches
-            packed_weights
+            dropout_and_sums products gates norms losses attention_of_short_rows attention_of_many_tiles
+            attention_of_windows attention_with_a_bias_by_place layers_that_share_an_input
+            attention_of_tokens_to_each_other rows_of_a_table low_rank_branches packed_weights
         }
     };
     ($check:expr; $($name:ident)*) => {
@@ -217,12 +217,13 @@ fn check_attention(
             scaled(1, tokens, 1.0 / (width as f64).sqrt()),
             input(2, keys),
             input(3, keys),
-            input(4, if *biased { [heads, visibility.bias_origin + visibility.keys.columns()] } else { [1, 1] }),
+            input(4, [heads, visibility.bias_origin + visibility.keys.columns()]),
         ];
+        let inputs = if *biased { &inputs[..] } else { &inputs[..3] };
         let what = format!("attention {queries:?} {heads}x{width} packed {packed} {:?}", (kind, biased, drops));
-        check(&what, &inputs, &|x| {
+        check(&what, inputs, &|x| {
             let visibilities = visibilities(queries, others, first, heads, packed, &x[0].device().inner());
-            let [q, k, v, bias] = [0, 1, 2, 3].map(|i| x[i].clone());
+            let ([q, k, v], bias) = ([0, 1, 2].map(|i| x[i].clone()), x.get(3).cloned());
             let y = attention(q, k, v, bias, &visibilities[*kind], Dropout::new(if *drops { 0.3 } else { 0.0 }, KEY));
             visibilities[*kind].queries.real_tokens(y)
         });
@@ -250,14 +251,28 @@ pub(crate) fn attention_of_windows(check: Check<'_>) {
         let [queries, keys] = [[4, 2], [5, 4]].map(|lengths| RowLayout::packed(&lengths, &x[0].device().inner()));
         let visibility = Visibility::causal(2, &queries, &keys, 1);
         let [q, k, v] = [window(&x[0], 1), window(&x[1], 0), window(&x[2], 1)];
-        attention(q, k, v, x[3].clone(), &visibility, Dropout::new(0.2, KEY))
+        attention(q, k, v, Some(x[3].clone()), &visibility, Dropout::new(0.2, KEY))
     });
-    let inputs = [scaled(1, [16, 6], 0.3), input(2, [16, 6]), input(3, [16, 6]), input(4, [1, 1])];
+    let inputs = [scaled(1, [16, 6], 0.3), input(2, [16, 6]), input(3, [16, 6])];
     check("transposed", &inputs, &|x| {
         let layout = RowLayout::packed(&[4, 2], &x[0].device().inner());
         let [q, k, v] = [0, 1, 2].map(|i| x[i].clone().transpose());
-        attention(q, k, v, x[3].clone(), &Visibility::full(2, &layout, &layout), None)
+        attention(q, k, v, None, &Visibility::full(2, &layout, &layout), None)
     });
+}
+
+pub(crate) fn attention_with_a_bias_by_place(check: Check<'_>) {
+    for packed in [true, false] {
+        let inputs = [scaled(1, [if packed { 6 } else { 8 }, 16], 0.3), input(2, [if packed { 9 } else { 16 }, 16])];
+        let inputs = inputs.into_iter().chain([input(3, [if packed { 9 } else { 16 }, 16]), input(4, [2, 8])]);
+        check(&format!("packed {packed}"), &inputs.collect::<Vec<_>>(), &|x| {
+            let device = x[0].device().inner();
+            let [queries, keys] = [[4, 2], [5, 4]].map(|lengths| layouts(&lengths, packed, &device));
+            let visibility = Visibility::causal(2, &queries, &keys, 1).with_bias_by_place();
+            let [q, k, v, bias] = [0, 1, 2, 3].map(|index| x[index].clone());
+            queries.real_tokens(attention(q, k, v, Some(bias), &visibility, Dropout::new(0.2, KEY)))
+        });
+    }
 }
 
 pub(crate) fn layers_that_share_an_input(check: Check<'_>) {
@@ -305,9 +320,34 @@ pub(crate) fn attention_of_tokens_to_each_other(check: Check<'_>) {
     let layout = |device: &Device| RowLayout::padded(&[3, 5], 6, &device.clone().inner());
     check("self_attention", &[input(1, [12, 48]), input(2, [2, 11])], &|x| {
         let layout = layout(&x[0].device());
-        let y =
-            self_attention(x[0].clone(), x[1].clone(), &Visibility::bidirectional(2, &layout), Dropout::new(0.2, KEY));
-        layout.real_tokens(y)
+        let (visibility, bias) = (Visibility::bidirectional(2, &layout), Some(x[1].clone()));
+        let dropout = Dropout::new(0.2, KEY);
+        layout.real_tokens(self_attention(x[0].clone(), Projections::of(2), bias, None, &visibility, dropout))
+    });
+    // Six heads that look through two, or one, turned.
+    for (kv_heads, grouped, packed) in [(2, true, true), (2, false, false), (1, true, false), (6, true, true)] {
+        let layout = |device: &Device| layouts(&[3, 5], packed, &device.clone().inner());
+        let tokens = layout(&Device::flex()).tokens();
+        let what = format!("{kv_heads} heads of keys, grouped {grouped}, packed {packed}");
+        check(&what, &[scaled(1, [tokens, (6 + 2 * kv_heads) * 4], 0.7)], &|x| {
+            let (device, layout) = (x[0].device(), layout(&x[0].device()));
+            let angles = (0..tokens * 2).map(|at| (at / 2 * 3 + at % 2) as f64 * 0.37);
+            let pairs: Vec<f64> = angles.collect();
+            let row = |pairs: &[f64]| [pairs[0].cos(), pairs[1].cos(), pairs[0].sin(), pairs[1].sin()];
+            let cos_sin: Vec<f64> = pairs.chunks(2).flat_map(row).collect();
+            let cos_sin = tensor(&cos_sin, [tokens, 4], &device, x[0].dtype());
+            let projections = Projections { kv_heads, scale: 0.5, grouped };
+            let visibility = Visibility::causal(6, &layout, &layout, 0);
+            let dropout = Dropout::new(0.2, KEY);
+            layout.real_tokens(self_attention(x[0].clone(), projections, None, Some(cos_sin), &visibility, dropout))
+        });
+    }
+    // Keys of their own rows, that several heads look through.
+    let inputs = [scaled(1, [6, 16], 0.3), input(2, [9, 8]), input(3, [9, 8])];
+    check("shared heads", &inputs, &|x| {
+        let [queries, keys] = [[4, 2], [5, 4]].map(|lengths| RowLayout::packed(&lengths, &x[0].device().inner()));
+        let [q, k, v] = [0, 1, 2].map(|i| x[i].clone());
+        attention(q, k, v, None, &Visibility::causal(4, &queries, &keys, 1), Dropout::new(0.2, KEY))
     });
 }
 

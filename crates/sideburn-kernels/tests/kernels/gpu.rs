@@ -96,7 +96,7 @@ fn attention_of_rows_that_share_their_keys() {
         });
         let q = on(f32s(1, [queries.tokens(), 8], &Device::flex()));
         let visibility = Visibility::full(2, &queries, &keys);
-        let y = attention(q, k, v, Tensor::zeros([1, 1], device), &visibility, None);
+        let y = attention(q, k, v, None, &visibility, None);
         values(queries.real_tokens(y))
     };
     for packed in [true, false] {
@@ -154,8 +154,8 @@ fn half_precision() {
         let op = |x: &[Tensor<2>]| {
             let layout = RowLayout::padded(&[3, 2], 3, &x[0].device().inner());
             let visibility = Visibility::causal(2, &layout, &layout, 0);
-            let y =
-                attention(x[0].clone(), x[1].clone(), x[2].clone(), x[3].clone(), &visibility, Dropout::new(0.2, KEY));
+            let ([q, k, v], bias) = ([0, 1, 2].map(|index| x[index].clone()), Some(x[3].clone()));
+            let y = attention(q, k, v, bias, &visibility, Dropout::new(0.2, KEY));
             let weight = x[2].clone().narrow(0, 0, 1).reshape([16]);
             let y = rms_norm(visibility.queries.real_tokens(y), weight, 1e-6);
             gelu_gate(beside(y.clone(), y), Dropout::new(0.2, KEY))

@@ -3,8 +3,9 @@
 use crate::loops::{assert_near, bits, f32s, numbers, values};
 use burn::tensor::{Device, Int, Tensor, s};
 use sideburn_kernels::{
-    Dropout, KernelMode, Key, LowRank, RowLayout, Visibility, adapted_linear, add_dropout, attention, cross_entropy,
-    dropout, embedding, gelu_gate, kernel_mode, linear, linear_cross_entropy, low_rank, rms_norm, self_attention,
+    Dropout, KernelMode, Key, LowRank, Projections, RowLayout, Visibility, adapted_linear, add_dropout, attention,
+    cross_entropy, dropout, embedding, gelu_gate, kernel_mode, linear, linear_cross_entropy, low_rank, rms_norm,
+    self_attention,
 };
 
 const KEY: Key = Key::from_seed(2);
@@ -16,7 +17,7 @@ fn labels(labels: &[i32], device: &Device) -> Tensor<1, Int> {
 fn attend(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, bias: Tensor<2>) -> Tensor<2> {
     let [queries, keys] = [[4, 2], [5, 3]].map(|lengths| RowLayout::packed(&lengths, &q.device()));
     let visibility = Visibility::causal(3, &queries, &keys, 1);
-    attention(q, k, v, bias, &visibility, Dropout::new(0.1, KEY))
+    attention(q, k, v, Some(bias), &visibility, Dropout::new(0.1, KEY))
 }
 
 /// Two matrices as one.
@@ -185,7 +186,7 @@ fn padding_changes_nothing() {
             q.clone(),
             k.clone(),
             v.clone(),
-            bias,
+            Some(bias),
             &Visibility::bidirectional(2, layout),
             None,
         ));
@@ -211,7 +212,7 @@ fn rows_may_share_their_keys() {
             let [k, v] = [2, 3].map(|seed| f32s(seed, [keys.tokens(), 8], &device));
             let attend = |k: &Tensor<2>, v: &Tensor<2>, keys: &RowLayout| {
                 let visibility = Visibility::full(2, &queries, keys);
-                values(attention(q.clone(), k.clone(), v.clone(), Tensor::zeros([1, 1], &device), &visibility, None))
+                values(attention(q.clone(), k.clone(), v.clone(), None, &visibility, None))
             };
             let copies = |x: &Tensor<2>| Tensor::cat(looking.map(|row| x.clone().slice([keys.row(row)])).to_vec(), 0);
             let copied = RowLayout::packed(&looking.map(|row| keys.lengths()[row]), &device);
@@ -237,7 +238,7 @@ fn shared_keys_have_no_gradient() {
     let keys = RowLayout::packed(&[2], &device).rows_of(&[0, 0]);
     let [q, k, v] = [1, 2, 3].map(|seed| f32s(seed, [2, 4], &device).require_grad());
     let visibility = Visibility::full(1, &RowLayout::packed(&[1, 1], &device), &keys);
-    attention(q, k, v, Tensor::zeros([1, 1], &device), &visibility, None).sum().backward();
+    attention(q, k, v, None, &visibility, None).sum().backward();
 }
 
 #[test]
@@ -263,11 +264,7 @@ fn what_is_not_finite_is_not_hidden() {
         not_finite(0, "dropout", kept);
         let rows = RowLayout::packed(&[1, 1], &device);
         let visibility = Visibility::full(1, &rows, &rows);
-        not_finite(
-            0,
-            "attention",
-            values(attention(with(bad), ones(), ones(), Tensor::zeros([1, 1], &device), &visibility, None)),
-        );
+        not_finite(0, "attention", values(attention(with(bad), ones(), ones(), None, &visibility, None)));
         not_finite(0, "linear", values(linear(with(bad), ones())));
         let loss = linear_cross_entropy(with(bad), ones(), labels(&[1, 1], &device), 0.0);
         not_finite(0, "linear_cross_entropy", values(loss));
@@ -416,7 +413,7 @@ fn attention_of(heads: usize, q: [usize; 2], k: [usize; 2], v: [usize; 2], bias:
     let zeros = |shape| Tensor::<2>::zeros(shape, &Device::flex());
     let [queries, keys] = [2, 3].map(|length| RowLayout::packed(&[length, length], &Device::flex()));
     let visibility = Visibility::causal(heads, &queries, &keys, 1);
-    attention(zeros(q), zeros(k), zeros(v), zeros(bias), &visibility, None);
+    attention(zeros(q), zeros(k), zeros(v), Some(zeros(bias)), &visibility, None);
 }
 
 #[test]
@@ -426,11 +423,27 @@ fn attention_refuses_values_without_keys() {
 }
 
 #[test]
-#[should_panic(expected = "8 columns do not make queries, keys and values")]
+#[should_panic(expected = "8 columns do not make 6 heads of queries, keys and values")]
 fn self_attention_refuses_what_cannot_be_three_parts() {
     let layout = RowLayout::packed(&[4], &Device::flex());
     let zeros = |columns| Tensor::<2>::zeros([4, columns], &Device::flex());
-    self_attention(zeros(8), Tensor::zeros([1, 1], &Device::flex()), &Visibility::bidirectional(2, &layout), None);
+    self_attention(zeros(8), Projections::of(2), None, None, &Visibility::bidirectional(2, &layout), None);
+}
+
+#[test]
+#[should_panic(expected = "2 heads of keys do not divide 3 heads")]
+fn self_attention_refuses_heads_that_cannot_be_shared_out() {
+    let (x, layout) = (f32s(1, [4, 14], &Device::flex()), RowLayout::packed(&[4], &Device::flex()));
+    let projections = Projections { kv_heads: 2, ..Projections::of(3) };
+    self_attention(x, projections, None, None, &Visibility::bidirectional(3, &layout), None);
+}
+
+#[test]
+#[should_panic(expected = "cos_sin [4, 6] does not fit [4, 8]")]
+fn self_attention_refuses_angles_of_other_heads() {
+    let (x, layout) = (f32s(1, [4, 24], &Device::flex()), RowLayout::packed(&[4], &Device::flex()));
+    let angles = f32s(2, [4, 6], &Device::flex());
+    self_attention(x, Projections::of(2), None, Some(angles), &Visibility::bidirectional(2, &layout), None);
 }
 
 #[test]

@@ -195,13 +195,17 @@ pub(crate) struct Sizes {
     pub(crate) queries: Vec<usize>,
     pub(crate) keys: Vec<usize>,
     pub(crate) heads: usize,
+    /// Heads of the keys.
+    pub(crate) kv_heads: usize,
     pub(crate) width: usize,
     /// The place of the first query among the keys, if no query sees keys behind its own place.
     pub(crate) causal_from: Option<usize>,
-    /// Columns of the bias; 1 for a bias that is the same for all.
+    /// Columns of the bias; 0 for none.
     pub(crate) distances: usize,
     /// The column for a key at its query's place.
     pub(crate) origin: usize,
+    /// Whether each key has a column of its own instead.
+    pub(crate) by_place: bool,
 }
 
 impl Sizes {
@@ -210,11 +214,11 @@ impl Sizes {
     }
 
     pub(crate) fn k(&self) -> [usize; 2] {
-        [self.keys.iter().sum(), self.heads * self.width]
+        [self.keys.iter().sum(), self.kv_heads * self.width]
     }
 
     pub(crate) fn bias(&self) -> [usize; 2] {
-        if self.distances == 1 { [1, 1] } else { [self.heads, self.distances] }
+        [self.heads, self.distances]
     }
 
     /// The shape that masks are drawn for.
@@ -224,25 +228,51 @@ impl Sizes {
     }
 }
 
+/// The cosines of each token's angles and then their sines.
+pub(crate) fn cos_sin(angles: &[Vec<f64>], device: &Device, dtype: DType) -> Tensor<2> {
+    let functions: [fn(f64) -> f64; 2] = [f64::cos, f64::sin];
+    let of_token = |angles: &Vec<f64>| functions.map(|f| angles.iter().copied().map(f).collect::<Vec<_>>()).concat();
+    let values: Vec<f64> = angles.iter().flat_map(of_token).collect();
+    tensor(&values, [angles.len(), values.len() / angles.len()], device, dtype)
+}
+
+/// Each head `width` wide of `x`, of which each token has `columns`, turned by the angles of its token.
+pub(crate) fn rotary(x: &[f64], angles: &[Vec<f64>], columns: usize, width: usize) -> Vec<f64> {
+    let mut out = x.to_vec();
+    for (token, angles) in angles.iter().enumerate() {
+        for head in (token * columns..(token + 1) * columns).step_by(width) {
+            for (pair, angle) in angles.iter().enumerate() {
+                let (a, b) = (x[head + pair], x[head + width / 2 + pair]);
+                out[head + pair] = a * angle.cos() - b * angle.sin();
+                out[head + width / 2 + pair] = b * angle.cos() + a * angle.sin();
+            }
+        }
+    }
+    out
+}
+
 pub(crate) fn attention(sizes: &Sizes, inputs: &[Vec<f64>], kept: &[f64]) -> Vec<f64> {
-    let [q, k, v, bias] = inputs else { panic!("four inputs") };
+    let [q, k, v, bias @ ..] = inputs else { panic!("three inputs at least") };
     let [_, _, most_queries, most_keys] = sizes.scores();
-    let columns = sizes.heads * sizes.width;
+    let together = sizes.heads / sizes.kv_heads;
     let mut out = vec![0.0; q.len()];
     let (mut first_query, mut first_key) = (0, 0);
     for (row, (queries, keys)) in sizes.queries.iter().zip(&sizes.keys).enumerate() {
         for head in 0..sizes.heads {
             for query in 0..*queries {
                 let seen = sizes.causal_from.map_or(*keys, |first| (first + query + 1).min(*keys));
-                let at = |token: usize, x: usize| token * columns + head * sizes.width + x;
+                let at = |token: usize, x: usize| (token * sizes.heads + head) * sizes.width + x;
+                let seen_at = |token: usize, x: usize| (token * sizes.kv_heads + head / together) * sizes.width + x;
                 let weight = |key: usize| {
-                    let product = |x| q[at(first_query + query, x)] * k[at(first_key + key, x)];
+                    let product = |x| q[at(first_query + query, x)] * k[seen_at(first_key + key, x)];
                     let score: f64 = (0..sizes.width).map(product).sum();
-                    let bias = if sizes.distances == 1 {
-                        bias[0]
+                    let bias = if sizes.distances == 0 {
+                        0.0
+                    } else if sizes.by_place {
+                        bias[0][head * sizes.distances + key]
                     } else {
                         let place = sizes.causal_from.unwrap_or(0) + query;
-                        bias[head * sizes.distances + sizes.origin + key - place]
+                        bias[0][head * sizes.distances + sizes.origin + key - place]
                     };
                     (score + bias).exp()
                 };
@@ -251,7 +281,7 @@ pub(crate) fn attention(sizes: &Sizes, inputs: &[Vec<f64>], kept: &[f64]) -> Vec
                 for (key, weight) in weights.iter().enumerate() {
                     let place = ((row * sizes.heads + head) * most_queries + query) * most_keys + key;
                     for x in 0..sizes.width {
-                        out[at(first_query + query, x)] += weight / sum * kept[place] * v[at(first_key + key, x)];
+                        out[at(first_query + query, x)] += weight / sum * kept[place] * v[seen_at(first_key + key, x)];
                     }
                 }
             }

@@ -1,10 +1,10 @@
 //! Blocks against what they stand for, written out in loops.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use sideburn_adapters::{AdaptedLinear, AdapterSet, Key, Pass, TokenPass};
 use sideburn_kernels::{RowLayout, Visibility};
 use sideburn_nn::{
-    Activation, Attention, AttentionConfig, FeedForward, KeysValues, LayerNorm, Position, RmsNorm, Rotary, alibi,
+    Activation, Alibi, Attention, AttentionConfig, FeedForward, KeysValues, LayerNorm, Position, RmsNorm, Rotary,
 };
 use sideburn_testing::{max_difference, values};
 
@@ -38,7 +38,7 @@ fn product(x: &[Vec<f64>], weight: &AdaptedLinear) -> Vec<Vec<f64>> {
 /// Causal attention of one row, head by head and query by query.
 fn by_loops(layer: &Attention, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
     let AttentionConfig { kv_heads, scale, .. } = *layer.config();
-    let [q, k, v] = [&layer.q, &layer.k, &layer.v].map(|projection| product(x, projection));
+    let [q, k, v] = [0, 1, 2].map(|part| product(x, &layer.qkv[part]));
     let mut mixed = vec![vec![0.0; HEADS * HEAD_WIDTH]; x.len()];
     for head in 0..HEADS {
         let seen = head / (HEADS / kv_heads) * HEAD_WIDTH;
@@ -76,7 +76,7 @@ fn attention_with_shared_heads_and_a_scale() {
     let rows_of_x = rows(x.clone());
     for (kv_heads, scale) in [(HEADS, 1.0), (HEADS, 0.4), (2, 1.0), (1, 0.4)] {
         let layer = layer(kv_heads, scale);
-        assert_eq!(layer.k.shape(), [kv_heads * HEAD_WIDTH, WIDTH]);
+        assert_eq!(layer.qkv[1].shape(), [kv_heads * HEAD_WIDTH, WIDTH]);
         let mut pass = Pass::evaluate();
         let pass = &mut tokens(&mut pass, 7);
         let projections = layer.projections(x.clone(), pass);
@@ -212,17 +212,17 @@ fn rotary_attention_sees_distances() {
     assert!(max_difference(&found[0], &found[2]) > 1e-3, "positions must matter");
 }
 
-/// The bias by distance gives the weights that a bias by the place of the key does, which is how `transformers` has it.
 #[test]
-fn alibi_is_a_bias_by_distance() {
+fn alibi_is_a_bias_by_place() {
     let (device, mut pass) = (Device::flex(), Pass::evaluate());
     let (layer, pass) = (layer(HEADS, 1.0), &mut tokens(&mut pass, 4));
     let layout = RowLayout::packed(&[4], &device);
-    let visibility = Visibility::causal(HEADS, &layout, &layout, 0);
+    let visibility = Visibility::causal(HEADS, &layout, &layout, 0).with_bias_by_place();
     let x = random("x", [4, WIDTH]);
     let projections = layer.projections(x.clone(), pass);
-    let found = values(layer.among_themselves(projections, &alibi(HEADS, 3, 0, &device), &visibility, pass));
-    let [q, k, v] = [&layer.q, &layer.k, &layer.v].map(|projection| rows(projection.forward(x.clone(), pass)));
+    let position = Alibi { heads: HEADS, scale: 1.0 }.position(4, (&device, DType::F32));
+    let found = values(layer.among_themselves(projections, &position, &visibility, pass));
+    let [q, k, v] = [0, 1, 2].map(|part| rows(layer.qkv[part].forward(x.clone(), pass)));
     let mut mixed = vec![vec![0.0; HEADS * HEAD_WIDTH]; 4];
     for (head, slope) in (0..HEADS).map(|head| (head, 0.25f64.powi(head as i32 + 1))) {
         let of_head = |row: &[f64]| row[head * HEAD_WIDTH..][..HEAD_WIDTH].to_vec();

@@ -1,19 +1,18 @@
 //! A family of models in one file, as somebody else would write it: a decoder alone, with multi-query attention, layer
-//! norms with biases, learned positions and a tied head. A prompt ends with a separator, behind which the model writes.
+//! norms with biases, learned positions and a tied head.
 
 use burn::module::Module;
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{Device, Tensor};
 use serde_json::{Value, json};
 use sideburn_adapters::{
-    AdaptedLinear, AdaptedModel, AdaptedTable, AdapterError, AdapterSet, Adapters, Key, ModelShape, Pass, Precision,
+    AdaptedLinear, AdaptedModel, AdaptedTable, AdapterError, AdapterSet, Adapters, Key, ModelShape, Precision,
     TokenPass, list_weights, random_weight,
 };
-use sideburn_batch::{PromptBatch, TokenRows};
-use sideburn_generate::{Decoder, GenerationConfig};
-use sideburn_kernels::{RowLayout, Visibility};
+use sideburn_batch::TokenRows;
+use sideburn_generate::GenerationConfig;
 use sideburn_nn::{
-    Activation, Attention, AttentionConfig, ConfigFields, FeedForward, Head, KeysValues, LanguageModel, LayerNorm,
-    ModelDir, NnError, Position, behind, embed, places_behind, shift_right,
+    Activation, Attention, AttentionConfig, CausalTokens, ConfigFields, DecoderOnly, FeedForward, Frame, Head,
+    LayerNorm, ModelDir, NnError, Positions, embed,
 };
 
 /// What `config.json` says.
@@ -96,12 +95,12 @@ impl AdaptedModel for Tiny {
         list.push(("wpe.weight".to_owned(), borrow!(model.positions).into()));
         for (index, block) in each!(model.blocks).enumerate() {
             let name = |part: &str| format!("h.{index}.{part}");
+            list.push((name("ln_1.weight"), borrow!(block.attention_norm.weight).into()));
+            list.push((name("ln_1.bias"), borrow!(block.attention_norm.bias).into()));
+            for (part, linear) in ["q", "k", "v"].into_iter().zip(each!(block.attention.qkv)) {
+                list.push((name(&format!("attn.{part}")), linear.into()));
+            }
             list.extend([
-                (name("ln_1.weight"), borrow!(block.attention_norm.weight).into()),
-                (name("ln_1.bias"), borrow!(block.attention_norm.bias).into()),
-                (name("attn.q"), borrow!(block.attention.q).into()),
-                (name("attn.k"), borrow!(block.attention.k).into()),
-                (name("attn.v"), borrow!(block.attention.v).into()),
                 (name("attn.o"), borrow!(block.attention.o).into()),
                 (name("ln_2.weight"), borrow!(block.feed_forward_norm.weight).into()),
                 (name("ln_2.bias"), borrow!(block.feed_forward_norm.bias).into()),
@@ -138,16 +137,6 @@ impl AdaptedModel for Tiny {
     fn adapters_mut(&mut self) -> &mut AdapterSet {
         &mut self.adapters
     }
-}
-
-/// The keys and values of all tokens so far, block by block: of each row the prefix and what it wrote; at first the prefix
-/// alone, once for all rows.
-#[derive(Clone, Debug)]
-struct Written {
-    blocks: Vec<KeysValues>,
-    prefix: usize,
-    /// How many tokens each row has, without the prefix.
-    lengths: Vec<usize>,
 }
 
 impl Tiny {
@@ -204,214 +193,43 @@ impl Tiny {
         sideburn_files::write_atomic(directory.config_path(), text.as_bytes()).map_err(NnError::from)?;
         Ok(self.save_base(directory.path().join("model.safetensors"), Precision::F32)?)
     }
+}
 
-    /// The last hidden states of the real tokens of `rows`, and what they leave behind for those that follow.
-    fn hidden(
-        &self,
-        rows: &TokenRows,
-        before: Option<Written>,
-        pass: &mut Pass,
-    ) -> Result<(Tensor<2>, Written), TinyError> {
-        let device = self.device();
-        let (prompt, before) = match before {
-            Some(before) => (None, before),
-            None => {
-                let of_prefix = |layers| KeysValues::of_prefix(layers, self.tokens.dtype());
-                let blocks = self.adapters.prefix().map(of_prefix).unwrap_or_default();
-                let (prefix, lengths) = (blocks.first().map_or(0, KeysValues::tokens), vec![0; rows.len()]);
-                (self.adapters.virtual_tokens(), Written { blocks, prefix, lengths })
-            }
-        };
-        let added = prompt.as_ref().map_or(0, |prompt| prompt.dims()[0]);
-        let lengths: Vec<usize> = rows.lengths().iter().map(|length| length + added).collect();
-        let layout = RowLayout::packed(&lengths, &device);
-        let (prefix, first) = (before.prefix, before.lengths.clone());
-        let own = RowLayout::packed(rows.lengths(), &device);
-        let mut x = embed(&self.tokens, rows, &own, 0, &self.adapters.enter(pass, &own)?)?;
-        if let Some(prompt) = prompt {
-            x = behind(prompt, x, &own, &layout);
-        }
-        let pass = &mut self.adapters.enter(pass, &layout)?;
-        x = x + self.positions_of(&first, &lengths, &layout, pass)?;
+impl DecoderOnly for Tiny {
+    type Error = TinyError;
 
-        // A row sees what the prefix gives, what it wrote before, and itself.
-        let seen: Vec<usize> = first.iter().zip(&lengths).map(|(first, own)| prefix + first + own).collect();
-        let keys = RowLayout::packed(&seen, &device);
-        let places = places(prefix, &first, &layout, &keys);
-        // Behind the first pass each row has one token, which sees all.
-        let visibility = match lengths.iter().all(|length| *length == 1) {
-            true => Visibility::full(self.config.heads, &layout, &keys),
-            false => Visibility::causal(self.config.heads, &layout, &keys, prefix),
-        };
-        let mut left = Vec::with_capacity(self.blocks.len());
-        for (index, block) in self.blocks.iter().enumerate() {
-            let projections = block.attention.projections(block.attention_norm.forward(x.clone(), pass), pass);
-            let (queries, fresh) = block.attention.split(projections, &Position::None);
-            let seen = match before.blocks.get(index) {
-                Some(before) => before.clone().pick_with(fresh, &places),
-                None => fresh,
-            };
-            left.push(seen.clone());
-            x = x + block.attention.look_at(queries, seen, &Position::None, &visibility, pass);
-            x = x.clone() + block.feed_forward.forward(block.feed_forward_norm.forward(x, pass), pass);
+    fn frame(&self) -> Frame<'_> {
+        Frame {
+            embedding: &self.tokens,
+            head: Head::new(None, &self.tokens),
+            heads: self.config.heads,
+            positions: Positions::None,
+            generation: &self.generation,
         }
-        let x = self.norm.forward(x, pass);
-        let own: Vec<i32> =
-            (0..layout.rows()).flat_map(|row| layout.row(row).skip(added)).map(|at| at as i32).collect();
-        let length = own.len();
-        let own = Tensor::<1, Int>::from_data(burn::tensor::TensorData::new(own, [length]), &device);
-        let lengths = seen.into_iter().map(|seen| seen - prefix).collect();
-        Ok((x.select(0, own), Written { blocks: left, prefix, lengths }))
     }
 
-    /// The embeddings of the places that the tokens of `layout` have, where row `i` goes on from place `first[i]`.
-    fn positions_of(
+    fn run(
         &self,
-        first: &[usize],
-        lengths: &[usize],
-        layout: &RowLayout,
-        pass: &TokenPass<'_>,
+        x: Tensor<2>,
+        tokens: &mut CausalTokens<'_>,
+        pass: &mut TokenPass<'_>,
     ) -> Result<Tensor<2>, TinyError> {
-        let places = first.iter().zip(lengths).map(|(first, length)| (*first..first + length).map(|at| at as u32));
-        let places = TokenRows::from_rows(places.map(Iterator::collect::<Vec<_>>)).expect("rows of tokens");
+        let layout = tokens.layout();
+        let places = tokens.first_places().iter().zip(layout.lengths());
+        let places = places.map(|(first, length)| (*first..first + length).map(|at| at as u32).collect::<Vec<_>>());
+        let places = TokenRows::from_rows(places).expect("rows of tokens");
         let (found, positions) =
             (places.ids().iter().max().map_or(0, |last| *last as usize + 1), self.config.positions);
         if found > positions {
             return Err(TinyError::TooLong { found, positions });
         }
-        Ok(embed(&self.positions, &places, layout, 0, pass)?)
-    }
-
-    fn head(&self) -> Head<'_> {
-        Head::new(None, &self.tokens)
-    }
-
-    /// The last hidden states of rows of which each is a prompt and what is written behind it, at the tokens that say what
-    /// is written next: those from the last of the prompt on, one for each token of `written`.
-    fn states_behind(&self, prompts: &TokenRows, written: &TokenRows, pass: &mut Pass) -> Result<Tensor<2>, TinyError> {
-        let rows = prompts.iter().zip(written.iter()).map(|(prompt, written)| [prompt, written].concat());
-        let (hidden, _) = self.hidden(&TokenRows::from_rows(rows).expect("rows of prompts"), None, pass)?;
-        let (mut at, mut states) = (0, Vec::new());
-        for (prompt, written) in prompts.lengths().iter().zip(written.lengths()) {
-            states.extend((at + prompt..at + prompt + written).map(|token| token as i32));
-            at += prompt + written;
+        let mut x = x + embed(&self.positions, &places, layout, 0, pass)?;
+        for (index, block) in self.blocks.iter().enumerate() {
+            let normed = block.attention_norm.forward(x.clone(), pass);
+            x = x + tokens.attend(index, &block.attention, normed, pass);
+            x = x.clone() + block.feed_forward.forward(block.feed_forward_norm.forward(x, pass), pass);
         }
-        let length = states.len();
-        let states = Tensor::<1, Int>::from_data(burn::tensor::TensorData::new(states, [length]), &self.device());
-        Ok(hidden.select(0, states))
-    }
-
-    /// A pass over the tokens of these rows.
-    fn enter<'p>(&self, pass: &'p mut Pass, rows: &TokenRows) -> Result<TokenPass<'p>, TinyError> {
-        Ok(self.adapters.enter(pass, &RowLayout::packed(rows.lengths(), &self.device()))?)
-    }
-}
-
-impl LanguageModel for Tiny {
-    type Error = TinyError;
-    type Decoding = TinyDecoding;
-
-    fn vocab_size(&self) -> usize {
-        self.config.vocab_size
-    }
-
-    fn default_generation_config(&self) -> &GenerationConfig {
-        &self.generation
-    }
-
-    fn token_losses(&self, batch: &PromptBatch, pass: &mut Pass) -> Result<Tensor<1>, TinyError> {
-        let (prompts, targets) = (batch.prompts(), batch.targets());
-        sideburn_nn::check_ids(targets, self.config.vocab_size)?;
-        // The separator stands behind every prompt, and what is read of the target is all but its last token.
-        let hidden = self.states_behind(prompts, &shift_right(targets, SEPARATOR), pass)?;
-        Ok(self.head().token_losses(hidden, targets, &mut self.enter(pass, targets)?))
-    }
-
-    fn logits(&self, prompts: &TokenRows, written: &TokenRows, pass: &mut Pass) -> Result<Tensor<2>, TinyError> {
-        let hidden = self.states_behind(prompts, written, pass)?;
-        Ok(self.head().logits(hidden, &mut self.enter(pass, written)?))
-    }
-
-    fn start_decoding(&self, prompts: &TokenRows, mut pass: Pass) -> Result<TinyDecoding, TinyError> {
-        let model = self.valid();
-        let (_, written) = model.hidden(prompts, None, &mut pass)?;
-        let history = prompts.iter().map(|prompt| [prompt, &[SEPARATOR]].concat()).collect();
-        Ok(TinyDecoding { model, pass, written, history })
-    }
-}
-
-/// What every prompt ends with.
-pub(crate) const SEPARATOR: u32 = 2;
-
-/// Where the keys of each row stand among the prefix, the tokens before, and the fresh ones.
-fn places(prefix: usize, first: &[usize], own: &RowLayout, keys: &RowLayout) -> Tensor<1, Int> {
-    if first.iter().all(|first| *first == 0) {
-        return places_behind(prefix, own, keys);
-    }
-    let before = first.iter().map(|first| prefix + first).sum::<usize>();
-    let mut at = 0;
-    let rows = first.iter().enumerate().map(|(row, first)| {
-        let held = at..at + prefix + first;
-        at = held.end;
-        held.chain(own.row(row).map(|token| before + token)).map(|place| place as u32).collect::<Vec<_>>()
-    });
-    keys.ids(&TokenRows::from_rows(rows).expect("rows of tokens"), 0)
-}
-
-/// A [`Tiny`] in the middle of writing.
-#[derive(Clone, Debug)]
-pub(crate) struct TinyDecoding {
-    model: Tiny,
-    pass: Pass,
-    written: Written,
-    history: Vec<Vec<u32>>,
-}
-
-impl Decoder for TinyDecoding {
-    type Error = TinyError;
-
-    fn rows(&self) -> usize {
-        self.written.lengths.len()
-    }
-
-    fn history(&self, row: usize) -> &[u32] {
-        &self.history[row]
-    }
-
-    fn next_logits(&mut self, tokens: &[u32]) -> Result<Tensor<2>, TinyError> {
-        let fresh = tokens.len() / self.rows();
-        let rows = TokenRows::from_rows(tokens.chunks(fresh)).expect("a token at least in each row");
-        let (hidden, written) = self.model.hidden(&rows, Some(self.written.clone()), &mut self.pass)?;
-        self.written = written;
-        Ok(self.model.head().logits(hidden, &mut self.model.enter(&mut self.pass, &rows)?))
-    }
-
-    fn select_rows(&mut self, rows: &[usize]) {
-        self.keep(rows, 0);
-        self.pass.select_rows(rows);
-    }
-
-    fn forget(&mut self, tokens: usize) {
-        self.keep(&(0..self.rows()).collect::<Vec<_>>(), tokens);
-    }
-}
-
-impl TinyDecoding {
-    /// Keeps these rows, without their last tokens.
-    fn keep(&mut self, rows: &[usize], forgotten: usize) {
-        let held: Vec<usize> = self.written.lengths.iter().map(|length| self.written.prefix + length).collect();
-        let layout = RowLayout::packed(&held, &self.model.device());
-        let tokens: Vec<i32> = rows
-            .iter()
-            .map(|row| layout.row(*row))
-            .flat_map(|row| row.start..row.end - forgotten)
-            .map(|token| token as i32)
-            .collect();
-        let length = tokens.len();
-        let data = burn::tensor::TensorData::new(tokens, [length]);
-        let tokens = Tensor::<1, Int>::from_data(data, &self.model.device());
-        self.written.blocks.iter_mut().for_each(|block| *block = block.select(&tokens));
-        self.written.lengths = rows.iter().map(|row| self.written.lengths[*row] - forgotten).collect();
+        Ok(self.norm.forward(x, pass))
     }
 }
 

@@ -1,7 +1,7 @@
 //! LoRA on T5 against `peft`: logits, gradients, target selection, parameter counts, and directories both ways.
 
 // Each test says how far it is from the reference.
-use burn::module::{Module, ModuleMapper, Param};
+use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Gradients, Tensor};
 use sideburn_adapters::methods::{LnTuningConfig, LoraConfig};
 use sideburn_adapters::{AdaptedModel, AdapterError, Adapters, Key, Method, ParameterReport, Pass, Targets};
@@ -11,7 +11,7 @@ use sideburn_t5::{LanguageModel, T5, T5Config};
 use sideburn_weights::{SafetensorsFile, TensorSource};
 
 use crate::logits::logits;
-use sideburn_testing::{Golden, max_difference, relative_difference, values};
+use sideburn_testing::{Cast, Golden, max_difference, relative_difference, values};
 
 const FAMILIES: [&str; 2] = ["t5_gated_untied", "t5_relu_tied"];
 
@@ -112,16 +112,6 @@ fn gradient_difference(model: &T5, loss: Tensor<1>, io: &Golden) -> (f64, f64) {
     }
     assert_eq!(compared, io.names().iter().filter(|name| name.starts_with("grad.")).count());
     ((squared_error / squared_norm).sqrt(), squared_norm.sqrt())
-}
-
-/// Computes in another dtype.
-struct Cast(DType);
-
-impl ModuleMapper for Cast {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let require_grad = param.is_require_grad();
-        param.map(|tensor| Tensor::from_inner(tensor.inner().cast(self.0)).set_require_grad(require_grad))
-    }
 }
 
 fn gradient(param: &Param<Tensor<2>>, gradients: &Gradients) -> Vec<f32> {

@@ -10,6 +10,7 @@ use burn::tensor::Device;
 use sideburn_adapters::methods::{LoraConfig, PTuningConfig, PrefixTuningConfig};
 use sideburn_adapters::{Adapters, Key};
 use sideburn_batch::{PromptBatch, TokenRows};
+use sideburn_falcon::Falcon;
 use sideburn_t5::{LanguageModel, T5, T5Config};
 use sideburn_train::{Schedule, TrainConfig, TrainReport, Trainer};
 
@@ -38,15 +39,14 @@ fn settings() -> TrainConfig {
     }
 }
 
-fn train(model: &mut T5, config: TrainConfig, batches: &[PromptBatch]) -> TrainReport {
+fn train<M: LanguageModel>(model: &mut M, config: TrainConfig, batches: &[PromptBatch]) -> TrainReport {
     let batch = |index: u64| Ok::<_, Infallible>(batches[index as usize % batches.len()].clone());
-    Trainer::new(config).unwrap().train(model, batch, T5::token_losses).unwrap()
+    Trainer::new(config).unwrap().train(model, batch, M::token_losses).unwrap()
 }
 
 /// Compares a run with the golden of `family` and `method`.
 fn check(family: &str, method: &str, config: TrainConfig) -> T5 {
     let directory = format!("{family}__{method}");
-    let tolerance = sideburn_testing::golden(&format!("trajectory/{directory}")).tolerance;
     let mut model = T5::from_dir(sideburn_testing::path(family), &Device::flex().autodiff()).unwrap();
     let initial = sideburn_testing::path(&format!("trajectory/{directory}/initial_adapter"));
     match method {
@@ -68,15 +68,26 @@ fn check(family: &str, method: &str, config: TrainConfig) -> T5 {
         }
         _ => model.load_adapter("default", initial).unwrap(),
     }
-    let text =
-        std::fs::read_to_string(sideburn_testing::path(&format!("trajectory/{directory}/trajectory.json"))).unwrap();
-    let golden: serde_json::Value = serde_json::from_str(&text).unwrap();
-    let directory_of_batches = match &golden["batches"] {
+    let directory = format!("trajectory/{directory}");
+    let of_batches = match &trajectory(&directory)["batches"] {
         serde_json::Value::String(file) => file.strip_suffix("/batches.safetensors").unwrap().to_owned(),
-        _ => directory.clone(),
+        _ => format!("{family}__{method}"),
     };
+    check_run(&mut model, &directory, config, &batches(&of_batches));
+    model
+}
+
+/// What a run of a golden came to.
+fn trajectory(directory: &str) -> serde_json::Value {
+    let text = std::fs::read_to_string(sideburn_testing::path(&format!("{directory}/trajectory.json"))).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+/// Compares a run with the golden in this folder.
+fn check_run<M: LanguageModel>(model: &mut M, directory: &str, config: TrainConfig, batches: &[PromptBatch]) {
+    let (golden, tolerance) = (trajectory(directory), sideburn_testing::golden(directory).tolerance);
     let numbers = |name: &str| -> Vec<f64> { serde_json::from_value(golden[name].clone()).unwrap() };
-    let report = train(&mut model, config, &batches(&directory_of_batches));
+    let report = train(model, config, batches);
     assert!(["losses", "grad_norms", "lrs"].iter().all(|name| numbers(name).len() == 20));
 
     let mut worst = 0f64;
@@ -98,11 +109,10 @@ fn check(family: &str, method: &str, config: TrainConfig) -> T5 {
         );
     }
     assert_eq!(report.steps.len(), 20);
-    model
 }
 
-fn check_final_adapter(model: &T5, directory: &str) {
-    let file = Golden::open(&format!("trajectory/{directory}/final.safetensors"));
+fn check_final_adapter<M: LanguageModel>(model: &M, directory: &str) {
+    let file = Golden::open(&format!("{directory}/final.safetensors"));
     // AdamW moves an element by about the learning rate whatever the size of its gradient, so that single elements whose
     // gradient is next to nothing may go either way.
     let (mut squared_error, mut squared_norm) = (0.0, 0.0);
@@ -123,7 +133,7 @@ fn other_methods() {
         ["lora_rslora", "lora_dora", "ia3", "prompt_tuning", "prefix_tuning", "prefix_tuning_proj", "p_tuning"]
     {
         let model = check("t5_gated_untied", method, settings());
-        check_final_adapter(&model, &format!("t5_gated_untied__{method}"));
+        check_final_adapter(&model, &format!("trajectory/t5_gated_untied__{method}"));
     }
 }
 
@@ -137,7 +147,7 @@ fn lora_plus() {
 fn lora_on_both_families() {
     for family in ["t5_gated_untied", "t5_relu_tied"] {
         let model = check(family, "lora", settings());
-        check_final_adapter(&model, &format!("{family}__lora"));
+        check_final_adapter(&model, &format!("trajectory/{family}__lora"));
     }
 }
 
@@ -145,19 +155,43 @@ fn lora_on_both_families() {
 fn clipping_and_a_linear_schedule_with_warm_up() {
     let config = TrainConfig { max_grad_norm: 1.0, warmup_steps: 5, lr_scheduler_type: Schedule::Linear, ..settings() };
     let model = check("t5_gated_untied", "lora_clip1_warmup5_linear", config);
-    check_final_adapter(&model, "t5_gated_untied__lora_clip1_warmup5_linear");
+    check_final_adapter(&model, "trajectory/t5_gated_untied__lora_clip1_warmup5_linear");
 }
 
 #[test]
 fn accumulation_is_weighted_by_target_tokens() {
     let config = TrainConfig { gradient_accumulation_steps: 2, ..settings() };
     let model = check("t5_gated_untied", "lora_accum2", config);
-    check_final_adapter(&model, "t5_gated_untied__lora_accum2");
+    check_final_adapter(&model, "trajectory/t5_gated_untied__lora_accum2");
 }
 
 #[test]
 fn full_fine_tuning() {
     check("t5_gated_untied", "full", settings());
+}
+
+/// Rows of different lengths, of which only the answers have a loss: the multi-query model, whole and by LoRA, and the one
+/// with grouped heads.
+#[test]
+fn decoders_alone() {
+    for (base, method) in [("mqa", "lora"), ("new_gqa", "lora"), ("mqa", "full")] {
+        let directory = format!("falcon/trajectory/{base}__{method}");
+        let base = sideburn_testing::path(&format!("falcon/{base}"));
+        let mut model = Falcon::from_dir(base, &Device::flex().autodiff()).unwrap();
+        match method {
+            "full" => model = model.unfreeze(),
+            _ => {
+                let initial = sideburn_testing::path(&format!("{directory}/initial_adapter"));
+                model.load_adapter("default", initial).unwrap();
+            }
+        }
+        let file = Golden::open(&format!("{directory}/batches.safetensors"));
+        let batches: Vec<PromptBatch> = (0..4).map(|index| file.prompts_and_answers(&format!(".{index}"))).collect();
+        check_run(&mut model, &directory, settings(), &batches);
+        if method == "lora" {
+            check_final_adapter(&model, &directory);
+        }
+    }
 }
 
 fn small_model(device: &Device) -> T5 {

@@ -1,0 +1,116 @@
+//! Reading and writing Hugging Face model directories.
+
+use std::path::Path;
+
+use burn::tensor::Device;
+use sideburn_adapters::{Adapters, Key, Precision};
+use sideburn_nn::{ModelDir, OneEmbedding, QuantizationConfig};
+use sideburn_weights::TensorSource;
+
+use crate::FalconError;
+use crate::config::FalconConfig;
+use crate::model::Falcon;
+
+const EMBEDDINGS: &[&str] = &["transformer.word_embeddings.weight"];
+const HEAD: &str = "lm_head.weight";
+/// The end of the names of what old checkpoints hold and every model computes anew.
+const ANGLES: &str = "rotary_emb.inv_freq";
+
+impl Falcon {
+    /// Reads a model directory: `config.json`, `generation_config.json` if there is one, and `model.safetensors` or shards
+    /// with an index. The weights are frozen and in `f32`; see [`from_source`](Self::from_source). Linear layers that
+    /// bitsandbytes has quantised (`quantization_config`) stay packed in 4 or 8 bits.
+    ///
+    /// # Errors
+    /// If a file is missing or broken, the weights are quantised by another method, or a tensor is missing, unexpected or
+    /// misshapen; all are listed.
+    pub fn from_dir(directory: impl AsRef<Path>, device: &Device) -> Result<Self, FalconError> {
+        let files = ModelDir::new(directory.as_ref());
+        let stored = files.quantization()?;
+        Self::from_files(&files, stored.as_ref(), device)
+    }
+
+    /// Reads the directory of an unquantised model, and packs its linear layers in 4 or 8 bits as they are read: all but
+    /// `lm_head`, as `transformers` does, or those that the configuration names. In memory is the packed model, and a few
+    /// tensors as they are stored.
+    ///
+    /// ```no_run
+    /// use burn::tensor::Device;
+    /// use sideburn_falcon::{Falcon, Quantization};
+    ///
+    /// let model = Falcon::from_dir_quantized("falcon-7b", Quantization::NF4, &Device::flex().autodiff())?;
+    /// # Ok::<(), sideburn_falcon::FalconError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As for [`from_dir`](Self::from_dir); if the model is quantised already, or has weights that are not finite.
+    pub fn from_dir_quantized(
+        directory: impl AsRef<Path>,
+        quantization: impl Into<QuantizationConfig>,
+        device: &Device,
+    ) -> Result<Self, FalconError> {
+        let files = ModelDir::new(directory.as_ref());
+        files.check_unquantized()?;
+        Self::from_files(&files, Some(&quantization.into()), device)
+    }
+
+    fn from_files(
+        files: &ModelDir,
+        quantization: Option<&QuantizationConfig>,
+        device: &Device,
+    ) -> Result<Self, FalconError> {
+        let config = FalconConfig::of_file(&files.config_path(), &files.config()?)?;
+        let generation = files.generation_config(&config.generation())?;
+        let model = Self::filled(config, &files.weights()?, quantization, device)?;
+        Ok(Self { generation, ..model })
+    }
+
+    /// A model with the weights that `source` holds under the names of `transformers`, frozen and in `f32`.
+    ///
+    /// For a tied head, the embedding may be stored as `lm_head`, or twice. A stored `lm_head.weight` that is not a copy of
+    /// the embedding makes an untied head, whatever `tie_word_embeddings` says.
+    ///
+    /// # Errors
+    /// If a tensor is missing, unexpected or misshapen, all of which are listed, or cannot be read.
+    pub fn from_source(config: FalconConfig, source: &dyn TensorSource, device: &Device) -> Result<Self, FalconError> {
+        Self::filled(config, source, None, device)
+    }
+
+    fn filled(
+        mut config: FalconConfig,
+        source: &dyn TensorSource,
+        quantization: Option<&QuantizationConfig>,
+        device: &Device,
+    ) -> Result<Self, FalconError> {
+        let source = OneEmbedding::of(source, EMBEDDINGS, HEAD)?;
+        if source.has_own_head() || source.is_head_alone() {
+            config.tie_word_embeddings = !source.has_own_head();
+        }
+        let mut model = Self::random(&config, Key::from_seed(0), device);
+        let tied = config.tie_word_embeddings;
+        match quantization {
+            None => model.load_base(&source, |name| placed(&source, tied, name))?,
+            Some(config) => model.load_base_quantized(&source, |name| placed(&source, tied, name), config)?,
+        }
+        Ok(model)
+    }
+
+    /// Writes a model directory that `transformers` reads, without adapters; packed weights as bitsandbytes has them. It
+    /// appears whole or not at all.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn save_dir(&self, directory: impl AsRef<Path>, precision: Precision) -> Result<(), FalconError> {
+        let files = ModelDir::new(directory.as_ref());
+        files.write(self.config().to_json(), self.quantization(), |weights| Ok(self.save_base(weights, precision)?))
+    }
+}
+
+/// The model's name for a tensor of the checkpoint, if the model has a place for it.
+fn placed<'n>(source: &OneEmbedding<'_>, tied: bool, name: &'n str) -> Option<&'n str> {
+    match source.name_of(name) {
+        Some(HEAD) if tied => None,
+        Some(name) if name.ends_with(ANGLES) => None,
+        name => name,
+    }
+}
