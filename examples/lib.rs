@@ -2,6 +2,7 @@
 //!
 //! * `dialogsum_lora`: the main job. LoRA teaches a frozen T5 to summarise dialogues.
 //! * `compare_methods`: every method of fine-tuning on the same base and data, in a table.
+//! * `samsum_falcon_qlora`: the same for a decoder alone. QLoRA teaches a frozen Falcon in 4 bits to summarise chats.
 //! * `pretrain_mini`: how the small T5 under `assets/t5-mini` was made.
 //!
 //! Each example is one file that can be read on its own. Here is what all of them need of a terminal and of the operating

@@ -1,4 +1,4 @@
-//! `compare_methods` and `pretrain_mini`.
+//! `compare_methods`, `samsum_falcon_qlora` and `pretrain_mini`.
 
 use sideburn::data::{Dataset, Split};
 
@@ -19,6 +19,25 @@ fn methods_are_compared_in_a_table() {
     assert_eq!(rows, ["", "zero-shot", "lora", "prompt tuning"], "{table}");
     assert!(["lora", "prompt tuning"].iter().all(|method| is_adapter(&directory.path().join(method))));
     assert_ended(&run(args!["--methods", "laura"]), 1, &["no method \"laura\"", "\"lora\""]);
+}
+
+#[test]
+fn a_decoder_alone_is_trained_on_answers() {
+    let directory = tempdir().unwrap();
+    let run = |more: Vec<OsString>| {
+        let mut command = program("samsum_falcon_qlora");
+        command.args(args!["--max-steps", "3", "--max-new-tokens", "8", "--output", directory.path()]);
+        command.args(more).output().unwrap()
+    };
+    let output = run(args![]);
+    assert_ended(&output, 0, &[]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("0 of 10 prompts were longer") && text.contains("reference  Ivo runs ten"), "{text}");
+    assert!(is_adapter(&directory.path().join("adapter")));
+    assert_eq!(fs::read_to_string(directory.path().join("training.jsonl")).unwrap().lines().count(), 3);
+    // A T5 has no weights of a Falcon.
+    let other = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/t5-mini");
+    assert_ended(&run(args!["--model", &other]), 1, &["`model_type` is t5", "expected falcon"]);
 }
 
 #[test]
