@@ -126,10 +126,10 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let base = AutoModel::from_dir(&model_dir, &device)?;
     let tokenizer = Tokenizer::from_dir(&model_dir)?;
     let dialogsum = Dataset::dialogsum();
-    let mut test = dialogsum.read(&dataset, Split::Test)?;
+    let mut test = dialogsum.read(&dataset, Split::Test)?.examples;
     test.truncate(args.max_eval_samples);
     let tokens = |examples: &[Example]| tokenize(examples, &tokenizer, &dialogsum.template, Limits::default());
-    let (train_set, test_set) = (tokens(&dialogsum.read(&dataset, Split::Train)?)?, tokens(&test)?);
+    let (train_set, test_set) = (tokens(&dialogsum.read(&dataset, Split::Train)?.examples)?, tokens(&test)?);
     let sampler = ShuffledSampler::new(train_set.len(), args.batch_size, args.seed)?;
 
     writeln!(

@@ -74,10 +74,10 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let tokenizer = Tokenizer::from_dir(&model_dir)?;
     tokenizer.check_fits(base.vocab_size())?;
     let (dialogsum, directory) = (Dataset::dialogsum(), asset_or(&args.dataset, "dialogsum-sample"));
-    let mut test = dialogsum.read(&directory, Split::Test)?;
+    let mut test = dialogsum.read(&directory, Split::Test)?.examples;
     test.truncate(args.max_eval_samples);
     let tokens = |examples: &[Example]| tokenize(examples, &tokenizer, &dialogsum.template, Limits::default());
-    let (train_set, test_set) = (tokens(&dialogsum.read(&directory, Split::Train)?)?, tokens(&test)?);
+    let (train_set, test_set) = (tokens(&dialogsum.read(&directory, Split::Train)?.examples)?, tokens(&test)?);
     let sampler = ShuffledSampler::new(train_set.len(), args.batch_size, args.seed)?;
     writeln!(out, "train: {train_set}\ntest: {test_set}");
     let seconds_load = clock.elapsed().as_secs_f64();

@@ -83,7 +83,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     // The data: prompts, and the summaries that are to be written behind them.
     let (samsum, directory) = (Dataset::samsum(), asset_or(&args.dataset, "chats"));
     let template = Template::completion(TEMPLATE)?;
-    let tokens = |split| tokenize(&samsum.read(&directory, split)?, &tokenizer, &template, Limits::default());
+    let tokens = |split| tokenize(&samsum.read(&directory, split)?.examples, &tokenizer, &template, Limits::default());
     let (train, mut test) = (tokens(Split::Train)?, tokens(Split::Test)?);
     test.examples.truncate(args.max_eval_samples);
     writeln!(out, "train: {train}\ntest: {test}");

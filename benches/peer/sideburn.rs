@@ -205,7 +205,7 @@ fn main() -> anyhow::Result<()> {
 
 fn write_tokens(dataset: &Path, tokenizer: &Path, count: usize, out: &Path) -> anyhow::Result<()> {
     let dialogsum = Dataset::dialogsum();
-    let train = dialogsum.read(dataset, Split::Train)?;
+    let train = dialogsum.read(dataset, Split::Train)?.examples;
     anyhow::ensure!(train.len() >= count, "{}: {} dialogues, wanted {count}", dataset.display(), train.len());
     let tokenizer = Tokenizer::from_dir(tokenizer)?;
     let set = tokenize(&train[..count], &tokenizer, &dialogsum.template, Limits::default())?;

@@ -20,7 +20,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use sideburn::adapters::Precision;
-use sideburn::data::{Columns, read_jsonl};
+use sideburn::data::{Columns, read_examples};
 use sideburn::prelude::*;
 use sideburn::t5::FeedForward;
 use sideburn_examples::{Console, Interrupt, divergence, exit};
@@ -70,7 +70,7 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> anyhow::Result<()> {
     let mut out = Console::default();
     let device = parse_device(&args.device)?.autodiff();
-    let texts = read_jsonl(&args.text, &Columns::new(["dialogue"], "summary"))?;
+    let texts = read_examples(&args.text, &Columns::new(["dialogue"], "summary"))?.examples;
     std::fs::create_dir_all(&args.output)?;
     vocabulary::train(&texts, args.vocab_size, &args.output.join("tokenizer.json"))
         .map_err(anyhow::Error::from_boxed)?;

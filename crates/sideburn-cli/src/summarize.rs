@@ -196,8 +196,8 @@ fn read(args: &Args) -> anyhow::Result<Vec<Source>> {
             ensure!(!text.trim().is_empty(), "{} holds no text", shown(&name));
             return Ok(vec![Source { id: "0".to_owned(), text: text.trim().to_owned() }]);
         }
-        InputFormat::Csv => parse_csv(&name, &text[..], &columns)?,
-        InputFormat::Jsonl => parse_jsonl(&name, &text[..], &columns)?,
+        InputFormat::Csv => parse_csv(&name, &text[..], &columns)?.examples,
+        InputFormat::Jsonl => parse_jsonl(&name, &text[..], &columns)?.examples,
     };
     let source =
         |mut example: Example| Source { text: example.fields.remove(&args.column).unwrap_or_default(), id: example.id };

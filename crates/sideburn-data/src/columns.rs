@@ -1,8 +1,9 @@
 //! From the records of a file to examples.
 
 use std::{
-    collections::HashMap,
-    path::{Path, PathBuf},
+    collections::{BTreeMap, HashMap},
+    path::Path,
+    str::FromStr,
 };
 
 use serde_json::Value;
@@ -10,6 +11,7 @@ use serde_json::Value;
 use crate::{
     error::{DataError, Place},
     example::{Example, Fields},
+    loaded::{Loaded, Skipped},
 };
 
 /// Which columns of a CSV file, or fields of JSON objects, make an [`Example`].
@@ -25,9 +27,22 @@ use crate::{
 ///
 /// let columns = Columns { optional: vec!["section".into()], ..Columns::new(["article"], "headline") };
 /// let file = "id,article,headline\n7,It rained.,Rain\n";
-/// let examples = parse_csv(Path::new("news.csv"), file.as_bytes(), &columns)?;
+/// let examples = parse_csv(Path::new("news.csv"), file.as_bytes(), &columns)?.examples;
 /// assert_eq!((examples[0].id.as_str(), examples[0].field("article")), ("7", Some("It rained.")));
 /// assert_eq!(examples[0].targets, ["Rain"]);
+/// # Ok::<(), sideburn_data::DataError>(())
+/// ```
+///
+/// They are also what a command line says: the fields of an example, each with the column that it stands in. `id` is the
+/// id, and `summary` or `target` is the target. Without a column, as `dialogue` here, a field is called as its column.
+///
+/// ```
+/// # use std::path::Path;
+/// # use sideburn_data::{Columns, parse_csv};
+/// let columns: Columns = "dialogue,summary=gist,id=index".parse()?;
+/// let file = "index,dialogue,gist,source\n7,A: Hi.,Hi,web\n";
+/// let examples = parse_csv(Path::new("talks.csv"), file.as_bytes(), &columns)?.examples;
+/// assert_eq!((examples[0].id.as_str(), examples[0].field("dialogue")), ("7", Some("A: Hi.")));
 /// # Ok::<(), sideburn_data::DataError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,8 +61,15 @@ pub struct Columns {
     /// Whether records whose ids are that of an example and the number of a reference (`test_7_1`, `test_7_2`) are one
     /// example, `test_7`. What is required must be equal in them.
     pub numbered_ids: bool,
-    /// Ids of records that are passed over: known faults of a published file.
+    /// Ids of records that are skipped: known faults of a published file.
     pub skip: Vec<String>,
+    /// What the file calls a field, where that is not the field's name: `("dialogue", "text")`. If `id` is among them, a
+    /// file must have it.
+    pub named: BTreeMap<String, String>,
+    /// Whether a record that is no example (a text is missing or blank, fields are too many, an id is taken, a line is no
+    /// JSON) is skipped and reported in [`Loaded::skipped`], where it would be an error. What makes it doubtful where records
+    /// begin, such as a quotation mark out of place, remains an error.
+    pub lenient: bool,
 }
 
 impl Columns {
@@ -60,7 +82,54 @@ impl Columns {
             target: target.into(),
             numbered_ids: false,
             skip: Vec::new(),
+            named: BTreeMap::new(),
+            lenient: false,
         }
+    }
+
+    /// What the file calls the field `name`.
+    fn column<'a>(&'a self, name: &'a str) -> &'a str {
+        self.named.get(name).map_or(name, String::as_str)
+    }
+}
+
+impl FromStr for Columns {
+    type Err = DataError;
+
+    fn from_str(text: &str) -> Result<Self, DataError> {
+        let fail = |reason: String| Err(DataError::Columns { text: text.to_owned(), reason });
+        let mut columns = Self::new([] as [String; 0], "");
+        for part in text.split(',') {
+            let (field, column) = part.split_once('=').unwrap_or((part, part));
+            let (field, column) = (field.trim(), column.trim());
+            if field.is_empty() || column.is_empty() {
+                return fail(format!("\"{part}\" lacks a name"));
+            }
+            let is_target = matches!(field, "summary" | "target");
+            if columns.required.iter().any(|known| known == field)
+                || (field == "id" && columns.named.contains_key("id"))
+                || (is_target && !columns.target.is_empty())
+            {
+                return fail(format!("{field} is there twice"));
+            }
+            match field {
+                _ if is_target => columns.target = column.to_owned(),
+                "id" => drop(columns.named.insert("id".to_owned(), column.to_owned())),
+                _ => {
+                    columns.required.push(field.to_owned());
+                    if field != column {
+                        columns.named.insert(field.to_owned(), column.to_owned());
+                    }
+                }
+            }
+        }
+        if columns.target.is_empty() {
+            return fail("none of them is the summary, which is what should be answered".to_owned());
+        }
+        if columns.required.is_empty() {
+            return fail("none of them is a text that the prompt is made of".to_owned());
+        }
+        Ok(columns)
     }
 }
 
@@ -112,6 +181,13 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
+    /// Whether the value at `place` is one of those.
+    #[cfg(feature = "parquet")]
+    pub(crate) fn has(&self, place: usize) -> bool {
+        let optional = self.optional.iter().flatten();
+        self.id.iter().chain(&self.required).chain(optional).chain(&self.targets).any(|known| *known == place)
+    }
+
     pub(crate) fn new(columns: &Columns, names: Names<'_>) -> Result<Self, DataError> {
         // Those of `summary1`, `summary2`, ... by their numbers.
         let mut numbered: Vec<(u64, usize)> = Vec::new();
@@ -140,12 +216,20 @@ impl Layout {
             false => numbered.into_iter().map(|(_, place)| place).collect(),
         };
         Ok(Self {
-            id: names.first(&columns.id)?,
-            required: columns.required.iter().map(|name| names.require(name)).collect::<Result<_, _>>()?,
+            id: match columns.named.get("id") {
+                Some(column) => Some(names.require(column)?),
+                None => names.first(&columns.id)?,
+            },
+            required: columns
+                .required
+                .iter()
+                .map(|name| names.require(columns.column(name)))
+                .collect::<Result<_, _>>()?,
             optional: columns
                 .optional
                 .iter()
-                .map(|name| names.first(&[name.clone(), format!("{name}1")]))
+                .map(|name| columns.column(name))
+                .map(|name| names.first(&[name.to_owned(), format!("{name}1")]))
                 .collect::<Result<_, _>>()?,
             targets,
         })
@@ -165,8 +249,8 @@ const MAX_REFERENCES: usize = 1000;
 /// Checks records, and puts those of one example together.
 pub(crate) struct Gatherer<'a> {
     columns: &'a Columns,
-    path: PathBuf,
-    records: usize,
+    rows: usize,
+    skipped: Vec<Skipped>,
     /// Whether the first record has an id; then all of them need one.
     has_ids: Option<bool>,
     gathered: Vec<Gathered>,
@@ -174,52 +258,76 @@ pub(crate) struct Gatherer<'a> {
 }
 
 impl<'a> Gatherer<'a> {
-    pub(crate) fn new(path: &Path, columns: &'a Columns) -> Self {
-        let path = path.to_path_buf();
-        Self { columns, path, records: 0, has_ids: None, gathered: Vec::new(), by_id: HashMap::new() }
+    pub(crate) fn new(columns: &'a Columns) -> Self {
+        Self { columns, rows: 0, skipped: Vec::new(), has_ids: None, gathered: Vec::new(), by_id: HashMap::new() }
     }
 
-    /// Adds the record that begins on `line`, whose values have the `names` and stand as `layout` says.
+    pub(crate) fn columns(&self) -> &'a Columns {
+        self.columns
+    }
+
+    /// Takes the record at `at`, which `add` adds; if that fails, the reading fails or, in a lenient one, skips the record.
+    pub(crate) fn take(
+        &mut self,
+        at: &Place,
+        add: impl FnOnce(&mut Self) -> Result<(), DataError>,
+    ) -> Result<(), DataError> {
+        self.rows += 1;
+        match add(self) {
+            Err(error) if self.columns.lenient => {
+                let (message, place) = (error.to_string(), format!("{at}: "));
+                let reason = message.strip_prefix(&place).map_or(message.clone(), str::to_owned);
+                self.skipped.push(Skipped { at: at.clone(), reason });
+                Ok(())
+            }
+            added => added,
+        }
+    }
+
+    /// Adds the record at `at`, whose values have the `names` and stand as `layout` says.
     pub(crate) fn add(
         &mut self,
-        line: u64,
+        at: &Place,
         names: &[String],
         layout: &Layout,
         values: &[Value],
     ) -> Result<(), DataError> {
-        let record = Record { at: Place::new(&self.path, line), names, values };
-        let number = self.records;
-        self.records += 1;
-        let id = match (layout.id, *self.has_ids.get_or_insert(layout.id.is_some())) {
+        let record = Record { at, names, values };
+        let has_ids = self.has_ids.unwrap_or(layout.id.is_some());
+        let id = match (layout.id, has_ids) {
             (Some(place), true) => record.id(place)?,
-            (None, false) => number.to_string(),
+            (None, false) => (self.rows - 1).to_string(),
             (_, true) => {
                 let (field, found) = (self.columns.id.join(" or "), names.to_vec());
-                return Err(DataError::MissingField { at: record.at, field, found });
+                return Err(DataError::MissingField { at: at.clone(), field, found });
             }
-            (_, false) => return Err(DataError::UnexpectedId { at: record.at }),
+            (_, false) => return Err(DataError::UnexpectedId { at: at.clone() }),
         };
         if self.columns.skip.contains(&id) {
+            let reason = format!("\"{id}\" is a known fault of the published data");
+            self.skipped.push(Skipped { at: at.clone(), reason });
             return Ok(());
         }
         let example = Example { id, fields: record.fields(self.columns, layout)?, targets: record.targets(layout)? };
         match split_reference(&example.id).filter(|_| self.columns.numbered_ids) {
             Some((id, number)) => {
                 let id = id.to_owned();
-                self.add_reference(line, example, id, number)
+                self.add_reference(at, example, id, number)?;
             }
-            None => self.insert(Gathered { line, example, numbers: Vec::new() }),
+            None => self.insert(at, Gathered { line: at.number, example, numbers: Vec::new() })?,
         }
+        self.has_ids = Some(has_ids);
+        Ok(())
     }
 
     /// Adds a record whose id is `id` and the number of a reference.
-    fn add_reference(&mut self, line: u64, mut example: Example, id: String, number: u32) -> Result<(), DataError> {
-        let at = Place::new(&self.path, line);
+    fn add_reference(&mut self, at: &Place, mut example: Example, id: String, number: u32) -> Result<(), DataError> {
         let Some(known) = self.by_id.get(&id).map(|&index| &mut self.gathered[index]) else {
             example.id = id;
             let numbers = vec![number; example.targets.len()];
-            return self.insert(Gathered { line, example, numbers });
+            return self.insert(at, Gathered { line: at.number, example, numbers });
         };
+        let at = at.clone();
         if known.numbers.is_empty() || known.numbers.contains(&number) {
             return Err(DataError::DuplicateId { at, id: example.id, first: known.line });
         }
@@ -240,34 +348,35 @@ impl<'a> Gatherer<'a> {
         Ok(())
     }
 
-    /// All examples, in the order their first records came.
-    pub(crate) fn finish(self, has_header: bool) -> Result<Vec<Example>, DataError> {
-        if self.gathered.is_empty() {
-            return Err(DataError::NoExamples { path: self.path, has_header });
+    /// All examples, in the order their first records came. `path` is what was read.
+    pub(crate) fn finish(self, path: &Path, has_header: bool) -> Result<Loaded, DataError> {
+        let path = path.to_path_buf();
+        match self.skipped.first() {
+            _ if !self.gathered.is_empty() => {}
+            Some(first) => return Err(DataError::AllSkipped { path, rows: self.rows, first: first.to_string() }),
+            None => return Err(DataError::NoExamples { path, has_header }),
         }
-        Ok(self.gathered.into_iter().map(|gathered| gathered.example).collect())
+        let examples = self.gathered.into_iter().map(|gathered| gathered.example).collect();
+        Ok(Loaded { examples, rows: self.rows, skipped: self.skipped })
     }
 
-    fn insert(&mut self, gathered: Gathered) -> Result<(), DataError> {
-        let id = gathered.example.id.clone();
+    fn insert(&mut self, at: &Place, gathered: Gathered) -> Result<(), DataError> {
+        let (at, id) = (at.clone(), gathered.example.id.clone());
         if let Some(&first) = self.by_id.get(&id) {
             let (known, example) = (&mut self.gathered[first], gathered.example);
             let is_numbered = !known.numbers.is_empty() || !gathered.numbers.is_empty();
             let is_equal = |field: &String| known.example.fields.get(field) == example.fields.get(field);
             let is_known = |target: &String| known.example.targets.contains(target);
             if is_numbered || !self.columns.required.iter().all(is_equal) || example.targets.iter().any(is_known) {
-                let at = Place::new(&self.path, gathered.line);
                 return Err(DataError::DuplicateId { at, id, first: known.line });
             }
             if known.example.targets.len() + example.targets.len() > MAX_REFERENCES {
-                let at = Place::new(&self.path, gathered.line);
                 return Err(DataError::TooManyReferences { at, id, limit: MAX_REFERENCES });
             }
             known.example.targets.extend(example.targets);
             return Ok(());
         }
         if gathered.example.targets.len() > MAX_REFERENCES {
-            let at = Place::new(&self.path, gathered.line);
             return Err(DataError::TooManyReferences { at, id, limit: MAX_REFERENCES });
         }
         self.by_id.insert(id, self.gathered.len());
@@ -277,7 +386,7 @@ impl<'a> Gatherer<'a> {
 }
 
 struct Record<'a> {
-    at: Place,
+    at: &'a Place,
     names: &'a [String],
     values: &'a [Value],
 }
@@ -331,6 +440,7 @@ impl Record<'_> {
     fn checked(&self, field: String, value: &Value) -> Result<String, DataError> {
         match value {
             Value::String(text) if text.trim().is_empty() => Err(DataError::Blank { at: self.at.clone(), field }),
+            Value::String(text) if text.contains('\0') => Err(DataError::Nul { at: self.at.clone(), field }),
             Value::String(text) => Ok(text.replace("\r\n", "\n").replace('\r', "\n")),
             other => Err(DataError::FieldType { at: self.at.clone(), field, found: kind(other) }),
         }
@@ -380,7 +490,8 @@ mod tests {
         let layout = Layout::new(gatherer.columns, Names { names: &names, at: &at, is_header: true })?;
         let topic = format!("topic of {}", values[2]);
         let values = [values[0], values[1], values[2], &topic].map(Value::from);
-        gatherer.add(line, &names, &layout, &values)
+        let at = Place::new(Path::new("f"), line);
+        gatherer.take(&at, |gatherer| gatherer.add(&at, &names, &layout, &values))
     }
 
     #[test]
@@ -394,14 +505,14 @@ mod tests {
     #[test]
     fn references_are_put_in_the_order_of_their_numbers() {
         let columns = columns();
-        let mut gatherer = Gatherer::new(Path::new("f"), &columns);
+        let mut gatherer = Gatherer::new(&columns);
         for (line, id, summary) in
             [(2, "test_0_2", "b"), (3, "test_1_1", "x"), (4, "test_0_3", "c"), (5, "test_0_1", "a")]
         {
             let dialogue = if id.starts_with("test_0") { "hi" } else { "ho" };
             add(&mut gatherer, line, [id, dialogue, summary]).unwrap();
         }
-        let examples = gatherer.finish(true).unwrap();
+        let examples = gatherer.finish(Path::new("f"), true).unwrap().examples;
         assert_eq!(examples.len(), 2);
         assert_eq!((examples[0].id.as_str(), examples[0].field("topic")), ("test_0", Some("topic of a")));
         assert_eq!(examples[0].targets, ["a", "b", "c"]);
@@ -410,7 +521,7 @@ mod tests {
     #[test]
     fn ids_that_collide_are_refused() {
         let columns = columns();
-        let mut gatherer = Gatherer::new(Path::new("f"), &columns);
+        let mut gatherer = Gatherer::new(&columns);
         add(&mut gatherer, 2, ["test_0_1", "hi", "a"]).unwrap();
         let error = add(&mut gatherer, 3, ["test_0_1", "hi", "b"]).unwrap_err();
         assert!(error.to_string().starts_with("f, line 3: the id \"test_0_1\" is already that of line 2"), "{error}");
@@ -423,7 +534,7 @@ mod tests {
     #[test]
     fn records_that_repeat_an_example_add_references() {
         let columns = columns();
-        let mut gatherer = Gatherer::new(Path::new("f"), &columns);
+        let mut gatherer = Gatherer::new(&columns);
         add(&mut gatherer, 2, ["a", "hi", "x"]).unwrap();
         add(&mut gatherer, 3, ["b", "ho", "x"]).unwrap();
         add(&mut gatherer, 4, ["a", "hi", "y"]).unwrap();
@@ -431,7 +542,7 @@ mod tests {
             let error = add(&mut gatherer, 5, values).unwrap_err();
             assert!(matches!(error, DataError::DuplicateId { first: 2, .. }), "{error}");
         }
-        let examples = gatherer.finish(true).unwrap();
+        let examples = gatherer.finish(Path::new("f"), true).unwrap().examples;
         assert_eq!(
             (examples[0].targets.as_slice(), examples[1].targets.len()),
             (["x", "y"].map(String::from).as_slice(), 1)
@@ -442,10 +553,11 @@ mod tests {
     #[test]
     fn ids_are_split_only_where_that_is_the_rule() {
         let columns = Columns { numbered_ids: false, ..columns() };
-        let mut gatherer = Gatherer::new(Path::new("f"), &columns);
+        let mut gatherer = Gatherer::new(&columns);
         add(&mut gatherer, 2, ["test_0_1", "hi", "a"]).unwrap();
         add(&mut gatherer, 3, ["test_0_2", "ho", "b"]).unwrap();
-        let ids: Vec<String> = gatherer.finish(true).unwrap().into_iter().map(|example| example.id).collect();
+        let ids: Vec<String> =
+            gatherer.finish(Path::new("f"), true).unwrap().examples.into_iter().map(|example| example.id).collect();
         assert_eq!(ids, ["test_0_1", "test_0_2"]);
     }
 }

@@ -10,49 +10,48 @@ use serde_json::Value;
 use crate::{
     columns::{Columns, Gatherer, Layout, Names},
     error::{DataError, Place},
-    example::Example,
     lines::Lines,
+    loaded::Loaded,
 };
 
-/// Reads a CSV file whose first line names its columns, which may stand in any order.
+/// Reads what `reader` gives of a CSV file, whose first line names its columns, in any order. Errors call the file `name`.
 ///
 /// Fields are separated by commas, semicolons or tabs, whichever the first line has most of. Quoting is that of RFC
 /// 4180, and nothing looser; but where tabs separate, quotation marks inside a text need none around it, and in a text
 /// without them `\n`, `\t`, `\r` and `\\` are a line break, a tab, a carriage return and a backslash, and `\N` is no
-/// text, as databases export them. Line ends within texts become `\n`; texts are not changed otherwise. The file is
-/// read as a stream.
+/// text, as databases export them. Line ends within texts become `\n`; texts are not changed otherwise. Columns that are
+/// not asked for are passed over, those without a name as well. The file is read as a stream.
 ///
 /// # Errors
-/// If the file is missing, unreadable, not UTF-8, a Git LFS pointer or holds no record; if a column is missing or named
-/// twice; if a quotation mark is left open or misplaced; if a record has too many or too few fields or is above 16 MiB;
-/// if a text is blank; if different examples have one id.
-#[cfg(feature = "fs")]
-pub fn read_csv(path: impl AsRef<Path>, columns: &Columns) -> Result<Vec<Example>, DataError> {
-    let path = path.as_ref();
-    let (file, _) = sideburn_files::open_regular(path)?;
-    parse_csv(path, std::io::BufReader::new(file), columns)
+/// If what is read is unreadable, not UTF-8, a Git LFS pointer or holds no record; if a column is missing or named
+/// twice; if a quotation mark is left open or misplaced; if a record is above 16 MiB; and, unless the reading is
+/// [lenient](Columns#structfield.lenient), if a record has too many or too few fields, a text is blank or different
+/// examples have one id.
+pub fn parse_csv(name: &Path, reader: impl BufRead, columns: &Columns) -> Result<Loaded, DataError> {
+    let mut gatherer = Gatherer::new(columns);
+    read_into(&mut gatherer, name, reader)?;
+    gatherer.finish(name, true)
 }
 
-/// The same of what `reader` gives; errors call it `name`.
-///
-/// # Errors
-/// Those of [`read_csv`], but for the file's own.
-pub fn parse_csv(name: &Path, reader: impl BufRead, columns: &Columns) -> Result<Vec<Example>, DataError> {
+pub(crate) fn read_into(gatherer: &mut Gatherer<'_>, name: &Path, reader: impl BufRead) -> Result<(), DataError> {
     let mut records = Records::new(Lines::new(reader, name));
     let Some(Record { line, fields: header }) = records.read()? else {
         return Err(DataError::NoExamples { path: name.to_path_buf(), has_header: false });
     };
-    let layout = Layout::new(columns, Names { names: &header, at: &Place::new(name, line), is_header: true })?;
-    let mut gatherer = Gatherer::new(name, columns);
+    let names = Names { names: &header, at: &Place::new(name, line), is_header: true };
+    let layout = Layout::new(gatherer.columns(), names)?;
     while let Some(Record { line, fields }) = records.read()? {
-        let (expected, found) = (header.len(), fields.len());
-        if expected != found {
-            return Err(DataError::FieldCount { at: Place::new(name, line), expected, found });
-        }
-        let values: Vec<Value> = fields.into_iter().map(Value::String).collect();
-        gatherer.add(line, &header, &layout, &values)?;
+        let at = Place::new(name, line);
+        gatherer.take(&at, |gatherer| {
+            let (expected, found) = (header.len(), fields.len());
+            if expected != found {
+                return Err(DataError::FieldCount { at: at.clone(), expected, found });
+            }
+            let values: Vec<Value> = fields.into_iter().map(Value::String).collect();
+            gatherer.add(&at, &header, &layout, &values)
+        })?;
     }
-    gatherer.finish(true)
+    Ok(())
 }
 
 /// One record and the line it starts on.
@@ -256,7 +255,7 @@ mod tests {
     #[test]
     fn a_record_of_many_lines_has_the_limit_too() {
         let error = read(&format!("a\n\"{}", "line\n".repeat(100)), 50).unwrap_err();
-        assert!(matches!(&error, DataError::RecordTooLong { at, limit: 50 } if at.line == 2), "{error}");
+        assert!(matches!(&error, DataError::RecordTooLong { at, limit: 50 } if at.number == 2), "{error}");
     }
 
     proptest! {

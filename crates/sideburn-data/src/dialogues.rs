@@ -9,6 +9,19 @@ fn strings<const N: usize>(names: [&str; N]) -> Vec<String> {
     names.map(String::from).to_vec()
 }
 
+/// The names that people give to a split of a data set: each of `splits`, also behind the name of the set.
+fn usual_names(dataset: &str, splits: &[&str]) -> Vec<String> {
+    let of_split = |split: &&str| {
+        let prefixed = ["_", "-", "."].map(|between| format!("{dataset}{between}{split}"));
+        [split.to_string()].into_iter().chain(prefixed)
+    };
+    splits.iter().flat_map(of_split).collect()
+}
+
+const TRAIN: [&str; 2] = ["train", "training"];
+const VALIDATION: [&str; 4] = ["validation", "valid", "val", "dev"];
+const TEST: [&str; 1] = ["test"];
+
 fn summarize() -> Template {
     Template::new(SUMMARIZE).expect("a template with a place, as a test has seen")
 }
@@ -19,10 +32,11 @@ impl Dataset {
     /// Chen, Liu, Chen and Zhang, *DialogSum: A Real-Life Scenario Dialogue Summarization Dataset*, Findings of
     /// ACL-IJCNLP 2021. The whole set has 12,460 training, 500 validation and 500 test dialogues.
     ///
-    /// It is read in the hub's layout (`train.csv` or `dialogsum_train.csv`, where a dialogue with several references
-    /// stands once for each, as `test_7_1`, `test_7_2`, `test_7_3`) and in the original one (`dialogsum.train.jsonl`,
-    /// `dialogsum.dev.jsonl`, where they are `summary1`, `summary2`, `summary3` of one object). Fields are `dialogue`
-    /// and, where it is given, `topic`.
+    /// It is read in the hub's layout (`train.csv`, `dialogsum_train.csv` or `train-00000-of-00001.parquet`, where a dialogue
+    /// with several references stands once for each, as `test_7_1`, `test_7_2`, `test_7_3`) and in the original one
+    /// (`dialogsum.train.jsonl`, `dialogsum.dev.jsonl`, where they are `summary1`, `summary2`, `summary3` of one object).
+    /// Splits are called `train` or `training`, `validation`, `valid`, `val` or `dev`, and `test`, also behind `dialogsum`
+    /// and an underscore, a hyphen or a full stop. Fields are `dialogue` and, where it is given, `topic`.
     pub fn dialogsum() -> Self {
         Self {
             name: "DialogSum".to_owned(),
@@ -32,9 +46,9 @@ impl Dataset {
                 numbered_ids: true,
                 ..Columns::new(["dialogue"], "summary")
             },
-            train: strings(["train.csv", "dialogsum_train.csv", "dialogsum.train.jsonl"]),
-            validation: strings(["validation.csv", "dialogsum_validation.csv", "dialogsum.dev.jsonl"]),
-            test: strings(["test.csv", "dialogsum_test.csv", "dialogsum.test.jsonl"]),
+            train: usual_names("dialogsum", &TRAIN),
+            validation: usual_names("dialogsum", &VALIDATION),
+            test: usual_names("dialogsum", &TEST),
             template: summarize(),
         }
     }
@@ -45,16 +59,17 @@ impl Dataset {
     /// Summarization*, Workshop on New Frontiers in Summarization 2019. The whole set has 14,732 training, 818
     /// validation and 819 test dialogues.
     ///
-    /// It is read in the original layout (`train.json`, `val.json`, `test.json`, each an array of objects with `id`,
-    /// `dialogue` and `summary`), and as the JSON Lines and the CSV made of it (`train.jsonl`, `validation.csv`). The
-    /// one record with an empty dialogue, training example 13828807, is passed over.
+    /// It is read in the original layout (`corpus.7z`, and what is in it: `train.json`, `val.json`, `test.json`, each an
+    /// array of objects with `id`, `dialogue` and `summary`), and as the JSON Lines, the CSV and the Parquet made of it
+    /// (`train.jsonl`, `samsum-validation.csv`); names are as for [`dialogsum`](Self::dialogsum). The one record with an empty
+    /// dialogue, training example 13828807, is skipped and reported.
     pub fn samsum() -> Self {
         Self {
             name: "SAMSum".to_owned(),
             columns: Columns { skip: strings(["13828807"]), ..Columns::new(["dialogue"], "summary") },
-            train: strings(["train.json", "train.jsonl", "train.csv"]),
-            validation: strings(["val.json", "validation.json", "validation.jsonl", "validation.csv"]),
-            test: strings(["test.json", "test.jsonl", "test.csv"]),
+            train: usual_names("samsum", &TRAIN),
+            validation: usual_names("samsum", &VALIDATION),
+            test: usual_names("samsum", &TEST),
             template: summarize(),
         }
     }

@@ -15,19 +15,26 @@ use crate::split::Split;
 pub struct Place {
     /// The file, as it was named when it was opened.
     pub path: PathBuf,
-    /// The record's first line, from 1. A CSV record with line breaks in its fields goes over several lines.
-    pub line: u64,
+    /// What is counted: `line`, or `row` in a Parquet file.
+    pub unit: &'static str,
+    /// The record's first line, or its row, from 1. A CSV record with line breaks in its fields goes over several lines.
+    pub number: u64,
 }
 
 impl Place {
     pub(crate) fn new(path: &Path, line: u64) -> Self {
-        Self { path: path.to_path_buf(), line }
+        Self { path: path.to_path_buf(), unit: "line", number: line }
+    }
+
+    #[cfg(feature = "parquet")]
+    pub(crate) fn row(path: &Path, row: u64) -> Self {
+        Self { path: path.to_path_buf(), unit: "row", number: row }
     }
 }
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, line {}", printable(&self.path), self.line)
+        write!(f, "{}, {} {}", printable(&self.path), self.unit, self.number)
     }
 }
 
@@ -52,11 +59,16 @@ pub enum DataError {
 
     /// A directory holds no file of a split.
     #[error(
-        "{directory} holds no {split} split of {dataset}: looked for {looked_for}; rename the file, or give another \
-         directory",
+        "{directory} holds no {split} split of {dataset}: looked for {looked_for}{endings}; rename the file, or give \
+         another directory",
         directory = printable(directory),
         dataset = printable(dataset),
-        looked_for = listed(looked_for)
+        looked_for = listed(looked_for),
+        endings = if looked_for.iter().any(|name| name.ends_with(".*")) {
+            " (* is csv, tsv, json, jsonl, ndjson or parquet)"
+        } else {
+            ""
+        }
     )]
     NoSplit {
         /// The data set.
@@ -65,7 +77,7 @@ pub enum DataError {
         split: Split,
         /// The directory given.
         directory: PathBuf,
-        /// The file names looked for in it.
+        /// The file names looked for in it; `train.*` is `train` with any ending.
         looked_for: Vec<String>,
     },
 
@@ -85,6 +97,88 @@ pub enum DataError {
         directory: PathBuf,
         /// The file names found.
         found: Vec<String>,
+    },
+
+    /// The ending of a file's name is none of those that are read.
+    #[error(
+        "{path} is not read by its name; give it the ending of what it is: .csv, .tsv, .json, .jsonl, .ndjson or .parquet",
+        path = printable(path)
+    )]
+    UnknownFormat {
+        /// The file.
+        path: PathBuf,
+    },
+
+    /// A file of a format that this program was built without.
+    #[error(
+        "{path} is read only with the feature `{feature}` of sideburn-data, which this program was built without; build it \
+         with that, or convert the file to JSON Lines",
+        path = printable(path)
+    )]
+    NotBuilt {
+        /// The file.
+        path: PathBuf,
+        /// The feature.
+        feature: &'static str,
+    },
+
+    /// A file in a container (Parquet, 7z) is damaged, or uses what is not read.
+    #[error("{path} cannot be read: {reason}; fetch the file again", path = printable(path), reason = printable(reason))]
+    Container {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+
+    /// A small file that would become a large one.
+    #[error(
+        "{path} unpacks to more than {limit} bytes, the most that is accepted of its size; no published data set does",
+        path = printable(path)
+    )]
+    Bomb {
+        /// The file, or the file in the archive.
+        path: PathBuf,
+        /// The most bytes accepted.
+        limit: u64,
+    },
+
+    /// An archive names a file that would lie outside of where it is unpacked.
+    #[error(
+        "{path} holds a file named \"{name}\", which leads out of the archive; the archive is not to be trusted",
+        path = printable(path),
+        name = printable(name)
+    )]
+    UnsafeName {
+        /// The archive.
+        path: PathBuf,
+        /// The name.
+        name: String,
+    },
+
+    /// A lenient reading has skipped all that it read.
+    #[error("all {rows} records of {path} were skipped; the first, {first}", path = printable(path))]
+    AllSkipped {
+        /// The file.
+        path: PathBuf,
+        /// How many records there are.
+        rows: usize,
+        /// The place of the first record, and what is wrong with it.
+        first: String,
+    },
+
+    /// The description of columns is none.
+    #[error(
+        "\"{text}\" names no columns: {reason}; expected FIELD=COLUMN with commas between them, such as \
+         dialogue=text,summary=target,id=index",
+        text = printable(text),
+        reason = printable(reason)
+    )]
+    Columns {
+        /// What was given.
+        text: String,
+        /// What is wrong with it.
+        reason: String,
     },
 
     /// A file holds no record.
@@ -266,26 +360,40 @@ pub enum DataError {
         field: String,
     },
 
+    /// A text holds a NUL character.
+    #[error(
+        "{at}: \"{field}\" holds a NUL character, as damaged files and UTF-16 do; remove it, or convert the file to UTF-8",
+        field = printable(field)
+    )]
+    Nul {
+        /// The record.
+        at: Place,
+        /// The field.
+        field: String,
+    },
+
     /// Two records have the same id.
     #[error(
-        "{at}: the id \"{id}\" is already that of line {first}; give the record an id of its own, or let it repeat that \
+        "{at}: the id \"{id}\" is already that of {unit} {first}; give the record an id of its own, or let it repeat that \
          example with another reference",
-        id = printable(id)
+        id = printable(id),
+        unit = at.unit
     )]
     DuplicateId {
         /// The second record.
         at: Place,
         /// The id.
         id: String,
-        /// The first record's line.
+        /// The first record's line or row.
         first: u64,
     },
 
     /// Two different examples under one id.
     #[error(
-        "{at}: \"{id}\" is numbered as a reference to the example of line {first}, but its \"{field}\" differs; records \
+        "{at}: \"{id}\" is numbered as a reference to the example of {unit} {first}, but its \"{field}\" differs; records \
          ID_1, ID_2, ... must repeat one example",
         id = printable(id),
+        unit = at.unit,
         field = printable(field)
     )]
     DifferentFields {
@@ -295,7 +403,7 @@ pub enum DataError {
         id: String,
         /// The field.
         field: String,
-        /// The first record's line.
+        /// The first record's line or row.
         first: u64,
     },
 

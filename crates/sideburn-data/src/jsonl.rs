@@ -10,32 +10,27 @@ use serde_json::{Map, Value};
 use crate::{
     columns::{Columns, Gatherer, Layout, Names, kind},
     error::{DataError, Place},
-    example::Example,
     lines::{BYTE_ORDER_MARK, Lines, RECORD_LIMIT},
+    loaded::Loaded,
 };
 
-/// Reads a JSON Lines file: an object on each line, whose fields are the columns. A file that is one array of such
-/// objects is read as well.
+/// Reads what `reader` gives of a JSON Lines file: an object on each line, whose fields are the columns. A file that is
+/// one array of such objects is read as well. Errors call the file `name`.
 ///
 /// Fields that the columns do not name are passed over, and so are blank lines. An id may be a whole number. Line ends
 /// within texts become `\n`; texts are not changed otherwise. The file is read as a stream.
 ///
 /// # Errors
-/// If the file is missing, unreadable, not UTF-8, a Git LFS pointer or holds no record; if a record is not a JSON
-/// object or is above 16 MiB; if a field is missing or not a text; if a text is blank; if different examples have one
-/// id.
-#[cfg(feature = "fs")]
-pub fn read_jsonl(path: impl AsRef<Path>, columns: &Columns) -> Result<Vec<Example>, DataError> {
-    let path = path.as_ref();
-    let (file, _) = sideburn_files::open_regular(path)?;
-    parse_jsonl(path, std::io::BufReader::new(file), columns)
+/// If what is read is unreadable, a Git LFS pointer or holds no record; if an array is damaged; if a record is above 16
+/// MiB; and, unless the reading is [lenient](Columns#structfield.lenient), if a record is not UTF-8 or no JSON object, a
+/// field is missing or not a text, a text is blank or different examples have one id.
+pub fn parse_jsonl(name: &Path, reader: impl BufRead, columns: &Columns) -> Result<Loaded, DataError> {
+    let mut gatherer = Gatherer::new(columns);
+    read_into(&mut gatherer, name, reader)?;
+    gatherer.finish(name, false)
 }
 
-/// The same of what `reader` gives; errors call it `name`.
-///
-/// # Errors
-/// Those of [`read_jsonl`], but for the file's own.
-pub fn parse_jsonl(name: &Path, mut reader: impl BufRead, columns: &Columns) -> Result<Vec<Example>, DataError> {
+pub(crate) fn read_into(gatherer: &mut Gatherer<'_>, name: &Path, mut reader: impl BufRead) -> Result<(), DataError> {
     // All blanks before the first bracket or brace, and that byte.
     let mut head = Vec::new();
     while head.len() < RECORD_LIMIT {
@@ -45,31 +40,34 @@ pub fn parse_jsonl(name: &Path, mut reader: impl BufRead, columns: &Columns) -> 
             break;
         }
     }
-    let mut gatherer = Gatherer::new(name, columns);
-    let mut add = |line: u64, column: usize, text: &str| {
-        let (names, values): (Vec<String>, Vec<Value>) = object(text, name, line, column)?.into_iter().unzip();
-        let layout = Layout::new(columns, Names { names: &names, at: &Place::new(name, line), is_header: false })?;
-        gatherer.add(line, &names, &layout, &values)
+    let mut add = |line: u64, column: usize, text: Result<&str, DataError>| {
+        let at = Place::new(name, line);
+        gatherer.take(&at, |gatherer| {
+            let (names, values): (Vec<String>, Vec<Value>) = object(text?, name, line, column)?.into_iter().unzip();
+            let layout = Layout::new(gatherer.columns(), Names { names: &names, at: &at, is_header: false })?;
+            gatherer.add(&at, &names, &layout, &values)
+        })
     };
     let whole = head.as_slice().chain(reader);
     match head.last() {
-        Some(b'[') => elements(name, whole, &mut add)?,
-        _ => lines(name, whole, &mut add)?,
+        Some(b'[') => elements(name, whole, &mut add),
+        _ => lines(name, whole, &mut add),
     }
-    gatherer.finish(false)
 }
 
 /// What is done with a record: its text, and the line and column (from 0) where that begins.
-type Add<'a> = dyn FnMut(u64, usize, &str) -> Result<(), DataError> + 'a;
+type Add<'a> = dyn FnMut(u64, usize, Result<&str, DataError>) -> Result<(), DataError> + 'a;
 
 fn lines(path: &Path, reader: impl BufRead, add: &mut Add<'_>) -> Result<(), DataError> {
     let mut lines = Lines::new(reader, path);
     loop {
         let line = lines.number() + 1;
-        match lines.read()? {
-            None => return Ok(()),
-            Some(text) if text.trim().is_empty() => {}
-            Some(text) => add(line, 0, text)?,
+        match lines.read() {
+            Ok(None) => return Ok(()),
+            Ok(Some(text)) if text.trim().is_empty() => {}
+            Ok(Some(text)) => add(line, 0, Ok(text))?,
+            Err(error @ DataError::NotUtf8 { .. }) => add(line, 0, Err(error))?,
+            Err(error) => return Err(error),
         }
     }
 }
@@ -107,7 +105,7 @@ fn elements(path: &Path, mut reader: impl BufRead, add: &mut Add<'_>) -> Result<
             }
             if depth == 0 {
                 let text = std::str::from_utf8(&element)
-                    .map_err(|error| not_utf8(path, begins, &element[..error.valid_up_to()]))?;
+                    .map_err(|error| not_utf8(path, begins, &element[..error.valid_up_to()]));
                 add(begins.0, begins.1, text)?;
                 element.clear();
             }
@@ -187,8 +185,9 @@ fn object(text: &str, path: &Path, line: u64, column: usize) -> Result<Map<Strin
 mod tests {
     use super::*;
 
-    fn read(text: &str) -> Result<Vec<Example>, DataError> {
-        parse_jsonl(Path::new("f"), text.as_bytes(), &crate::Dataset::dialogsum().columns)
+    fn read(text: &str) -> Result<Vec<crate::Example>, DataError> {
+        let loaded = parse_jsonl(Path::new("f"), text.as_bytes(), &crate::Dataset::dialogsum().columns)?;
+        Ok(loaded.examples)
     }
 
     fn message(text: &str) -> String {

@@ -17,9 +17,11 @@
 //!
 //! # Reading
 //!
-//! [`read_csv`] and [`read_jsonl`] read one file, whatever it is about; [`parse_csv`] and [`parse_jsonl`] read what is
-//! in memory, or comes from elsewhere. Reading is strict. Anything that does not fit is a [`DataError`] that names the
-//! file, the line, the field, what was found and what to do; nothing is dropped or guessed.
+//! [`read_examples`] reads one file, whatever it is about; [`parse_csv`] and [`parse_jsonl`] read what is in memory, or
+//! comes from elsewhere. Reading is strict. Anything that does not fit is a [`DataError`] that names the file, the line,
+//! the field, what was found and what to do; nothing is dropped or guessed. A [lenient](Columns#structfield.lenient)
+//! reading skips such a record. What comes out is [`Loaded`], which says how many records there were, and which were
+//! skipped and why.
 //!
 //! # A complete program
 //!
@@ -29,7 +31,7 @@
 //!
 //! fn first_batches(data: &Path, model: &Path) -> Result<(), Box<dyn Error>> {
 //!     let dialogsum = Dataset::dialogsum();
-//!     let examples = dialogsum.read(data, Split::Train)?;
+//!     let examples = dialogsum.read(data, Split::Train)?.examples;
 //!     let tokenizer = Tokenizer::from_dir(model)?;
 //!
 //!     let train = tokenize(&examples, &tokenizer, &dialogsum.template, Limits::default())?;
@@ -50,9 +52,13 @@
 //!
 //! * `fs` (default): paths. Without it, all that is read are bytes that the caller has.
 //! * `threads` (default): all cores.
+//! * `parquet`: Parquet files that are not compressed, or with Snappy, as the hub has them.
+//! * `7z`: the archive in which SAMSum was published.
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "7z")]
+mod archive;
 mod byte_level;
 mod columns;
 mod csv;
@@ -60,8 +66,13 @@ mod dataset;
 mod dialogues;
 mod error;
 mod example;
+#[cfg(feature = "fs")]
+mod files;
 mod jsonl;
 mod lines;
+mod loaded;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod sampler;
 mod split;
 mod template;
@@ -71,14 +82,13 @@ mod tokenizer;
 
 pub use columns::Columns;
 pub use csv::parse_csv;
-#[cfg(feature = "fs")]
-pub use csv::read_csv;
 pub use dataset::Dataset;
 pub use error::{DataError, Place};
 pub use example::{Example, Fields};
-pub use jsonl::parse_jsonl;
 #[cfg(feature = "fs")]
-pub use jsonl::read_jsonl;
+pub use files::read_examples;
+pub use jsonl::parse_jsonl;
+pub use loaded::{Loaded, Skipped};
 pub use sampler::{GroupedSampler, Sampler, ShuffledSampler};
 pub use split::Split;
 pub use template::Template;

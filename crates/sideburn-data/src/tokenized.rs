@@ -9,6 +9,7 @@ use sideburn_batch::{PromptBatch, TokenRows};
 use crate::{
     error::DataError,
     example::Example,
+    loaded::Grouped,
     template::Template,
     tokenizer::{Encoding, Tokenizer},
 };
@@ -159,32 +160,5 @@ impl fmt::Display for TokenizedSet {
             Grouped(self.cut_targets),
             Grouped(self.limits.max_target_length),
         )
-    }
-}
-
-/// A number with commas between the thousands.
-struct Grouped(usize);
-
-impl fmt::Display for Grouped {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let digits = self.0.to_string();
-        for (place, digit) in digits.chars().enumerate() {
-            if place > 0 && (digits.len() - place).is_multiple_of(3) {
-                f.write_str(",")?;
-            }
-            write!(f, "{digit}")?;
-        }
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_are_grouped() {
-        let text = [0, 7, 999, 1000, 12460, 1_234_567].map(|number| Grouped(number).to_string());
-        assert_eq!(text, ["0", "7", "999", "1,000", "12,460", "1,234,567"]);
     }
 }

@@ -20,7 +20,7 @@
 //!
 //! /// How far one gets by copying the first line of a dialogue.
 //! fn first_lines(data: &Path) -> Result<Evaluation, Box<dyn Error>> {
-//!     let test = Dataset::dialogsum().read(data, Split::Test)?;
+//!     let test = Dataset::dialogsum().read(data, Split::Test)?.examples;
 //!     let first_line = |dialogue: &str| dialogue.lines().next().unwrap_or_default().to_owned();
 //!     let outputs = test.iter().map(|example| first_line(&example.fields["dialogue"])).collect();
 //!     let mut evaluation = Evaluation::new(test, BootstrapConfig::default());

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::path::Path;
 
 use rawzip::{CompressionMethod, ZipArchiveWriter};
-use sideburn_data::{Dataset, Tokenizer, TokenizerFiles, parse_csv, parse_jsonl};
+use sideburn_data::{Columns, DataError, Dataset, Loaded, Tokenizer, TokenizerFiles, parse_csv, parse_jsonl};
 use sideburn_quant::{Packed, QuantizationConfig};
 use sideburn_weights::{ModelFiles, SafetensorsFile, Tensor, TensorSource, TorchFile, safetensors_bytes};
 
@@ -163,14 +163,23 @@ fn as_file<T>(bytes: &[u8], name: &str, read: impl FnOnce(&Path) -> T) -> T {
 }
 
 fn csv(bytes: &[u8]) {
-    if let Some(examples) = checked(parse_csv(Path::new("bytes"), bytes, &Dataset::dialogsum().columns), bytes) {
-        assert!(!examples.is_empty());
-    }
+    rows(|name, bytes, columns| parse_csv(name, bytes, columns), bytes);
 }
 
 fn jsonl(bytes: &[u8]) {
-    if let Some(examples) = checked(parse_jsonl(Path::new("bytes"), bytes, &Dataset::dialogsum().columns), bytes) {
-        assert!(!examples.is_empty());
+    rows(|name, bytes, columns| parse_jsonl(name, bytes, columns), bytes);
+}
+
+/// What a lenient reading keeps and skips is at least what a strict one keeps.
+fn rows(parse: impl Fn(&Path, &[u8], &Columns) -> Result<Loaded, DataError>, bytes: &[u8]) {
+    let strict = Dataset::dialogsum().columns;
+    let lenient = Columns { lenient: true, ..strict.clone() };
+    let again = parse(Path::new("bytes"), bytes, &lenient);
+    if let Some(loaded) = checked(parse(Path::new("bytes"), bytes, &strict), bytes) {
+        assert!(!loaded.examples.is_empty() && loaded.skipped.is_empty());
+        assert_eq!(again.expect("a strict reading passed"), loaded);
+    } else if let Some(loaded) = checked(again, bytes) {
+        assert!(!loaded.examples.is_empty() && loaded.rows >= loaded.examples.len() + loaded.skipped.len());
     }
 }
 

@@ -127,7 +127,7 @@ pub type Texts<E> = Vec<Result<Vec<String>, TextsError<E>>>;
 ///
 /// fn summaries(model: &AutoModel, tokenizer: &Tokenizer) -> Result<Vec<String>, Box<dyn std::error::Error>> {
 ///     let dialogsum = Dataset::dialogsum();
-///     let test = dialogsum.read("dialogsum", Split::Test)?;
+///     let test = dialogsum.read("dialogsum", Split::Test)?.examples;
 ///     let set = tokenize(&test, tokenizer, &dialogsum.template, Limits::default())?;
 ///     let prompts: Vec<_> = set.examples.iter().map(|example| &example.prompt).collect();
 ///     let generation = GenerationConfig { no_repeat_ngram_size: 3, ..model.generation_config(64) };

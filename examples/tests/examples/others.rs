@@ -45,7 +45,7 @@ fn a_small_model_is_made_of_text() {
     let directory = tempdir().unwrap();
     let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/dialogsum-sample");
     let mut lines = String::new();
-    let train = Dataset::dialogsum().read(sample, Split::Train).unwrap();
+    let train = Dataset::dialogsum().read(sample, Split::Train).unwrap().examples;
     for example in train.iter().take(100) {
         let (dialogue, summary) = (&example.fields["dialogue"], &example.targets[0]);
         lines += &format!("{}\n", serde_json::json!({ "dialogue": dialogue, "summary": summary }));

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use sideburn_data::{DataError, Dataset, Example, Split, parse_csv, parse_jsonl, read_csv, read_jsonl};
+use sideburn_data::{DataError, Dataset, Example, Split, parse_csv, parse_jsonl, read_examples};
 use sideburn_files::FileError;
 
 const TEST_CSV: &str = "id,dialogue,summary,topic
@@ -22,7 +22,7 @@ const TEST_JSONL: &str = r##"{"fname": "test_0", "dialogue": "#Person1#: Is it \
 fn read_as(name: &str, text: impl AsRef<[u8]>) -> Result<Vec<Example>, String> {
     let (path, text, columns) = (Path::new(name), text.as_ref(), &Dataset::dialogsum().columns);
     let read = if name.ends_with(".csv") { parse_csv(path, text, columns) } else { parse_jsonl(path, text, columns) };
-    read.map_err(|error| error.to_string())
+    read.map(|loaded| loaded.examples).map_err(|error| error.to_string())
 }
 
 fn csv_message(text: impl AsRef<[u8]>) -> String {
@@ -116,21 +116,21 @@ fn a_directory_is_searched_for_known_names() {
     let directory = directory.path();
     let write = |name: &str, text: &str| fs::write(directory.join(name), text).unwrap();
     let message = |split| dialogsum.read(directory, split).unwrap_err().to_string();
-    assert!(message(Split::Train).ends_with(
-        "holds no train split of DialogSum: looked for train.csv, dialogsum_train.csv, dialogsum.train.jsonl; rename \
-         the file, or give another directory"
+    assert!(message(Split::Test).ends_with(
+        "holds no test split of DialogSum: looked for test.*, dialogsum_test.*, dialogsum-test.*, dialogsum.test.* (* is csv, \
+         tsv, json, jsonl, ndjson or parquet); rename the file, or give another directory"
     ));
 
     write("dialogsum_test.csv", TEST_CSV);
     write("dialogsum.dev.jsonl", TEST_JSONL);
     write("notes.csv", "not ours");
-    let len = |split| dialogsum.read(directory, split).unwrap().len();
+    let len = |split| dialogsum.read(directory, split).unwrap().examples.len();
     assert_eq!((len(Split::Validation), len(Split::Test)), (2, 2));
     assert!(message(Split::Train).contains("holds no train split"));
 
     write("dialogsum.test.jsonl", TEST_JSONL);
     assert!(message(Split::Test).ends_with(
-        "the test split of DialogSum more than once, as dialogsum_test.csv and dialogsum.test.jsonl; keep one of them"
+        "the test split of DialogSum more than once, as dialogsum.test.jsonl and dialogsum_test.csv; keep one of them"
     ));
     write("train.csv", "id,dialogue,summary\n");
     assert!(
@@ -145,9 +145,10 @@ fn missing_files_are_named() {
         assert!(matches!(&error, DataError::File(FileError::NotFound { path }) if path == named), "{error}");
     };
     not_found(dialogsum.read(missing, Split::Test).unwrap_err(), missing);
-    not_found(read_csv("no.csv", &dialogsum.columns).unwrap_err(), Path::new("no.csv"));
-    not_found(read_jsonl("no.jsonl", &dialogsum.columns).unwrap_err(), Path::new("no.jsonl"));
+    not_found(read_examples("no.csv", &dialogsum.columns).unwrap_err(), Path::new("no.csv"));
     let directory = tempfile::tempdir().unwrap();
-    let read = read_csv(directory.path(), &dialogsum.columns);
+    let path = directory.path().join("train.csv");
+    fs::create_dir(&path).unwrap();
+    let read = read_examples(path, &dialogsum.columns);
     assert!(matches!(read, Err(DataError::File(FileError::NotAFile { .. }))));
 }

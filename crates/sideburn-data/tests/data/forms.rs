@@ -2,18 +2,22 @@
 
 use std::{fs, path::Path};
 
-use sideburn_data::{Columns, Dataset, Example, Split, parse_csv, parse_jsonl, read_csv, read_jsonl};
+use sideburn_data::{Columns, Dataset, Example, Split, parse_csv, parse_jsonl, read_examples};
 
 fn columns() -> Columns {
     Dataset::dialogsum().columns
 }
 
 fn csv(text: &str) -> Result<Vec<Example>, String> {
-    parse_csv(Path::new("f.csv"), text.as_bytes(), &columns()).map_err(|error| error.to_string())
+    parse_csv(Path::new("f.csv"), text.as_bytes(), &columns())
+        .map(|loaded| loaded.examples)
+        .map_err(|error| error.to_string())
 }
 
 fn jsonl(text: &str) -> Result<Vec<Example>, String> {
-    parse_jsonl(Path::new("f.jsonl"), text.as_bytes(), &columns()).map_err(|error| error.to_string())
+    parse_jsonl(Path::new("f.jsonl"), text.as_bytes(), &columns())
+        .map(|loaded| loaded.examples)
+        .map_err(|error| error.to_string())
 }
 
 /// Id, dialogue and targets of each example.
@@ -188,8 +192,7 @@ fn a_git_lfs_pointer_is_not_taken_for_data() {
     for name in ["train.csv", "dialogsum.dev.jsonl"] {
         let path = directory.path().join(name);
         fs::write(&path, pointer).unwrap();
-        let read = if name.ends_with(".csv") { read_csv(&path, &columns()) } else { read_jsonl(&path, &columns()) };
-        let message = read.unwrap_err().to_string();
+        let message = read_examples(&path, &columns()).unwrap_err().to_string();
         assert!(message.contains(name) && message.contains("run `git lfs pull`"), "{message}");
     }
 }
@@ -204,11 +207,19 @@ fn samsum_is_an_array_in_a_file() {
     ]"#;
     fs::write(directory.path().join("train.json"), train).unwrap();
     fs::write(directory.path().join("val.json"), "[{\"id\": \"2\", \"summary\": \"s\", \"dialogue\": \"\"}]").unwrap();
-    let examples = samsum.read(&directory, Split::Train).unwrap();
-    assert_eq!(examples.len(), 1);
+    let train = samsum.read(&directory, Split::Train).unwrap();
+    assert_eq!(
+        train.to_string(),
+        format!(
+            "2 records, 1 examples, 1 skipped\n{}, line 3: \"13828807\" is a known fault of the published data",
+            directory.path().join("train.json").display()
+        )
+    );
+    let examples = train.examples;
     assert_eq!(examples[0].field("dialogue"), Some("Ann: I bake.\nBob: Nice!"));
     let message = samsum.read(&directory, Split::Validation).unwrap_err().to_string();
     assert!(message.ends_with("val.json, line 1: \"dialogue\" is blank; remove the record or fill it in"), "{message}");
     let message = samsum.read(&directory, Split::Test).unwrap_err().to_string();
-    assert!(message.contains("no test split of SAMSum: looked for test.json, test.jsonl, test.csv;"), "{message}");
+    let names = "looked for test.*, samsum_test.*, samsum-test.*, samsum.test.* (* is csv, tsv, json, jsonl, ndjson or parquet);";
+    assert!(message.contains("no test split of SAMSum: ") && message.contains(names), "{message}");
 }

@@ -28,9 +28,9 @@ fn a_data_set_is_a_value() {
         test: vec!["held_out.jsonl".into()],
         template: Template::new(QUESTIONS).unwrap(),
     };
-    let train = questions.read(&directory, Split::Train).unwrap();
+    let train = questions.read(&directory, Split::Train).unwrap().examples;
     assert_eq!((train[0].id.as_str(), train[0].field("question")), ("q1", Some("Who came?")));
-    let dev = questions.read(&directory, Split::Validation).unwrap();
+    let dev = questions.read(&directory, Split::Validation).unwrap().examples;
     assert_eq!((dev[0].field("level"), dev[0].targets[0].as_str()), (Some("easy"), "Wet"));
     let prompt = questions.template.render(&train[0].fields).unwrap();
     assert_eq!(prompt, "Answer from the text.\n\nText: Ann came, and Bob left.\nQuestion: Who came?\nAnswer: ");

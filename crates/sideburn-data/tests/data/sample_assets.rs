@@ -7,7 +7,7 @@ use sideburn_data::{Dataset, Example, Split};
 /// Training, validation and test split.
 fn sample() -> Option<[Vec<Example>; 3]> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/dialogsum-sample");
-    let read = |split| Dataset::dialogsum().read(&directory, split).unwrap();
+    let read = |split| Dataset::dialogsum().read(&directory, split).unwrap().examples;
     directory.exists().then(|| [Split::Train, Split::Validation, Split::Test].map(read))
 }
 
