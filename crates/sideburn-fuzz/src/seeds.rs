@@ -208,6 +208,21 @@ pub(crate) fn quantization_config() -> Vec<Vec<u8>> {
     files(&["testdata/quant/t5_nf4_dq/config.json", "testdata/quant/t5_int8/config.json"])
 }
 
+/// Every field of generation, and a file as the hub has it.
+#[cfg(feature = "models")]
+pub(crate) fn generation_config() -> Vec<Vec<u8>> {
+    let all = serde_json::json!({
+        "max_length": 64, "min_length": 3, "max_new_tokens": 20, "min_new_tokens": 2, "early_stopping": "never", "num_beams": 4,
+        "num_beam_groups": 2, "diversity_penalty": 0.5, "temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.1,
+        "typical_p": 0.8, "epsilon_cutoff": 0.01, "eta_cutoff": 0.02, "repetition_penalty": 1.2, "length_penalty": -1.0,
+        "bad_words_ids": [[1, 2]], "sequence_bias": [[[3], 1.5]], "exponential_decay_length_penalty": [4, 1.1],
+        "suppress_tokens": [7], "forced_eos_token_id": [1], "stop_strings": ["a"], "eos_token_id": [1, 2], "pad_token_id": 0,
+    });
+    let published =
+        r#"{"_from_model_config": true, "eos_token_id": 1, "pad_token_id": 0, "transformers_version": "4.57.6"}"#;
+    vec![all.to_string().into_bytes(), published.as_bytes().to_vec()]
+}
+
 #[cfg(feature = "models")]
 pub(crate) fn model_config() -> Vec<Vec<u8>> {
     files(&["assets/t5-mini/config.json", "testdata/t5_relu_tied/config.json", "testdata/t5_gated_untied/config.json"])

@@ -59,6 +59,14 @@ pub const TARGETS: &[Target] = &[
         memory: 64,
     },
     #[cfg(feature = "models")]
+    Target {
+        name: "generation_config",
+        run: generation_config,
+        seeds: seeds::generation_config,
+        words: seeds::JSON,
+        memory: 64,
+    },
+    #[cfg(feature = "models")]
     Target { name: "model_config", run: model_config, seeds: seeds::model_config, words: seeds::JSON, memory: 64 },
 ];
 
@@ -222,6 +230,20 @@ fn adapter_config(bytes: &[u8]) {
         let json = method.to_json();
         let again = methods.read(&json);
         assert!(again.is_ok_and(|again| again.to_json() == json), "{json}");
+    }
+}
+
+/// How a model writes. What is read can be followed.
+#[cfg(feature = "models")]
+fn generation_config(bytes: &[u8]) {
+    let own = sideburn_generate::GenerationConfig::default();
+    let read = as_file(bytes, "generation_config.json", |path| {
+        let folder = path.parent().expect("a file in a folder");
+        sideburn_nn::ModelDir::new(folder).generation_config(&own)
+    });
+    if let Some(config) = checked(read, bytes) {
+        config.check().expect("it was checked");
+        assert!(config.without_effect().iter().all(|told| !told.chars().any(char::is_control)));
     }
 }
 

@@ -239,7 +239,7 @@ impl GenerationConfig {
         if self.typical_p == 0.0 {
             return value("typical_p", "0".to_owned(), "a number above 0, at most 1");
         }
-        if let Some(seconds) = self.max_time.filter(|seconds| !Duration::try_from_secs_f64(*seconds).is_ok()) {
+        if let Some(seconds) = self.max_time.filter(|seconds| Duration::try_from_secs_f64(*seconds).is_err()) {
             return value("max_time", seconds.to_string(), "a number of seconds of at least 0");
         }
         if !self.length_penalty.is_finite() {

@@ -69,7 +69,7 @@ pub mod device;
 mod texts;
 
 pub use auto::{AutoDecoding, AutoError, AutoModel};
-pub use texts::{ManyConfig, ManyProgress, Texts, TextsError, generate_many, stream_text};
+pub use texts::{ManyConfig, ManyProgress, TextPieces, Texts, TextsError, generate_many, stream_text};
 
 pub use sideburn_adapters as adapters;
 pub use sideburn_batch as batch;

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use sideburn_adapters::Pass;
 use sideburn_batch::TokenRows;
 use sideburn_data::{DataError, TextStream, Tokenizer};
-use sideburn_generate::{GenerateError, Generation, GenerationConfig};
+use sideburn_generate::{Decoder, GenerateError, Generation, GenerationConfig};
 use sideburn_nn::LanguageModel;
 
 /// Why a text could not be written.
@@ -43,7 +43,8 @@ pub enum TextsError<E: Error + 'static> {
 /// }
 /// ```
 ///
-/// With beams, nothing is sure before the end: the text then comes in one go.
+/// Something else can be called with each piece, and stop: `pieces.try_for_each(|piece| channel.send(piece?))`. With beams,
+/// nothing is sure before the end: the text then comes in one go.
 ///
 /// # Errors
 /// If the prompt is empty or the model cannot read it, or the configuration cannot be followed. Each piece can fail, too.
@@ -52,34 +53,40 @@ pub fn stream_text<'a, M: LanguageModel<Decoding: 'a>>(
     tokenizer: &'a Tokenizer,
     prompt: &[u32],
     config: &GenerationConfig,
-) -> Result<impl Iterator<Item = Result<String, TextsError<M::Error>>> + use<'a, M>, TextsError<M::Error>> {
-    let mut generation = begin(model, tokenizer, &[prompt], config)?;
-    let mut stream = Some(TextStream::new(tokenizer));
-    Ok(std::iter::from_fn(move || {
-        loop {
-            let mut piece = String::new();
-            let Some(step) = generation.next() else {
-                let rest = stream.take()?.finish().map_err(TextsError::from);
-                return Some(rest).filter(|rest| !matches!(rest, Ok(rest) if rest.is_empty()));
-            };
-            let pushed = step.map_err(TextsError::from).and_then(|step| {
-                let stream = stream.as_mut().expect("it ends with the generation");
-                for (_, token) in step.tokens {
-                    piece += &stream.push(token)?;
-                }
-                Ok(())
+) -> Result<TextPieces<'a, M::Decoding>, TextsError<M::Error>> {
+    let generation = begin(model, tokenizer, &[prompt], config)?;
+    Ok(TextPieces { generation, stream: Some(TextStream::new(tokenizer)) })
+}
+
+/// The pieces of a text as they are written; [`stream_text`] makes it. After an error there are no more.
+pub struct TextPieces<'a, D> {
+    generation: Generation<'a, D>,
+    /// Until the text has ended.
+    stream: Option<TextStream<'a>>,
+}
+
+impl<D: Decoder<Error: Error + 'static>> Iterator for TextPieces<'_, D> {
+    type Item = Result<String, TextsError<D::Error>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut stream = self.stream.take()?;
+        for step in self.generation.by_ref() {
+            let piece = step.map_err(TextsError::from).and_then(|step| {
+                let pieces = step.tokens.iter().map(|(_, token)| stream.push(*token));
+                Ok(pieces.collect::<Result<String, DataError>>()?)
             });
-            match pushed {
-                Ok(()) if piece.is_empty() => {}
-                Ok(()) => return Some(Ok(piece)),
-                Err(error) => {
-                    stream = None;
-                    return Some(Err(error));
+            match piece {
+                Ok(piece) if piece.is_empty() => {}
+                Ok(piece) => {
+                    self.stream = Some(stream);
+                    return Some(Ok(piece));
                 }
+                Err(error) => return Some(Err(error)),
             }
         }
-    })
-    .fuse())
+        let rest = stream.finish().map_err(TextsError::from);
+        Some(rest).filter(|rest| !matches!(rest, Ok(rest) if rest.is_empty()))
+    }
 }
 
 /// How [`generate_many`] puts prompts together.

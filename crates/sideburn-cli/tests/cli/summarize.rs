@@ -94,6 +94,44 @@ fn what_has_no_effect_is_told_once_and_contradictions_are_refused() {
     assert_eq!(nothing.status.code(), Some(2));
 }
 
+/// One adapter is used, and of several each makes a column that is called as its directory.
+#[test]
+fn adapters_make_columns() {
+    let directory = tempdir().unwrap();
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/t5-mini");
+    for (name, seed) in [("news", 1), ("talk", 2)] {
+        let mut model = AutoModel::from_dir(&base, &Device::flex()).unwrap();
+        model
+            .attach(name, LoraConfig { r: 4, lora_alpha: 64.0, ..LoraConfig::new(["q", "v"]) }, Key::from_seed(seed))
+            .unwrap();
+        // An adapter begins as one that does nothing.
+        let tensors = model.adapter_tensors(name).unwrap().into_iter();
+        let sizes: BTreeMap<String, usize> =
+            tensors.map(|(tensor, param)| (tensor, param.val().dims().into_iter().product())).collect();
+        let value = |key: Key, index| 0.2 * key.normal(index) as f32;
+        let values = |tensor: &str| {
+            let key = Key::from_seed(seed).fold_in_name(tensor);
+            Some((0..sizes[tensor] as u64).map(|index| value(key, index)).collect())
+        };
+        model.set_adapter_tensors(name, values).unwrap();
+        model.save_adapter(name, directory.path().join(name)).unwrap();
+    }
+    let (_directory, path) = file("input.jsonl", &json!({"id": "a", "dialogue": DIALOGUE}).to_string());
+    let common = args!["summarize", "--input", &path, "--max-new-tokens", "8"];
+    let with = |adapters: &[&str]| {
+        let flags = adapters.iter().flat_map(|name| args!["--adapter", directory.path().join(name)]);
+        run(common.iter().cloned().chain(flags).collect())
+    };
+    let one = |name: &str| with(&[name]).stdout.trim_end().to_owned();
+    let [news, talk, base] = [one("news"), one("talk"), run(common.clone()).stdout.trim_end().to_owned()];
+    assert!(news != talk && talk != base && news != base, "{news:?}, {talk:?}, {base:?}");
+    let both = with(&["news", "talk"]).stdout;
+    let cells: Vec<Vec<String>> =
+        both.lines().map(|line| line.split('\t').map(|cell| cell.trim().to_owned()).collect()).collect();
+    let joined = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert_eq!(cells, [["news".to_owned(), "talk".to_owned()], [joined(&news), joined(&talk)]]);
+}
+
 /// Whoever closes the pipe has read enough.
 #[test]
 fn a_closed_pipe_ends_quietly() {

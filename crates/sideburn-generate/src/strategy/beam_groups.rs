@@ -134,7 +134,8 @@ impl<D: Decoder> Strategy<D> for BeamGroups {
     ) -> Result<Decision, GenerateError<D::Error>> {
         let beams = self.beams_of_group();
         if self.running.is_empty() {
-            let begun = |row: &Sequence| (row.copy() / beams, if row.copy() % beams == 0 { 0.0 } else { NONE });
+            let begun =
+                |row: &Sequence| (row.copy() / beams, if row.copy().is_multiple_of(beams) { 0.0 } else { NONE });
             self.running = rows.iter().map(begun).collect();
             let groups = vec![Group::default(); self.config.num_beam_groups];
             self.found = vec![groups; rows.last().map_or(0, |row| row.prompt() + 1)];
