@@ -86,7 +86,7 @@ fn main() -> ExitCode {
         Command::Quantize(args) => quantize::run(&args).map(Report::new),
         Command::Rouge(args) => rouge::run(&args).map(Report::new),
         Command::Verify(args) => verify::run(&args).map(Report::new),
-        Command::Summarize(args) => return summarized(summarize::run(&args.as_json_lines_if(json))),
+        Command::Summarize(args) => return summarized(summarize::run(&args.with_json(json))),
         Command::Devices(args) => Ok(Report::new(devices::run(args))),
     };
     match report {

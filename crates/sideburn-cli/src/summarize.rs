@@ -89,6 +89,13 @@ pub(crate) struct Args {
     device: String,
 }
 
+/// Writes to the standard error, if it is open.
+macro_rules! tell {
+    ($($text:tt)*) => {{
+        let _ = write!(io::stderr(), $($text)*);
+    }};
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum InputFormat {
     Text,
@@ -104,7 +111,7 @@ enum OutputFormat {
 
 impl Args {
     /// With `--json`, JSON Lines.
-    pub(crate) fn as_json_lines_if(mut self, json: bool) -> Self {
+    pub(crate) fn with_json(mut self, json: bool) -> Self {
         if json {
             self.output_format = OutputFormat::Jsonl;
         }
@@ -156,12 +163,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
         let shows = io::stderr().is_terminal();
         let texts = generate_many(&model, &tokenizer, prompts, &config, |progress| {
             if shows {
-                eprint!("\r{}: {} of {}", for_terminal(&name), progress.done, progress.prompts);
+                tell!("\r{}: {} of {}", for_terminal(&name), progress.done, progress.prompts);
             }
             ControlFlow::Continue(())
         });
         if shows {
-            eprintln!();
+            tell!("\n");
         }
         columns.push(Column { name, texts });
         if args.adapter.get(index).is_some() {
@@ -247,7 +254,7 @@ fn ways(args: &Args, model: &AutoModel, directory: &Path) -> anyhow::Result<(Tem
     set(&mut config.seed, args.seed);
     config.check()?;
     for warning in config.without_effect() {
-        eprintln!("warning: {warning}");
+        tell!("warning: {warning}\n");
     }
     Ok((template, config))
 }
@@ -268,8 +275,8 @@ fn prompts(
     };
     let prompts = sources.iter().map(&mut prompt).collect::<anyhow::Result<_>>()?;
     if cut > 0 {
-        eprintln!(
-            "warning: {cut} of {} texts are longer than {} tokens and were cut",
+        tell!(
+            "warning: {cut} of {} texts are longer than {} tokens and were cut\n",
             sources.len(),
             args.max_source_length
         );
@@ -317,8 +324,8 @@ fn print(args: &Args, sources: &[Source], columns: &[Column]) -> anyhow::Result<
                 Ok(written) => Value::from(written[0].clone()),
                 Err(error) => {
                     all = false;
-                    eprintln!(
-                        "error: {}, {}: {}",
+                    tell!(
+                        "error: {}, {}: {}\n",
                         for_terminal(&source.id),
                         for_terminal(name),
                         for_terminal(&error.to_string())
