@@ -139,8 +139,11 @@ fn fill(
     std::thread::scope(|scope| {
         let (sender, receiver) = mpsc::sync_channel(1);
         scope.spawn(move || {
-            // It ends when nobody listens any more.
-            jobs.iter().map(read).try_for_each(|read| sender.send(read))
+            for job in &jobs {
+                if sender.send(read(job)).is_err() {
+                    break; // Nobody listens any more.
+                }
+            }
         });
         for Found { weight, stored, form } in found {
             let read = receiver.recv().expect("as much is read as is asked for")?;

@@ -20,6 +20,7 @@ pub struct BaseWeight {
 }
 
 #[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant, reason = "there are no more of them than weights")]
 enum Held {
     /// `[rows, columns]`; a vector is one row.
     Floats(Param<Tensor<2>>),

@@ -46,23 +46,17 @@ pub enum QuantError {
 
     /// Parts of a quantised weight contradict each other, or the model.
     #[error(
-        "the quantised weight {tensor:?} of {path:?}: {} is {}, expected {}; copy or download the file again, or quantise \
-         the unquantised model anew",
-        printable(part),
-        printable(found),
-        printable(expected)
+        "the quantised weight {tensor:?} of {path:?}: {}; copy or download the file again, or quantise the unquantised model \
+         anew",
+        printable(detail)
     )]
     Contradiction {
         /// The file.
         path: PathBuf,
         /// The weight.
         tensor: String,
-        /// The tensor or field that does not fit.
-        part: String,
-        /// What it is.
-        found: String,
-        /// What it must be.
-        expected: String,
+        /// The tensor or field that does not fit, what it is, and what it must be.
+        detail: String,
     },
 
     /// A weight of integers without what says which numbers they stand for.

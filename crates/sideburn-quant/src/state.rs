@@ -99,14 +99,9 @@ impl Reader<'_> {
         self.source.info(self.name).is_some_and(|info| info.dtype == dtype)
     }
 
-    fn contradiction(&self, part: impl Into<String>, found: impl Display, expected: impl Display) -> QuantError {
-        QuantError::Contradiction {
-            path: self.source.path().to_owned(),
-            tensor: self.name.to_owned(),
-            part: part.into(),
-            found: found.to_string(),
-            expected: expected.to_string(),
-        }
+    fn contradiction(&self, part: impl Display, found: impl Display, expected: impl Display) -> QuantError {
+        let detail = format!("{part} is {found}, expected {expected}");
+        QuantError::Contradiction { path: self.source.path().to_owned(), tensor: self.name.to_owned(), detail }
     }
 
     fn incomplete(&self, parts: &[&str]) -> QuantError {

@@ -17,8 +17,8 @@ use crate::runtime::memory::Buffer;
 /// Rows of `x` up to which each row of a weight is multiplied on its own, while its codes are looked up.
 const FEW: usize = 16;
 
-/// Values of a weight that are unpacked at once.
-const TILE: usize = 1 << 20;
+/// Values of a weight that are unpacked at once, 16 MiB: for each tile, a product packs `x` again.
+const TILE: usize = 1 << 22;
 
 /// Values of a weight that a task multiplies with a few rows.
 const FEW_TASK: usize = 1 << 17;
@@ -120,18 +120,15 @@ impl<'a> Packed<'a> {
 
     /// Writes the values of some rows and columns, one row after the other. The columns must begin and end at groups, or be
     /// all.
-    fn unpack(&self, rows: Range<usize>, columns: Range<usize>, to: &mut [f32], workers: Workers) {
+    fn unpack(&self, rows: Range<usize>, columns: Range<usize>, to: &mut [f32]) {
         const ROWS: usize = 32;
-        let part = |(index, to): (usize, &mut [f32])| {
+        to.par_chunks_mut((ROWS * columns.len()).max(1)).enumerate().for_each(|(index, to)| {
             let first = rows.start + index * ROWS;
             self.unpack_rows(first..(first + ROWS).min(rows.end), columns.clone(), to);
-        };
-        match workers {
-            Workers::All => to.par_chunks_mut((ROWS * columns.len()).max(1)).enumerate().for_each(part),
-            Workers::One => self.unpack_rows(rows, columns, to),
-        }
+        });
     }
 
+    /// The same on this thread.
     fn unpack_rows(&self, rows: Range<usize>, columns: Range<usize>, to: &mut [f32]) {
         let (width, mut scales) = (columns.len(), Vec::new());
         for (row, to) in rows.zip(to.chunks_exact_mut(width.max(1))) {
@@ -218,27 +215,27 @@ pub(super) fn forward(y: Parts<'_>, columns: Range<usize>, x: Mat<'_>, weight: &
     // SAFETY: each tile has its own columns.
     let part = |rows: &Range<usize>| unsafe { y.part(0..n, columns.start + rows.start..columns.start + rows.end) };
     if n > FEW {
-        for_tiles(out, tile_rows(TILE, input), |rows, workers| {
+        for rows in tiles(out, tile_rows(TILE, input)) {
             let (mut dense, mut y) = (Buffer::new(rows.len() * input), part(&rows));
             match &rounded {
                 None => {
-                    weight.unpack(rows.clone(), 0..input, &mut dense, workers);
+                    weight.unpack(rows.clone(), 0..input, &mut dense);
                     let tile = Mat::new(&dense, rows.len(), input);
-                    product(y, x, tile.t(), 1.0, Before::Forgotten, workers);
+                    product(y, x, tile.t(), 1.0, Before::Forgotten, Workers::All);
                 }
                 Some(rounded) => {
                     rounded.unpack(rows.clone(), &mut dense);
                     let tile = Mat::new(&dense, rows.len(), input);
                     let floats = Mat::new(&rounded.floats, n, input);
-                    product(y.by_ref(), floats, tile.t(), 1.0, Before::Forgotten, workers);
+                    product(y.by_ref(), floats, tile.t(), 1.0, Before::Forgotten, Workers::All);
                     rounded.finish(&mut y, rows);
                 }
             }
-        });
+        }
         return;
     }
     let arranged = (rounded.is_none() && weight.is_grouped()).then(|| weight.arranged(x));
-    tiles(out, tile_rows(FEW_TASK, input)).for_each(|rows| {
+    tiles(out, tile_rows(FEW_TASK, input)).into_par_iter().with_max_len(1).for_each(|rows| {
         let mut y = part(&rows);
         match (&rounded, &arranged) {
             (Some(rounded), _) => rounded.few_rows(&mut y, rows),
@@ -246,7 +243,7 @@ pub(super) fn forward(y: Parts<'_>, columns: Range<usize>, x: Mat<'_>, weight: &
             (None, None) => {
                 let mut dense = Buffer::new(input);
                 for (index, row) in rows.enumerate() {
-                    weight.unpack(row..row + 1, 0..input, &mut dense, Workers::One);
+                    weight.unpack_rows(row..row + 1, 0..input, &mut dense);
                     for i in 0..n {
                         y.row(i)[index] = dots([x.row(i)], &dense)[0];
                     }
@@ -259,33 +256,35 @@ pub(super) fn forward(y: Parts<'_>, columns: Range<usize>, x: Mat<'_>, weight: &
 /// Writes `dY W` to `of_x`, or adds it.
 pub(super) fn backward(of_x: &mut [f32], gradient: Mat<'_>, weight: &Packed<'_>, before: Before) {
     let ([n, _], [out, input]) = (gradient.shape(), weight.shape);
+    if before == Before::Forgotten && (n <= FEW || out == 0) {
+        of_x.fill(0.0);
+    }
     let of_x = Parts::new(of_x, n, input);
-    let most = if n > FEW { (TILE / out.max(1)).clamp(GROUP, 1024) } else { 512 };
     // Columns in whole groups, or all.
-    let strip = if weight.is_grouped() { most / GROUP * GROUP } else { input.max(1) };
-    for_tiles(input, strip, |columns, workers| {
-        let width = columns.len();
-        // SAFETY: each strip has its own columns.
-        let mut of_x = unsafe { of_x.part(0..n, columns.clone()) };
-        let rows = if n > FEW { (TILE / width.max(1)).max(64) } else { 4 };
-        let mut dense = Buffer::new(rows.min(out) * width);
-        let mut before = before;
-        if before == Before::Forgotten && (n <= FEW || out == 0) {
-            (0..n).for_each(|row| of_x.row(row).fill(0.0));
-            before = Before::Kept;
-        }
-        for start in (0..out).step_by(rows) {
-            let rows = start..(start + rows).min(out);
-            let tile = &mut dense[..rows.len() * width];
-            if n > FEW {
-                weight.unpack(rows.clone(), columns.clone(), tile, workers);
-                let tile = Mat::new(tile, rows.len(), width);
-                product(of_x.by_ref(), gradient.columns(rows), tile, 1.0, before, workers);
+    let strip = |most: usize| if weight.is_grouped() { most.max(GROUP) / GROUP * GROUP } else { input.max(1) };
+    // SAFETY: each strip has its own columns.
+    let part = |columns: &Range<usize>| unsafe { of_x.part(0..n, columns.clone()) };
+    if n > FEW {
+        for columns in tiles(input, strip((TILE / out.max(1)).min(1024))) {
+            let rows = tile_rows(TILE, columns.len());
+            let mut dense = Buffer::new(rows.min(out) * columns.len());
+            let (mut of_x, mut before) = (part(&columns), before);
+            for rows in tiles(out, rows) {
+                let tile = &mut dense[..rows.len() * columns.len()];
+                weight.unpack(rows.clone(), columns.clone(), tile);
+                let tile = Mat::new(tile, rows.len(), columns.len());
+                product(of_x.by_ref(), gradient.columns(rows), tile, 1.0, before, Workers::All);
                 before = Before::Kept;
-                continue;
             }
-            weight.unpack(rows.clone(), columns.clone(), tile, Workers::One);
-            let of_tile: [&[f32]; 4] = std::array::from_fn(|row| &tile[row.min(rows.len() - 1) * width..][..width]);
+        }
+        return;
+    }
+    tiles(input, strip(512)).into_par_iter().with_max_len(1).for_each(|columns| {
+        let (width, mut of_x) = (columns.len(), part(&columns));
+        let mut dense = Buffer::new(4 * width);
+        for rows in tiles(out, 4) {
+            weight.unpack_rows(rows.clone(), columns.clone(), &mut dense[..rows.len() * width]);
+            let of_tile: [&[f32]; 4] = std::array::from_fn(|row| &dense[row.min(rows.len() - 1) * width..][..width]);
             for row in 0..n {
                 let gradient = &gradient.row(row)[rows.clone()];
                 let factors = std::array::from_fn(|row| gradient.get(row).copied().unwrap_or(0.0));
@@ -297,25 +296,12 @@ pub(super) fn backward(of_x: &mut [f32], gradient: Mat<'_>, weight: &Packed<'_>,
 
 /// How many rows of this width make about so many values; a multiple of 16.
 fn tile_rows(values: usize, width: usize) -> usize {
-    (values / width.max(1)).next_multiple_of(16).clamp(16, 1024)
+    (values / width.max(1)).next_multiple_of(16).max(16)
 }
 
-/// Parts of a range of this length.
-fn tiles(length: usize, size: usize) -> impl IndexedParallelIterator<Item = Range<usize>> {
-    let tile = move |index: usize| index * size..((index + 1) * size).min(length);
-    (0..length.div_ceil(size)).into_par_iter().map(tile).with_max_len(1)
-}
-
-/// Runs `task` for parts of a range of this length: many of them at the same time, or few one after the other, each with
-/// all workers.
-fn for_tiles(length: usize, size: usize, task: impl Fn(Range<usize>, Workers) + Sync) {
-    const MANY: usize = 8;
-    if length.div_ceil(size) >= MANY {
-        return tiles(length, size).for_each(|tile| task(tile, Workers::One));
-    }
-    for start in (0..length).step_by(size) {
-        task(start..(start + size).min(length), Workers::All);
-    }
+/// Parts of a range of this length, the last of which may be short.
+fn tiles(length: usize, size: usize) -> Vec<Range<usize>> {
+    (0..length).step_by(size).map(|start| start..(start + size).min(length)).collect()
 }
 
 impl Packed<'_> {
@@ -460,7 +446,9 @@ impl<'a> Rounded<'a> {
 
     /// The integers of some rows as floats.
     fn unpack(&self, rows: Range<usize>, to: &mut [f32]) {
-        scaled(to, &self.integers[rows.start * self.input()..rows.end * self.input()], 1.0);
+        const TASK: usize = 1 << 16;
+        let integers = &self.integers[rows.start * self.input()..rows.end * self.input()];
+        to.par_chunks_mut(TASK).zip(integers.par_chunks(TASK)).for_each(|(to, integers)| scaled(to, integers, 1.0));
     }
 
     /// From sums of integers to products, in these columns of all rows.
