@@ -534,6 +534,24 @@ pub enum DataError {
         len: usize,
     },
 
+    /// A rank that is none of the ranks.
+    #[error("rank {rank} of {ranks} is none; ranks are numbered from 0, and there is at least one")]
+    NoSuchRank {
+        /// The rank given.
+        rank: usize,
+        /// How many ranks there are.
+        ranks: usize,
+    },
+
+    /// A part of a data set that cannot be taken.
+    #[error("\"{given}\" takes no part of the data: {reason}", given = printable(given), reason = printable(reason))]
+    Subsample {
+        /// What was given.
+        given: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+
     /// A sampler would never yield a batch.
     #[error(
         "{len} examples in batches of {batch_size} make no {batch}; both must be above zero",

@@ -11,8 +11,12 @@
 //! * [`Tokenizer`] is what the files of a model say: `tokenizer.json`, or the bytes of ByT5, and special tokens.
 //!   [`Tokenizer::encode_prompt`] and [`Tokenizer::encode_target`] are the two ends of an example.
 //! * [`tokenize`] does all examples in parallel and says how many were [cut](TokenizedSet#structfield.cut_prompts).
+//!   `tokenize_cached` keeps the ids on disk for the next start. [`Lengths`] are those of a set, and [`Limits::suggest`]
+//!   follows from them.
+//! * [`Subsample`] is a part of the examples, for short runs.
 //! * A [`Sampler`] gives the example numbers of any training step, as a pure function of the seed and the step:
-//!   [`ShuffledSampler`] so many examples a batch, [`GroupedSampler`] so many tokens, or examples of one length.
+//!   [`ShuffledSampler`] so many examples a batch, [`GroupedSampler`] so many tokens, or examples of one length;
+//!   [`ShardedSampler`] is the part of each batch that one of several processes has.
 //!   [`TokenizedSet::batch`] lays those examples into a [`PromptBatch`](sideburn_batch::PromptBatch).
 //!
 //! # Reading
@@ -60,6 +64,8 @@
 #[cfg(feature = "7z")]
 mod archive;
 mod byte_level;
+#[cfg(feature = "fs")]
+mod cache;
 mod columns;
 mod csv;
 mod dataset;
@@ -69,17 +75,21 @@ mod example;
 #[cfg(feature = "fs")]
 mod files;
 mod jsonl;
+mod lengths;
 mod lines;
 mod loaded;
 #[cfg(feature = "parquet")]
 mod parquet;
 mod sampler;
 mod split;
+mod subsample;
 mod template;
 mod text_stream;
 mod tokenized;
 mod tokenizer;
 
+#[cfg(feature = "fs")]
+pub use cache::tokenize_cached;
 pub use columns::Columns;
 pub use csv::parse_csv;
 pub use dataset::Dataset;
@@ -88,9 +98,11 @@ pub use example::{Example, Fields};
 #[cfg(feature = "fs")]
 pub use files::read_examples;
 pub use jsonl::parse_jsonl;
+pub use lengths::Lengths;
 pub use loaded::{Loaded, Skipped};
-pub use sampler::{GroupedSampler, Sampler, ShuffledSampler};
+pub use sampler::{GroupedSampler, Sampler, ShardedSampler, ShuffledSampler};
 pub use split::Split;
+pub use subsample::Subsample;
 pub use template::Template;
 pub use text_stream::TextStream;
 pub use tokenized::{Limits, TokenizedExample, TokenizedSet, tokenize};

@@ -21,6 +21,16 @@ pub trait Sampler {
     }
 }
 
+impl<S: Sampler + ?Sized> Sampler for &S {
+    fn batches_per_epoch(&self) -> usize {
+        (**self).batches_per_epoch()
+    }
+
+    fn batch(&self, step: u64) -> Vec<usize> {
+        (**self).batch(step)
+    }
+}
+
 /// The key of the order in which examples come. The name keeps it apart from dropout, which starts from the same seed.
 fn order_key(seed: u64) -> Key {
     Key::from_seed(seed).fold_in_name("sample order")
@@ -160,6 +170,47 @@ impl Sampler for GroupedSampler {
     }
 }
 
+/// The part of each batch of a sampler that one of several processes (ranks) has: every `ranks`-th example, from the
+/// `rank`-th on. All ranks together have each example of the batch once.
+///
+/// A batch of fewer examples than ranks leaves nothing to some; [`ShuffledSampler::drop_last`] has none such.
+///
+/// ```
+/// use sideburn_data::{Sampler, ShardedSampler, ShuffledSampler};
+///
+/// let whole = ShuffledSampler::new(100, 8, 42)?;
+/// let second = ShardedSampler::new(whole.clone(), 1, 2)?;
+/// let batch = whole.batch(0);
+/// assert_eq!(second.batch(0), [batch[1], batch[3], batch[5], batch[7]]);
+/// # Ok::<(), sideburn_data::DataError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardedSampler<S> {
+    sampler: S,
+    rank: usize,
+    ranks: usize,
+}
+
+impl<S: Sampler> ShardedSampler<S> {
+    /// The part of `rank`, which counts from 0, of `ranks`. Every rank must be given an equal `sampler`.
+    ///
+    /// # Errors
+    /// If `rank` is not below `ranks`.
+    pub fn new(sampler: S, rank: usize, ranks: usize) -> Result<Self, DataError> {
+        if rank < ranks { Ok(Self { sampler, rank, ranks }) } else { Err(DataError::NoSuchRank { rank, ranks }) }
+    }
+}
+
+impl<S: Sampler> Sampler for ShardedSampler<S> {
+    fn batches_per_epoch(&self) -> usize {
+        self.sampler.batches_per_epoch()
+    }
+
+    fn batch(&self, step: u64) -> Vec<usize> {
+        self.sampler.batch(step).into_iter().skip(self.rank).step_by(self.ranks).collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -191,6 +242,28 @@ mod tests {
         ) {
             let batches = epoch(&ShuffledSampler::new(len, batch_size, seed).unwrap(), len, at);
             prop_assert!(batches.iter().all(|batch| !batch.is_empty() && batch.len() <= batch_size));
+        }
+
+        #[test]
+        fn ranks_cover_each_batch_without_overlap(
+            lengths in prop::collection::vec(0usize..50, 1..60),
+            batch_size in 1usize..20,
+            ranks in 1usize..6,
+            seed: u64,
+            step in 0u64..1 << 40,
+        ) {
+            let shuffled = ShuffledSampler::new(lengths.len(), batch_size, seed).unwrap();
+            let grouped = GroupedSampler::by_tokens(&lengths, 60, seed).unwrap();
+            for whole in [&shuffled as &dyn Sampler, &grouped] {
+                let parts: Vec<Vec<usize>> =
+                    (0..ranks).map(|rank| ShardedSampler::new(whole, rank, ranks).unwrap().batch(step)).collect();
+                prop_assert!(parts.iter().all(|part| part.len().abs_diff(parts[0].len()) <= 1));
+                let (mut together, mut batch) = (parts.concat(), whole.batch(step));
+                together.sort_unstable();
+                batch.sort_unstable();
+                prop_assert_eq!(together, batch);
+            }
+            prop_assert!(ShardedSampler::new(shuffled, ranks, ranks).is_err());
         }
 
         #[test]

@@ -31,6 +31,9 @@ pub struct Tokenizer {
     decoder_start_id: Option<u32>,
     /// Whether a prompt ends with the end-of-sequence token.
     ends_prompts: bool,
+    /// Of the files.
+    #[cfg(feature = "fs")]
+    hash: u128,
 }
 
 enum Model {
@@ -51,6 +54,20 @@ pub struct TokenizerFiles<'a> {
     pub generation_config: Option<&'a [u8]>,
     /// `config.json`.
     pub config: Option<&'a [u8]>,
+}
+
+#[cfg(feature = "fs")]
+impl TokenizerFiles<'_> {
+    /// A hash of all of them, in which a file that is missing is not an empty one.
+    fn hash(&self) -> u128 {
+        let mut hash = xxhash_rust::xxh3::Xxh3::new();
+        let Self { tokenizer, tokenizer_config, special_tokens_map, generation_config, config } = *self;
+        for file in [tokenizer, tokenizer_config, special_tokens_map, generation_config, config] {
+            hash.update(&file.map_or(u64::MAX, |bytes| bytes.len() as u64).to_le_bytes());
+            hash.update(file.unwrap_or_default());
+        }
+        hash.digest128()
+    }
 }
 
 /// The ids of a text.
@@ -177,7 +194,24 @@ impl Tokenizer {
                 || class.is_some_and(|class| ENDING.contains(&class.as_str()))
                 || config.object.get("is_encoder_decoder") == Some(&Value::Bool(true)));
         let max_token_id = largest.max(eos_id.unwrap_or_default());
-        Ok(Self { model, vocab_size, max_token_id, eos_id, pad_id, bos_id, decoder_start_id, ends_prompts })
+        Ok(Self {
+            model,
+            vocab_size,
+            max_token_id,
+            eos_id,
+            pad_id,
+            bos_id,
+            decoder_start_id,
+            ends_prompts,
+            #[cfg(feature = "fs")]
+            hash: files.hash(),
+        })
+    }
+
+    /// A hash of the files that it was made of.
+    #[cfg(feature = "fs")]
+    pub(crate) fn hash(&self) -> u128 {
+        self.hash
     }
 
     /// The number of tokens, added ones included.

@@ -1,5 +1,6 @@
 //! From files to batches.
 
+mod caching;
 mod containers;
 mod dialogsum;
 mod forms;
