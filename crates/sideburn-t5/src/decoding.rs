@@ -9,9 +9,8 @@ use sideburn_kernels::{RowLayout, Visibility, on_workers};
 use sideburn_nn::Cache;
 
 use crate::T5Error;
-use crate::layers::Scores;
+use crate::layers::{DECODER, Scores};
 use crate::model::T5;
-use crate::names::DECODER;
 use crate::stack::Cross;
 
 /// A T5 decoder in the middle of writing: the encoder's keys and values, and those of the tokens so far.

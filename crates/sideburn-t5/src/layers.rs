@@ -7,6 +7,11 @@ use sideburn_nn::{Attention, AttentionConfig, FeedForward, Position, RmsNorm};
 
 use crate::config::T5Config;
 
+/// The embedding, as the encoder has it in `transformers`.
+pub(crate) const ENCODER: &str = "encoder.embed_tokens";
+/// The same of the decoder.
+pub(crate) const DECODER: &str = "decoder.embed_tokens";
+
 /// `T5LayerNorm`.
 pub(crate) fn norm(config: &T5Config, device: &Device) -> RmsNorm {
     RmsNorm::new(config.d_model, config.initializer_factor, config.layer_norm_epsilon, device)

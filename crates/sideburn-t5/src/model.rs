@@ -10,8 +10,7 @@ use sideburn_nn::{Head, KeysValues, behind, check_ids, places_behind, shift_righ
 
 use crate::T5Error;
 use crate::config::T5Config;
-use crate::layers::Scores;
-use crate::names::{DECODER, ENCODER};
+use crate::layers::{DECODER, ENCODER, Scores};
 use crate::stack::{Cross, Stack};
 
 /// `T5ForConditionalGeneration`, `MT5ForConditionalGeneration` and `UMT5ForConditionalGeneration`.

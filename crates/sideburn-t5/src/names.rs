@@ -4,12 +4,9 @@ use burn::tensor::Device;
 use sideburn_adapters::{AdaptedModel, AdapterSet, ModelShape, Usual, list_weights};
 
 use crate::config::Family;
+use crate::layers::{DECODER, ENCODER};
 use crate::model::T5;
 
-/// The embedding, as the encoder has it in `transformers`.
-pub(crate) const ENCODER: &str = "encoder.embed_tokens";
-/// The same of the decoder.
-pub(crate) const DECODER: &str = "decoder.embed_tokens";
 const HEAD: &str = "lm_head";
 
 impl AdaptedModel for T5 {

@@ -131,8 +131,8 @@ pub fn attention(
     Tensor::from_dispatch(Dispatch::attention_forward(q.into_dispatch(), k, v, bias, form))
 }
 
-/// [`attention`] of tokens to each other, with queries, keys and values side by side in `qkv [tokens, (heads + 2 * kv_heads)
-/// * width]`, as layers give them. They are read in place, and so are their gradients written. With `cos_sin [tokens,
+/// [`attention`] of tokens to each other, with queries, keys and values side by side in
+/// `qkv [tokens, (heads + 2 * kv_heads) * width]`, as layers give them. They are read in place, and so are their gradients written. With `cos_sin [tokens,
 /// width]`, queries and keys are turned before, as by [`rotary`](crate::rotary), and what was turned is not kept.
 ///
 /// # Panics
