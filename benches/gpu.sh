@@ -23,7 +23,7 @@ build() {
     mkdir -p "$programs"
     local features="sideburn/$backend"
     # shellcheck disable=SC2016 # the program is Python's
-    cargo test --release --locked --no-run -p sideburn -p sideburn-kernels -p sideburn-benches -p sideburn-cli \
+    cargo build --release --locked -p sideburn -p sideburn-kernels -p sideburn-benches -p sideburn-cli \
         --features "$features" --test sideburn --test kernels --bench peer --bin sideburn \
         --message-format=json-render-diagnostics >"$out/build.json" || exit 1
     python3 - "$out/build.json" "$programs" <<'PYTHON' || exit 1
@@ -94,9 +94,11 @@ measure() {
     [ -x "$programs/peer" ] || { say "first: benches/gpu.sh build $backend"; exit 1; }
     { nvidia-smi; "$python" --version; git log -1 --format=%H; } >>"$log" 2>&1
     # Nothing is there that was compiled before: neither what CubeCL keeps nor what the driver does.
-    rm -rf "$out/cache"
-    export XDG_CACHE_HOME=$PWD/$out/cache CUDA_CACHE_PATH=$PWD/$out/cache/cuda MESA_SHADER_CACHE_DIR=$PWD/$out/cache/mesa
-    mkdir -p "$XDG_CACHE_HOME"
+    local cache
+    cache=$(realpath "$out")/cache
+    rm -rf "$cache"
+    mkdir -p "$cache"
+    export XDG_CACHE_HOME=$cache CUDA_CACHE_PATH=$cache/cuda MESA_SHADER_CACHE_DIR=$cache/mesa
     local train="--method lora --lora-dropout 0.05" small_rows large_rows
     model small "$small"
     model base "$base"
@@ -146,7 +148,7 @@ tests() {
     local name=$1 program=$programs/$2
     shift 2
     # shellcheck disable=SC2016 # the inner shell expands it
-    case_ "$name" ours 150 bash -c '"$@" 1>&2 && echo "{\"passed\": true}"' - "$program" --test-threads=1 "$@"
+    case_ "$name" ours "$test_limit" bash -c '"$@" 1>&2 && echo "{\"passed\": true}"' - "$program" --test-threads=1 "$@"
 }
 
 table() {
@@ -194,11 +196,11 @@ if len(losses) == 2:
 PYTHON
 }
 
-their_device=cuda half=bf16 new_tokens=64 vocabulary=32000 tokens=16384 width=768
+their_device=cuda test_limit=150 half=bf16 new_tokens=64 vocabulary=32000 tokens=16384 width=768
 small=flan_t5_small base=flan_t5_base
 small_shape=(8 256 64) large_shape=(32 512 128) losses_shape=(4 64 16)
 if [ "$what" = rehearse ]; then
-    their_device=cpu half=f16 new_tokens=8 vocabulary=100 tokens=256 width=64
+    their_device=cpu test_limit=600 half=f16 new_tokens=8 vocabulary=100 tokens=256 width=64
     small=t5_gated_untied base=t5_gated_untied
     small_shape=(3 32 16) large_shape=(4 40 16) losses_shape=(2 16 8)
     what=measure

@@ -19,6 +19,24 @@ fn gpus() -> impl Iterator<Item = Device> {
 }
 
 #[test]
+fn what_a_gpu_has_not_got_is_named() {
+    use burn::tensor::FloatDType;
+    use sideburn::device::{DeviceError, inspect, names, parse_device_in};
+    for name in names().iter().filter(|name| *name != "flex") {
+        let info = inspect(name).unwrap();
+        println!("{info:?}");
+        assert!(info.card.is_some() && info.tests.iter().all(|test| test.passed()), "{info:?}");
+        let backend = name.split(':').next().unwrap();
+        let error = parse_device(&format!("{backend}:99")).unwrap_err();
+        assert!(matches!(error, DeviceError::NoSuchIndex { index: 99, .. }), "{error}");
+        if !info.dtypes.contains(&"bf16") {
+            let error = parse_device_in(name, FloatDType::BF16).unwrap_err().to_string();
+            assert!(error.contains("has no bf16; it has f32"), "{error}");
+        }
+    }
+}
+
+#[test]
 fn forward_pass() {
     for family in FAMILIES {
         let io = Golden::open(&format!("lora/{family}/io.safetensors"));
