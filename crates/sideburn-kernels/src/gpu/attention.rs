@@ -8,12 +8,12 @@ mod kernels;
 mod tiles;
 
 use burn::backend::TensorMetadata;
-use burn::backend::ops::FloatTensorOps;
 use burn::tensor::DType;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl::client::Client;
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::cubecl::server::Handle;
+use sideburn_batch::Dropout;
 
 use super::mask::{self, MaskLaunch};
 use super::sums::sum_rows;
