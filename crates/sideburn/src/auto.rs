@@ -30,6 +30,7 @@ macro_rules! families {
         /// # Ok::<(), Box<dyn std::error::Error>>(())
         /// ```
         #[derive(Module, Debug)]
+        #[allow(clippy::large_enum_variant, reason = "a program has one or two of them")]
         pub enum AutoModel {
             $(
                 #[doc = concat!("Of the family ", stringify!($family), ".")]
@@ -39,6 +40,7 @@ macro_rules! families {
 
         /// An [`AutoModel`] in the middle of writing.
         #[derive(Clone, Debug)]
+        #[allow(clippy::large_enum_variant, reason = "a program has one or two of them")]
         pub enum AutoDecoding {
             $(
                 #[doc = concat!("Of the family ", stringify!($family), ".")]
