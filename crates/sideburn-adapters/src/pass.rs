@@ -6,7 +6,7 @@ use std::sync::Arc;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use sideburn_kernels::{Dropout, Key};
 
-use crate::finite::Watch;
+use crate::watch::Watch;
 
 /// The mode of one forward pass.
 ///

@@ -11,7 +11,7 @@ use crate::tokenized::{Limits, TokenizedSet};
 ///
 /// let lengths = Lengths::new([15, 20, 35, 40, 50]);
 /// assert_eq!((lengths.percentile(50.0), lengths.percentile(85.0)), (35.0, 44.0));
-/// assert_eq!(lengths.histogram(2, 10), "15-32  ####### 2\n33-50  ########## 3\n");
+/// assert_eq!(lengths.histogram(2, 10), "15-32  ###### 2\n33-50  ########## 3\n");
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lengths {

@@ -101,7 +101,7 @@ macro_rules! families {
             ///
             /// let device = Device::flex().autodiff();
             /// let mut model = AutoModel::from_dir_quantized("flan-t5-xxl", Quantization::NF4, &device)?;
-            /// let lora = LoraConfig { r: 16, lora_alpha: 32.0, ..LoraConfig::default() };
+            /// let lora = LoraConfig { r: 16, lora_alpha: 32.0, ..LoraConfig::new(["q", "v"]) };
             /// model.attach("summaries", lora, Key::from_seed(0))?;
             /// # Ok::<(), Box<dyn std::error::Error>>(())
             /// ```
