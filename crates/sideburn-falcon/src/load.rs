@@ -102,7 +102,8 @@ impl Falcon {
     /// If it cannot be written.
     pub fn save_dir(&self, directory: impl AsRef<Path>, precision: Precision) -> Result<(), FalconError> {
         let files = ModelDir::new(directory.as_ref());
-        files.write(self.config().to_json(), self.quantization(), |weights| Ok(self.save_base(weights, precision)?))
+        let save = |weights: &Path| Ok(self.save_base(weights, precision)?);
+        files.write(self.config().to_json(), &self.generation, self.quantization(), save)
     }
 }
 

@@ -42,6 +42,73 @@ pub fn read_generation_config(fields: &Map<String, Value>, own: &GenerationConfi
     Ok(config)
 }
 
+/// The fields of a `generation_config.json` that says the same, as [`read_generation_config`] reads them. What is as it would be
+/// without the file is left out, and so are the seed and what is asked for one call alone.
+pub fn generation_config_fields(config: &GenerationConfig) -> Map<String, Value> {
+    fn optional<T: Into<Value> + Copy>(value: Option<T>) -> Value {
+        value.map_or(Value::Null, Into::into)
+    }
+    /// A number where one is enough.
+    fn ids(ids: &[u32]) -> Value {
+        match ids {
+            [] => Value::Null,
+            [id] => json!(id),
+            ids => json!(ids),
+        }
+    }
+    let fields = |c: &GenerationConfig| {
+        let early_stopping = match c.early_stopping {
+            EarlyStopping::Heuristic => json!(false),
+            EarlyStopping::FirstFound => json!(true),
+            EarlyStopping::Never => json!("never"),
+        };
+        [
+            ("max_length", optional(c.max_length)),
+            ("max_new_tokens", optional(c.max_new_tokens)),
+            ("min_length", json!(c.min_length)),
+            ("min_new_tokens", optional(c.min_new_tokens)),
+            ("early_stopping", early_stopping),
+            ("max_time", optional(c.max_time)),
+            ("stop_strings", json!(c.stop_strings)),
+            ("do_sample", json!(c.do_sample)),
+            ("num_beams", json!(c.num_beams)),
+            ("num_beam_groups", json!(c.num_beam_groups)),
+            ("penalty_alpha", optional(c.penalty_alpha)),
+            ("temperature", json!(c.temperature)),
+            ("top_k", json!(c.top_k)),
+            ("top_p", json!(c.top_p)),
+            ("min_p", optional(c.min_p)),
+            ("typical_p", json!(c.typical_p)),
+            ("epsilon_cutoff", json!(c.epsilon_cutoff)),
+            ("eta_cutoff", json!(c.eta_cutoff)),
+            ("diversity_penalty", json!(c.diversity_penalty)),
+            ("repetition_penalty", json!(c.repetition_penalty)),
+            ("encoder_repetition_penalty", json!(c.encoder_repetition_penalty)),
+            ("length_penalty", json!(c.length_penalty)),
+            ("no_repeat_ngram_size", json!(c.no_repeat_ngram_size)),
+            ("encoder_no_repeat_ngram_size", json!(c.encoder_no_repeat_ngram_size)),
+            ("bad_words_ids", json!(c.bad_words_ids)),
+            ("renormalize_logits", json!(c.renormalize_logits)),
+            ("forced_bos_token_id", optional(c.forced_bos_token_id)),
+            ("forced_eos_token_id", ids(&c.forced_eos_token_id)),
+            ("remove_invalid_values", json!(c.remove_invalid_values)),
+            ("exponential_decay_length_penalty", json!(c.exponential_decay_length_penalty)),
+            ("suppress_tokens", json!(c.suppress_tokens)),
+            ("begin_suppress_tokens", json!(c.begin_suppress_tokens)),
+            ("sequence_bias", json!(c.sequence_bias)),
+            ("num_return_sequences", json!(c.num_return_sequences)),
+            ("eos_token_id", ids(&c.eos_token_id)),
+            ("pad_token_id", optional(c.pad_token_id)),
+            ("bos_token_id", optional(c.bos_token_id)),
+            ("decoder_start_token_id", optional(c.decoder_start_token_id)),
+            ("num_assistant_tokens", json!(c.num_assistant_tokens)),
+        ]
+    };
+    let usual = fields(&GenerationConfig::default());
+    let told = fields(config).into_iter().zip(usual).filter(|((_, value), (_, usual))| value != usual);
+    told.map(|((name, value), _)| (name.to_owned(), value)).collect()
+}
+
 /// The fields of a `config.json` that are about generation, as releases before 4.25 wrote them there.
 pub(crate) fn of_model_config(fields: &Map<String, Value>) -> Map<String, Value> {
     let field = |name: &str| read_field(&mut GenerationConfig::default(), name, &Field(&Map::new(), name)) == Ok(true);
@@ -240,6 +307,54 @@ mod tests {
         assert_eq!(ids(json!({"bos_token_id": 4}), &none), tokens(Some(4), &[], None));
         assert_eq!(ids(json!({"decoder_start_token_id": 2, "bos_token_id": 4}), &none), tokens(Some(2), &[], None));
         assert_eq!(ids(json!({"eos_token_id": null, "pad_token_id": null}), &own), own);
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let all = GenerationConfig {
+            max_length: Some(70),
+            max_new_tokens: Some(30),
+            min_length: 3,
+            min_new_tokens: Some(2),
+            early_stopping: EarlyStopping::Never,
+            max_time: Some(1.5),
+            stop_strings: vec!["\n".to_owned()],
+            do_sample: true,
+            num_beams: 4,
+            temperature: 0.5,
+            top_k: 7,
+            top_p: 0.9,
+            min_p: Some(0.1),
+            typical_p: 0.8,
+            epsilon_cutoff: 0.01,
+            eta_cutoff: 0.02,
+            repetition_penalty: 1.2,
+            encoder_repetition_penalty: 1.3,
+            length_penalty: 2.0,
+            no_repeat_ngram_size: 3,
+            encoder_no_repeat_ngram_size: 4,
+            bad_words_ids: vec![vec![5, 6]],
+            renormalize_logits: true,
+            forced_bos_token_id: Some(8),
+            forced_eos_token_id: vec![1],
+            remove_invalid_values: true,
+            exponential_decay_length_penalty: Some((5, 1.1)),
+            suppress_tokens: vec![9],
+            begin_suppress_tokens: vec![10],
+            sequence_bias: vec![(vec![11, 12], -1.5)],
+            num_return_sequences: 2,
+            num_assistant_tokens: 5,
+            eos_token_id: vec![1, 2],
+            pad_token_id: Some(0),
+            bos_token_id: Some(3),
+            decoder_start_token_id: Some(4),
+            ..GenerationConfig::default()
+        };
+        for config in [all, tokens(Some(0), &[1], Some(0)), GenerationConfig::default()] {
+            let fields = generation_config_fields(&config);
+            assert_eq!(read_generation_config(&fields, &GenerationConfig::default()), Ok(config));
+        }
+        assert!(generation_config_fields(&GenerationConfig::default()).is_empty());
     }
 
     #[test]

@@ -49,7 +49,7 @@ pub trait LanguageModel: Adapters {
     /// If `pass` trains: decoding has no dropout.
     fn start_decoding(&self, prompts: &TokenRows, pass: Pass) -> Result<Self::Decoding, Self::Error>;
 
-    /// The same for at most so many tokens.
+    /// The model's own settings of generation, for at most so many tokens.
     fn generation_config(&self, max_new_tokens: usize) -> GenerationConfig {
         GenerationConfig { max_new_tokens: Some(max_new_tokens), ..self.default_generation_config().clone() }
     }

@@ -59,7 +59,7 @@ pub use decoder_only::{CausalDecoding, CausalTokens, DecoderOnly, Frame};
 pub use error::NnError;
 pub use feed_forward::FeedForward;
 pub use fields::ConfigFields;
-pub use generation_config::read_generation_config;
+pub use generation_config::{generation_config_fields, read_generation_config};
 pub use head::Head;
 pub use language_model::LanguageModel;
 pub use model_dir::{ModelDir, Task, read_json};

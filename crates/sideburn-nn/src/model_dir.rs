@@ -10,7 +10,7 @@ use sideburn_weights::ModelFiles;
 
 use crate::NnError;
 use crate::fields::shown;
-use crate::generation_config::{of_model_config, read_generation_config};
+use crate::generation_config::{generation_config_fields, of_model_config, read_generation_config};
 
 /// A model directory as Hugging Face writes it: `config.json`, weights in `model.safetensors` or in shards with an index,
 /// perhaps `generation_config.json`, and the tokenizer's files.
@@ -45,14 +45,15 @@ impl ModelDir {
         read_json(&self.config_path())
     }
 
-    /// Writes a directory that appears whole or not at all: `config.json`, with how the weights are quantised if they are, and
-    /// the weights, which `save` writes to the path that it is given.
+    /// Writes a directory that appears whole or not at all: `config.json`, with how the weights are quantised if they are,
+    /// `generation_config.json`, and the weights, which `save` writes to the path that it is given.
     ///
     /// # Errors
     /// If it cannot be written.
     pub fn write<E: From<FileError>>(
         &self,
         mut config: Map<String, Value>,
+        generation: &GenerationConfig,
         quantization: Option<QuantizationConfig>,
         save: impl FnOnce(&Path) -> Result<(), E>,
     ) -> Result<(), E> {
@@ -60,8 +61,10 @@ impl ModelDir {
         if let Some(quantization) = quantization {
             config.insert("quantization_config".to_owned(), quantization.to_json());
         }
-        let text = serde_json::to_string_pretty(&config).expect("a JSON value is always printable");
-        write_atomic(directory.path().join(CONFIG), (text + "\n").as_bytes())?;
+        for (name, fields) in [(CONFIG, config), (GENERATION_CONFIG, generation_config_fields(generation))] {
+            let text = serde_json::to_string_pretty(&fields).expect("a JSON value is always printable");
+            write_atomic(directory.path().join(name), (text + "\n").as_bytes())?;
+        }
         save(&directory.path().join(WEIGHTS))?;
         directory.commit()?;
         Ok(())

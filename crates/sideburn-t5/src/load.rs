@@ -114,7 +114,8 @@ impl T5 {
     /// If it cannot be written.
     pub fn save_dir(&self, directory: impl AsRef<Path>, precision: Precision) -> Result<(), T5Error> {
         let files = ModelDir::new(directory.as_ref());
-        files.write(self.config().to_json(), self.quantization(), |weights| Ok(self.save_base(weights, precision)?))
+        let save = |weights: &Path| Ok(self.save_base(weights, precision)?);
+        files.write(self.config().to_json(), &self.generation, self.quantization(), save)
     }
 }
 

@@ -21,7 +21,7 @@ fn merged_models_are_models() {
     assert!(found["effect"].as_f64().unwrap() > 1.0, "{found}");
     let mut files: Vec<_> = fs::read_dir(&output).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     files.sort();
-    assert_eq!(files, ["config.json", "model.safetensors", "tokenizer.json"]);
+    assert_eq!(files, ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"]);
 
     // What peft computes with the adapter beside the base.
     let reference = adapter_reference(ADAPTER, directory.path());

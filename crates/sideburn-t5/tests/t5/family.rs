@@ -250,6 +250,10 @@ fn token_ids_that_are_null_or_lists() {
     assert_eq!(loaded.default_generation_config().decoder_start_token_id, Some(0));
     let of_original = values(load(path(NAME)).token_losses(&batch, &mut Pass::evaluate()).unwrap());
     assert_eq!(values(loaded.token_losses(&batch, &mut Pass::evaluate()).unwrap()), of_original);
+    // How it writes is written with it.
+    let saved = tempfile::tempdir().unwrap();
+    loaded.save_dir(saved.path().join("model"), Precision::F32).unwrap();
+    assert_eq!(load(saved.path().join("model")).default_generation_config(), loaded.default_generation_config());
 }
 
 /// The golden's rows, cut at the first of two tokens that end them.
