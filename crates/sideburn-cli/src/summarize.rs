@@ -13,7 +13,7 @@ use sideburn::prelude::*;
 use sideburn::{ManyConfig, Texts, generate_many, stream_text};
 
 use crate::model::open_on;
-use crate::report::{for_terminal, shown};
+use crate::report::{for_terminal, in_line, shown};
 
 /// Summarise texts with a model, with or without adapters
 ///
@@ -140,13 +140,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
     if args.model.is_none() {
         ensure!(directory.is_dir(), "the small T5 of the repository is not at {}; give a --model", shown(&directory));
     }
+    let names = column_names(&args.adapter)?;
     let sources = read(args)?;
     let mut model = open_on(&directory, &args.device)?;
     let tokenizer = Tokenizer::from_dir(&directory)?;
     tokenizer.check_fits(model.vocab_size())?;
     let (template, config) = ways(args, &model, &directory)?;
     let prompts = prompts(args, &sources, &tokenizer, &template)?;
-    let names = column_names(&args.adapter);
 
     if let ([prompt], [_], OutputFormat::Text) = (&prompts[..], &names[..], args.output_format) {
         if let Some(adapter) = args.adapter.first() {
@@ -285,15 +285,21 @@ fn prompts(
 }
 
 /// What the columns are called: as the directories of the adapters, or `summary` where there is but one.
-fn column_names(adapters: &[PathBuf]) -> Vec<String> {
+fn column_names(adapters: &[PathBuf]) -> anyhow::Result<Vec<String>> {
     if adapters.len() < 2 {
-        return vec!["summary".to_owned()];
+        return Ok(vec!["summary".to_owned()]);
     }
     let last =
         |path: &PathBuf| path.file_name().map_or_else(|| shown(path), |name| name.to_string_lossy().into_owned());
     let short: Vec<String> = adapters.iter().map(last).collect();
-    let unique = |name: &String| short.iter().filter(|other| *other == name).count() == 1;
-    short.iter().zip(adapters).map(|(name, path)| if unique(name) { name.clone() } else { shown(path) }).collect()
+    let unique = |name: &String| name != "id" && short.iter().filter(|other| *other == name).count() == 1;
+    let names = short.iter().zip(adapters).map(|(name, path)| if unique(name) { name.clone() } else { shown(path) });
+    let names: Vec<String> = names.collect();
+    for (index, name) in names.iter().enumerate() {
+        ensure!(name != "id", "id is the column of the ids of texts; give the adapter as ./id");
+        ensure!(!names[..index].contains(name), "the adapter {} is given twice", in_line(name));
+    }
+    Ok(names)
 }
 
 /// Shows a text as it is written.

@@ -202,19 +202,19 @@ fn begin<'a, M: LanguageModel>(
 fn batches(prompts: &[&[u32]], config: &ManyConfig) -> Vec<Vec<usize>> {
     let ManyConfig { generation, max_batch_tokens } = config;
     let copies = generation.num_beams.max(generation.num_return_sequences);
-    let tokens = |index: usize| prompts[index].len() + copies * generation.limit(1);
+    let tokens = |index: usize| prompts[index].len().saturating_add(copies.saturating_mul(generation.limit(1)));
     let mut order: Vec<usize> = (0..prompts.len()).collect();
     order.sort_by_key(|index| std::cmp::Reverse(prompts[*index].len()));
-    let (mut batches, mut held) = (Vec::<Vec<usize>>::new(), 0);
+    let (mut batches, mut held) = (Vec::<Vec<usize>>::new(), 0usize);
     for index in order {
         match batches.last_mut() {
-            Some(batch) if held + tokens(index) <= *max_batch_tokens => batch.push(index),
+            Some(batch) if tokens(index).saturating_add(held) <= *max_batch_tokens => batch.push(index),
             _ => {
                 batches.push(vec![index]);
                 held = 0;
             }
         }
-        held += tokens(index);
+        held = tokens(index).saturating_add(held);
     }
     batches
 }

@@ -148,3 +148,13 @@ fn a_closed_pipe_ends_quietly() {
         assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(0), ""), "{format}");
     }
 }
+
+#[test]
+fn columns_have_names_of_their_own() {
+    let directory = tempdir().unwrap();
+    let [first, id] = ["first", "id"].map(|name| directory.path().join(name));
+    let twice = args!["summarize", "--adapter", first, "--adapter", first, "--input", first];
+    assert_contains(&error(twice), &["the adapter ", "first is given twice"]);
+    let hides_ids = args!["summarize", "--adapter", "id", "--adapter", first, "--input", id];
+    assert_contains(&error(hides_ids), &["id is the column of the ids of texts; give the adapter as ./id"]);
+}
