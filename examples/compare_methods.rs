@@ -82,7 +82,7 @@ fn candidates() -> Vec<Candidate> {
         one("rslora", 2e-3, |model, run| add(model, LoraConfig { use_rslora: true, ..lora() }, run)),
         one("dora", 4e-3, |model, run| add(model, LoraConfig { use_dora: true, ..lora() }, run)),
         Candidate { loraplus_lr_ratio: 16.0, ..one("lora+", 1e-3, |model, run| add(model, lora(), run)) },
-        one("lora, all linear", 4e-3, |model, run| {
+        one("lora all-linear", 4e-3, |model, run| {
             add(model, LoraConfig { targets: TargetModules::all_linear().into(), ..lora() }, run)
         }),
         one("adalora", 4e-3, |model, run| {

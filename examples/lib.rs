@@ -5,7 +5,7 @@
 //! * `samsum_falcon_qlora`: the same for a decoder alone. QLoRA teaches a frozen Falcon in 4 bits to summarise chats.
 //! * `pretrain_mini`: how the small T5 under `assets/t5-mini` was made.
 //!
-//! Each example is one file that can be read on its own. Here is what all of them need of a terminal and of the operating
+//! Each of the first two is one file that can be read on its own. Here is what all of them need of a terminal and of the operating
 //! system: printing ([`Console`]), ending ([`exit`]) and signals ([`Interrupt`]); what a model makes of dialogues
 //! ([`summaries`]); and whether a run came to anything ([`divergence`]).
 

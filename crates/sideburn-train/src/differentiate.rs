@@ -5,6 +5,7 @@ use burn::tensor::Tensor;
 use sideburn_adapters::{AdaptedModel, Key, Pass};
 use sideburn_kernels::{Span, on_workers};
 
+use crate::TrainError;
 use crate::gradients::{add, of_parameters};
 
 /// Works out the gradient of a step: the seam for several devices, each with some of the micro-batches.
@@ -65,6 +66,9 @@ where
             drop(forward);
             let _backward = Span::new("backward");
             let mean = sum.div_scalar(info.loss_tokens as f64);
+            if !mean.is_tracked() {
+                return Err(TrainError::NothingFlows.into());
+            }
             let all = on_workers(&mean.device(), || mean.backward());
             add(model, &mut gradients, of_parameters(model, all));
         }

@@ -23,6 +23,9 @@ pub enum TrainError {
     /// A model of which nothing trains.
     #[error("no parameter is trainable; attach an adapter, or unfreeze the base, before training")]
     NothingToTrain,
+    /// A loss that depends on nothing that trains.
+    #[error("nothing that is trainable takes part in the loss; make its adapter active, and do not train a merged one")]
+    NothingFlows,
     /// An adapter whose configuration is not for this run.
     #[error("the adapters cannot be trained in this run: {source}")]
     Adapter {

@@ -1,9 +1,10 @@
 //! Watching a run: what a step has to tell, on the terminal and in a log.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
 use sideburn_adapters::ParameterReport;
 use sideburn_kernels::{ChromeEvents, record_profile, take_profile};
 
@@ -63,21 +64,49 @@ pub struct JsonLinesLog {
 }
 
 impl JsonLinesLog {
-    /// Begins a new log, in place of one that may be there; missing directories are made.
+    /// Opens a log; missing directories are made. A run that begins takes the place of what is there, one that is resumed
+    /// goes on behind the steps that it has made.
     ///
     /// # Errors
     /// If the file cannot be written.
     pub fn create(path: impl AsRef<Path>) -> Result<Self, TrainError> {
         let path = path.as_ref().to_owned();
         let made = path.parent().map_or(Ok(()), std::fs::create_dir_all);
-        match made.and_then(|()| File::create(&path)) {
+        let open = |()| OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        match made.and_then(open) {
             Ok(file) => Ok(Self { path, writer: BufWriter::new(file) }),
             Err(source) => Err(TrainError::Log { path, source }),
         }
     }
 }
 
+/// Cuts a log behind the records of the steps before `first_step`.
+fn keep_steps(file: &mut File, first_step: u64) -> io::Result<()> {
+    #[derive(Deserialize)]
+    struct Step {
+        step: u64,
+    }
+    let (mut kept, mut lines) = (0, BufReader::new(&mut *file));
+    let mut line = Vec::new();
+    while lines.read_until(b'\n', &mut line)? > 0 {
+        let is_before = serde_json::from_slice(&line).is_ok_and(|Step { step }| step < first_step);
+        // A record whose end is missing is that of a step that is made again.
+        if !is_before || line.last() != Some(&b'\n') {
+            break;
+        }
+        kept += line.len() as u64;
+        line.clear();
+    }
+    file.set_len(kept)?;
+    file.seek(SeekFrom::Start(kept)).map(drop)
+}
+
 impl<M> Observer<M> for JsonLinesLog {
+    fn begin(&mut self, info: &RunInfo) -> Result<(), TrainError> {
+        let kept = keep_steps(self.writer.get_mut(), info.first_step);
+        kept.map_err(|source| TrainError::Log { path: self.path.clone(), source })
+    }
+
     fn step(&mut self, record: &StepRecord, _: &Run<M>, _: &M) -> Result<Control, TrainError> {
         let mut line = serde_json::to_string(record).expect("a record of plain numbers");
         line.push('\n');

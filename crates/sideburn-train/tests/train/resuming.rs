@@ -3,13 +3,14 @@
 use std::convert::Infallible;
 
 use burn::module::Module;
-use burn::tensor::Device;
+use burn::tensor::{Device, TensorData};
 use sideburn_adapters::methods::{AdaLoraConfig, LoraConfig};
 use sideburn_adapters::{Adapters, Key};
 use sideburn_batch::{PromptBatch, TokenRows};
 use sideburn_t5::{LanguageModel, T5, T5Config};
 use sideburn_testing::parameters;
-use sideburn_train::{Control, Observer, Run, RunState, StepRecord, TrainConfig, TrainError, Trainer};
+use sideburn_train::{Control, JsonLinesLog, Observer, Run, RunState, StepRecord, TrainConfig, TrainError, Trainer};
+use tempfile::tempdir;
 
 const STEPS: u64 = 6;
 
@@ -87,6 +88,34 @@ fn at_any_step_with_any_method() {
     }
 }
 
+/// The log of a run that is resumed is that of one that never stopped, whatever a killed process has left at its end.
+#[test]
+fn the_log_goes_on_where_the_run_does() {
+    let directory = tempdir().unwrap();
+    let path = directory.path().join("log.jsonl");
+    let steps = || -> Vec<(u64, f64)> {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let record = |line: &str| serde_json::from_str::<StepRecord>(line).unwrap();
+        text.lines().map(record).map(|record| (record.step, record.loss)).collect()
+    };
+    let mut keep = Keep::default();
+    let trainer = Trainer::new(settings()).unwrap().observe(&mut keep).observe(JsonLinesLog::create(&path).unwrap());
+    trainer.train(&mut with_lora(), batch, T5::token_losses).unwrap();
+    let whole = steps();
+    assert_eq!(whole.len() as u64, STEPS);
+
+    let mut log = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
+    std::io::Write::write_all(&mut log, b"{\"step\": 6, \"lo").unwrap();
+    let (mut model, state) = keep.checkpoints.swap_remove(2);
+    let trainer = Trainer::new(settings()).unwrap().observe(JsonLinesLog::create(&path).unwrap());
+    trainer.resume(serde_json::from_str(&state).unwrap(), &mut model, batch, T5::token_losses).unwrap();
+    assert_eq!(steps(), whole);
+
+    let trainer = Trainer::new(settings()).unwrap().observe(JsonLinesLog::create(&path).unwrap());
+    trainer.train(&mut with_lora(), batch, T5::token_losses).unwrap();
+    assert_eq!(steps(), whole, "a new run takes the place of the old one");
+}
+
 #[test]
 fn moments_have_names_that_do_not_change() {
     let state = |mut model: T5| {
@@ -121,9 +150,18 @@ fn states_of_other_runs_are_refused() {
     let adapters = [("default".to_owned(), [("x".to_owned(), [1.0f32].into())].into())].into();
     let error = refused(&model, RunState { adapters, ..state.clone() });
     assert!(error.contains("the training of the adapter \"default\" cannot go on"), "{error}");
-    let adapters = [("default".to_owned(), [("q.lora_A.sensitivity".to_owned(), [1.0f32].into())].into())].into();
-    let error = refused(&with_adalora(), RunState { adapters, moments: [].into(), ..state.clone() });
-    assert!(error.contains("\"q.lora_A.sensitivity\" is not a matrix"), "{error}");
+    let layer = "encoder.block.0.layer.0.SelfAttention.q";
+    for (name, data, said) in [
+        ("q.lora_A.sensitivity".to_owned(), TensorData::from([1.0f32]), "the adapter has no layer \"q\""),
+        ("q.kept".to_owned(), TensorData::from([true; 4]), "the adapter has no layer \"q\""),
+        (format!("{layer}.lora_A.sensitivity"), TensorData::from([1.0f32]), "has the shape [1], expected [4, 16]"),
+        (format!("{layer}.kept"), TensorData::from([true, false]), "has 2 ranks, the layer 4"),
+        (format!("{layer}.kept"), TensorData::from([1.0f32; 4]), "holds no truth values"),
+    ] {
+        let adapters = [("default".to_owned(), [(name, data)].into())].into();
+        let error = refused(&with_adalora(), RunState { adapters, moments: [].into(), ..state.clone() });
+        assert!(error.contains(said), "{said:?} is not in: {error}");
+    }
 
     let other = TrainConfig { seed: 1, ..settings() };
     let error = Trainer::new(other).unwrap().resume(state, &mut model, batch, T5::token_losses).unwrap_err();

@@ -201,3 +201,21 @@ fn the_log_has_a_line_for_each_step() {
     let error = JsonLinesLog::create(path.join("log.jsonl")).unwrap_err().to_string();
     assert!(error.contains("training.jsonl/log.jsonl: the log cannot be written"), "{error}");
 }
+
+/// An adapter can be trainable and not active, and a merged one is part of the base.
+#[test]
+fn what_takes_no_part_in_the_loss_is_not_trained() {
+    let with_two = || {
+        let mut model = small_model(&Device::flex().autodiff());
+        model.attach("a", LoraConfig::new(["q"]), Key::from_seed(1)).unwrap();
+        model.attach("b", LoraConfig::new(["q"]), Key::from_seed(1)).unwrap();
+        model
+    };
+    let (mut idle, mut merged) = (with_two(), with_two());
+    idle.set_trainable(&["a"]).unwrap();
+    merged.merge().unwrap();
+    for model in [&mut idle, &mut merged] {
+        let error = Trainer::new(TrainConfig::new(1)).unwrap().train(model, batches, T5::token_losses).unwrap_err();
+        assert!(error.to_string().contains("nothing that is trainable takes part in the loss"), "{error}");
+    }
+}
