@@ -32,6 +32,15 @@ pub trait Adapters: AdaptedModel + Module {
         crate::attach::attach(self, name, Arc::new(method), key)
     }
 
+    /// [`attach`](Self::attach) for a method that was read, as [`MethodRegistry::read`](crate::methods::MethodRegistry::read)
+    /// gives it.
+    ///
+    /// # Errors
+    /// As there.
+    fn attach_read(&mut self, name: &str, method: Arc<dyn Method>, key: Key) -> Result<Vec<String>, AdapterError> {
+        crate::attach::attach(self, name, method, key)
+    }
+
     /// Makes the adapters called `names`, and no others, active. With none, the model is its base.
     ///
     /// Costs a visit to every site; nothing is copied or initialised. What is trainable stays so.

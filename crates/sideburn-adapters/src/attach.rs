@@ -182,6 +182,9 @@ fn whole_plan(outline: &ModelOutline, method: &dyn Method) -> Result<(Plan, Opti
     for copied in copies {
         Replace::all(copied).add_to(&mut plan, copied);
     }
+    if outline.vocabulary() == 0 && (plan.input.is_some() || plan.rules().next().is_none()) {
+        return Err(AdapterError::NoEmbedding { peft_type: method.peft_type().to_owned() });
+    }
     let not_by_row = match &plan {
         plan if plan.input.is_some() => Some("it acts on the model's input"),
         plan if plan.rules().any(|(site, _)| !outline.is_by_row(site)) => {

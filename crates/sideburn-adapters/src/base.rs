@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::mpsc;
 
-use burn::module::Module;
 use sideburn_quant::{Packed, Quantization, QuantizationConfig};
 use sideburn_weights::{TensorSource, write_safetensors};
 
@@ -12,6 +11,7 @@ use crate::base_weight::{BaseWeight, Precision};
 use crate::model::{AdaptedModel, WeightMut};
 use crate::model_slots::for_each_slot;
 use crate::outline::Site;
+use crate::tensors::set_trainable;
 use crate::{AdapterError, Misshapen};
 
 /// Freezes every weight of `model` and every tensor of its adapters; what is attached afterwards trains.
@@ -20,7 +20,7 @@ pub(crate) fn freeze(model: &mut dyn AdaptedModel) {
         weight.into_tensors_mut(&name).for_each(|(_, weight)| weight.freeze());
     }
     for_each_slot(model, |slot| {
-        slot.tensors_mut().for_each(|(_, tensor)| *tensor = tensor.clone().no_grad());
+        slot.tensors_mut().for_each(|(_, tensor)| set_trainable(tensor, false));
     });
 }
 

@@ -6,7 +6,7 @@ use sideburn_kernels::{Matrix, PackedMatrix};
 use sideburn_quant::{Packed, QuantError, Quantization};
 use sideburn_weights as weights;
 
-use crate::tensors::{frozen_param, is_trainable, to_file};
+use crate::tensors::{frozen_param, is_trainable, set_trainable, to_file};
 
 /// A weight of the base: the matrix of a linear layer, a table, or a vector.
 ///
@@ -156,7 +156,7 @@ impl BaseWeight {
 
     pub(crate) fn freeze(&mut self) {
         if let Held::Floats(floats) = &mut self.held {
-            *floats = floats.clone().no_grad();
+            set_trainable(floats, false);
         }
     }
 

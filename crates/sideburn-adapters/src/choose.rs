@@ -6,6 +6,7 @@ use crate::method::CanCombineWith;
 use crate::model::AdaptedModel;
 use crate::model_slots::{for_each_slot, retain_slots};
 use crate::set::Entry;
+use crate::tensors;
 
 /// [`Adapters::set_active`](crate::Adapters::set_active).
 pub(crate) fn set_active(model: &mut dyn AdaptedModel, names: &[&str]) -> Result<(), AdapterError> {
@@ -22,7 +23,8 @@ pub(crate) fn set_active(model: &mut dyn AdaptedModel, names: &[&str]) -> Result
     Ok(())
 }
 
-fn check_combination(entries: &[&Entry]) -> Result<(), AdapterError> {
+/// Whether these adapters can be active at once.
+pub(crate) fn check_combination(entries: &[&Entry]) -> Result<(), AdapterError> {
     for (index, first) in entries.iter().enumerate() {
         for second in &entries[index + 1..] {
             let same_kind = first.method.peft_type() == second.method.peft_type();
@@ -56,7 +58,7 @@ pub(crate) fn set_trainable(model: &mut dyn AdaptedModel, names: &[&str]) -> Res
     for_each_slot(model, |slot| {
         if names.contains(&slot.name()) {
             for (spec, tensor) in slot.tensors_mut() {
-                *tensor = tensor.clone().set_require_grad(spec.trainable);
+                tensors::set_trainable(tensor, spec.trainable);
             }
         }
     });

@@ -326,7 +326,7 @@ fn attach_factors(
                     let values = factors[index].clone().into_data().try_into_vec().expect("factors in f32");
                     param_like(param, values, &factors[index].dims()).no_grad()
                 }
-                None => param.clone().no_grad(),
+                None => param.clone().set_require_grad(false),
             };
         }
         Ok(())

@@ -62,7 +62,8 @@ impl AdaptedTable {
     pub fn scores(&self, x: Tensor<2>, pass: &mut TokenPass<'_>) -> Tensor<2> {
         let scores = |x: Tensor<2>, routed, pass: &mut Pass| {
             let rules = self.bound(routed, None);
-            let scores = linear(x.clone(), self.table(&rules));
+            let head = rules.iter().rev().find_map(|rule| rule.head()).map(|head| in_dtype(head, self.dtype()));
+            let scores = linear(x.clone(), head.unwrap_or_else(|| self.table(&rules)));
             rules.iter().fold(scores, |scores, rule| rule.scores(scores, &x, pass))
         };
         match pass.routes() {

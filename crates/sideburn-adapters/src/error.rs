@@ -40,6 +40,15 @@ pub enum AdapterError {
         /// The sites of the model that could be targeted.
         sites: Vec<String>,
     },
+    /// A method for the tokens of a model that embeds none.
+    #[error(
+        "{} has nothing to adapt: the model has no embedding; choose a method for its layers",
+        printable(peft_type)
+    )]
+    NoEmbedding {
+        /// Its method.
+        peft_type: String,
+    },
     /// Names in `modules_to_save` that name nothing.
     #[error(
         "modules_to_save {names:?} name{} nothing in the model; choose among: {}",

@@ -6,21 +6,17 @@ use burn::tensor::Tensor;
 use sideburn_kernels::Key;
 
 use crate::AdaptedModel;
-use crate::outline::Site;
+use crate::base_weight::BaseWeight;
 
 /// How many elements of each weight are looked at.
 const SAMPLES: usize = 64;
 
 /// [`Adapters::fingerprint`](crate::Adapters::fingerprint).
 pub(crate) fn fingerprint(model: &dyn AdaptedModel) -> String {
-    let originals = &model.adapters().originals;
-    let mut weights = BTreeMap::new();
-    for (name, weight) in model.weights() {
-        match originals.get(Site::name_of(&name)) {
-            Some(before) => weights.extend(before.iter().map(|(name, weight)| (name.clone(), weight))),
-            None => weights.extend(weight.tensors(&name)),
-        }
-    }
+    let weights = model.weights();
+    let mut weights: BTreeMap<String, &BaseWeight> =
+        weights.iter().flat_map(|(name, weight)| weight.tensors(name)).collect();
+    weights.extend(model.adapters().originals.iter().map(|original| (original.name.clone(), &original.weight)));
     // The samples of all weights are fetched from the device at once.
     let mut key = Key::from_seed(0);
     let mut samples = Vec::with_capacity(weights.len());

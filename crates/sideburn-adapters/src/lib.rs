@@ -79,6 +79,7 @@ mod slot;
 mod targets;
 mod tensors;
 mod training;
+mod watch;
 
 pub use adapters::Adapters;
 pub use base_weight::{BaseWeight, Precision};

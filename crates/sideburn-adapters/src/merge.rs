@@ -1,6 +1,6 @@
 //! Working adapters into the base weights, and taking them out again.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 
 use burn::tensor::{DType, Tensor};
 
@@ -11,6 +11,7 @@ use crate::model::{AdaptedModel, Weight};
 use crate::model_slots::retain_slots;
 use crate::outline::Site;
 use crate::rule::{RuleTensors, Weights};
+use crate::set::Original;
 use crate::slot::RuledSlot;
 use crate::tensors::in_dtype;
 
@@ -22,22 +23,21 @@ pub(crate) fn merge(model: &mut dyn AdaptedModel) -> Result<Vec<String>, Adapter
         let (name, site) = (slot.name().to_owned(), "the model's input".to_owned());
         return Err(AdapterError::CannotMerge { name, site, reason: "its tokens are no weights" });
     }
-    let mut originals = BTreeMap::new();
+    let mut originals: Vec<Original> = Vec::new();
     for (name, weight) in model.weights_mut() {
         let site = Site::name_of(&name);
         let Some(after) = merged_weights(site, &weight.as_weight())? else { continue };
-        let before = weight.as_weight().tensors(&name).map(|(name, weight)| (name, weight.clone())).collect();
+        let before = weight.as_weight().tensors(&name).map(|(name, weight)| Original { name, weight: weight.clone() });
+        originals.extend(before);
         let after = [after.weight].into_iter().chain(after.bias);
         weight.into_tensors_mut(&name).zip(after).for_each(|((_, weight), after)| weight.replace(after));
-        originals.insert(site.to_owned(), before);
     }
     set_active(model, &[])?;
     let set = model.adapters_mut();
     names.iter().for_each(|name| set.set_merged(name, true));
-    for (site, before) in originals {
-        // After a second merge the weights from before the first count.
-        set.originals.entry(site).or_insert(before);
-    }
+    // After a second merge the weights from before the first count.
+    originals.retain(|original| set.originals.iter().all(|earlier| earlier.name != original.name));
+    set.originals.extend(originals);
     Ok(names)
 }
 
@@ -58,10 +58,15 @@ pub(crate) fn merge_drift<M: AdaptedModel + Clone, E: From<AdapterError>, const 
 pub(crate) fn unmerge(model: &mut dyn AdaptedModel) -> Result<Vec<String>, AdapterError> {
     let merged = model.adapters().list().iter().filter(|entry| entry.is_merged() || entry.is_active());
     let names: Vec<String> = merged.map(|entry| entry.name().to_owned()).collect();
-    let mut originals = std::mem::take(&mut model.adapters_mut().originals);
+    let originals = std::mem::take(&mut model.adapters_mut().originals);
+    let mut originals: HashMap<String, BaseWeight> =
+        originals.into_iter().map(|Original { name, weight }| (name, weight)).collect();
     for (name, weight) in model.weights_mut() {
-        let before: Vec<(String, BaseWeight)> = originals.remove(Site::name_of(&name)).unwrap_or_default();
-        weight.into_tensors_mut(&name).zip(before).for_each(|((_, weight), (_, before))| *weight = before);
+        for (name, weight) in weight.into_tensors_mut(&name) {
+            if let Some(before) = originals.remove(&name) {
+                *weight = before;
+            }
+        }
     }
     names.iter().for_each(|name| model.adapters_mut().set_merged(name, false));
     set_active(model, &names.iter().map(String::as_str).collect::<Vec<_>>())?;

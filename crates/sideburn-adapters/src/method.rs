@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use serde_json::{Map, Value, json};
 
 use crate::AdapterError;
@@ -288,11 +288,15 @@ pub trait TrainingHook: Debug + Send {
         BTreeMap::new()
     }
 
-    /// Goes on from what [`state`](Self::state) gave.
+    /// Goes on from what [`state`](Self::state) gave, over an adapter with these tensors.
     ///
     /// # Errors
     /// Why that is no state of it.
-    fn restore(&mut self, state: BTreeMap<String, TensorData>, _device: &Device) -> Result<(), String> {
+    fn restore(
+        &mut self,
+        state: BTreeMap<String, TensorData>,
+        _tensors: BTreeMap<TensorKey, Tensor<2>>,
+    ) -> Result<(), String> {
         match state.into_keys().next() {
             Some(name) => Err(format!("{name:?} is unknown")),
             None => Ok(()),

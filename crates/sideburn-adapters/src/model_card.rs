@@ -20,7 +20,7 @@ pub(crate) fn model_card(method: &dyn Method, shape: &ModelShape) -> String {
     let fields = serde_json::to_string_pretty(&fields).expect("a JSON value is always printable");
     card += &format!("# {kind} adapter\n\nTrained with Sideburn. Its configuration:\n\n```json\n{fields}\n```\n\n");
     card += "In Rust, with Sideburn, where `base` is the base model:\n\n\
-             ```rust\nload_adapter(&mut base, \"default\", \"path/to/this/directory\")?;\n```\n";
+             ```rust\nbase.load_adapter(\"default\", \"path/to/this/directory\")?;\n```\n";
     if kind != "FULL" {
         let class = if shape.encoder_decoder { "AutoModelForSeq2SeqLM" } else { "AutoModelForCausalLM" };
         let base = json!(method.meta().base_model_name_or_path.as_deref().unwrap_or("path/to/the/base"));

@@ -21,7 +21,7 @@ pub struct Parameter<'a> {
     pub name: String,
     /// Its values.
     pub tensor: &'a Param<Tensor<2>>,
-    /// Whether it is a second factor, or one number for each output, which LoRA+ trains at another rate.
+    /// Whether it is a second factor or has one dimension, and so is trained at another rate by LoRA+.
     pub second_factor: bool,
 }
 
@@ -57,7 +57,7 @@ pub fn parameters(model: &dyn AdaptedModel) -> Vec<Parameter<'_>> {
     }
     let weights = model.weights();
     let of_base = weights.iter().flat_map(|(name, weight)| weight.tensors(name)).filter_map(|(name, weight)| {
-        Some(Parameter { adapter: None, name, tensor: weight.floats()?, second_factor: false })
+        Some(Parameter { adapter: None, name, tensor: weight.floats()?, second_factor: weight.shape().len() == 1 })
     });
     let slots = model.adapters().input_slots().chain(weights.iter().flat_map(|(_, weight)| weight.slots()));
     let mut seen = HashSet::new();

@@ -13,6 +13,7 @@ use sideburn_weights::{StateDict, Tensor, TensorSource, write_safetensors};
 
 use crate::attach::attach_alone;
 use crate::carried::carry_embeddings;
+use crate::choose::check_combination;
 use crate::fields::{DESCRIPTIVE, read_json};
 use crate::fingerprint::fingerprint;
 use crate::in_peft::PeftDifference;
@@ -21,6 +22,7 @@ use crate::methods::MethodRegistry;
 use crate::model_card::model_card;
 use crate::model_slots::{slots_of, tensors_of, try_each_slot};
 use crate::peft_names::{name_at, name_in_file};
+use crate::slot::Slot;
 use crate::tensors::{param_like, to_file};
 use crate::{AdaptedModel, AdapterError, Misshapen};
 
@@ -244,6 +246,11 @@ pub(crate) fn swap_adapter(model: &mut dyn AdaptedModel, name: &str, directory: 
         let is_past = |init: &Value| init.as_str().is_none_or(|init| init == "gaussian");
         fields.retain(|field, value| field != "init_lora_weights" || !is_past(value));
     }
+    if tensors_of_network(model, name) {
+        let (path, name) = (saved.path.join(CONFIG_FILE), name.to_owned());
+        let differences = vec!["it has the network that it is trained with, which no file holds".to_owned()];
+        return Err(AdapterError::OtherConfiguration { path, name, differences });
+    }
     if own != other {
         let fields = own.as_object().into_iter().chain(other.as_object()).flat_map(Map::keys).collect::<BTreeSet<_>>();
         let differ = fields.into_iter().filter(|field| own.get(*field) != other.get(*field));
@@ -254,7 +261,15 @@ pub(crate) fn swap_adapter(model: &mut dyn AdaptedModel, name: &str, directory: 
     }
     let outline = model.outline();
     let passed_over = carry_embeddings(model, &outline, name, &saved.tensors)?;
+    // An embedding of its own may not go with what is active beside it.
+    check_combination(&model.adapters().list().iter().filter(|entry| entry.is_active()).collect::<Vec<_>>())?;
     fill(model, name, &saved.tensors, &passed_over)
+}
+
+/// Whether the adapter called `name` has nothing that a file would hold as it is: what it saves is made of its tensors.
+fn tensors_of_network(model: &dyn AdaptedModel, name: &str) -> bool {
+    let mut specs = slots_of(model, name).into_iter().flat_map(Slot::tensors).map(|(spec, _)| spec.stored).peekable();
+    specs.peek().is_some() && specs.all(|stored| !stored)
 }
 
 /// Fills the tensors of an attached adapter from a file, but for those of the file that are `passed_over`.
@@ -363,15 +378,22 @@ pub(crate) fn set_adapter_tensors(
     values: &dyn Fn(&str) -> Option<Vec<f32>>,
 ) -> Result<(), AdapterError> {
     model.adapters().get(name)?;
+    // What stands in several places is one tensor.
+    let mut set: HashMap<String, Param<burn::tensor::Tensor<2>>> = HashMap::new();
     try_each_slot(model, name, |slot| {
         let names: Vec<String> = slot.keyed().map(|(key, _)| name_in_file(key)).collect();
         for ((spec, param), tensor) in slot.tensors_mut().zip(names) {
+            if let Some(set) = set.get(&tensor) {
+                *param = set.clone();
+                continue;
+            }
             let Some(values) = values(&tensor) else { continue };
             let dims = spec.dims();
             if values.len() != dims[0] * dims[1] {
                 return Err(AdapterError::WrongLength { tensor, found: values.len(), shape: spec.shape.clone() });
             }
             *param = param_like(param, values, &dims);
+            set.insert(tensor, param.clone());
         }
         Ok(())
     })

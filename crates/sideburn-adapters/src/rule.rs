@@ -2,7 +2,7 @@
 //!
 //! What a rule can do depends on where it is, and each kind of site has a trait of its own: linear layers
 //! [`LinearRule`] and, for what is a low-rank branch and nothing else, [`LowRankRule`]; tables [`TableRule`], vectors
-//! [`VectorRule`], and the input of the model [`InputRule`]. A [`Plan`](crate::Plan) takes each at a site of its kind
+//! [`VectorRule`], and the input of the model [`InputRule`]. A [`Plan`](crate::author::Plan) takes each at a site of its kind
 //! alone.
 //!
 //! A rule holds no tensors. It says which the adapter has ([`Rule::tensors`]), and for each pass they are handed to it,
@@ -92,6 +92,11 @@ pub trait TableRule: Rule {
 pub trait BoundTable {
     /// A table `[rows, width]` that stands in for that of the base, if there is one.
     fn replacement(&self) -> Option<Tensor<2>> {
+        None
+    }
+
+    /// An output head `[rows, width]` that stands in for the table, where that is the output head as well.
+    fn head(&self) -> Option<Tensor<2>> {
         None
     }
 
@@ -286,8 +291,8 @@ pub struct TensorSpec {
     pub init: Init,
     /// Whether it is trained.
     pub trainable: bool,
-    /// Whether it is a second factor, or one number for each output, which LoRA+ trains at another rate (`lora_B` and whatever
-    /// has one dimension in `peft.optimizers.create_loraplus_optimizer`).
+    /// Whether LoRA+ trains it at another rate: `lora_B`, and whatever has one dimension, as in
+    /// `peft.optimizers.create_loraplus_optimizer`.
     pub second_factor: bool,
     /// Whether a file holds it; if not, it follows from the configuration and the base.
     pub stored: bool,
@@ -302,7 +307,7 @@ impl TensorSpec {
     /// A trained tensor of the rule's site, which a file holds.
     pub fn new(part: impl Into<Cow<'static, str>>, shape: impl Into<Vec<usize>>, init: Init) -> Self {
         let (part, shape) = (part.into(), shape.into());
-        let (trainable, second_factor, stored) = (true, false, true);
+        let (trainable, second_factor, stored) = (true, shape.len() == 1, true);
         Self { part, shape, init, trainable, second_factor, stored, site: None, copies: Vec::new() }
     }
 

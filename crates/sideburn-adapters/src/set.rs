@@ -1,6 +1,5 @@
 //! Which adapters a model has.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use burn::module::Module;
@@ -21,11 +20,19 @@ pub struct AdapterSet {
     pub(crate) input: Vec<RuledSlot<Arc<dyn InputRule>>>,
     #[module(skip)]
     pub(crate) entries: Vec<Entry>,
-    /// Base weights from before the first merge, with their names, by the names of their sites.
-    #[module(skip)]
-    pub(crate) originals: HashMap<String, Vec<(String, BaseWeight)>>,
+    /// Base weights from before the first merge.
+    pub(crate) originals: Vec<Original>,
     #[module(skip)]
     methods: MethodRegistry,
+}
+
+/// A weight of the base from before a merge. It moves with the model.
+#[derive(Module, Debug)]
+pub(crate) struct Original {
+    /// Its name, such as `encoder.block.0.layer.0.SelfAttention.q.weight`.
+    #[module(skip)]
+    pub(crate) name: String,
+    pub(crate) weight: BaseWeight,
 }
 
 /// One adapter of a model.

@@ -68,6 +68,26 @@ pub(crate) fn in_dtype<const D: usize>(tensor: Tensor<D>, dtype: DType) -> Tenso
     if tensor.dtype() == dtype { tensor } else { tensor.cast(dtype) }
 }
 
+/// Sets a parameter to train, or not.
+///
+/// One that is not initialised yet shares with its clones how it will be, and Burn would set these as well. So another takes
+/// its place, which asks it for the values.
+pub(crate) fn set_trainable(param: &mut Param<Tensor<2>>, trainable: bool) {
+    if param.is_initialized() {
+        *param = param.clone().set_require_grad(trainable);
+    } else if is_trainable(param) != trainable {
+        let (source, shape, device) = (param.clone(), param.lazy_shape(), param.lazy_device());
+        let init = move |device: &Device, require_grad: bool| {
+            let values = source.val();
+            let values = if values.device().is_autodiff() { values.inner() } else { values };
+            let values = values.to_device(&device.clone().inner());
+            let values = if device.is_autodiff() { Tensor::from_inner(values) } else { values };
+            values.set_require_grad(require_grad)
+        };
+        *param = Param::uninitialized(param.id, init, device, trainable, shape);
+    }
+}
+
 /// Whether the parameter is set to train, also where its device does not differentiate or it is not initialised yet.
 ///
 /// Burn keeps this setting to itself, but hands it on to a value that is loaded in the parameter's place.

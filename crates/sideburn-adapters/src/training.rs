@@ -69,7 +69,7 @@ impl TrainingHooks {
         let wrong = |adapter: &str, message| AdapterError::TrainingState { name: adapter.to_owned(), message };
         for (name, hook) in &mut self.of_adapters {
             let own = state.remove(name).unwrap_or_default();
-            hook.restore(own, &model.device().inner()).map_err(|message| wrong(name, message))?;
+            hook.restore(own, values(model, name)).map_err(|message| wrong(name, message))?;
         }
         match state.into_keys().next() {
             Some(name) => Err(wrong(&name, "the adapter has none".to_owned())),

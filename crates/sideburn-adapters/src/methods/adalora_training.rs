@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
+use burn::tensor::{Bool, DType, Tensor, TensorData};
 use sideburn_kernels::matmul;
 
 use super::adalora_config::AdaLoraConfig;
@@ -196,35 +196,47 @@ impl TrainingHook for RankAllocator {
         state
     }
 
-    fn restore(&mut self, mut state: BTreeMap<String, TensorData>, device: &Device) -> Result<(), String> {
+    fn restore(
+        &mut self,
+        mut state: BTreeMap<String, TensorData>,
+        tensors: BTreeMap<TensorKey, Tensor<2>>,
+    ) -> Result<(), String> {
         (self.kept, self.scores) = (BTreeMap::new(), BTreeMap::new());
+        let layers = layers(tensors);
+        let parts_of = |layer: &str| layers.get(layer).ok_or_else(|| format!("the adapter has no layer {layer:?}"));
         while let Some((name, data)) = state.pop_first() {
             let unknown = || format!("{name:?} is unknown");
             let (layer, last) = name.rsplit_once('.').ok_or_else(unknown)?;
             if last == "kept" {
-                let kept = data.try_into_vec().map_err(|_| format!("{name:?} holds no truth values"))?;
+                let kept: Vec<bool> = data.try_into_vec().map_err(|_| format!("{name:?} holds no truth values"))?;
+                let [_, _, e] = parts_of(layer)?;
+                if kept.len() != e.dims()[0] {
+                    return Err(format!("{name:?} has {} ranks, the layer {}", kept.len(), e.dims()[0]));
+                }
                 self.kept.insert(layer.to_owned(), kept);
                 continue;
             }
             // The first name of a layer in order; the others of the layer follow from it.
             let (layer, _) = layer.rsplit_once('.').ok_or_else(unknown)?;
             state.insert(name.clone(), data);
-            let mut take = |part: &str, what: &str| {
+            let mut take = |part: &str, what: &str, like: &Tensor<2>| {
                 let name = format!("{layer}.{part}.{what}");
                 let data = state.remove(&name).ok_or_else(|| format!("{name:?} is missing"))?;
-                if data.shape().len() != 2 {
-                    return Err(format!("{name:?} is not a matrix"));
+                if *data.shape() != like.shape() {
+                    let (found, expected) = (data.shape().as_slice(), like.shape());
+                    return Err(format!("{name:?} has the shape {found:?}, expected {:?}", expected.as_slice()));
                 }
                 let dtype = data.dtype();
-                Ok(Tensor::<2>::from_data(data, (device, dtype)))
+                Ok(Tensor::<2>::from_data(data, (&like.device().inner(), dtype)))
             };
-            let mut of_part = |part| {
+            let mut of_part = |part, like| {
                 Ok::<_, String>(Smoothed {
-                    sensitivity: take(part, SENSITIVITY)?,
-                    uncertainty: take(part, UNCERTAINTY)?,
+                    sensitivity: take(part, SENSITIVITY, like)?,
+                    uncertainty: take(part, UNCERTAINTY, like)?,
                 })
             };
-            let scores = [of_part(PARTS[0])?, of_part(PARTS[1])?, of_part(PARTS[2])?];
+            let [a, b, e] = parts_of(layer)?;
+            let scores = [of_part(PARTS[0], a)?, of_part(PARTS[1], b)?, of_part(PARTS[2], e)?];
             if state.contains_key(&name) {
                 return Err(unknown());
             }

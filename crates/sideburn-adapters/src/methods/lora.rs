@@ -335,7 +335,7 @@ impl Method for LoraConfig {
             self.add_to(&mut plan, site)?;
         }
         if !self.trainable_token_indices.is_empty() {
-            let indices = &self.trainable_token_indices;
+            let indices = ("trainable_token_indices", self.trainable_token_indices.as_slice());
             for site in model.sites.iter().filter(|site| site.is_embedding()) {
                 plan.add_table(site, TokenRows::new(site, indices, "token_adapter.trainable_tokens_delta", &[])?);
             }

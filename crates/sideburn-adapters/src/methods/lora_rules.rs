@@ -43,7 +43,7 @@ pub(super) struct WithBias(pub(super) Factors);
 impl Rule for WithBias {
     fn tensors(&self) -> Vec<TensorSpec> {
         let mut tensors = self.0.tensors();
-        tensors.push(TensorSpec::new("lora_B.bias", [self.0.shape[0]], Init::Zeros).second_factor());
+        tensors.push(TensorSpec::new("lora_B.bias", [self.0.shape[0]], Init::Zeros));
         tensors
     }
 }
@@ -119,8 +119,7 @@ impl Rule for Dora {
     fn tensors(&self) -> Vec<TensorSpec> {
         let norms = |base: Weights| base.weight.square().sum_dim(1).sqrt().transpose();
         let mut tensors = self.0.tensors();
-        tensors
-            .push(TensorSpec::new("lora_magnitude_vector", [self.0.shape[0]], Init::from_base(norms)).second_factor());
+        tensors.push(TensorSpec::new("lora_magnitude_vector", [self.0.shape[0]], Init::from_base(norms)));
         tensors
     }
 }
@@ -168,9 +167,10 @@ impl BoundLinear for BoundDora {
         let dropped = pass.next_dropout(probability);
         if dropped.is_none() {
             let y = in_dtype(y, a.dtype());
-            let bare = call.bias.into_iter().fold(y, |y, bias| y - bias.clone());
+            let bias = call.bias.map(|bias| in_dtype(bias.clone(), y.dtype()));
+            let bare = bias.iter().fold(y, |y, bias| y - bias.clone());
             let scaled = (bare + low_rank(x, a, b, scale, None)) * gain;
-            return in_dtype(call.bias.into_iter().fold(scaled, |y, bias| y + bias.clone()), outer);
+            return in_dtype(bias.into_iter().fold(scaled, |y, bias| y + bias), outer);
         }
         let x = dropout(x, dropped);
         let bare = matmul(x.clone(), weight.transpose());

@@ -2,8 +2,8 @@
 
 use burn::tensor::Tensor;
 use serde_json::{Map, Value};
-use sideburn_kernels::matmul;
 
+use crate::AdapterError;
 use crate::fields::Fields;
 use crate::in_peft::PeftDifference;
 use crate::method::{About, AdapterMeta, CanCombineWith, Method, Plan};
@@ -13,7 +13,6 @@ use crate::rule::{
     Weights,
 };
 use crate::targets::Targets;
-use crate::{AdapterError, Pass};
 
 /// Weights of the adapter's own in place of those of the base.
 #[derive(Clone, Debug)]
@@ -185,8 +184,8 @@ impl TableRule for OwnHead {
 struct BoundHead(Tensor<2>);
 
 impl BoundTable for BoundHead {
-    fn scores(&self, _scores: Tensor<2>, x: &Tensor<2>, _pass: &mut Pass) -> Tensor<2> {
-        matmul(x.clone(), self.0.clone().transpose())
+    fn head(&self) -> Option<Tensor<2>> {
+        Some(self.0.clone())
     }
 
     fn merge(&self, _table: Tensor<2>) -> Result<Tensor<2>, &'static str> {

@@ -62,7 +62,10 @@ impl Method for TrainableTokensConfig {
         let mut plan = Plan::default();
         for site in model.sites.iter().filter(|site| site.is_embedding()) {
             let copies = model.shape.embedding_copies;
-            plan.add_table(site, TokenRows::new(site, &self.token_indices, "trainable_tokens_delta", copies)?);
+            plan.add_table(
+                site,
+                TokenRows::new(site, ("token_indices", &self.token_indices), "trainable_tokens_delta", copies)?,
+            );
         }
         Ok(plan)
     }
@@ -79,9 +82,10 @@ pub(super) struct TokenRows {
 }
 
 impl TokenRows {
+    /// `indices` stand in `field` of the configuration.
     pub(super) fn new(
         site: &Site,
-        indices: &[usize],
+        (field, indices): (&'static str, &[usize]),
         name: &'static str,
         copies: &'static [&'static str],
     ) -> Result<Self, AdapterError> {
@@ -89,7 +93,7 @@ impl TokenRows {
         let distinct: BTreeSet<usize> = indices.iter().copied().collect();
         if indices.is_empty() || distinct.len() < indices.len() || distinct.last().is_some_and(|last| *last >= rows) {
             return Err(AdapterError::InvalidField {
-                field: "token_indices",
+                field,
                 found: format!("{indices:?}"),
                 expected: "token ids of the vocabulary, each once",
             });

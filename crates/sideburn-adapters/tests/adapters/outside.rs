@@ -9,7 +9,7 @@ use sideburn_adapters::author::{
     About, BoundLinear, Call, CanCombineWith, Fields, Init, LinearRule, ModelOutline, Plan, Rule, RuleTensors, Site,
     TensorSpec, Weights,
 };
-use sideburn_adapters::methods::LoraConfig;
+use sideburn_adapters::methods::{LoraConfig, PromptTuningConfig, TrainableTokensConfig};
 use sideburn_adapters::{
     AdaptedLinear, AdaptedModel, AdapterError, AdapterMeta, AdapterSet, Adapters, Key, Method, ModelShape, Pass,
     Targets, list_weights,
@@ -214,4 +214,17 @@ fn the_halves_of_two_adapters_are_told_apart() {
     let tensors: Vec<_> = tensors.names().map(|name| (name.to_owned(), tensors.read(name).unwrap())).collect();
     write_safetensors(&weights, tensors, None).unwrap();
     load("\"lora_alpha\": 8", "\"lora_alpha\": 16").unwrap();
+}
+
+#[test]
+fn methods_for_tokens_need_an_embedding() {
+    let mut model = Layers::of_widths([3, 4, 2]);
+    let prompt = model.attach("p", PromptTuningConfig::new(4), Key::from_seed(1)).unwrap_err().to_string();
+    assert_eq!(
+        prompt,
+        "PROMPT_TUNING has nothing to adapt: the model has no embedding; choose a method for its layers"
+    );
+    let tokens = model.attach("t", TrainableTokensConfig::new([1]), Key::from_seed(1)).unwrap_err().to_string();
+    assert!(tokens.starts_with("TRAINABLE_TOKENS has nothing to adapt"), "{tokens}");
+    assert!(model.adapters().list().is_empty());
 }

@@ -128,7 +128,7 @@ fn a_model_card_says_what_the_adapter_is() {
     for part in [
         "# LORA adapter",
         "\"r\": 4",
-        "load_adapter(&mut base, \"default\", ",
+        "base.load_adapter(\"default\", ",
         "AutoModelForSeq2SeqLM.from_pretrained(\"google/t5-v1_1-small\")",
         "PeftModel.from_pretrained(base, ",
     ] {

@@ -249,6 +249,14 @@ fn embeddings_in_the_file_are_read() {
     assert_eq!(model.adapters().get("default").unwrap().carried(), ["shared"]);
     let found = logits(&model);
     assert!(max_difference(&found, &plain) > 0.1);
+    // With an embedding of its own it cannot be active beside another.
+    let mut pair = with(&sideburn_testing::path(ADAPTER)).unwrap();
+    pair.load_adapter("other", sideburn_testing::path(ADAPTER)).unwrap();
+    pair.set_active(&["default", "other"]).unwrap();
+    let before = logits(&pair);
+    let error = pair.swap_adapter("default", directory.path()).unwrap_err();
+    assert!(matches!(error, AdapterError::CannotCombine { .. }), "{error}");
+    assert_eq!(logits(&pair), before);
     // It is saved with the adapter, and worked into the base by merging.
     let saved = tempdir().unwrap();
     model.save_adapter("default", saved.path()).unwrap();

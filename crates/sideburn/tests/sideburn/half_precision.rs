@@ -47,13 +47,27 @@ fn steps() {
         return;
     };
     device.configure(DeviceConfig::default().float_dtype(dtype)).unwrap();
-    let base = T5::from_dir(sideburn_testing::path(FAMILY), &device.autodiff()).unwrap();
+    let device = device.autodiff();
+    let base = T5::from_dir(sideburn_testing::path(FAMILY), &device).unwrap();
     let losses = base.token_losses(&batch, &mut Pass::evaluate()).unwrap();
     assert_eq!(losses.dtype(), DType::F32);
     let losses = values(losses);
     let mean = losses.iter().map(|loss| f64::from(*loss)).sum::<f64>() / losses.len() as f64;
     println!("{backend}, {dtype:?}: loss {mean}, in f32 {reference}");
     assert!((mean - reference).abs() <= 0.01 * reference, "{mean} is not {reference}");
+
+    // A head of an adapter's own, where the base has its embedding for one.
+    let tied = T5::from_dir(sideburn_testing::path("t5_relu_tied"), &device).unwrap();
+    let own_head = AdapterMeta { modules_to_save: vec!["lm_head".to_owned()], ..AdapterMeta::default() };
+    for lora in [LoraConfig::new(["q", "lm_head"]), LoraConfig { meta: own_head, ..LoraConfig::new(["q", "v"]) }] {
+        let mut model = tied.clone();
+        model.attach("default", lora, Key::from_seed(3)).unwrap();
+        let [before, after] = [&tied, &model].map(|model| {
+            let losses = model.token_losses(&batch, &mut Pass::evaluate()).unwrap();
+            values(losses.cast(DType::F32)).iter().sum::<f32>()
+        });
+        assert!((before - after).abs() < 0.01 * before, "{before} is not {after}");
+    }
 
     let head = || AdapterMeta { modules_to_save: vec!["lm_head".to_owned()], ..AdapterMeta::default() };
     let lora = || LoraConfig::new(["q", "v"]);
