@@ -55,7 +55,10 @@ def write_tensors(path, tensors):
 
 
 def load(name, dtype=torch.float32):
-    return FalconForCausalLM.from_pretrained(HERE / "falcon" / name, dtype=dtype).eval()
+    model = FalconForCausalLM.from_pretrained(HERE / "falcon" / name, dtype=dtype).eval()
+    # What adapters name their base: no path of one machine.
+    model.name_or_path = model.config._name_or_path = f"falcon/{name}"
+    return model
 
 
 # ----------------------------------------------------------------------------------------------------------------- base
@@ -268,7 +271,6 @@ def make_adapters(out, batch):
         base, folder = name.split("__")[0], out / "falcon/adapters" / name
         torch.manual_seed(11)
         model = load(base)
-        model.name_or_path = model.config._name_or_path = f"falcon/{base}"
         fresh = get_peft_model(model, config)
         randomise(fresh)
         save_adapter(fresh, folder)

@@ -379,8 +379,8 @@ mod tests {
         assert_eq!(length, "`min_length` is 30, above `max_length`, which is 25");
         let constraint = error(json!({"force_words_ids": [[[1]]]}));
         assert_eq!(constraint, "`force_words_ids` is [[[1]]], which generation does not follow here; remove it");
-        let unknown = error(json!({"temprature": 0.5}));
-        assert_eq!(unknown, "`temprature` is 0.5, which no field of generation is called; remove it");
+        let unknown = error(json!({"heat": 0.5}));
+        assert_eq!(unknown, "`heat` is 0.5, which no field of generation is called; remove it");
     }
 
     #[test]
