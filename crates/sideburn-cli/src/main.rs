@@ -86,24 +86,18 @@ fn main() -> ExitCode {
         Command::Quantize(args) => quantize::run(&args).map(Report::new),
         Command::Rouge(args) => rouge::run(&args).map(Report::new),
         Command::Verify(args) => verify::run(&args).map(Report::new),
-        Command::Summarize(args) => return summarized(summarize::run(&args.with_json(json))),
+        Command::Summarize(args) => return ended(summarize::run(&args.with_json(json))),
         Command::Devices(args) => Ok(Report::new(devices::run(args))),
     };
-    match report {
-        Ok(report) => {
-            let passed = if report.passed { ExitCode::SUCCESS } else { ExitCode::from(1) };
-            printed(writeln!(io::stdout(), "{}", if json { &report.json } else { &report.text }), passed)
-        }
-        Err(error) => {
-            complain(&report::chain(&error));
-            ExitCode::from(CANNOT)
-        }
-    }
+    ended(report.and_then(|report| {
+        printed(writeln!(io::stdout(), "{}", if json { &report.json } else { &report.text }))?;
+        Ok(report.passed)
+    }))
 }
 
-/// The status of a command that prints while it works.
-fn summarized(all: anyhow::Result<bool>) -> ExitCode {
-    match all {
+/// The status of a command that ended well, or not, or could not be run.
+fn ended(passed: anyhow::Result<bool>) -> ExitCode {
+    match passed {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {
@@ -120,19 +114,12 @@ fn show_usage(usage: &clap::Error) -> ExitCode {
         complain(report::for_terminal(&usage.render().to_string()).trim_end().trim_start_matches("error: "));
         return ExitCode::from(CANNOT);
     }
-    printed(usage.print(), ExitCode::SUCCESS)
+    ended(printed(usage.print()).map(|()| true))
 }
 
-/// `status`, unless the standard output has not taken all: a full disk must not pass for success. Whoever closes a pipe
-/// early has read enough.
-fn printed(written: io::Result<()>, status: ExitCode) -> ExitCode {
-    match written.and_then(|()| io::stdout().flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            complain(&format!("the standard output could not be written: {error}"));
-            ExitCode::from(CANNOT)
-        }
-        _ => status,
-    }
+/// Sees to it that the standard output has taken all that was written.
+fn printed(written: io::Result<()>) -> anyhow::Result<()> {
+    report::is_closed(written.and_then(|()| io::stdout().flush())).map(drop)
 }
 
 fn complain(message: &str) {

@@ -1,8 +1,10 @@
 //! What commands find, as text and as JSON.
 
 use std::fmt::{self, Display, Write};
+use std::io;
 use std::path::Path;
 
+use anyhow::Context;
 use serde::Serialize;
 use sideburn::files::{printable, printable_lines};
 
@@ -122,6 +124,15 @@ pub(crate) fn number(value: f64) -> String {
 /// `one site`, `two sites`: a number with what it counts.
 pub(crate) fn count(number: usize, what: &str) -> String {
     format!("{} {what}{}", grouped(number), if number == 1 { "" } else { "s" })
+}
+
+/// Whether nobody reads the standard output any more, who then has read enough. A full disk must not pass for success.
+pub(crate) fn is_closed(written: io::Result<()>) -> anyhow::Result<bool> {
+    match written {
+        Ok(()) => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(true),
+        Err(error) => Err(error).context("the standard output could not be written"),
+    }
 }
 
 /// The messages of an error and of all that caused it. Those that the one before has repeated are left out.

@@ -101,9 +101,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Rouge> {
     let second = args.against.as_deref().map(score).transpose()?;
     let difference = second.as_ref().map(|second| {
         let compared = first.iter().zip(second).map(|((metric, first), (_, second))| {
-            let [first, second] = [first, second].map(|scores| scores.iter().map(|score| score.fmeasure).collect());
-            let (first, second): (Vec<f64>, Vec<f64>) = (first, second);
-            Ok((metric.name(), compare(&first, &second, &config)?))
+            Ok((metric.name(), compare(&fmeasures(first), &fmeasures(second), &config)?))
         });
         compared.collect::<anyhow::Result<_>>()
     });
@@ -119,12 +117,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Rouge> {
 /// The scores of all texts, metric by metric.
 type Columns = Vec<(Metric, Vec<sideburn::rouge::Score>)>;
 
+fn fmeasures(scores: &[sideburn::rouge::Score]) -> Vec<f64> {
+    scores.iter().map(|score| score.fmeasure).collect()
+}
+
 fn means(columns: &Columns, config: &BootstrapConfig) -> anyhow::Result<BTreeMap<&'static str, Mean>> {
     let mean = |(metric, scores): &(Metric, Vec<sideburn::rouge::Score>)| {
         let n = scores.len();
         let of = |part: fn(&sideburn::rouge::Score) -> f64| scores.iter().map(part).sum::<f64>() / n as f64;
-        let fmeasures: Vec<f64> = scores.iter().map(|score| score.fmeasure).collect();
-        let Interval { mean: fmeasure, low, high, .. } = bootstrap(&fmeasures, config)?;
+        let Interval { mean: fmeasure, low, high, .. } = bootstrap(&fmeasures(scores), config)?;
         let (precision, recall) = (of(|score| score.precision), of(|score| score.recall));
         Ok((metric.name(), Mean { precision, recall, fmeasure, low, high, n }))
     };

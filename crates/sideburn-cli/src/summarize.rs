@@ -13,7 +13,7 @@ use sideburn::prelude::*;
 use sideburn::{ManyConfig, Texts, generate_many, stream_text};
 
 use crate::model::open_on;
-use crate::report::{for_terminal, in_line, shown};
+use crate::report::{for_terminal, in_line, is_closed, shown};
 
 /// Summarise texts with a model, with or without adapters
 ///
@@ -360,13 +360,4 @@ fn print(args: &Args, sources: &[Source], columns: &[Column]) -> anyhow::Result<
 /// A text in one line, in one column.
 fn in_cell(text: &str) -> String {
     for_terminal(&text.split_whitespace().collect::<Vec<_>>().join(" "))
-}
-
-/// Whether nobody reads the standard output any more.
-fn is_closed(written: io::Result<()>) -> anyhow::Result<bool> {
-    match written {
-        Ok(()) => Ok(false),
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(true),
-        Err(error) => Err(error).context("the standard output could not be written"),
-    }
 }
