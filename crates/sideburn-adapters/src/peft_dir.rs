@@ -246,7 +246,7 @@ pub(crate) fn swap_adapter(model: &mut dyn AdaptedModel, name: &str, directory: 
         let is_past = |init: &Value| init.as_str().is_none_or(|init| init == "gaussian");
         fields.retain(|field, value| field != "init_lora_weights" || !is_past(value));
     }
-    if tensors_of_network(model, name) {
+    if has_network(model, name) {
         let (path, name) = (saved.path.join(CONFIG_FILE), name.to_owned());
         let differences = vec!["it has the network that it is trained with, which no file holds".to_owned()];
         return Err(AdapterError::OtherConfiguration { path, name, differences });
@@ -266,10 +266,11 @@ pub(crate) fn swap_adapter(model: &mut dyn AdaptedModel, name: &str, directory: 
     fill(model, name, &saved.tensors, &passed_over)
 }
 
-/// Whether the adapter called `name` has nothing that a file would hold as it is: what it saves is made of its tensors.
-fn tensors_of_network(model: &dyn AdaptedModel, name: &str) -> bool {
-    let mut specs = slots_of(model, name).into_iter().flat_map(Slot::tensors).map(|(spec, _)| spec.stored).peekable();
-    specs.peek().is_some() && specs.all(|stored| !stored)
+/// Whether the adapter called `name` has the network that it is trained with: what it saves is made of its tensors, and none of
+/// them is in a file.
+fn has_network(model: &dyn AdaptedModel, name: &str) -> bool {
+    let slots = slots_of(model, name);
+    !slots.is_empty() && slots.into_iter().flat_map(Slot::tensors).all(|(spec, _)| !spec.stored)
 }
 
 /// Fills the tensors of an attached adapter from a file, but for those of the file that are `passed_over`.
