@@ -220,17 +220,17 @@ pub trait Adapters: AdaptedModel + Module {
 
     /// The same, and packs the linear layers that `config` quantises as they are read: all but those that it names or, where
     /// it names none, the output head; and never those that the family [keeps in f32](AdaptedModel::keep_in_fp32_modules).
-    /// In memory is the packed model, and a few tensors as they are stored.
+    /// In memory is the packed model, and a few tensors as they are stored. Without a `config` nothing is packed.
     ///
     /// # Errors
     /// As for [`load_base`](Self::load_base), and if a weight cannot be quantised, for it is not finite.
-    fn load_base_quantized(
+    fn load_base_quantized<'a>(
         &mut self,
         source: &dyn TensorSource,
         name_of: impl Fn(&str) -> Option<&str>,
-        config: &QuantizationConfig,
+        config: impl Into<Option<&'a QuantizationConfig>>,
     ) -> Result<(), AdapterError> {
-        crate::base::load_base(self, source, &name_of, Some(config))
+        crate::base::load_base(self, source, &name_of, config.into())
     }
 
     /// Packs the linear layers that `config` quantises, frozen, where they are: after a [merge](Self::merge), say, which leaves

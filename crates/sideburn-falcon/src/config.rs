@@ -4,7 +4,10 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 use sideburn_generate::GenerationConfig;
-use sideburn_nn::{Activation, Alibi, AttentionConfig, ConfigFields, NnError, Positions, Rotary, read_json};
+use sideburn_nn::{
+    Activation, Alibi, Architecture, AttentionConfig, ConfigFields, NnError, Positions, Rotary, check_epsilon,
+    check_probability, check_sizes, check_tokens, read_json, tokens_to_json,
+};
 
 use crate::FalconError;
 
@@ -200,11 +203,7 @@ impl FalconConfig {
             "activation": self.activation.name(),
             "tie_word_embeddings": self.tie_word_embeddings,
             "bos_token_id": self.bos_token_id,
-            "eos_token_id": match self.eos_token_id.as_slice() {
-                [] => Value::Null,
-                [id] => json!(id),
-                ids => json!(ids),
-            },
+            "eos_token_id": tokens_to_json(&self.eos_token_id),
             "pad_token_id": self.pad_token_id,
         }) else {
             unreachable!("an object")
@@ -214,7 +213,7 @@ impl FalconConfig {
 
     fn validate(&self) -> Result<(), String> {
         // The caps are far above any published model, and low enough that no product of two overflows memory sizes.
-        let sizes = [
+        check_sizes(&[
             ("vocab_size", self.vocab_size, 1 << 24),
             ("hidden_size", self.hidden_size, 1 << 17),
             ("num_hidden_layers", self.num_hidden_layers, 1 << 10),
@@ -222,12 +221,7 @@ impl FalconConfig {
             ("num_kv_heads", self.num_kv_heads.unwrap_or(1), 1 << 12),
             ("ffn_hidden_size", self.feed_forward_width(), 1 << 20),
             ("max_position_embeddings", self.max_position_embeddings, 1 << 30),
-        ];
-        for (field, size, cap) in sizes {
-            if size == 0 || size > cap {
-                return Err(format!("`{field}` is {size}, expected 1 to {cap}"));
-            }
-        }
+        ])?;
         let (width, heads) = (self.hidden_size, self.num_attention_heads);
         if !width.is_multiple_of(heads) {
             return Err(format!("`num_attention_heads` is {heads}, expected a divisor of `hidden_size`, {width}"));
@@ -262,33 +256,20 @@ impl FalconConfig {
             }
             _ => {}
         }
-        for (field, probability) in
-            [("hidden_dropout", self.hidden_dropout), ("attention_dropout", self.attention_dropout)]
-        {
-            if !(0.0..1.0).contains(&probability) {
-                return Err(format!("`{field}` is {probability}, expected a probability in [0, 1)"));
-            }
-        }
-        if !(self.layer_norm_epsilon > 0.0 && self.layer_norm_epsilon < 1.0) {
-            return Err(format!(
-                "`layer_norm_epsilon` is {}, expected a small positive number",
-                self.layer_norm_epsilon
-            ));
-        }
+        check_probability("hidden_dropout", self.hidden_dropout)?;
+        check_probability("attention_dropout", self.attention_dropout)?;
+        check_epsilon("layer_norm_epsilon", self.layer_norm_epsilon)?;
         for (field, number) in [("rope_theta", self.rope_theta), ("initializer_range", self.initializer_range)] {
             if !(number > 0.0 && number.is_finite()) {
                 return Err(format!("`{field}` is {number}, expected a positive number"));
             }
         }
-        let ids = (self.bos_token_id.iter().map(|id| ("bos_token_id", *id)))
-            .chain(self.eos_token_id.iter().map(|id| ("eos_token_id", *id)))
-            .chain(self.pad_token_id.iter().map(|id| ("pad_token_id", *id)));
-        for (field, id) in ids {
-            if id as usize >= self.vocab_size {
-                return Err(format!("`{field}` is {id}, but the vocabulary has {} entries", self.vocab_size));
-            }
-        }
-        Ok(())
+        let ids = [
+            ("bos_token_id", self.bos_token_id.as_slice()),
+            ("eos_token_id", &self.eos_token_id),
+            ("pad_token_id", self.pad_token_id.as_slice()),
+        ];
+        check_tokens(ids, self.vocab_size)
     }
 
     /// The tokens that generation needs, as the configuration has them.
@@ -379,28 +360,12 @@ fn rope_theta(fields: &ConfigFields<'_>) -> Result<Option<f64>, String> {
 
 /// Refuses other architectures; the error says in its first line what it is.
 fn check_family(fields: &ConfigFields<'_>) -> Result<(), String> {
-    let model_type: Option<String> = fields.nullable("model_type", "a string")?.flatten();
-    let architectures: Vec<String> =
-        fields.nullable("architectures", "a list of strings")?.flatten().unwrap_or_default();
-    let refused = |what: &str| {
-        // Both come from a stranger's file and go to a terminal.
-        let model_type = model_type.as_deref().unwrap_or("(absent)").escape_debug();
-        let architectures = architectures.join(", ");
-        let architectures = architectures.escape_debug();
-        Err(format!("`model_type` is {model_type} (architectures: {architectures}), {what}"))
-    };
-    for (head, task) in [
-        ("ForSequenceClassification", "classifies rows"),
-        ("ForTokenClassification", "classifies tokens"),
-        ("ForQuestionAnswering", "marks spans"),
-    ] {
-        if architectures.iter().any(|name| name.contains(head)) {
-            return refused(&format!(
-                "whose head {task} and writes nothing; this crate has Falcon with an output head"
-            ));
-        }
+    let architecture = Architecture::read(fields)?;
+    let refused = |what: &str| Err(architecture.refused(what));
+    if let Some(head) = architecture.other_head() {
+        return refused(&format!("{head}; this crate has Falcon with an output head"));
     }
-    match model_type.as_deref() {
+    match architecture.model_type.as_deref() {
         Some(MODEL_TYPE) => Ok(()),
         Some("RefinedWeb" | "RefinedWebModel") => refused(
             "which is Falcon as its authors first published it, with fields of other names; the same model is on the hub \

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::{Serialize, Serializer};
+
 use crate::processors::Processors;
 use crate::stopping::{EosToken, MaxLength, MaxNewTokens, MaxTime, Stopping};
 use crate::{ConfigError, Sequence};
@@ -29,7 +31,9 @@ use crate::{ConfigError, Sequence};
 /// | more | no | | [`Beams`](crate::Beams) |
 /// | more | yes | | [`Beams`](crate::Beams) that draw |
 /// | more | no | `num_beam_groups` above 1 | [`BeamGroups`](crate::BeamGroups) |
-#[derive(Clone, Debug, PartialEq)]
+///
+/// It serializes as the fields of a `generation_config.json`, without the last and `output_scores`, which are of one call.
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct GenerationConfig {
     /// The longest row, its history counted in: the start token of an encoder-decoder, the prompt of a decoder alone.
     /// `max_new_tokens` goes before it; where both are `None`, 20 tokens are written.
@@ -104,6 +108,7 @@ pub struct GenerationConfig {
     /// How many answers each prompt gets: the best of the beams, or as many draws.
     pub num_return_sequences: usize,
     /// Whether [`Answer::log_probs`](crate::Answer::log_probs) are kept.
+    #[serde(skip)]
     pub output_scores: bool,
     /// What ends a row: any of these tokens. Without one, all rows are as long as allowed.
     pub eos_token_id: Vec<u32>,
@@ -116,6 +121,7 @@ pub struct GenerationConfig {
     /// How many tokens the draft writes ahead of assisted generation.
     pub num_assistant_tokens: usize,
     /// What draws follow from, with the number of the row and of the step.
+    #[serde(skip)]
     pub seed: u64,
 }
 
@@ -129,6 +135,17 @@ pub enum EarlyStopping {
     Heuristic,
     /// When no beam can score above any of `num_beams` answers, however long it grew: `"never"`.
     Never,
+}
+
+/// As `transformers` has it.
+impl Serialize for EarlyStopping {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::FirstFound => serializer.serialize_bool(true),
+            Self::Heuristic => serializer.serialize_bool(false),
+            Self::Never => serializer.serialize_str("never"),
+        }
+    }
 }
 
 impl Default for GenerationConfig {

@@ -81,6 +81,105 @@ impl<'a> ConfigFields<'a> {
     }
 }
 
+/// What a `config.json` says of its architecture.
+#[derive(Clone, Debug)]
+pub struct Architecture {
+    /// The family.
+    pub model_type: Option<String>,
+    /// Names of classes of `transformers`.
+    classes: Vec<String>,
+}
+
+impl Architecture {
+    /// Reads `model_type` and `architectures`.
+    ///
+    /// # Errors
+    /// If one is ill-typed.
+    pub fn read(fields: &ConfigFields<'_>) -> Result<Self, String> {
+        let classes = fields.nullable("architectures", "a list of strings")?.flatten().unwrap_or_default();
+        Ok(Self { model_type: fields.nullable("model_type", "a string")?.flatten(), classes })
+    }
+
+    /// Whether the name of a class has this part.
+    pub fn is(&self, part: &str) -> bool {
+        self.classes.iter().any(|name| name.contains(part))
+    }
+
+    /// What its head does, if it is one that writes nothing: `whose head classifies rows and writes nothing`.
+    pub fn other_head(&self) -> Option<String> {
+        let heads = [
+            ("ForSequenceClassification", "classifies rows"),
+            ("ForTokenClassification", "classifies tokens"),
+            ("ForQuestionAnswering", "marks spans"),
+        ];
+        let (_, task) = heads.into_iter().find(|(head, _)| self.is(head))?;
+        Some(format!("whose head {task} and writes nothing"))
+    }
+
+    /// The message that refuses it: what it is, and `why` behind that.
+    pub fn refused(&self, why: &str) -> String {
+        // Both come from a stranger's file and go to a terminal.
+        let model_type = self.model_type.as_deref().unwrap_or("(absent)").escape_debug();
+        let classes = self.classes.join(", ");
+        format!("`model_type` is {model_type} (architectures: {}), {why}", classes.escape_debug())
+    }
+}
+
+/// Refuses sizes that are 0 or above their caps: `(field, size, cap)`.
+///
+/// # Errors
+/// A message that names the first of them.
+pub fn check_sizes(sizes: &[(&str, usize, usize)]) -> Result<(), String> {
+    match sizes.iter().find(|(_, size, cap)| *size == 0 || size > cap) {
+        Some((field, size, cap)) => Err(format!("`{field}` is {size}, expected 1 to {cap}")),
+        None => Ok(()),
+    }
+}
+
+/// Refuses what is no probability of a dropout.
+///
+/// # Errors
+/// A message that names the field.
+pub fn check_probability(field: &str, probability: f64) -> Result<(), String> {
+    match (0.0..1.0).contains(&probability) {
+        true => Ok(()),
+        false => Err(format!("`{field}` is {probability}, expected a probability in [0, 1)")),
+    }
+}
+
+/// Refuses what a norm cannot add to a variance.
+///
+/// # Errors
+/// A message that names the field.
+pub fn check_epsilon(field: &str, epsilon: f64) -> Result<(), String> {
+    match epsilon > 0.0 && epsilon < 1.0 {
+        true => Ok(()),
+        false => Err(format!("`{field}` is {epsilon}, expected a small positive number")),
+    }
+}
+
+/// Refuses token ids that the vocabulary does not have: fields with their ids.
+///
+/// # Errors
+/// A message that names the field.
+pub fn check_tokens<'a>(ids: impl IntoIterator<Item = (&'a str, &'a [u32])>, vocab_size: usize) -> Result<(), String> {
+    for (field, ids) in ids {
+        if let Some(id) = ids.iter().find(|id| **id as usize >= vocab_size) {
+            return Err(format!("`{field}` is {id}, but the vocabulary has {vocab_size} entries"));
+        }
+    }
+    Ok(())
+}
+
+/// Token ids as files have them: null, one, or a list.
+pub fn tokens_to_json(ids: &[u32]) -> Value {
+    match ids {
+        [] => Value::Null,
+        [id] => (*id).into(),
+        ids => ids.into(),
+    }
+}
+
 /// A value as it stands in the file, cut short if it is long.
 pub(crate) fn shown(value: &Value) -> String {
     const LONGEST: usize = 60;

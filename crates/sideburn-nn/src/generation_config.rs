@@ -4,7 +4,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use sideburn_generate::{EarlyStopping, GenerationConfig};
 
-use crate::fields::{ConfigFields, shown};
+use crate::fields::{ConfigFields, shown, tokens_to_json};
 
 /// Reads the fields of a `generation_config.json`: what it leaves out is as `own` has it. Every field is honoured, or refused
 /// by name. The error is a message that names the field.
@@ -45,68 +45,21 @@ pub fn read_generation_config(fields: &Map<String, Value>, own: &GenerationConfi
 /// The fields of a `generation_config.json` that says the same, as [`read_generation_config`] reads them. What is as it would be
 /// without the file is left out, and so are the seed and what is asked for one call alone.
 pub fn generation_config_fields(config: &GenerationConfig) -> Map<String, Value> {
-    fn optional<T: Into<Value> + Copy>(value: Option<T>) -> Value {
-        value.map_or(Value::Null, Into::into)
-    }
-    /// A number where one is enough.
-    fn ids(ids: &[u32]) -> Value {
-        match ids {
-            [] => Value::Null,
-            [id] => json!(id),
-            ids => json!(ids),
-        }
-    }
-    let fields = |c: &GenerationConfig| {
-        let early_stopping = match c.early_stopping {
-            EarlyStopping::Heuristic => json!(false),
-            EarlyStopping::FirstFound => json!(true),
-            EarlyStopping::Never => json!("never"),
+    let fields = |config: &GenerationConfig| {
+        let Ok(Value::Object(mut fields)) = serde_json::to_value(config) else {
+            unreachable!("a struct of plain fields")
         };
-        [
-            ("max_length", optional(c.max_length)),
-            ("max_new_tokens", optional(c.max_new_tokens)),
-            ("min_length", json!(c.min_length)),
-            ("min_new_tokens", optional(c.min_new_tokens)),
-            ("early_stopping", early_stopping),
-            ("max_time", optional(c.max_time)),
-            ("stop_strings", json!(c.stop_strings)),
-            ("do_sample", json!(c.do_sample)),
-            ("num_beams", json!(c.num_beams)),
-            ("num_beam_groups", json!(c.num_beam_groups)),
-            ("penalty_alpha", optional(c.penalty_alpha)),
-            ("temperature", json!(c.temperature)),
-            ("top_k", json!(c.top_k)),
-            ("top_p", json!(c.top_p)),
-            ("min_p", optional(c.min_p)),
-            ("typical_p", json!(c.typical_p)),
-            ("epsilon_cutoff", json!(c.epsilon_cutoff)),
-            ("eta_cutoff", json!(c.eta_cutoff)),
-            ("diversity_penalty", json!(c.diversity_penalty)),
-            ("repetition_penalty", json!(c.repetition_penalty)),
-            ("encoder_repetition_penalty", json!(c.encoder_repetition_penalty)),
-            ("length_penalty", json!(c.length_penalty)),
-            ("no_repeat_ngram_size", json!(c.no_repeat_ngram_size)),
-            ("encoder_no_repeat_ngram_size", json!(c.encoder_no_repeat_ngram_size)),
-            ("bad_words_ids", json!(c.bad_words_ids)),
-            ("renormalize_logits", json!(c.renormalize_logits)),
-            ("forced_bos_token_id", optional(c.forced_bos_token_id)),
-            ("forced_eos_token_id", ids(&c.forced_eos_token_id)),
-            ("remove_invalid_values", json!(c.remove_invalid_values)),
-            ("exponential_decay_length_penalty", json!(c.exponential_decay_length_penalty)),
-            ("suppress_tokens", json!(c.suppress_tokens)),
-            ("begin_suppress_tokens", json!(c.begin_suppress_tokens)),
-            ("sequence_bias", json!(c.sequence_bias)),
-            ("num_return_sequences", json!(c.num_return_sequences)),
-            ("eos_token_id", ids(&c.eos_token_id)),
-            ("pad_token_id", optional(c.pad_token_id)),
-            ("bos_token_id", optional(c.bos_token_id)),
-            ("decoder_start_token_id", optional(c.decoder_start_token_id)),
-            ("num_assistant_tokens", json!(c.num_assistant_tokens)),
-        ]
+        // A number where one is enough.
+        for (name, ids) in
+            [("eos_token_id", &config.eos_token_id), ("forced_eos_token_id", &config.forced_eos_token_id)]
+        {
+            fields.insert(name.to_owned(), tokens_to_json(ids));
+        }
+        fields
     };
-    let usual = fields(&GenerationConfig::default());
-    let told = fields(config).into_iter().zip(usual).filter(|((_, value), (_, usual))| value != usual);
-    told.map(|((name, value), _)| (name.to_owned(), value)).collect()
+    let (mut told, usual) = (fields(config), fields(&GenerationConfig::default()));
+    told.retain(|name, value| usual.get(name) != Some(value));
+    told
 }
 
 /// The fields of a `config.json` that are about generation, as releases before 4.25 wrote them there.

@@ -58,7 +58,9 @@ pub use cache::Cache;
 pub use decoder_only::{CausalDecoding, CausalTokens, DecoderOnly, Frame};
 pub use error::NnError;
 pub use feed_forward::FeedForward;
-pub use fields::ConfigFields;
+pub use fields::{
+    Architecture, ConfigFields, check_epsilon, check_probability, check_sizes, check_tokens, tokens_to_json,
+};
 pub use generation_config::{generation_config_fields, read_generation_config};
 pub use head::Head;
 pub use language_model::LanguageModel;

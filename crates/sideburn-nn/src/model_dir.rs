@@ -80,6 +80,17 @@ impl ModelDir {
             .map_err(|error| NnError::Config { path: self.config_path(), message: error.to_string() })
     }
 
+    /// How the weights are to be quantised: as they are, or as `asked`, which they must not be yet.
+    ///
+    /// # Errors
+    /// As for [`quantization`](Self::quantization), and [`check_unquantized`](Self::check_unquantized) if something is asked for.
+    pub fn quantization_for(&self, asked: Option<QuantizationConfig>) -> Result<Option<QuantizationConfig>, NnError> {
+        match asked {
+            None => self.quantization(),
+            asked => self.check_unquantized().map(|()| asked),
+        }
+    }
+
     /// That the weights are not quantised.
     ///
     /// # Errors

@@ -5,7 +5,10 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use sideburn_generate::GenerationConfig;
-use sideburn_nn::{ConfigFields, NnError, read_json};
+use sideburn_nn::{
+    Architecture, ConfigFields, NnError, check_epsilon, check_probability, check_sizes, check_tokens, read_json,
+    tokens_to_json,
+};
 
 use crate::T5Error;
 use crate::feed_forward::FeedForward;
@@ -209,11 +212,7 @@ impl T5Config {
             "is_gated_act": self.feed_forward_proj.gated,
             "tie_word_embeddings": self.tie_word_embeddings,
             "pad_token_id": self.pad_token_id,
-            "eos_token_id": match self.eos_token_id.as_slice() {
-                [] => Value::Null,
-                [id] => json!(id),
-                ids => json!(ids),
-            },
+            "eos_token_id": tokens_to_json(&self.eos_token_id),
             "decoder_start_token_id": self.decoder_start_token_id,
             "initializer_factor": self.initializer_factor,
         }) else {
@@ -227,7 +226,7 @@ impl T5Config {
 
     fn validate(&self) -> Result<(), String> {
         // The caps are far above any published model, and low enough that no product of two overflows memory sizes.
-        let sizes = [
+        check_sizes(&[
             ("vocab_size", self.vocab_size, 1 << 24),
             ("d_model", self.d_model, 1 << 17),
             ("d_kv", self.d_kv, 1 << 13),
@@ -237,12 +236,7 @@ impl T5Config {
             ("num_heads", self.num_heads, 1 << 12),
             ("relative_attention_num_buckets", self.relative_attention_num_buckets, 1 << 16),
             ("relative_attention_max_distance", self.relative_attention_max_distance, 1 << 24),
-        ];
-        for (field, size, cap) in sizes {
-            if size == 0 || size > cap {
-                return Err(format!("`{field}` is {size}, expected 1 to {cap}"));
-            }
-        }
+        ])?;
         let (buckets, distance) = (self.relative_attention_num_buckets, self.relative_attention_max_distance);
         if buckets < 4 || !buckets.is_multiple_of(2) || distance <= buckets / 2 {
             return Err(format!(
@@ -250,24 +244,14 @@ impl T5Config {
                  number of at least 4, half of which is below the distance"
             ));
         }
-        if !(0.0..1.0).contains(&self.dropout_rate) {
-            return Err(format!("`dropout_rate` is {}, expected a probability in [0, 1)", self.dropout_rate));
-        }
-        if !(self.layer_norm_epsilon > 0.0 && self.layer_norm_epsilon < 1.0) {
-            return Err(format!(
-                "`layer_norm_epsilon` is {}, expected a small positive number",
-                self.layer_norm_epsilon
-            ));
-        }
-        let ids = (self.pad_token_id.iter().map(|id| ("pad_token_id", *id)))
-            .chain(self.eos_token_id.iter().map(|id| ("eos_token_id", *id)))
-            .chain(self.decoder_start_token_id.iter().map(|id| ("decoder_start_token_id", *id)));
-        for (field, id) in ids {
-            if id as usize >= self.vocab_size {
-                return Err(format!("`{field}` is {id}, but the vocabulary has {} entries", self.vocab_size));
-            }
-        }
-        Ok(())
+        check_probability("dropout_rate", self.dropout_rate)?;
+        check_epsilon("layer_norm_epsilon", self.layer_norm_epsilon)?;
+        let ids = [
+            ("pad_token_id", self.pad_token_id.as_slice()),
+            ("eos_token_id", &self.eos_token_id),
+            ("decoder_start_token_id", self.decoder_start_token_id.as_slice()),
+        ];
+        check_tokens(ids, self.vocab_size)
     }
 
     /// The tokens that generation needs, as the configuration has them.
@@ -299,35 +283,20 @@ impl T5Config {
 
 /// The family of a configuration; of another architecture the error says in its first line what it is.
 fn family(fields: &ConfigFields<'_>) -> Result<Family, String> {
-    let model_type: Option<String> = fields.nullable("model_type", "a string")?.flatten();
-    let architectures: Vec<String> =
-        fields.nullable("architectures", "a list of strings")?.flatten().unwrap_or_default();
-    let is = |part: &str| architectures.iter().any(|name| name.contains(part));
+    let architecture = Architecture::read(fields)?;
     let refused = |what: &str| {
-        // Both come from a stranger's file and go to a terminal.
-        let model_type = model_type.as_deref().unwrap_or("(absent)").escape_debug();
-        let architectures = architectures.join(", ");
-        let architectures = architectures.escape_debug();
-        Err(format!(
-            "`model_type` is {model_type} (architectures: {architectures}), {what}; \
-             this crate has T5 with an encoder, a decoder and an output head"
-        ))
+        Err(architecture.refused(&format!("{what}; this crate has T5 with an encoder, a decoder and an output head")))
     };
-    if is("ChronosBolt") {
+    if architecture.is("ChronosBolt") {
         return refused("which is Chronos-Bolt, a forecaster of numbers without an embedding of tokens");
     }
-    if is("EncoderModel") || is("EncoderForTokenClassification") {
+    if architecture.is("EncoderModel") || architecture.is("EncoderForTokenClassification") {
         return refused("which is the encoder of a T5 alone");
     }
-    for (head, task) in [
-        ("ForSequenceClassification", "classifies rows"),
-        ("ForTokenClassification", "classifies tokens"),
-        ("ForQuestionAnswering", "marks spans"),
-    ] {
-        if is(head) {
-            return refused(&format!("whose head {task} and writes nothing"));
-        }
+    if let Some(head) = architecture.other_head() {
+        return refused(&head);
     }
+    let model_type = &architecture.model_type;
     if let Some(family) = Family::ALL.into_iter().find(|family| model_type.as_deref() == Some(family.name())) {
         return Ok(family);
     }

@@ -28,9 +28,7 @@ impl T5 {
     /// If a file is missing or broken, the weights are quantised by another method, or a tensor is missing, unexpected or
     /// misshapen; all are listed.
     pub fn from_dir(directory: impl AsRef<Path>, device: &Device) -> Result<Self, T5Error> {
-        let files = ModelDir::new(directory.as_ref());
-        let stored = files.quantization()?;
-        Self::from_files(&files, stored.as_ref(), device)
+        Self::from_files(&ModelDir::new(directory.as_ref()), None, device)
     }
 
     /// Reads the directory of an unquantised model, and packs its linear layers in 4 or 8 bits as they are read: all but
@@ -52,19 +50,14 @@ impl T5 {
         quantization: impl Into<QuantizationConfig>,
         device: &Device,
     ) -> Result<Self, T5Error> {
-        let files = ModelDir::new(directory.as_ref());
-        files.check_unquantized()?;
-        Self::from_files(&files, Some(&quantization.into()), device)
+        Self::from_files(&ModelDir::new(directory.as_ref()), Some(quantization.into()), device)
     }
 
-    fn from_files(
-        files: &ModelDir,
-        quantization: Option<&QuantizationConfig>,
-        device: &Device,
-    ) -> Result<Self, T5Error> {
+    fn from_files(files: &ModelDir, asked: Option<QuantizationConfig>, device: &Device) -> Result<Self, T5Error> {
+        let quantization = files.quantization_for(asked)?;
         let config = T5Config::of_file(&files.config_path(), &files.config()?)?;
         let generation = files.generation_config(&config.generation())?;
-        let model = Self::filled(config, &files.weights()?, quantization, device)?;
+        let model = Self::filled(config, &files.weights()?, quantization.as_ref(), device)?;
         Ok(Self { generation, ..model })
     }
 
@@ -98,10 +91,7 @@ impl T5 {
         }
         let mut model = Self::random(&config, Key::from_seed(0), device);
         let tied = config.tie_word_embeddings;
-        match quantization {
-            None => model.load_base(&source, |name| placed(&source, tied, name))?,
-            Some(config) => model.load_base_quantized(&source, |name| placed(&source, tied, name), config)?,
-        }
+        model.load_base_quantized(&source, |name| placed(&source, tied, name), quantization)?;
         Ok(model)
     }
 
