@@ -22,9 +22,6 @@ use sideburn::prelude::*;
 use sideburn::{ManyConfig, generate_many};
 use sideburn_examples::{Console, Interrupt, asset_or, exit};
 
-/// Prompt and answer of an example. What stands before `{summary}` is the prompt, and has no loss.
-const TEMPLATE: &str = "### Instruction: Summarize the following conversation.\n\n{dialogue}\n\n### Summary: {summary}";
-
 #[derive(Parser)]
 struct Args {
     /// Directory of the base model and its tokenizer [default: a tiny Falcon with weights from the seed]
@@ -80,9 +77,9 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let tokenizer = Tokenizer::from_dir(&model_dir)?;
     tokenizer.check_fits(base.vocab_size())?;
 
-    // The data: prompts, and the summaries that are to be written behind them.
+    // The data: prompts, and the summaries that are to be written behind them. A prompt has no loss.
     let (samsum, directory) = (Dataset::samsum(), asset_or(&args.dataset, "chats"));
-    let template = Template::completion(TEMPLATE)?;
+    let template = Template::preset("instruction")?;
     let tokens = |split| tokenize(&samsum.read(&directory, split)?.examples, &tokenizer, &template, Limits::default());
     let (train, mut test) = (tokens(Split::Train)?, tokens(Split::Test)?);
     test.examples.truncate(args.max_eval_samples);

@@ -9,7 +9,7 @@ use crate::{
     error::DataError,
     example::Example,
     template::Template,
-    tokenized::{Limits, TokenizedExample, TokenizedSet, tokenize},
+    tokenized::{Limits, TokenizedExample, TokenizedSet, tokenize_watched},
     tokenizer::Tokenizer,
 };
 
@@ -18,20 +18,21 @@ const MAGIC: &[u8; 16] = b"sideburn tokens1";
 /// Larger than the tokens of any data set that is held in memory.
 const FILE_LIMIT: u64 = 64 << 30;
 
-/// As [`tokenize`], of what an earlier call has kept in `directory`, if it was asked for the same: equal examples, tokenizer
+/// As [`tokenize_watched`], of what an earlier call has kept in `directory`, if it was asked for the same: equal examples, tokenizer
 /// files, template and limits.
 ///
-/// The directory is made if it is not there, and holds a file for each question, named by a hash of it; what is no longer
+/// `progress` is not called if there is nothing to do. The directory is made if it is not there, and holds a file for each question, named by a hash of it; what is no longer
 /// needed may be deleted. Files appear whole, so that two processes may share a directory. One that is damaged is made again.
 ///
 /// # Errors
-/// Those of [`tokenize`], and [`DataError::File`] if the directory cannot be written.
+/// Those of [`tokenize`](crate::tokenize), and [`DataError::File`] if the directory cannot be written.
 pub fn tokenize_cached(
     directory: impl AsRef<Path>,
     examples: &[Example],
     tokenizer: &Tokenizer,
     template: &Template,
     limits: Limits,
+    progress: impl FnMut(usize),
 ) -> Result<TokenizedSet, DataError> {
     let directory = directory.as_ref();
     let key = key(examples, tokenizer, template, limits);
@@ -41,7 +42,7 @@ pub fn tokenize_cached(
     if let Some(set) = kept {
         return Ok(set);
     }
-    let set = tokenize(examples, tokenizer, template, limits)?;
+    let set = tokenize_watched(examples, tokenizer, template, limits, progress)?;
     std::fs::create_dir_all(directory).map_err(|source| FileError::writing(directory, source))?;
     write_atomic(&path, &to_bytes(&set, key))?;
     Ok(set)

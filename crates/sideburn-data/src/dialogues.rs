@@ -2,9 +2,6 @@
 
 use crate::{columns::Columns, dataset::Dataset, template::Template};
 
-/// The instruction that FLAN-T5 summarisation tutorials use.
-const SUMMARIZE: &str = "Summarize the following conversation.\n\n{dialogue}\n\nSummary: ";
-
 fn strings<const N: usize>(names: [&str; N]) -> Vec<String> {
     names.map(String::from).to_vec()
 }
@@ -23,7 +20,7 @@ const VALIDATION: [&str; 4] = ["validation", "valid", "val", "dev"];
 const TEST: [&str; 1] = ["test"];
 
 fn summarize() -> Template {
-    Template::new(SUMMARIZE).expect("a template with a place, as a test has seen")
+    Template::preset("dialogsum").expect("a template, as a test has seen")
 }
 
 impl Dataset {

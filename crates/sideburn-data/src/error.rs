@@ -6,7 +6,7 @@ use std::{
 };
 
 use sideburn_batch::BatchError;
-use sideburn_files::{FileError, printable};
+use sideburn_files::{FileError, printable, printable_lines};
 
 use crate::split::Split;
 
@@ -421,6 +421,22 @@ pub enum DataError {
         limit: usize,
     },
 
+    /// No template has this name.
+    #[error("no template is called \"{name}\"; there are {known}", name = printable(name))]
+    UnknownPreset {
+        /// The name.
+        name: String,
+        /// Those there are.
+        known: String,
+    },
+    /// A file holds no template.
+    #[error("{path} holds no prompt template: {reason}", path = printable(path), reason = printable_lines(reason))]
+    TemplateFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// The text of a template is none.
     #[error("{text:?} is no prompt template: {reason}")]
     Template {

@@ -10,12 +10,14 @@
 //! * [`Template`] is the text around the fields of an example; the same value serves training and inference.
 //! * [`Tokenizer`] is what the files of a model say: `tokenizer.json`, or the bytes of ByT5, and special tokens.
 //!   [`Tokenizer::encode_prompt`] and [`Tokenizer::encode_target`] are the two ends of an example.
-//! * [`tokenize`] does all examples in parallel and says how many were [cut](TokenizedSet#structfield.cut_prompts).
+//! * [`tokenize`] does all examples in parallel and says how many were [cut](TokenizedSet#structfield.cut_prompts);
+//!   [`tokenize_watched`] also says how far it has come.
 //!   `tokenize_cached` keeps the ids on disk for the next start. [`Lengths`] are those of a set, and [`Limits::suggest`]
 //!   follows from them.
 //! * [`Subsample`] is a part of the examples, for short runs.
 //! * A [`Sampler`] gives the example numbers of any training step, as a pure function of the seed and the step:
-//!   [`ShuffledSampler`] so many examples a batch, [`GroupedSampler`] so many tokens, or examples of one length;
+//!   [`ShuffledSampler`] so many examples a batch, [`GroupedSampler`] so many tokens, packs that are as full as can be, or examples of one
+//!   length;
 //!   [`ShardedSampler`] is the part of each batch that one of several processes has.
 //!   [`TokenizedSet::batch`] lays those examples into a [`PromptBatch`](sideburn_batch::PromptBatch).
 //!
@@ -105,5 +107,5 @@ pub use split::Split;
 pub use subsample::Subsample;
 pub use template::Template;
 pub use text_stream::TextStream;
-pub use tokenized::{Limits, TokenizedExample, TokenizedSet, tokenize};
+pub use tokenized::{Limits, TokenizedExample, TokenizedSet, tokenize, tokenize_watched};
 pub use tokenizer::{Encoding, Tokenizer, TokenizerFiles};

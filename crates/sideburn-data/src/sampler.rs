@@ -1,5 +1,7 @@
 //! Which examples each training step sees.
 
+use std::{cmp::Reverse, collections::BTreeMap};
+
 use sideburn_batch::Key;
 
 use crate::error::DataError;
@@ -133,6 +135,50 @@ impl GroupedSampler {
             }
             held = held.saturating_add(tokens[example]);
             batches.last_mut().expect("never empty").push(example);
+        }
+        Ok(Self { batches, key })
+    }
+
+    /// Packs: shuffled batches of at most `max_tokens` tokens, as few as can be found, by putting the longest examples first,
+    /// each into the fullest pack that has room for it (best-fit decreasing, Ding et al., *Fewer Truncations Improve Language
+    /// Modeling*, 2024; `packing_strategy="bfd"` of `trl`). Of equals, chance decides. An example of more is a pack of its own.
+    ///
+    /// For decoders alone on the CPU, whose rows lie behind each other in one matrix: a pack is a long row of `max_tokens` that
+    /// has next to no room left, and in which no example sees another. On a GPU, which pads rows, choose
+    /// [`by_length`](Self::by_length).
+    ///
+    /// ```
+    /// use sideburn_data::{GroupedSampler, Sampler};
+    ///
+    /// let tokens = [70, 60, 50, 40, 30, 30, 20];
+    /// assert_eq!(GroupedSampler::packed(&tokens, 100, 42)?.batches_per_epoch(), 3, "300 tokens in 3 packs of 100");
+    /// # Ok::<(), sideburn_data::DataError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If there are no examples, or `max_tokens` is zero.
+    pub fn packed(tokens: &[usize], max_tokens: usize, seed: u64) -> Result<Self, DataError> {
+        let key = checked_key(tokens, max_tokens, seed)?;
+        let mut order = key.permutation(tokens.len());
+        order.sort_by_key(|example| Reverse(tokens[*example]));
+        // The packs that have so much room.
+        let (mut batches, mut by_room) = (Vec::<Vec<usize>>::new(), BTreeMap::<usize, Vec<usize>>::new());
+        for example in order {
+            let fitting = by_room.range_mut(tokens[example]..).next().map(|(room, packs)| (*room, packs.pop()));
+            let (room, pack) = match fitting {
+                Some((room, Some(pack))) => (room, pack),
+                _ => {
+                    batches.push(Vec::new());
+                    (max_tokens, batches.len() - 1)
+                }
+            };
+            if by_room.get(&room).is_some_and(Vec::is_empty) {
+                by_room.remove(&room);
+            }
+            batches[pack].push(example);
+            if let Some(room) = room.checked_sub(tokens[example]) {
+                by_room.entry(room).or_default().push(pack);
+            }
         }
         Ok(Self { batches, key })
     }
@@ -292,6 +338,22 @@ mod tests {
         }
 
         #[test]
+        fn packs_are_full(
+            tokens in prop::collection::vec(0usize..50, 1..60),
+            max_tokens in 1usize..120,
+            seed: u64,
+            at in 0u64..1 << 40,
+        ) {
+            let sampler = GroupedSampler::packed(&tokens, max_tokens, seed).unwrap();
+            let batches = epoch(&sampler, tokens.len(), at);
+            let held = |batch: &[usize]| batch.iter().map(|example| tokens[*example]).sum::<usize>();
+            prop_assert!(batches.iter().all(|batch| held(batch) <= max_tokens || batch.len() == 1));
+            let fits = |a: &Vec<usize>, b: &Vec<usize>| held(a) + held(b) <= max_tokens;
+            let mut pairs = (0..batches.len()).flat_map(|a| (0..a).map(move |b| (a, b)));
+            prop_assert!(!pairs.any(|(a, b)| fits(&batches[a], &batches[b])), "no two packs are one");
+        }
+
+        #[test]
         fn batches_are_of_one_length(
             lengths in prop::collection::vec(0usize..50, 1..60),
             batch_size in 1usize..20,
@@ -325,6 +387,23 @@ mod tests {
         assert_ne!(epoch(&grouped(1), 100, 0), epoch(&grouped(2), 100, 0));
     }
 
+    /// Lengths such as those of dialogues with summaries.
+    #[test]
+    fn packs_have_next_to_no_room_left() {
+        let key = Key::from_seed(3);
+        let tokens: Vec<usize> = (0..2000).map(|at| (160.0 * (0.5 * key.normal(at)).exp()) as usize).collect();
+        let filled = |sampler: &GroupedSampler| {
+            tokens.iter().sum::<usize>() as f64 / (1024 * sampler.batches_per_epoch()) as f64
+        };
+        let packed = filled(&GroupedSampler::packed(&tokens, 1024, 1).unwrap());
+        assert!(packed > 0.99, "{packed}");
+        let greedy = filled(&GroupedSampler::by_tokens(&tokens, 1024, 1).unwrap());
+        assert!(greedy < packed, "{greedy}");
+        let sampler = |seed| GroupedSampler::packed(&tokens, 1024, seed).unwrap();
+        assert_ne!(sampler(1).batch(0), sampler(1).batch(sampler(1).batches_per_epoch() as u64));
+        assert_ne!(sampler(1).batch(0), sampler(2).batch(0));
+    }
+
     #[test]
     fn nothing_to_sample_is_an_error() {
         assert!(ShuffledSampler::new(0, 4, 0).is_err());
@@ -333,6 +412,8 @@ mod tests {
         let message = ShuffledSampler::new(3, 4, 0).unwrap().drop_last().unwrap_err().to_string();
         assert!(message.starts_with("3 examples in batches of 4 make no full batch"), "{message}");
         assert!(GroupedSampler::by_tokens(&[], 4, 0).is_err() && GroupedSampler::by_tokens(&[1], 0, 0).is_err());
+        assert!(GroupedSampler::packed(&[], 4, 0).is_err() && GroupedSampler::packed(&[1], 0, 0).is_err());
+        assert_eq!(GroupedSampler::packed(&[usize::MAX, 1, 1], 2, 0).unwrap().batches_per_epoch(), 2);
         assert!(GroupedSampler::by_length(&[], 4, 0).is_err() && GroupedSampler::by_length(&[1], 0, 0).is_err());
         assert_eq!(GroupedSampler::by_tokens(&[usize::MAX, usize::MAX], 1, 0).unwrap().batches_per_epoch(), 2);
     }

@@ -34,6 +34,14 @@ pub struct Template {
     lead: Option<String>,
 }
 
+/// Templates by their names: the instruction of the recipes that fine-tune FLAN-T5 on DialogSum, the prefix that T5 was trained
+/// with, and the one that notebooks fine-tune decoders alone with.
+const PRESETS: [(&str, &str); 3] = [
+    ("dialogsum", "Summarize the following conversation.\n\n{dialogue}\n\nSummary: "),
+    ("t5", "summarize: {dialogue}"),
+    ("instruction", "### Instruction: Summarize the following conversation.\n\n{dialogue}\n\n### Summary: {summary}"),
+];
+
 /// The place where the answer goes.
 const ANSWER: &str = "summary";
 
@@ -82,6 +90,48 @@ impl Template {
                         .to_owned(),
             }),
         }
+    }
+
+    /// A template that many use, by its name:
+    ///
+    /// | name | template |
+    /// |---|---|
+    /// | `dialogsum` | `Summarize the following conversation.\n\n{dialogue}\n\nSummary: `, for FLAN-T5 |
+    /// | `t5` | `summarize: {dialogue}`, the prefix that T5 was trained with |
+    /// | `instruction` | `### Instruction: Summarize the following conversation.\n\n{dialogue}\n\n### Summary: {summary}`, for decoders alone: the loss is that of the summary |
+    ///
+    /// # Errors
+    /// [`DataError::UnknownPreset`] for any other name.
+    pub fn preset(name: &str) -> Result<Self, DataError> {
+        let Some((_, text)) = PRESETS.iter().find(|(known, _)| *known == name) else {
+            let known = PRESETS.map(|(name, _)| name).join(", ");
+            return Err(DataError::UnknownPreset { name: name.to_owned(), known });
+        };
+        Self::new(*text)
+    }
+
+    /// The template in a file of at most 1 MiB. A file whose name ends in `.toml` has one key, `template`, as in
+    /// `template = "Summarize: {dialogue}"`; any other is the template itself, less the line break that editors put at the
+    /// end of a text.
+    ///
+    /// # Errors
+    /// [`DataError::File`] if it cannot be read, [`DataError::TemplateFile`] if it is no such TOML or its text is no template.
+    #[cfg(feature = "fs")]
+    pub fn from_file(path: impl AsRef<std::path::Path>) -> Result<Self, DataError> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct File {
+            template: String,
+        }
+        let path = path.as_ref();
+        let text = sideburn_files::read_text(path, 1 << 20)?.replace("\r\n", "\n");
+        let fail = |reason: String| DataError::TemplateFile { path: path.to_owned(), reason };
+        let is_toml = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("toml"));
+        let text = match is_toml {
+            true => toml::from_str::<File>(&text).map_err(|error| fail(error.to_string()))?.template,
+            false => text.strip_suffix('\n').unwrap_or(&text).to_owned(),
+        };
+        Self::new(text).map_err(|error| fail(error.to_string()))
     }
 
     /// The text that is to be written behind the prompt for this answer: the answer, and before it the blanks and line ends
@@ -276,6 +326,18 @@ mod tests {
         assert!(message("{dialogue} {summary}</s>").contains("behind {summary}"));
         assert!(message("{summary}{summary}").contains("behind {summary}"));
         assert!(message("Write: {summary}").contains("no place for a field before {summary}"));
+    }
+
+    #[test]
+    fn presets_are_those_of_the_recipes() {
+        let rendered = |name: &str| Template::preset(name).unwrap().render(&fields(&[("dialogue", "A: é")])).unwrap();
+        assert_eq!(rendered("dialogsum"), "Summarize the following conversation.\n\nA: é\n\nSummary: ");
+        assert_eq!(rendered("t5"), "summarize: A: é");
+        let asked = "### Instruction: Summarize the following conversation.\n\nA: é\n\n### Summary:";
+        assert_eq!(rendered("instruction"), asked);
+        assert_eq!(Template::preset("instruction").unwrap().answer("s"), " s");
+        let message = Template::preset("flan").unwrap_err().to_string();
+        assert_eq!(message, "no template is called \"flan\"; there are dialogsum, t5, instruction");
     }
 
     #[test]

@@ -30,6 +30,9 @@ impl Default for Limits {
     }
 }
 
+/// How many examples are tokenised between two calls of a progress: enough for many cores, and a blink.
+const WATCHED: usize = 512;
+
 /// An [`Example`] as token ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenizedExample {
@@ -72,6 +75,21 @@ pub fn tokenize(
     template: &Template,
     limits: Limits,
 ) -> Result<TokenizedSet, DataError> {
+    tokenize_watched(examples, tokenizer, template, limits, |_| ())
+}
+
+/// As [`tokenize`]; `progress` is called on this thread with the number of examples that are done, now and then and at the
+/// end.
+///
+/// # Errors
+/// Those of [`tokenize`].
+pub fn tokenize_watched(
+    examples: &[Example],
+    tokenizer: &Tokenizer,
+    template: &Template,
+    limits: Limits,
+    mut progress: impl FnMut(usize),
+) -> Result<TokenizedSet, DataError> {
     for max_length in [limits.max_source_length, limits.max_target_length] {
         if max_length < 2 {
             return Err(DataError::Limit { max_length });
@@ -86,11 +104,15 @@ pub fn tokenize(
     let encode = |example: &Example| {
         encode(example).map_err(|source| DataError::Example { id: example.id.clone(), source: Box::new(source) })
     };
-    #[cfg(feature = "threads")]
-    let examples = examples.par_iter();
-    #[cfg(not(feature = "threads"))]
-    let examples = examples.iter();
-    let encoded: Vec<(String, Encoding, Encoding)> = examples.map(encode).collect::<Result<_, DataError>>()?;
+    let mut encoded: Vec<(String, Encoding, Encoding)> = Vec::with_capacity(examples.len());
+    for some in examples.chunks(WATCHED) {
+        #[cfg(feature = "threads")]
+        let some = some.par_iter();
+        #[cfg(not(feature = "threads"))]
+        let some = some.iter();
+        encoded.extend(some.map(&encode).collect::<Result<Vec<_>, DataError>>()?);
+        progress(encoded.len());
+    }
     Ok(TokenizedSet {
         cut_prompts: encoded.iter().filter(|(_, prompt, _)| prompt.cut > 0).count(),
         cut_targets: encoded.iter().filter(|(_, _, target)| target.cut > 0).count(),

@@ -26,7 +26,7 @@ fn what_is_kept_is_what_was_made() {
     let made = tokenize(&examples, &tokenizer, &template, limits).unwrap();
     assert!(made.cut_prompts > 0 && made.cut_targets > 0);
     let cached = |examples: &[Example], template, limits| {
-        tokenize_cached(&cache, examples, &tokenizer, template, limits).unwrap()
+        tokenize_cached(&cache, examples, &tokenizer, template, limits, |_| ()).unwrap()
     };
     assert_eq!(cached(&examples, &template, limits), made);
     let written = files(&cache);
@@ -51,14 +51,15 @@ fn what_is_kept_is_what_was_made() {
     let json = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/tokenizer.json")).unwrap();
     fs::write(changed.path().join("tokenizer.json"), json + "\n").unwrap();
     let changed = Tokenizer::from_dir(&changed).unwrap();
-    tokenize_cached(&cache, &examples, &changed, &template, limits).unwrap();
+    tokenize_cached(&cache, &examples, &changed, &template, limits, |_| ()).unwrap();
     assert_eq!(files(&cache).len(), 6);
 }
 
 #[test]
 fn a_damaged_file_is_made_again() {
     let ((examples, tokenizer, template), directory) = (sample(), tempfile::tempdir().unwrap());
-    let cached = || tokenize_cached(&directory, &examples[..3], &tokenizer, &template, Limits::default()).unwrap();
+    let cached =
+        || tokenize_cached(&directory, &examples[..3], &tokenizer, &template, Limits::default(), |_| ()).unwrap();
     let made = cached();
     let path = files(directory.path()).pop().unwrap();
     let good = fs::read(&path).unwrap();
@@ -85,7 +86,7 @@ fn many_may_share_a_directory() {
         for _ in 0..8 {
             scope.spawn(|| {
                 for _ in 0..5 {
-                    let set = tokenize_cached(&directory, &examples, &tokenizer, &template, Limits::default());
+                    let set = tokenize_cached(&directory, &examples, &tokenizer, &template, Limits::default(), |_| ());
                     assert_eq!(set.unwrap(), made);
                     // What others write aside is left alone.
                     let is_whole =
@@ -104,6 +105,7 @@ fn a_directory_that_cannot_be_is_named() {
     let ((examples, tokenizer, template), directory) = (sample(), tempfile::tempdir().unwrap());
     let file = directory.path().join("file");
     fs::write(&file, "").unwrap();
-    let error = tokenize_cached(&file, &examples, &tokenizer, &template, Limits::default()).unwrap_err().to_string();
+    let error =
+        tokenize_cached(&file, &examples, &tokenizer, &template, Limits::default(), |_| ()).unwrap_err().to_string();
     assert!(error.contains("file"), "{error}");
 }

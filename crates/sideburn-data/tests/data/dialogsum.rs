@@ -110,6 +110,23 @@ fn a_record_of_17_mib_is_refused() {
     assert!(csv_message(huge).starts_with("f.csv, line 2: the record that starts here is longer than 16777216 bytes;"));
 }
 
+/// A file of 2 GiB whose text never ends: no more of it is read than a record may have.
+#[test]
+fn two_gib_on_one_line_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    for (name, start) in
+        [("lines.jsonl", "{\"id\": \"a"), ("array.json", "[{\"id\": \"a\"}, {\"id\": \"b"), ("f.csv", "id")]
+    {
+        let path = directory.path().join(name);
+        fs::write(&path, start).unwrap();
+        // The rest takes no room on the disk.
+        fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(2 << 30).unwrap();
+        let columns = sideburn_data::Columns { lenient: true, ..Dataset::dialogsum().columns };
+        let error = read_examples(&path, &columns).unwrap_err();
+        assert!(matches!(&error, DataError::RecordTooLong { at, limit: 16_777_216 } if at.number == 1), "{error}");
+    }
+}
+
 #[test]
 fn a_directory_is_searched_for_known_names() {
     let (directory, dialogsum) = (tempfile::tempdir().unwrap(), Dataset::dialogsum());

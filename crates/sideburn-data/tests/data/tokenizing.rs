@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use sideburn_data::{
     DataError, Encoding, Example, Fields, Limits, Template, TextStream, TokenizedExample, TokenizedSet, Tokenizer,
-    TokenizerFiles, tokenize,
+    TokenizerFiles, tokenize, tokenize_watched,
 };
 use sideburn_files::FileError;
 
@@ -375,4 +375,41 @@ fn a_stream_joins_the_bytes_of_a_character() {
         assert!(cut.ends_with('\u{FFFD}'), "{cut}");
         assert_eq!(streamed(&tokenizer, &[0, 1, 2]), 1);
     }
+}
+
+#[test]
+fn progress_is_told_and_ends_with_all() {
+    let examples: Vec<Example> = (0..1300).map(|at| example(&at.to_string(), "Hello", &["the"])).collect();
+    let mut told = Vec::new();
+    let watch = |done| told.push(done);
+    let set = tokenize_watched(&examples, &tokenizer(), &template(), Limits::default(), watch).unwrap();
+    assert_eq!((set.len(), told.last(), told.len()), (1300, Some(&1300), 3));
+    assert!(told.windows(2).all(|pair| pair[0] < pair[1]), "{told:?}");
+}
+
+#[test]
+fn templates_are_read_from_files() {
+    let directory = tempfile::tempdir().unwrap();
+    let read = |name: &str, text: &str| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        Template::from_file(path).map(String::from).map_err(|error| error.to_string())
+    };
+    let prompt = "Summarize:\n\n{dialogue}\n\nSummary: ";
+    assert_eq!(read("a.txt", &format!("{prompt}\n")).unwrap(), prompt, "a line break at the end is the editor's");
+    assert_eq!(read("a.txt", &format!("\u{feff}{}", prompt.replace('\n', "\r\n"))).unwrap(), prompt);
+    assert_eq!(read("a.toml", "# For T5.\ntemplate = \"summarize: {dialogue}\"\n").unwrap(), "summarize: {dialogue}");
+    assert_eq!(read("a.TOML", &format!("template = \"\"\"\n{prompt}\"\"\"\n")).unwrap(), prompt);
+    for (name, text, said) in [
+        ("b.txt", "no place", "it has no place for a field, such as {dialogue}"),
+        ("b.txt", "", "it has no place"),
+        ("b.toml", "template = 3", "invalid type: integer `3`, expected a string"),
+        ("b.toml", "prompt = \"{dialogue}\"", "unknown field `prompt`, expected `template`"),
+        ("b.toml", "{dialogue}", "TOML parse error at line 1"),
+        ("b.toml", "template = \"{dialogue\"", "begins no place"),
+    ] {
+        let message = read(name, text).unwrap_err();
+        assert!(message.contains(&format!("{name} holds no prompt template: ")) && message.contains(said), "{message}");
+    }
+    assert!(matches!(Template::from_file(directory.path()), Err(DataError::File(FileError::NotAFile { .. }))));
 }

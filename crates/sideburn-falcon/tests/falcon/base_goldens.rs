@@ -152,20 +152,41 @@ fn reading_several_tokens_at_a_time() {
     }
 }
 
-/// Rows of a batch lie behind each other in one matrix, and see nothing of each other: a batch is its rows.
+/// Rows of a batch lie behind each other in one matrix, places begin anew in each, and none sees another: what a pack of
+/// examples loses and teaches is what they do one by one.
 #[test]
-fn packed_rows_do_not_see_each_other() {
-    for name in ["mqa", "alibi_seq"] {
-        let (model, batch) = (model(name, &Device::flex()), io(name).prompts_and_answers(""));
-        let losses = |batch: &PromptBatch| values(model.token_losses(batch, &mut Pass::evaluate()).unwrap());
-        let alone: Vec<f32> = (batch.prompts().iter().zip(batch.targets().iter()))
-            .flat_map(|(prompt, answer)| {
-                let [prompt, answer] = [prompt, answer].map(|row| TokenRows::from_rows([row]).unwrap());
-                losses(&PromptBatch::new(prompt, answer).unwrap())
-            })
-            .collect();
-        let difference = relative_difference(&losses(&batch), &alone);
-        assert!(difference <= 1e-5, "{name}: {difference:e}");
+fn a_pack_is_its_examples() {
+    let examples = [
+        (&[5, 6, 7, 8, 9, 10, 11][..], &[12, 13, 1][..]),
+        (&[20], &[1]),
+        (&[30, 31, 32], &[33, 34, 35, 36, 37, 1]),
+        (&[40, 41], &[42, 1]),
+        (&[5, 6, 7, 8, 9, 10, 12], &[13, 1]),
+    ];
+    let batch = |examples: &[(&[u32], &[u32])]| {
+        let rows = |part: fn(&(&[u32], &[u32])) -> Vec<u32>| TokenRows::from_rows(examples.iter().map(part)).unwrap();
+        PromptBatch::new(rows(|example| example.0.to_vec()), rows(|example| example.1.to_vec())).unwrap()
+    };
+    for name in ["mqa", "alibi_seq", "new_gqa"] {
+        let model = model(name, &Device::flex().autodiff()).unfreeze();
+        let learn = |batch: &PromptBatch| {
+            let losses = model.token_losses(batch, &mut Pass::evaluate()).unwrap();
+            let gradients = losses.clone().sum().backward();
+            let weights = model.weights().into_iter().flat_map(|(site, weight)| weight.tensors(&site));
+            let gradients: Vec<f32> =
+                weights.flat_map(|(_, weight)| values(weight.dense().grad(&gradients).unwrap())).collect();
+            (values(losses.inner()), gradients)
+        };
+        let (losses, gradients) = learn(&batch(&examples));
+        let (mut alone, mut sum) = (Vec::new(), vec![0.0; gradients.len()]);
+        for example in examples {
+            let (losses, gradients) = learn(&batch(&[example]));
+            alone.extend(losses);
+            sum.iter_mut().zip(gradients).for_each(|(sum, gradient)| *sum += gradient);
+        }
+        let [losses, gradients] = [relative_difference(&losses, &alone), relative_difference(&gradients, &sum)];
+        println!("{name}: losses differ by {losses:e}, gradients by {gradients:e}");
+        assert!(losses <= 1e-5 && gradients <= 1e-5, "{name}: {losses:e}, {gradients:e}");
     }
 }
 
