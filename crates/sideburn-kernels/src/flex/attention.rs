@@ -230,12 +230,17 @@ impl<'a> Heads<'a> {
             None => Places::From(keys.row(row).start),
         };
         let q = self.parts[0].row(token);
+        let queries: Vec<&[f32]> = (0..heads).map(|head| &q[self.of_queries(head)]).collect();
         let mut weights = Buffer::new(heads * seen);
         for key in 0..seen {
             let k = self.parts[1].row(places.of(key));
-            for head in 0..heads {
-                let [score] = dots([&q[self.of_queries(head)]], &k[self.of_keys(1, head / self.together())]);
-                weights[head * seen + key] = self.scale * score;
+            let mut weights = weights[key..].iter_mut().step_by(seen);
+            for (kv_head, queries) in queries.chunks_exact(self.together()).enumerate() {
+                let k = &k[self.of_keys(1, kv_head)];
+                for (q, weight) in queries.iter().zip(&mut weights) {
+                    let [score] = dots([q], k);
+                    *weight = self.scale * score;
+                }
             }
         }
         // SAFETY: each task has its own row.
@@ -560,10 +565,13 @@ vector_fn! {
         let together = heads.together();
         for key in 0..seen {
             let v = heads.parts[2].row(places.of(key));
-            for (head, out) in out.chunks_exact_mut(heads.width).enumerate() {
-                let (weight, v) = (weights[head * seen + key], &v[heads.of_keys(2, head / together)]);
+            let mut weights = weights[key..].iter().step_by(seen);
+            for (kv_head, out) in out.chunks_exact_mut(together * heads.width).enumerate() {
+                let v = &v[heads.of_keys(2, kv_head)];
                 v.chunks(LINE).for_each(fetch_ahead);
-                out.iter_mut().zip(v).for_each(|(out, v)| *out += weight * v);
+                for (out, weight) in out.chunks_exact_mut(heads.width).zip(&mut weights) {
+                    out.iter_mut().zip(v).for_each(|(out, v)| *out += weight * v);
+                }
             }
         }
     }
