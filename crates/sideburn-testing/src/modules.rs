@@ -1,4 +1,5 @@
-//! The modules of each crate use each other one way: no circle can be drawn through what they import.
+//! How the code of all crates is laid out: their modules use each other one way, so that no circle can be drawn through what
+//! they import; and no test stands where none is run.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -145,4 +146,30 @@ fn no_circle_of_modules() {
     }
     assert!(circles.is_empty(), "in or above a circle: {circles:#?}");
     assert!(modules > 150 && drawn > 300, "{drawn} arrows between {modules} modules: imports are not understood");
+}
+
+#[test]
+fn no_test_where_none_is_run() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let mut packages: Vec<_> = fs::read_dir(root.join("crates")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    packages.extend(["examples", "benches"].map(|name| root.join(name)));
+    let without = packages.iter().filter(|package| {
+        let manifest = fs::read_to_string(package.join("Cargo.toml")).unwrap();
+        let library = manifest.split("\n[").find(|section| section.starts_with("lib]"));
+        library.is_some_and(|section| section.lines().any(|line| line == "test = false"))
+    });
+    let without: Vec<_> = without.collect();
+    assert!(without.len() > 3, "{without:?}: manifests are not understood");
+    for package in without {
+        let source = if package.join("src").exists() { package.join("src") } else { package.join("lib.rs") };
+        let mut files = vec![source];
+        while let Some(path) = files.pop() {
+            if path.is_dir() {
+                files.extend(fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
+            } else {
+                let tests = fs::read_to_string(&path).unwrap().contains("#[test]");
+                assert!(!tests, "{} has tests, and its library has `test = false`", path.display());
+            }
+        }
+    }
 }

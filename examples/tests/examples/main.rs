@@ -7,6 +7,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use tempfile::{TempDir, tempdir};
 
+mod common;
 mod flags;
 #[cfg(unix)]
 mod interrupts;

@@ -62,8 +62,25 @@ fn run(target: &Target) -> Result<(), String> {
     Ok(())
 }
 
+/// That changes repeat with their key, and differ.
+fn check_changes() {
+    let seeds = [b"{\"a\": 12}".to_vec(), b"[3]".to_vec()];
+    let all = || (0..500).map(|i| mutate(&seeds, &[b"null"], Key::from_seed(i))).collect::<Vec<_>>();
+    let (first, second) = (all(), all());
+    assert_eq!(first, second);
+    let mut different = first.clone();
+    different.sort();
+    different.dedup();
+    assert!(different.len() > 400, "{}", different.len());
+    assert!(first.iter().any(Vec::is_empty) || first.iter().any(|bytes| bytes.len() < 3));
+    assert!(first.iter().any(|bytes| bytes.windows(20).any(|part| part == b"18446744073709551615")));
+    let of_nothing = || mutate(&[vec![]], &[], Key::from_seed(1));
+    assert_eq!(of_nothing(), of_nothing());
+}
+
 #[test]
 fn promises_hold_for_every_target() {
+    check_changes();
     std::panic::set_hook(Box::new(|_| {})); // a library that panics is caught, and says nothing of use
     let only = std::env::var("SIDEBURN_FUZZ_TARGET").ok();
     let chosen = TARGETS.iter().filter(|target| only.as_deref().is_none_or(|only| only == target.name));

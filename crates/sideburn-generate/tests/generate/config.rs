@@ -163,7 +163,7 @@ fn draws_have_the_probabilities_of_the_scores() {
         GenerationConfig { do_sample: true, temperature: 0.8, top_k: 8, seed: 11, ..GenerationConfig::new(100) };
     let histories = vec![[0u32].as_slice(); DRAWS / 100];
     let mut counts = [0u32; 10];
-    for row in written(script(&histories, |_| scores.to_vec()), &config) {
+    for row in written(script(&histories, move |_| scores.to_vec()), &config) {
         row.iter().for_each(|token| counts[*token as usize] += 1);
     }
     // What `top_k` leaves, in the definition of the processors.

@@ -7,21 +7,22 @@ use sideburn_generate::Decoder;
 
 /// Gives each row the logits that the script has for the tokens it was fed, and fails the test if a row is fed what it did
 /// not write.
-pub(crate) struct Script<F> {
+pub(crate) struct Script {
     history: Vec<Vec<u32>>,
     /// What each row was fed behind what it had read.
     fed: Vec<Vec<u32>>,
-    logits: F,
+    // Were it a parameter of the type, every strategy would be compiled for each script.
+    logits: Box<dyn Fn(&[u32]) -> Vec<f32>>,
 }
 
 /// A script whose rows each begin with this history.
-pub(crate) fn script<F: Fn(&[u32]) -> Vec<f32>>(history: &[&[u32]], logits: F) -> Script<F> {
+pub(crate) fn script(history: &[&[u32]], logits: impl Fn(&[u32]) -> Vec<f32> + 'static) -> Script {
     let history: Vec<Vec<u32>> = history.iter().map(|row| row.to_vec()).collect();
     let fed = history.iter().map(|row| row[..row.len() - 1].to_vec()).collect();
-    Script { history, fed, logits }
+    Script { history, fed, logits: Box::new(logits) }
 }
 
-impl<F: Fn(&[u32]) -> Vec<f32>> Decoder for Script<F> {
+impl Decoder for Script {
     type Error = Infallible;
 
     fn rows(&self) -> usize {
