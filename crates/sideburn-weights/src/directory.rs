@@ -3,7 +3,7 @@
 //! An index comes from outside, and the files it names are opened. Their names have been checked when it was parsed;
 //! the file that a name resolves to must also lie inside the directory of the index. One exception: the cache of
 //! `huggingface_hub` keeps `models--ORG--NAME/snapshots/REVISION/` full of links into `models--ORG--NAME/blobs/`, and
-//! such links, into the blobs of the same entry and nowhere else, are followed.
+//! such links, into the blobs of the same entry or those that all entries share, and nowhere else, are followed.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -30,7 +30,7 @@ impl ModelFiles {
     ///
     /// An index is not trusted. The shards it names must be `.safetensors` files inside its directory; symbolic links are
     /// followed if they stay inside, or if the directory is a snapshot in the Hugging Face cache and they lead to the
-    /// blobs of the same cache entry. A link that *is* `model.safetensors` or the index is followed anywhere: no file
+    /// blobs of the same cache entry, or to those that entries share. A link that *is* `model.safetensors` or the index is followed anywhere: no file
     /// content chose that name.
     ///
     /// # Errors
@@ -81,7 +81,7 @@ fn resolve<'a>(index: &'a ShardIndex, path: &Path, dir: &Path) -> Result<BTreeMa
     for name in index.shards() {
         let shard = dir.join(name);
         match shard.canonicalize() {
-            Ok(real) if real.starts_with(&root) || blobs.as_ref().is_some_and(|blobs| real.starts_with(blobs)) => {
+            Ok(real) if real.starts_with(&root) || blobs.iter().any(|blobs| real.starts_with(blobs)) => {
                 resolved.insert(name, real);
             }
             Ok(real) => outside.push((name.to_owned(), real)),

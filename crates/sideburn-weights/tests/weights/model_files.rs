@@ -255,6 +255,22 @@ mod links {
         let plain = cache_entry(cache.path(), "plain--org--name");
         assert_refused(&plain, &["lead outside"]);
     }
+
+    #[test]
+    fn of_a_hub_cache_lead_into_blobs_that_entries_share() {
+        let cache = tempdir().unwrap();
+        let snapshot = cache_entry(cache.path(), "models--org--name");
+        // `utils/_shared_blobs.py` of huggingface_hub 2.4: a blob is a link itself.
+        let shared = cache.path().join("blobs/ab");
+        fs::create_dir_all(&shared).unwrap();
+        let blob = cache.path().join("models--org--name/blobs/m-2.safetensors");
+        fs::rename(&blob, shared.join("abcd")).unwrap();
+        symlink("../../blobs/ab/abcd", &blob).unwrap();
+        // A folder that only has the name is none.
+        assert_refused(&snapshot, &["lead outside", "blobs/ab/abcd"]);
+        fs::write(cache.path().join("blobs/.huggingface-shared-blobs"), "1\n").unwrap();
+        assert_eq!(ModelFiles::open(&snapshot).unwrap().read_f32("c").unwrap(), [3.0]);
+    }
 }
 
 proptest! {
