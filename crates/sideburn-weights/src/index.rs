@@ -11,15 +11,20 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use crate::error::WeightsError;
 use crate::unique_map::UniqueMap;
 
-/// A parsed index: tensor name to shard name, every shard name checked.
+/// The index of a sharded model: which tensor is in which file. The name of every file has been checked: it is a plain relative
+/// path, of a file that ends in `.safetensors`.
 #[derive(Debug)]
-pub(crate) struct ShardIndex {
+pub struct ShardIndex {
     pub(crate) weight_map: BTreeMap<String, String>,
 }
 
 impl ShardIndex {
     /// Parses the index text `json` of `path`, which is used in messages only.
-    pub(crate) fn parse(json: &[u8], path: &Path) -> Result<Self, WeightsError> {
+    ///
+    /// # Errors
+    /// [`BadIndex`](WeightsError::BadIndex) if it is none, [`DuplicateKeys`](WeightsError::DuplicateKeys), and
+    /// [`UnsafeShardNames`](WeightsError::UnsafeShardNames) if a file must not be opened.
+    pub fn parse(json: &[u8], path: &Path) -> Result<Self, WeightsError> {
         let bad = |detail: String| WeightsError::BadIndex { path: path.to_owned(), detail };
         let raw: RawIndex = serde_json::from_slice(json).map_err(|e| bad(e.to_string()))?;
         let mut maps = raw.weight_maps.into_iter();
@@ -47,7 +52,7 @@ impl ShardIndex {
     }
 
     /// The shards that the index names, each once, sorted.
-    pub(crate) fn shards(&self) -> BTreeSet<&str> {
+    pub fn shards(&self) -> BTreeSet<&str> {
         self.weight_map.values().map(String::as_str).collect()
     }
 }

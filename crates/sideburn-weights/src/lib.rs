@@ -62,6 +62,7 @@ mod write;
 
 pub use error::WeightsError;
 pub use header::TensorInfo;
+pub use index::ShardIndex;
 pub use model_files::ModelFiles;
 pub use read_at::ReadAt;
 pub use safetensors::Dtype;
