@@ -1,11 +1,14 @@
 //! `sideburn`: looks into adapters, merges, combines and converts them, quantises models, holds them against reference
-//! numbers, summarises, scores summaries, and lists devices.
+//! numbers, summarises, scores summaries, pushes adapters, and lists devices.
 
 #![forbid(unsafe_code)]
 
 mod adapter;
 mod devices;
+mod hub;
 mod model;
+#[cfg(feature = "hub")]
+mod push;
 mod quantize;
 mod reference;
 mod report;
@@ -41,6 +44,9 @@ Examples:
   A summary, shown as it is written, and those of two adapters beside each other:
     sideburn summarize --model flan-t5-base --adapter my-adapter --input dialogue.txt
     sideburn summarize --model flan-t5-base --adapter news --adapter talk --input test.csv --num-beams 4
+  The same with a model and an adapter from the hub, and an adapter of your own to it:
+    sideburn summarize --model google/flan-t5-small --adapter someone/a-lora@v1.0 --input dialogue.txt
+    sideburn push --adapter my-adapter --to you/flan-t5-small-dialogsum-lora
   What there is to compute on:
     sideburn devices
 
@@ -50,7 +56,9 @@ command cannot be run.";
 /// Looks into adapters of Hugging Face peft, merges, combines and converts them, quantises and verifies models, summarises
 /// and scores
 ///
-/// Models and adapters are directories as transformers and peft write them. Nothing is fetched from a network.
+/// Models and adapters are directories as transformers and peft write them, or ids on the Hugging Face hub: OWNER/NAME, or
+/// OWNER/NAME@REVISION. What is fetched lies in the cache of huggingface_hub; HF_HUB_CACHE, HF_TOKEN, HF_HUB_OFFLINE and
+/// HF_ENDPOINT mean what they mean there.
 #[derive(Parser)]
 #[command(name = "sideburn", version, after_help = EXAMPLES)]
 struct Cli {
@@ -70,6 +78,8 @@ enum Command {
     Rouge(rouge::Args),
     Verify(verify::Args),
     Summarize(summarize::Args),
+    #[cfg(feature = "hub")]
+    Push(push::Args),
     Devices(devices::Args),
 }
 
@@ -87,6 +97,8 @@ fn main() -> ExitCode {
         Command::Rouge(args) => rouge::run(&args).map(Report::new),
         Command::Verify(args) => verify::run(&args).map(Report::new),
         Command::Summarize(args) => return ended(summarize::run(&args.with_json(json))),
+        #[cfg(feature = "hub")]
+        Command::Push(args) => push::run(&args).map(Report::new),
         Command::Devices(args) => Ok(Report::new(devices::run(args))),
     };
     ended(report.and_then(|report| {

@@ -11,6 +11,7 @@ use sideburn::files::AtomicDir;
 use sideburn::prelude::*;
 
 use crate::adapter::companions::{Copied, LeftOut, copy_companions};
+use crate::hub;
 use crate::report::{Finding, in_line, shown, table};
 
 /// Quantise the linear layers of a model as bitsandbytes does, and write the model that results
@@ -21,8 +22,8 @@ use crate::report::{Finding, in_line, shown, table};
 /// they are, in f32. 4 bits are in blocks of 64 with double quantisation.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Directory of the model, which is not quantised yet
-    #[arg(long, value_name = "DIR")]
+    /// Directory of the model, which is not quantised yet, or its id on the hub
+    #[arg(long, value_name = "DIR|ID")]
     model: PathBuf,
     /// What to quantise to
     #[arg(long, value_enum)]
@@ -70,16 +71,17 @@ pub(crate) struct Quantized {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Quantized> {
     let output = AtomicDir::create(&args.output)?;
-    if let (Ok(output), Ok(model)) = (args.output.canonicalize(), args.model.canonicalize()) {
+    let directory = hub::model(&args.model)?;
+    if let (Ok(output), Ok(model)) = (args.output.canonicalize(), directory.canonicalize()) {
         ensure!(output != model, "the output {} is the model itself; choose another directory", shown(&output));
     }
-    let model = AutoModel::from_dir_quantized(&args.model, args.to.quantization(), &parse_device("flex")?)?;
+    let model = AutoModel::from_dir_quantized(&directory, args.to.quantization(), &parse_device("flex")?)?;
     model.save_dir(output.path(), Precision::F32)?;
     let linears = model.linears();
     let packed = linears.iter().filter(|(_, linear)| linear.weight().packed().is_some()).count();
     let left = linears.len() - packed;
     let bytes = size(output.path())?;
-    let Copied { copied, left_out } = copy_companions(&args.model, output.path())?;
+    let Copied { copied, left_out } = copy_companions(&directory, output.path())?;
     output.commit()?;
     Ok(Quantized { output: shown(&args.output), to: args.to, packed, left, bytes, copied, not_copied: left_out })
 }

@@ -1,17 +1,22 @@
 //! `sideburn summarize`: texts, and what a model makes of them.
 
-use std::fs;
-use std::io::{self, IsTerminal, Read, Write};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
 use serde_json::{Map, Value};
 use sideburn::data::{Columns, parse_csv, parse_jsonl};
 use sideburn::prelude::*;
-use sideburn::{ManyConfig, Texts, generate_many, stream_text};
+use sideburn::{ManyConfig, Texts, TextsError, generate_many, stream_text};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 
+use crate::hub;
 use crate::model::open_on;
 use crate::report::{for_terminal, in_line, is_closed, shown};
 
@@ -19,16 +24,16 @@ use crate::report::{for_terminal, in_line, is_closed, shown};
 ///
 /// A text is all that is in the input; JSON Lines and CSV hold many, of which one field or column is read. What a model wrote
 /// comes as text, one line for each, or as JSON Lines. Several adapters make a column each. On a terminal a single summary is
-/// shown as it is written.
+/// shown as it is written. Ctrl-C ends many behind a batch, and prints what is there.
 ///
 /// The model writes as its generation_config.json says; flags go before it.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Directory of the model and its tokenizer [default: the small T5 that comes with the repository]
-    #[arg(long, value_name = "DIR")]
+    /// Directory of the model and its tokenizer, or its id on the hub [default: the small T5 that comes with the repository]
+    #[arg(long, value_name = "DIR|ID")]
     model: Option<PathBuf>,
-    /// Directory of an adapter for it; of several, each makes a column
-    #[arg(long, value_name = "DIR")]
+    /// Directory of an adapter for it, or its id on the hub; of several, each makes a column
+    #[arg(long, value_name = "DIR|ID")]
     adapter: Vec<PathBuf>,
     /// A file, or - for the standard input
     #[arg(long, value_name = "FILE", default_value = "-")]
@@ -131,32 +136,41 @@ struct Column {
     texts: Texts<sideburn::AutoError>,
 }
 
+/// The longest text of an input that is one, in bytes; it is that of a record of the other formats.
+const MAX_TEXT: u64 = 16 << 20;
+
 /// The small T5 of the repository.
 const EMBEDDED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/t5-mini");
 
 /// Whether all texts were summarised. Writes to the standard output as far as it is read.
 pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
-    let directory = args.model.clone().unwrap_or_else(|| EMBEDDED.into());
+    let names = column_names(&args.adapter)?;
+    let sources = read(args)?;
+    let directory = match &args.model {
+        Some(name) => hub::model(name)?,
+        None => EMBEDDED.into(),
+    };
     if args.model.is_none() {
         ensure!(directory.is_dir(), "the small T5 of the repository is not at {}; give a --model", shown(&directory));
     }
-    let names = column_names(&args.adapter)?;
-    let sources = read(args)?;
+    // Nothing is computed before all is there.
+    let adapters = args.adapter.iter().map(|name| hub::adapter(name)).collect::<anyhow::Result<Vec<_>>>()?;
     let mut model = open_on(&directory, &args.device)?;
     let tokenizer = Tokenizer::from_dir(&directory)?;
     tokenizer.check_fits(model.vocab_size())?;
     let (template, config) = ways(args, &model, &directory)?;
+    let stop = stop_on_signals()?;
     let prompts = prompts(args, &sources, &tokenizer, &template)?;
 
     if let ([prompt], [_], OutputFormat::Text) = (&prompts[..], &names[..], args.output_format) {
-        if let Some(adapter) = args.adapter.first() {
+        if let Some(adapter) = adapters.first() {
             model.load_adapter("adapter", adapter)?;
         }
-        return stream(&model, &tokenizer, prompt, &config).map(|()| true);
+        return stream(&model, &tokenizer, prompt, &config, &stop);
     }
     let mut columns = Vec::new();
     for (index, name) in names.into_iter().enumerate() {
-        if let Some(adapter) = args.adapter.get(index) {
+        if let Some(adapter) = adapters.get(index) {
             model.load_adapter("adapter", adapter)?;
         }
         let (prompts, config) = (&prompts, ManyConfig::new(config.clone()));
@@ -165,13 +179,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
             if shows {
                 tell!("\r{}: {} of {}", for_terminal(&name), progress.done, progress.prompts);
             }
-            ControlFlow::Continue(())
+            if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         if shows {
             tell!("\n");
         }
         columns.push(Column { name, texts });
-        if args.adapter.get(index).is_some() {
+        if adapters.get(index).is_some() {
             model.delete("adapter")?;
         }
     }
@@ -182,12 +196,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
 fn read(args: &Args) -> anyhow::Result<Vec<Source>> {
     let is_stdin = args.input == Path::new("-");
     let name = if is_stdin { PathBuf::from("the standard input") } else { args.input.clone() };
-    let text = if is_stdin {
-        let mut text = Vec::new();
-        io::stdin().lock().read_to_end(&mut text).context("the standard input")?;
-        text
+    // A pipe will do as well as a file.
+    let input: Box<dyn BufRead> = if is_stdin {
+        Box::new(io::stdin().lock())
     } else {
-        fs::read(&args.input).with_context(|| shown(&args.input))?
+        Box::new(BufReader::new(File::open(&args.input).with_context(|| shown(&args.input))?))
     };
     let ending = args.input.extension().and_then(|ending| ending.to_str()).map(str::to_ascii_lowercase);
     let format = args.input_format.unwrap_or(match ending.as_deref() {
@@ -199,12 +212,20 @@ fn read(args: &Args) -> anyhow::Result<Vec<Source>> {
     let columns = Columns { id: Dataset::dialogsum().columns.id, ..Columns::new([&args.column], &args.column) };
     let examples = match format {
         InputFormat::Text => {
+            let mut text = Vec::new();
+            input.take(MAX_TEXT + 1).read_to_end(&mut text).with_context(|| shown(&name))?;
+            ensure!(
+                text.len() as u64 <= MAX_TEXT,
+                "{} is a text of more than {} MiB; JSON Lines and CSV hold many, each in a record of its own",
+                shown(&name),
+                MAX_TEXT >> 20
+            );
             let text = String::from_utf8(text).ok().with_context(|| format!("{} is not UTF-8", shown(&name)))?;
             ensure!(!text.trim().is_empty(), "{} holds no text", shown(&name));
             return Ok(vec![Source { id: "0".to_owned(), text: text.trim().to_owned() }]);
         }
-        InputFormat::Csv => parse_csv(&name, &text[..], &columns)?.examples,
-        InputFormat::Jsonl => parse_jsonl(&name, &text[..], &columns)?.examples,
+        InputFormat::Csv => parse_csv(&name, input, &columns)?.examples,
+        InputFormat::Jsonl => parse_jsonl(&name, input, &columns)?.examples,
     };
     let source =
         |mut example: Example| Source { text: example.fields.remove(&args.column).unwrap_or_default(), id: example.id };
@@ -302,8 +323,14 @@ fn column_names(adapters: &[PathBuf]) -> anyhow::Result<Vec<String>> {
     Ok(names)
 }
 
-/// Shows a text as it is written.
-fn stream(model: &AutoModel, tokenizer: &Tokenizer, prompt: &[u32], config: &GenerationConfig) -> anyhow::Result<()> {
+/// Shows a text as it is written. Whether it was written to its end.
+fn stream(
+    model: &AutoModel,
+    tokenizer: &Tokenizer,
+    prompt: &[u32],
+    config: &GenerationConfig,
+    stop: &AtomicBool,
+) -> anyhow::Result<bool> {
     let mut out = io::stdout().lock();
     let pieces = stream_text(model, tokenizer, prompt, config)?;
     for piece in pieces.map(|piece| piece.map_err(anyhow::Error::from)).chain([Ok("\n".to_owned())]) {
@@ -311,14 +338,18 @@ fn stream(model: &AutoModel, tokenizer: &Tokenizer, prompt: &[u32], config: &Gen
         if is_closed(out.write_all(for_terminal(&piece?).as_bytes()).and_then(|()| out.flush()))? {
             break;
         }
+        if stop.load(Ordering::Relaxed) {
+            is_closed(writeln!(out))?;
+            return Ok(false);
+        }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Prints all columns, and tells on the standard error what could not be summarised.
 fn print(args: &Args, sources: &[Source], columns: &[Column]) -> anyhow::Result<bool> {
     let mut out = io::stdout().lock();
-    let (mut all, mut open) = (true, true);
+    let (mut all, mut open, mut stopped) = (true, true, 0);
     if args.output_format == OutputFormat::Text && columns.len() > 1 {
         let names: Vec<String> = columns.iter().map(|column| in_cell(&column.name)).collect();
         open = !is_closed(writeln!(out, "{}", names.join("\t")))?;
@@ -328,6 +359,10 @@ fn print(args: &Args, sources: &[Source], columns: &[Column]) -> anyhow::Result<
         for Column { name, texts: of_column } in columns {
             texts.push(match &of_column[index] {
                 Ok(written) => Value::from(written[0].clone()),
+                Err(TextsError::Stopped) => {
+                    stopped += 1;
+                    Value::Null
+                }
                 Err(error) => {
                     all = false;
                     tell!(
@@ -354,7 +389,21 @@ fn print(args: &Args, sources: &[Source], columns: &[Column]) -> anyhow::Result<
         open = open && !is_closed(writeln!(out, "{line}"))?;
     }
     is_closed(out.flush())?;
-    Ok(all)
+    if stopped > 0 {
+        tell!("error: stopped; {stopped} of {} texts were not written\n", sources.len() * columns.len());
+    }
+    Ok(all && stopped == 0)
+}
+
+/// What is set when somebody wants an end (SIGINT, SIGTERM): what is written by then is printed. A second signal ends the
+/// program at once.
+fn stop_on_signals() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stop))?;
+        flag::register(signal, Arc::clone(&stop))?;
+    }
+    Ok(stop)
 }
 
 /// A text in one line, in one column.

@@ -8,6 +8,7 @@ use serde::Serialize;
 use sideburn::kernels::{MatmulPrecision, set_matmul_precision};
 use sideburn::prelude::*;
 
+use crate::hub;
 use crate::model::{logits, max_difference, mean_loss, open_on, write};
 use crate::reference::{Rectangle, Reference};
 use crate::report::{Finding, Verdict, count, in_line, number, shown, table};
@@ -21,11 +22,11 @@ use crate::report::{Finding, Verdict, count, in_line, number, shown, table};
 /// share of their spread, which is the standard deviation of all logits of the reference.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Directory of the model
-    #[arg(long, value_name = "DIR")]
+    /// Directory of the model, or its id on the hub
+    #[arg(long, value_name = "DIR|ID")]
     model: PathBuf,
-    /// Directory of an adapter for it
-    #[arg(long, value_name = "DIR")]
+    /// Directory of an adapter for it, or its id on the hub
+    #[arg(long, value_name = "DIR|ID")]
     adapter: Option<PathBuf>,
     /// File of inputs and of what they must give
     #[arg(long, value_name = "FILE")]
@@ -98,9 +99,9 @@ struct TokenDifference {
 pub(crate) fn run(args: &Args) -> anyhow::Result<Verification> {
     let mut reference = Reference::open(&args.reference)?;
     set_matmul_precision(args.matmul_precision);
-    let mut model = open_on(&args.model, &args.device)?;
+    let mut model = open_on(&hub::model(&args.model)?, &args.device)?;
     if let Some(adapter) = &args.adapter {
-        model.load_adapter("default", adapter)?;
+        model.load_adapter("default", hub::adapter(adapter)?)?;
     }
     let (expected, spread) = read_logits(&mut reference)?;
     let limit = Limit { spread, tolerance: args.tolerance.unwrap_or(args.relative_tolerance * spread) };

@@ -11,6 +11,7 @@
 //! | [`falcon`] | `sideburn-falcon` | Falcon |
 //! | [`files`] | `sideburn-files` | files opened with care, directories replaced as one thing |
 //! | [`generate`] | `sideburn-generate` | generation over any decoder, token by token |
+//! | [`hub`] | `sideburn-hub` | models and adapters by their ids on the hub |
 //! | [`kernels`] | `sideburn-kernels` | fused differentiable operations |
 //! | [`nn`] | `sideburn-nn` | blocks of language models, the files of a model directory |
 //! | [`rouge`] | `sideburn-rouge` | ROUGE, as `rouge_score` computes it |
@@ -28,6 +29,11 @@
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 struct Readme;
+
+/// And that of the page about the hub.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/hub.md")]
+struct HubPage;
 
 /// And those of the pages about methods.
 #[cfg(doctest)]
@@ -78,6 +84,7 @@ pub use sideburn_eval as eval;
 pub use sideburn_falcon as falcon;
 pub use sideburn_files as files;
 pub use sideburn_generate as generate;
+pub use sideburn_hub as hub;
 pub use sideburn_kernels as kernels;
 pub use sideburn_nn as nn;
 pub use sideburn_quant as quant;
@@ -100,6 +107,7 @@ pub mod prelude {
     pub use sideburn_eval::{BootstrapConfig, Evaluation, Score};
     pub use sideburn_falcon::{Falcon, FalconConfig};
     pub use sideburn_generate::{GenerationConfig, generate};
+    pub use sideburn_hub::Hub;
     pub use sideburn_nn::LanguageModel;
     pub use sideburn_quant::Quantization;
     pub use sideburn_rouge::{Metric, RougeScorer};

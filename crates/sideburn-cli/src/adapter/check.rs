@@ -57,14 +57,15 @@ struct Check {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Checkup> {
-    let OnBase { adapter, base } = &args.on;
-    ensure!(adapter.is_dir(), "{} is not a directory", shown(adapter));
-    let mut model = open(base)?;
+    let (directory, base) = args.on.directories()?;
+    ensure!(directory.is_dir(), "{} is not a directory", shown(&directory));
+    let mut model = open(&base)?;
     let mut found = Found::default();
-    look_into(adapter, &mut model, &mut found);
+    look_into(&directory, &mut model, &mut found);
     let checks: Vec<Check> = CHECKS.into_iter().map(|check| found.take(check)).collect();
     let any = |verdict| checks.iter().any(|check| check.verdict == verdict);
     let spoilt = any(Verdict::Failed) || (args.strict && any(Verdict::Warning));
+    let OnBase { adapter, base } = &args.on;
     let [adapter, base] = [adapter, base].map(|path| shown(path));
     let unmatched_targets = found.unmatched_targets;
     Ok(Checkup { adapter, base, strict: args.strict, passed: !spoilt, unmatched_targets, checks })

@@ -11,6 +11,7 @@ use sideburn::adapters::{AdaptedModel, Adapters, Combination};
 use sideburn::files::check_writable;
 use sideburn::prelude::*;
 
+use crate::hub;
 use crate::model::open;
 use crate::report::{Finding, grouped, in_line, shown, table};
 
@@ -22,11 +23,11 @@ use crate::report::{Finding, grouped, in_line, shown, table};
 /// seed and from the order of the adapters.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Directories of the adapters
-    #[arg(value_name = "DIR", required = true)]
+    /// Directories of the adapters, or their ids on the hub
+    #[arg(value_name = "DIR|ID", required = true)]
     adapters: Vec<PathBuf>,
-    /// Directory of the base model
-    #[arg(long, value_name = "DIR")]
+    /// Directory of the base model, or its id on the hub
+    #[arg(long, value_name = "DIR|ID")]
     base: PathBuf,
     /// Directory to write to; a new one, or an empty one
     #[arg(long, value_name = "DIR")]
@@ -101,11 +102,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Combined> {
         shown(&args.output)
     );
     check_writable(&args.output)?;
-    let mut model = open(&args.base)?;
+    let mut model = open(&hub::model(&args.base)?)?;
     // Adapters are called by their places in the list, so that nothing depends on where they lie.
     let names: Vec<String> = (1..=needed).map(|place| place.to_string()).collect();
     for (name, adapter) in names.iter().zip(&args.adapters) {
-        model.load_adapter(name, adapter)?;
+        model.load_adapter(name, hub::adapter(adapter)?)?;
     }
     let parts: Vec<(&str, f64)> = names.iter().map(String::as_str).zip(weights.iter().copied()).collect();
     model.combine("default", &parts, how).with_context(|| {

@@ -12,22 +12,9 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::Serialize;
 use sideburn::files::cache_blobs;
+use sideburn::hub::COMPANIONS;
 
 use crate::report::shown;
-
-/// What may be copied: the tokenizer's files, and the settings of `generate`.
-const COMPANIONS: [&str; 10] = [
-    "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "spiece.model",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-];
 
 /// What became of the companions that a base has.
 pub(crate) struct Copied {

@@ -8,6 +8,7 @@ use sideburn::adapters::peft::AdapterDir;
 use sideburn::files::check_writable;
 use sideburn::weights::TensorSource;
 
+use crate::hub;
 use crate::report::{Finding, count, in_line, shown};
 
 /// Write an adapter anew, its tensors as adapter_model.safetensors
@@ -17,8 +18,8 @@ use crate::report::{Finding, count, in_line, shown};
 /// checked and copied. The output may be the same directory.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Directory with adapter_config.json and adapter_model.bin or adapter_model.safetensors
-    #[arg(value_name = "DIR")]
+    /// Directory with adapter_config.json and adapter_model.bin or adapter_model.safetensors, or an id on the hub
+    #[arg(value_name = "DIR|ID")]
     adapter: PathBuf,
     /// Directory to write to
     #[arg(long, value_name = "DIR")]
@@ -33,7 +34,7 @@ pub(crate) struct Converted {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Converted> {
-    let adapter = AdapterDir::open(&args.adapter)?;
+    let adapter = AdapterDir::open(hub::adapter(&args.adapter)?)?;
     check_writable(&args.output)?;
     adapter.save(&args.output)?;
     let tensors = adapter.tensors();

@@ -11,6 +11,7 @@ use sideburn::weights::TensorSource;
 
 use super::halves::{Halves, base_fingerprint, is_float};
 use super::tensors::{Name, Norms, Update, lora_updates, norm};
+use crate::hub;
 use crate::report::{Finding, count, grouped, in_line, number, shown, table};
 
 /// Show what is in an adapter: its configuration, its size, and how large its tensors are
@@ -20,8 +21,8 @@ use crate::report::{Finding, count, grouped, in_line, number, shown, table};
 /// configuration or tensors are missing or broken is shown as far as the other half goes, and fails.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Directory with adapter_config.json and adapter_model.safetensors or adapter_model.bin
-    #[arg(value_name = "DIR")]
+    /// Directory with adapter_config.json and adapter_model.safetensors or adapter_model.bin, or an id on the hub
+    #[arg(value_name = "DIR|ID")]
     adapter: PathBuf,
     /// List the sites, for LoRA with rank, scaling s and the norm of s B A
     #[arg(long)]
@@ -75,8 +76,9 @@ struct Site {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Inspection> {
-    let halves = Halves::open(&args.adapter)?;
-    let method = halves.method(&args.adapter);
+    let directory = hub::adapter(&args.adapter)?;
+    let halves = Halves::open(&directory)?;
+    let method = halves.method(&directory);
     let config = halves.config.as_ref().unwrap_or(&Value::Null);
     let mut problems = Vec::new();
     problems.extend(halves.config.as_ref().err().map(ToString::to_string));
@@ -111,7 +113,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Inspection> {
         peft_version: field("peft_version"),
         modules_to_save: to_save.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect(),
         unsupported: method.and_then(Result::err).map(|error| error.to_string()),
-        base_fingerprint: base_fingerprint(&args.adapter),
+        base_fingerprint: base_fingerprint(&directory),
         site_list,
         contents,
         updates: updates.map(|updates| {

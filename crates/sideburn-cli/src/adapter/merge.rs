@@ -56,12 +56,12 @@ pub(crate) struct Merged {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Merged> {
-    let OnBase { adapter, base } = &args.on;
     let output = AtomicDir::create(&args.output)?;
+    let (adapter, base) = args.on.directories()?;
     if let (Ok(output), Ok(base)) = (args.output.canonicalize(), base.canonicalize()) {
         ensure!(output != base, "the output {} is the base itself; choose another directory", shown(&output));
     }
-    let mut model = open(base)?;
+    let mut model = open(&base)?;
     model.load_adapter("default", adapter)?;
     let (source, input) = probe(&model);
     let before = logits(&model, &source, &input)?;
@@ -74,7 +74,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Merged> {
     };
     model.save_dir(output.path(), precision)?;
     drop(model);
-    let Copied { copied, left_out } = copy_companions(base, output.path())?;
+    let Copied { copied, left_out } = copy_companions(&base, output.path())?;
     let after = logits(&open(output.path())?, &source, &input)?;
     output.commit()?;
     Ok(Merged {

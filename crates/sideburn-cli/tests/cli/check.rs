@@ -176,7 +176,7 @@ fn check_finds_broken_files() {
 #[test]
 fn check_needs_an_adapter_and_a_base() {
     let message = error(args!["adapter", "check", "nowhere", "--base", golden(BASE)]);
-    assert_contains(&message, &["nowhere is not a directory"]);
+    assert_contains(&message, &["nowhere is no directory here"]);
     let message = error(args!["adapter", "check", golden(ADAPTER), "--base", golden(ADAPTER)]);
     assert_contains(&message, &["config.json"]);
 }

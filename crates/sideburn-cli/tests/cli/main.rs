@@ -28,6 +28,8 @@ mod check;
 mod combine;
 mod convert;
 mod devices;
+#[cfg(feature = "hub")]
+mod hub;
 mod inspect;
 mod merge;
 mod output;
@@ -36,6 +38,13 @@ mod rouge;
 mod summarize;
 mod verify;
 
+/// The program, which asks no hub and has an empty cache.
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sideburn"));
+    command.env("HF_HUB_OFFLINE", "1").env("HF_HUB_CACHE", "no-cache").env_remove("HF_ENDPOINT").env_remove("HF_TOKEN");
+    command
+}
+
 struct Run {
     code: i32,
     stdout: String,
@@ -43,7 +52,11 @@ struct Run {
 }
 
 fn run(args: Vec<std::ffi::OsString>) -> Run {
-    let output = Command::new(env!("CARGO_BIN_EXE_sideburn")).args(args).output().unwrap();
+    told(program().args(args).output().unwrap())
+}
+
+/// What a run of the program has printed, and how it has exited.
+fn told(output: std::process::Output) -> Run {
     let text = |bytes| String::from_utf8(bytes).unwrap();
     Run { code: output.status.code().unwrap(), stdout: text(output.stdout), stderr: text(output.stderr) }
 }

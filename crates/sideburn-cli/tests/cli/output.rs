@@ -14,7 +14,7 @@ fn a_full_disk_is_no_success() {
         args!["--help"],
         args!["--version"],
     ] {
-        let output = Command::new(env!("CARGO_BIN_EXE_sideburn")).args(&args).stdout(full()).output().unwrap();
+        let output = program().args(&args).stdout(full()).output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
         assert_contains(&stderr, &["error: the standard output could not be written", "No space left"]);
@@ -25,12 +25,7 @@ fn a_full_disk_is_no_success() {
 #[test]
 fn a_closed_pipe_is_no_error() {
     for args in [args!["adapter", "inspect", golden(ADAPTER), "--sites"], args!["--help"]] {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_sideburn"))
-            .args(&args)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = program().args(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         drop(child.stdout.take());
         let output = child.wait_with_output().unwrap();
         assert_eq!(

@@ -3,7 +3,7 @@
 use super::*;
 
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 const DIALOGUE: &str = "#Person1#: Did it rain?\n#Person2#: All day, and I had no umbrella.";
 
@@ -17,7 +17,7 @@ fn file(name: &str, text: &str) -> (TempDir, PathBuf) {
 
 /// What is written to the standard output, where the input comes by the standard input.
 fn summarize(flags: &[&str], input: &str) -> std::process::Output {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_sideburn"))
+    let mut child = program()
         .arg("summarize")
         .args(flags)
         .stdin(Stdio::piped())
@@ -137,7 +137,7 @@ fn adapters_make_columns() {
 fn a_closed_pipe_ends_quietly() {
     let (_directory, path) = file("input.jsonl", &json!({"dialogue": DIALOGUE}).to_string());
     for format in ["text", "jsonl"] {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_sideburn"))
+        let mut child = program()
             .args(args!["summarize", "--input", &path, "--output-format", format, "--max-new-tokens", "5"])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -157,4 +157,44 @@ fn columns_have_names_of_their_own() {
     assert_contains(&error(twice), &["the adapter ", "first is given twice"]);
     let hides_ids = args!["summarize", "--adapter", "id", "--adapter", first, "--input", id];
     assert_contains(&error(hides_ids), &["id is the column of the ids of texts; give the adapter as ./id"]);
+}
+
+#[test]
+fn a_text_has_a_limit_and_what_holds_many_has_none() {
+    let (_directory, path) = file("input.txt", "");
+    fs::File::options().write(true).open(&path).unwrap().set_len((16 << 20) + 1).unwrap();
+    let large = error(args!["summarize", "--input", &path]);
+    assert_contains(&large, &["input.txt is a text of more than 16 MiB; JSON Lines and CSV hold many"]);
+    // A record has the same limit, and the file is not read behind it.
+    let large = error(args!["summarize", "--input", &path, "--input-format", "jsonl"]);
+    assert_contains(&large, &["input.txt", "16777216"]);
+    assert_contains(&error(args!["summarize", "--input", path.with_file_name("missing.txt")]), &["missing.txt"]);
+}
+
+/// Ctrl-C in the middle of many texts.
+#[cfg(unix)]
+#[test]
+fn what_was_written_before_a_signal_is_printed() {
+    let lines: Vec<String> = (0..4000).map(|id| json!({"id": id, "dialogue": DIALOGUE}).to_string()).collect();
+    let (_directory, path) = file("input.jsonl", &lines.join("\n"));
+    let mut child = program()
+        .args(args!["summarize", "--input", &path, "--json", "--max-source-length", "8", "--min-new-tokens", "48"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // That texts were cut is said before the first of them is summarised.
+    let mut stderr = std::io::BufReader::new(child.stderr.take().unwrap());
+    let mut warning = String::new();
+    std::io::BufRead::read_line(&mut stderr, &mut warning).unwrap();
+    assert_eq!(warning, "warning: 4000 of 4000 texts are longer than 8 tokens and were cut\n");
+    assert!(Command::new("kill").args(["-s", "INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let mut told = String::new();
+    std::io::Read::read_to_string(&mut stderr, &mut told).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    let lines: Vec<Value> = text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let missing = lines.iter().filter(|line| line["summary"].is_null()).count();
+    assert!(lines.len() == 4000 && missing > 0 && missing < 4000, "{missing} of {}", lines.len());
+    assert_eq!(told, format!("error: stopped; {missing} of 4000 texts were not written\n"));
 }
