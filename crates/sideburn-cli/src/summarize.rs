@@ -24,7 +24,7 @@ use crate::report::{for_terminal, in_line, is_closed, shown};
 ///
 /// A text is all that is in the input; JSON Lines and CSV hold many, of which one field or column is read. What a model wrote
 /// comes as text, one line for each, or as JSON Lines. Several adapters make a column each. On a terminal a single summary is
-/// shown as it is written. Ctrl-C ends many behind a batch, and prints what is there.
+/// shown as it is written. Ctrl-C ends it; what is written by then is printed.
 ///
 /// The model writes as its generation_config.json says; flags go before it.
 #[derive(clap::Args)]
