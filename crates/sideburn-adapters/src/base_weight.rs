@@ -17,6 +17,8 @@ use crate::tensors::{frozen_param, is_trainable, set_trainable, to_file};
 pub struct BaseWeight {
     held: Held,
     is_vector: bool,
+    /// Whether floats are in `f32`, whatever the device makes.
+    in_f32: bool,
 }
 
 #[derive(Module, Debug)]
@@ -42,15 +44,20 @@ pub enum Precision {
 const LLM_INT8_THRESHOLD: f32 = 6.0;
 
 impl BaseWeight {
+    /// A matrix `[rows, columns]` in `f32`, whatever the device makes.
+    pub(crate) fn of_matrix_in_f32(floats: Param<Tensor<2>>) -> Self {
+        Self { in_f32: true, ..Self::of_matrix(floats) }
+    }
+
     /// A matrix `[rows, columns]`.
     pub(crate) fn of_matrix(floats: Param<Tensor<2>>) -> Self {
-        Self { held: Held::Floats(floats), is_vector: false }
+        Self { held: Held::Floats(floats), is_vector: false, in_f32: false }
     }
 
     /// A vector `[n]`, which is trainable until it is frozen.
     pub(crate) fn of_vector(floats: Tensor<1>) -> Self {
         let floats = Param::from_tensor(floats.unsqueeze().detach());
-        Self { held: Held::Floats(floats), is_vector: true }
+        Self { held: Held::Floats(floats), is_vector: true, in_f32: false }
     }
 
     /// Its shape in a file of floats, `[rows, columns]` or `[n]`. Nothing is initialised.
@@ -151,7 +158,9 @@ impl BaseWeight {
 
     /// Puts values, in row-major order, in its place: frozen, and in the dtype of the device.
     pub(crate) fn set_floats(&mut self, values: Vec<f32>) {
-        self.held = Held::Floats(frozen_param(values, &self.dims(), &self.device()));
+        let device = self.device();
+        let dtype = if self.in_f32 { DType::F32 } else { device.settings().float_dtype.into() };
+        self.held = Held::Floats(frozen_param(values, &self.dims(), &device, dtype));
     }
 
     pub(crate) fn freeze(&mut self) {

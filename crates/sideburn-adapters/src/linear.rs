@@ -1,14 +1,14 @@
 //! The linear layer with adapter slots.
 
 use burn::module::{Module, Param};
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, FloatDType, Tensor};
 use sideburn_kernels::{Key, LinearOp, Matrix, adapted_linears, linear};
 
 use crate::TokenPass;
 use crate::base_weight::BaseWeight;
 use crate::rule::{AtLinear, AtLinearBound, Call, Replacement};
 use crate::slot::{RuledSlot, Slot, is_adapted};
-use crate::tensors::{in_dtype, random_weight};
+use crate::tensors::{in_dtype, random_weight, random_weight_in};
 
 /// A linear layer that adapters can attach to.
 ///
@@ -29,6 +29,16 @@ impl AdaptedLinear {
     pub fn random(out: usize, input: usize, deviation: f64, key: Key, device: &Device) -> Self {
         let weight = BaseWeight::of_matrix(random_weight([out, input], deviation, key, device));
         Self { weight, bias: None, slots: Vec::new() }
+    }
+
+    /// The same with its weight in `f32` where the device makes tensors in `f16`, whose largest number, 65,504, is not
+    /// enough for what some layers give: `_keep_in_fp32_modules` in `transformers`. It takes its input in `f32` then.
+    pub fn random_in_f32(out: usize, input: usize, deviation: f64, key: Key, device: &Device) -> Self {
+        if device.settings().float_dtype != FloatDType::F16 {
+            return Self::random(out, input, deviation, key, device);
+        }
+        let weight = random_weight_in([out, input], deviation, key, device, DType::F32);
+        Self { weight: BaseWeight::of_matrix_in_f32(weight), bias: None, slots: Vec::new() }
     }
 
     /// A layer around existing weights, which are trainable until they are frozen.
@@ -113,6 +123,11 @@ impl AdaptedLinear {
             None => output(y, x, &base, rules, pass),
         });
         routes.join(outputs.collect())
+    }
+
+    /// The dtype that the layer takes and gives.
+    pub fn dtype(&self) -> DType {
+        self.weight.operand().dtype()
     }
 
     /// The weight `[out, in]`, if it is floats and `x W^T` is all that the layer does in this pass.

@@ -224,8 +224,8 @@ pub trait AdaptedModel {
     /// What kind of model it is.
     fn shape(&self) -> ModelShape;
 
-    /// Parts of the names of linear layers that are never quantised: `_keep_in_fp32_modules` of the family in
-    /// `transformers`, such as `wo` of T5.
+    /// Parts of the names of linear layers that are never quantised, and are in `f32` in a model that is in `f16`:
+    /// `_keep_in_fp32_modules` of the family in `transformers`, such as `wo` of T5.
     fn keep_in_fp32_modules(&self) -> &'static [&'static str] {
         &[]
     }

@@ -12,8 +12,13 @@ pub(crate) fn to_file<const D: usize>(tensor: Tensor<D>, shape: Vec<usize>) -> w
 }
 
 /// A frozen parameter on `device` with `values` in row-major order.
-pub(crate) fn frozen_param<const D: usize>(values: Vec<f32>, shape: &[usize], device: &Device) -> Param<Tensor<D>> {
-    let tensor = Tensor::from_data(TensorData::new(values, shape.to_vec()), device);
+pub(crate) fn frozen_param<const D: usize>(
+    values: Vec<f32>,
+    shape: &[usize],
+    device: &Device,
+    dtype: DType,
+) -> Param<Tensor<D>> {
+    let tensor = Tensor::from_data(TensorData::new(values, shape.to_vec()), (device, dtype));
     Param::initialized(ParamId::new(), tensor).no_grad()
 }
 
@@ -57,9 +62,20 @@ pub(crate) fn lazy_tensor<const D: usize>(
 /// A weight drawn from `N(0, deviation^2)` when it is first needed: counting the parameters of a model, or loading it
 /// from a file, draws nothing.
 pub fn random_weight<const D: usize>(shape: [usize; D], deviation: f64, key: Key, device: &Device) -> Param<Tensor<D>> {
+    random_weight_in(shape, deviation, key, device, device.settings().float_dtype.into())
+}
+
+/// The same in this dtype.
+pub(crate) fn random_weight_in<const D: usize>(
+    shape: [usize; D],
+    deviation: f64,
+    key: Key,
+    device: &Device,
+    dtype: DType,
+) -> Param<Tensor<D>> {
     lazy_tensor(shape, device, move |device| {
         let values = elements(shape.iter().product(), |index| (deviation * key.normal(index)) as f32);
-        Tensor::from_data(TensorData::new(values, shape), device)
+        Tensor::from_data(TensorData::new(values, shape), (device, dtype))
     })
 }
 

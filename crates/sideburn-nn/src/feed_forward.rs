@@ -32,7 +32,7 @@ impl FeedForward {
         Self { inner, outer, activation, dropout }
     }
 
-    /// Applies the layer to each row of `x [n, width]`.
+    /// Applies the layer to each row of `x [n, width]`; the output is in the dtype of the outer projection.
     pub fn forward(&self, x: Tensor<2>, pass: &mut TokenPass<'_>) -> Tensor<2> {
         let hidden = match (self.inner.as_slice(), self.activation) {
             ([gate, up], Activation::GeluNew) => {
@@ -48,7 +48,7 @@ impl FeedForward {
                 pass.dropout(hidden, self.dropout)
             }
         };
-        self.outer.forward(hidden, pass)
+        self.outer.forward(hidden.cast(self.outer.dtype()), pass)
     }
 }
 

@@ -34,9 +34,11 @@ impl RmsNorm {
         Self { weight: filled(width, scale, device), epsilon }
     }
 
-    /// Norms each row of `x [n, width]`.
+    /// Norms each row of `x [n, width]` in the dtype of `x`, and gives it in that of the weight, as `T5LayerNorm` does.
     pub fn forward(&self, x: Tensor<2>, pass: &TokenPass<'_>) -> Tensor<2> {
-        rms_norm(x, self.weight.value(pass), self.epsilon)
+        let (weight, inner) = (self.weight.value(pass), x.dtype());
+        let dtype = weight.dtype();
+        rms_norm(x, weight.cast(inner), self.epsilon).cast(dtype)
     }
 }
 

@@ -44,7 +44,8 @@ pub(crate) fn feed_forward(config: &T5Config, key: Key, device: &Device) -> Feed
         AdaptedLinear::random(d_ff, d_model, deviation, key.fold_in_name("wi").fold_in(index), device)
     };
     let crate::FeedForward { activation, gated } = config.feed_forward_proj;
-    let wo = AdaptedLinear::random(d_model, d_ff, factor / (d_ff as f64).sqrt(), key.fold_in_name("wo"), device);
+    let deviation = factor / (d_ff as f64).sqrt();
+    let wo = AdaptedLinear::random_in_f32(d_model, d_ff, deviation, key.fold_in_name("wo"), device);
     FeedForward::new((0..if gated { 2 } else { 1 }).map(wi).collect(), wo, activation, config.dropout_rate)
 }
 

@@ -1,9 +1,9 @@
 //! The encoder and the decoder: blocks, and their biases by relative position.
 
 use burn::module::Module;
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use sideburn_adapters::{AdaptedTable, Key, TokenPass, random_weight};
-use sideburn_kernels::{RowLayout, Visibility, add_dropout, embedding};
+use sideburn_kernels::{Dropout, RowLayout, Visibility, add_dropout, embedding};
 use sideburn_nn::{Attention, FeedForward, KeysValues, Position, RmsNorm};
 
 use crate::config::{Family, T5Config};
@@ -47,6 +47,12 @@ impl Cross {
         // Positions in the source and in the target do not relate.
         Scores { positions: vec![Position::None], visibility: Visibility::full(heads, queries, &self.layout) }
     }
+}
+
+/// Adds an output to the hidden states, which stay in `f32` behind a `wo` that is.
+fn add(hidden: Tensor<2>, output: Tensor<2>, dropout: Option<Dropout>) -> Tensor<2> {
+    let dtype = if output.dtype() == DType::F32 { DType::F32 } else { hidden.dtype() };
+    add_dropout(hidden.cast(dtype), output.cast(dtype), dropout)
 }
 
 impl Stack {
@@ -104,7 +110,7 @@ impl Stack {
                     attention.look_at(queries, cache(index, fresh), own.position(index), &own.visibility, pass)
                 }
             };
-            hidden = add_dropout(hidden, output, pass.next_dropout(self.dropout));
+            hidden = add(hidden, output, pass.next_dropout(self.dropout));
 
             if let (Some(attention), Some(norm), Some((cross, scores))) =
                 (&block.cross_attention, &block.cross_norm, &cross)
@@ -112,11 +118,11 @@ impl Stack {
                 let seen = cross.blocks[index].clone();
                 let queries = attention.queries(norm.forward(hidden.clone(), pass), pass);
                 let output = attention.look_at(queries, seen, scores.position(index), &scores.visibility, pass);
-                hidden = add_dropout(hidden, output, pass.next_dropout(self.dropout));
+                hidden = add(hidden, output, pass.next_dropout(self.dropout));
             }
 
             let output = block.feed_forward.forward(block.feed_forward_norm.forward(hidden.clone(), pass), pass);
-            hidden = add_dropout(hidden, output, pass.next_dropout(self.dropout));
+            hidden = add(hidden, output, pass.next_dropout(self.dropout));
         }
         let normed = self.final_norm.forward(hidden, pass);
         pass.dropout(normed, self.dropout)

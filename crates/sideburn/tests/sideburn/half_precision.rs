@@ -14,20 +14,83 @@ use sideburn_testing::{Golden, values, written};
 
 const FAMILY: &str = "t5_gated_untied";
 
-/// Tells [`steps`] which backend it is about.
+/// Tells [`steps`] and [`large`] which backend they are about, and in which dtype.
 const BACKEND: &str = "SIDEBURN_TEST_BACKEND";
+const DTYPE: &str = "SIDEBURN_TEST_DTYPE";
 
-/// A device can be configured once in a process, before anything has used it: each backend has one of its own.
+/// Runs an ignored test for a backend in a process of its own, since a device can be configured once in a process, before
+/// anything has used it. Gives what it prints.
+fn run(test: &str, backend: &str, dtype: &str) -> String {
+    let mut process = Command::new(std::env::current_exe().unwrap());
+    process.args([&format!("half_precision::{test}"), "--exact", "--ignored", "--nocapture"]);
+    process.env(BACKEND, backend).env(DTYPE, dtype);
+    let output = process.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{backend}: {text}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("1 passed"), "{backend}: nothing was tested: {text}");
+    text.into_owned()
+}
+
 #[test]
 fn a_model_in_16_bits_trains() {
     for backend in sideburn::device::built_in() {
-        let mut process = Command::new(std::env::current_exe().unwrap());
-        process.args(["half_precision::steps", "--exact", "--ignored", "--nocapture"]).env(BACKEND, backend);
-        let output = process.output().unwrap();
-        let text = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success(), "{backend}: {text}\n{}", String::from_utf8_lossy(&output.stderr));
-        assert!(text.contains("1 passed"), "{backend}: nothing was tested: {text}");
-        print!("{text}");
+        print!("{}", run("steps", backend, ""));
+    }
+}
+
+/// `wo` of T5 gives what is beyond `f16`, and stays in `f32`.
+#[test]
+fn what_is_beyond_f16_stays_finite() {
+    let losses = |backend: &str, dtype: &str| {
+        let text = run("large", backend, dtype);
+        let losses = text.lines().find_map(|line| line.strip_prefix("LOSSES "))?.to_owned();
+        Some(losses.split(' ').map(|loss| loss.parse().unwrap()).collect::<Vec<f32>>())
+    };
+    let expected = losses("flex", "f32").expect("the CPU has f32");
+    for backend in sideburn::device::built_in() {
+        let Some(found) = losses(backend, "f16") else { continue };
+        println!("{backend}: losses {found:?}, in f32 {expected:?}");
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!((found - expected).abs() <= 0.02 * expected, "{backend}: {found} is not {expected}");
+        }
+    }
+}
+
+/// The losses of a model with a large `wo`, and two steps.
+#[test]
+#[ignore = "run by the test above, in processes of their own"]
+fn large() {
+    let backend = std::env::var(BACKEND).expect("the test above names a backend");
+    let mut device = parse_device(&backend).unwrap();
+    let is_half = std::env::var(DTYPE).expect("a dtype") == "f16";
+    let (dtype, configured) = if is_half { (DType::F16, FloatDType::F16) } else { (DType::F32, FloatDType::F32) };
+    if !device.supports_dtype(dtype) {
+        println!("{backend}: no {dtype:?}");
+        return;
+    }
+    device.configure(DeviceConfig::default().float_dtype(configured)).unwrap();
+    let batch = Golden::open(&format!("{FAMILY}/io.safetensors")).batch();
+    let mut model = T5::from_dir(sideburn_testing::path(FAMILY), &device.autodiff()).unwrap();
+    let mut kept = 0;
+    for (name, linear) in model.linears_mut() {
+        if name.ends_with("wo") {
+            assert_eq!(linear.dtype(), DType::F32, "{name}");
+            let large = linear.weight().dense() * 3e5;
+            linear.weight_mut().replace(large);
+            kept += 1;
+        } else {
+            assert_eq!(linear.dtype(), dtype, "{name}");
+        }
+    }
+    assert!(kept > 0);
+    let losses = values(model.token_losses(&batch, &mut Pass::evaluate()).unwrap());
+    println!("LOSSES {}", losses.iter().map(f32::to_string).collect::<Vec<_>>().join(" "));
+
+    model.attach("default", LoraConfig::new(["q", "v", "wo"]), Key::from_seed(3)).unwrap();
+    let mut run = Run::begin(&model, &TrainConfig { learning_rate: 1e-3, ..TrainConfig::new(2) }).unwrap();
+    for _ in 0..2 {
+        let step = run.step(&mut model, std::slice::from_ref(&batch), &T5::token_losses).unwrap();
+        assert!(step.loss.is_finite() && step.grad_norm.is_finite(), "{step:?}");
     }
 }
 
