@@ -21,7 +21,7 @@ say() { printf '[%4d s] %s\n' "$SECONDS" "$*" | tee -a "$log" >&2; }
 # Builds one package's program or test and copies it. The names of packages decide which features Burn is built with.
 build() {
     mkdir -p "$programs"
-    local features="sideburn/$backend"
+    local features="sideburn/$backend,sideburn-cli/$backend,sideburn-benches/$backend"
     # shellcheck disable=SC2016 # the program is Python's
     cargo build --release --locked -p sideburn -p sideburn-kernels -p sideburn-benches -p sideburn-cli \
         --features "$features" --test sideburn --test kernels --bench peer --bin sideburn \

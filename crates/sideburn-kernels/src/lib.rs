@@ -74,6 +74,7 @@ pub use runtime::launches::{count_launches, device_memory};
 #[cfg(feature = "flex")]
 pub use runtime::memory::{MemoryUse, memory_use, release_memory};
 pub use runtime::mode::{KernelMode, kernel_mode, set_kernel_mode};
+pub use runtime::out_of_memory::OutOfMemory;
 pub use runtime::precision::{MatmulPrecision, UnknownPrecision, matmul_precision, set_matmul_precision};
 pub use runtime::profile::{ChromeEvents, Event, Span, record_profile, take_profile};
 pub use runtime::row_layout::RowLayout;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use sideburn_adapters::AdapterError;
+use sideburn_kernels::OutOfMemory;
 
 type Source = Box<dyn std::error::Error + Send + Sync>;
 
@@ -60,11 +61,19 @@ pub enum TrainError {
         /// The first such weight.
         name: String,
     },
-    /// A device that has failed. The model is not to be used any more.
+    /// A device whose memory is used up. The model is not to be used any more.
     #[error(
-        "step {step}: the device failed: {source}; most often its memory is used up: take fewer rows in a batch and more \
-         micro-batches, shorter rows, or a base in 16 bits (`sideburn devices` says how much memory there is)"
+        "step {step}: the memory of the device is used up: {memory}; take fewer rows in a batch and more micro-batches \
+         (`gradient_accumulation_steps`), shorter rows, or a base in 16 bits"
     )]
+    OutOfMemory {
+        /// The step, from 0.
+        step: u64,
+        /// What was asked for, and what there is.
+        memory: OutOfMemory,
+    },
+    /// A device that has failed. The model is not to be used any more.
+    #[error("step {step}: the device failed: {source}")]
     Device {
         /// The step, from 0.
         step: u64,

@@ -8,7 +8,7 @@ use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use sideburn_adapters::{Adapters, BaseWeight, Key, ParameterReport, TrainingHooks, Weight};
 use sideburn_batch::Batch;
-use sideburn_kernels::Span;
+use sideburn_kernels::{OutOfMemory, Span};
 
 use crate::differentiate::{Differentiate, Differentiated, StepInfo};
 use crate::gradients::{add, global_norm, of_parameters};
@@ -162,7 +162,7 @@ impl<M: Adapters> Run<M> {
         let Numbers { loss, penalty, grad_norm, scale } = match numbers.read(scale, &info) {
             Ok(numbers) => numbers,
             // Nothing more can be asked of it.
-            Err(error @ TrainError::Device { .. }) => return Err(error),
+            Err(error @ (TrainError::Device { .. } | TrainError::OutOfMemory { .. })) => return Err(error),
             Err(error) => {
                 // This update has changed nothing. The one before it led here.
                 match self.good.take() {
@@ -244,7 +244,10 @@ impl Measured {
     /// Reads them: the one time in a step that a GPU is waited for.
     fn read(&self, scale: Tensor<1>, &StepInfo { step, loss_tokens, .. }: &StepInfo) -> Result<Numbers, TrainError> {
         let read = Tensor::cat(vec![self.all.clone(), scale], 0).try_into_data();
-        let read = read.map_err(|source| TrainError::Device { step, source: source.into() })?;
+        let read = read.map_err(|source| match OutOfMemory::of(&source.to_string(), &self.all.device()) {
+            Some(memory) => TrainError::OutOfMemory { step, memory },
+            None => TrainError::Device { step, source: source.into() },
+        })?;
         let mut numbers = read.iter::<f64>();
         let mut next = || numbers.next().expect("as many numbers as were put together");
         let finite = |what, value: f64| {

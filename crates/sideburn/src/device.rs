@@ -289,6 +289,19 @@ mod tests {
         assert_eq!(error, DeviceError::Settled { name: "flex".into(), dtype: "f16" });
     }
 
+    #[test]
+    fn a_driver_that_is_of_no_use_is_an_error_with_its_words() {
+        for (panic, words) in [(None, "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"), (Some("too old"), "too old")] {
+            let error = opened("cuda:0", || match panic {
+                Some(words) => std::panic::panic_any(words.to_owned()),
+                None => panic!("CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"),
+            });
+            let text = error.map(|()| ()).unwrap_err().to_string();
+            assert!(text.contains("cuda:0 cannot be opened") && text.contains(words), "{text}");
+            assert!(text.contains("driver may be too old"), "{text}");
+        }
+    }
+
     #[cfg(not(feature = "metal"))]
     #[test]
     fn a_backend_that_is_not_built_in_names_its_feature() {

@@ -8,6 +8,7 @@ pub(crate) mod launches;
 #[cfg(feature = "flex")]
 pub(crate) mod memory;
 pub(crate) mod mode;
+pub(crate) mod out_of_memory;
 pub(crate) mod precision;
 pub(crate) mod profile;
 pub(crate) mod row_layout;

@@ -495,3 +495,28 @@ fn what_is_shared_is_not_overwritten() {
     let [.., d] = gradients(&|[.., d]| loss(d).expand([4, 5]));
     assert_eq!(together, [a, b, c, d]);
 }
+
+#[test]
+fn memory_that_is_used_up_is_told_from_other_failures() {
+    use sideburn_kernels::OutOfMemory;
+    let device = Device::flex();
+    let asked = |reason: &str| OutOfMemory::of(reason, &device).map(|memory| memory.asked);
+    for (reason, bytes) in [
+        (
+            "An error happened during execution\nCaused by:\n  can't allocate buffer of size: 1099511627776\n  at",
+            1 << 40,
+        ),
+        ("out of device memory allocating 4096 bytes\n", 4096),
+        ("couldn't map storage for a deferred allocation of 96 bytes\nCaused by:", 96),
+        ("Can't allocate 7 bytes: every page size the memory tracks still holds live allocations", 7),
+    ] {
+        assert_eq!(asked(reason), Some(bytes), "{reason}");
+    }
+    for other in ["the device was lost", "out of device memory allocating a lot", ""] {
+        assert_eq!(asked(other), None, "{other}");
+    }
+    let memory = OutOfMemory { asked: 3 << 19, taken: Some(5 << 20), total: Some(6 << 20) };
+    assert_eq!(memory.to_string(), "1.5 MiB were asked for in one piece, and this process has 5.0 of 6.0 MiB already");
+    let unknown = OutOfMemory { taken: None, total: None, ..memory };
+    assert_eq!(unknown.to_string(), "1.5 MiB were asked for in one piece");
+}
