@@ -12,6 +12,7 @@
 //! | [`files`] | `sideburn-files` | files opened with care, directories replaced as one thing |
 //! | [`generate`] | `sideburn-generate` | generation over any decoder, token by token |
 //! | [`hub`] | `sideburn-hub` | models and adapters by their ids on the hub |
+//! | [`judge`] | `sideburn-judge` | summaries scored by a language model |
 //! | [`kernels`] | `sideburn-kernels` | fused differentiable operations |
 //! | [`nn`] | `sideburn-nn` | blocks of language models, the files of a model directory |
 //! | [`rouge`] | `sideburn-rouge` | ROUGE, as `rouge_score` computes it |
@@ -85,6 +86,7 @@ pub use sideburn_falcon as falcon;
 pub use sideburn_files as files;
 pub use sideburn_generate as generate;
 pub use sideburn_hub as hub;
+pub use sideburn_judge as judge;
 pub use sideburn_kernels as kernels;
 pub use sideburn_nn as nn;
 pub use sideburn_quant as quant;
