@@ -133,7 +133,7 @@ fn expand(value: &OsStr, home: Option<&PathBuf>, variable: &impl Fn(&str) -> Opt
     let mut rest = text;
     while let Some((before, after)) = rest.split_once('$') {
         let name = match after.strip_prefix('{') {
-            Some(inner) => inner.split_once('}').map(|(name, after)| (name, after)),
+            Some(inner) => inner.split_once('}'),
             None => {
                 let end = after.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(after.len());
                 Some(after.split_at(end))
