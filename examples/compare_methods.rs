@@ -17,14 +17,14 @@ use sideburn::adapters::methods::{
 };
 use sideburn::files::check_writable;
 use sideburn::prelude::*;
-use sideburn_examples::{Console, Interrupt, asset_or, divergence, exit, summaries};
+use sideburn_examples::{Console, Interrupt, asset_or, divergence, exit, model_or, summaries};
 
 #[derive(Parser)]
 struct Args {
     /// Which methods, with commas between them [default: all]
     #[arg(long, value_delimiter = ',')]
     methods: Vec<String>,
-    /// Directory of the base model and its tokenizer [default: a small T5 that comes with the repository]
+    /// Directory or id of the base model and its tokenizer [default: a small T5 that comes with the repository]
     #[arg(long)]
     model: Option<PathBuf>,
     /// Directory of DialogSum [default: a sample that comes with the repository]
@@ -116,7 +116,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let mut out = Console::default();
     check_writable(&args.output)?;
     let device = parse_device(&args.device)?.autodiff();
-    let (model_dir, dataset) = (asset_or(&args.model, "t5-mini"), asset_or(&args.dataset, "dialogsum-sample"));
+    let (model_dir, dataset) = (model_or(&args.model, "t5-mini")?, asset_or(&args.dataset, "dialogsum-sample"));
     let candidates = candidates();
     for name in &args.methods {
         let known: Vec<&str> = candidates.iter().map(|candidate| candidate.name).collect();

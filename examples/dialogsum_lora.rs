@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release --example dialogsum_lora` needs no network: a small T5 and a sample of DialogSum come with the
 //! repository. `--model DIR --dataset DIR` takes real ones: a Hugging Face directory with `config.json`,
-//! `model.safetensors` and `tokenizer.json`, and DialogSum as CSV or JSON Lines.
+//! `model.safetensors` and `tokenizer.json`, or its id on the hub (with `--features hub`), and DialogSum as CSV or JSON Lines.
 
 use std::fs;
 use std::path::PathBuf;
@@ -15,11 +15,11 @@ use serde_json::json;
 use sideburn::data::DataError;
 use sideburn::files::check_writable;
 use sideburn::prelude::*;
-use sideburn_examples::{Console, Interrupt, asset_or, check_file, divergence, exit, summaries, write_file};
+use sideburn_examples::{Console, Interrupt, asset_or, check_file, divergence, exit, model_or, summaries, write_file};
 
 #[derive(Parser, serde::Serialize)]
 struct Args {
-    /// Directory of the base model and its tokenizer [default: a small T5 that comes with the repository]
+    /// Directory or id of the base model and its tokenizer [default: a small T5 that comes with the repository]
     #[arg(long)]
     model: Option<PathBuf>,
     /// Directory of DialogSum [default: a sample that comes with the repository]
@@ -69,7 +69,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     // The base, its tokenizer, and the data.
     let clock = Instant::now();
     let device = parse_device(&args.device)?.autodiff();
-    let model_dir = asset_or(&args.model, "t5-mini");
+    let model_dir = model_or(&args.model, "t5-mini")?;
     let base = AutoModel::from_dir(&model_dir, &device)?;
     let tokenizer = Tokenizer::from_dir(&model_dir)?;
     tokenizer.check_fits(base.vocab_size())?;

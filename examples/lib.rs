@@ -19,6 +19,7 @@ use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, ensure};
 use sideburn::files::{check_writable, printable, write_atomic};
+use sideburn::hub::Hub;
 use sideburn::prelude::{AutoModel, GenerationConfig, LanguageModel, TokenizedExample, Tokenizer};
 use sideburn::train::{Control, Observer, Run, StepRecord, TrainError};
 use sideburn::{ManyConfig, generate_many};
@@ -80,6 +81,17 @@ pub fn exit(ended: anyhow::Result<()>) -> ExitCode {
 /// The directory that was given, or one of those in the repository's `assets`.
 pub fn asset_or(given: &Option<PathBuf>, name: &str) -> PathBuf {
     given.clone().unwrap_or_else(|| Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../assets")).join(name))
+}
+
+/// The directory of the model that was given, as such or by its id on the hub, or one of those in the repository's `assets`.
+///
+/// # Errors
+/// If there is no such model, or it cannot be fetched.
+pub fn model_or(given: &Option<PathBuf>, name: &str) -> anyhow::Result<PathBuf> {
+    match given {
+        Some(given) if !given.exists() => Ok(Hub::from_env()?.model(given)?),
+        given => Ok(asset_or(given, name)),
+    }
 }
 
 /// Checks that a file can be written: meant for before the work whose results it is to hold. Directories that are missing

@@ -20,11 +20,11 @@ use sideburn::files::check_writable;
 use sideburn::nn::Quantization;
 use sideburn::prelude::*;
 use sideburn::{ManyConfig, generate_many};
-use sideburn_examples::{Console, Interrupt, asset_or, exit};
+use sideburn_examples::{Console, Interrupt, asset_or, exit, model_or};
 
 #[derive(Parser)]
 struct Args {
-    /// Directory of the base model and its tokenizer [default: a tiny Falcon with weights from the seed]
+    /// Directory or id of the base model and its tokenizer [default: a tiny Falcon with weights from the seed]
     #[arg(long)]
     model: Option<PathBuf>,
     /// Directory of SAMSum [default: a few chats that come with the repository]
@@ -64,9 +64,9 @@ fn run(args: &Args) -> anyhow::Result<()> {
     // The base in 4 bits, frozen, and its tokenizer.
     let device = parse_device(&args.device)?.autodiff();
     let quantization = Quantization::NF4;
-    let model_dir = asset_or(&args.model, "falcon-mini");
+    let model_dir = model_or(&args.model, "falcon-mini")?;
     let base = match &args.model {
-        Some(directory) => Falcon::from_dir_quantized(directory, quantization, &device)?,
+        Some(_) => Falcon::from_dir_quantized(&model_dir, quantization, &device)?,
         None => {
             let config = FalconConfig::from_file(model_dir.join("config.json"))?;
             let mut base = Falcon::random(&config, Key::from_seed(args.seed), &device);

@@ -26,7 +26,9 @@ fn program(name: &str) -> Command {
     let built = this.ancestors().nth(2).unwrap().join("examples").join(name);
     let built = built.with_extension(std::env::consts::EXE_EXTENSION);
     assert!(built.exists(), "{} is missing: cargo build --release --workspace --examples", built.display());
-    Command::new(built)
+    let mut command = Command::new(built);
+    command.env("HF_HUB_OFFLINE", "1");
+    command
 }
 
 /// A short run into a directory.
