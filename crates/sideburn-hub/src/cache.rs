@@ -136,6 +136,7 @@ mod writing {
             loop {
                 let lock =
                     OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(failed(&path))?;
+                let_others_lock(&lock);
                 match lock.try_lock() {
                     // Whoever had it may have removed the file, and others make it anew.
                     Ok(()) if is_at(&lock, &path) => return Ok(Some(lock)),
@@ -161,6 +162,18 @@ mod writing {
             let made = symlink(Path::new(&format!("{up}blobs/{etag}")), &blob, &aside);
             made.and_then(|()| fs::rename(&aside, &path)).map_err(failed(&path))
         }
+    }
+
+    /// Lets the group take the lock, too, as Python does: a cache may be that of several users.
+    fn let_others_lock(lock: &File) {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            // It fails for the lock of another user, which is as that one has made it.
+            let _ = lock.set_permissions(fs::Permissions::from_mode(0o664));
+        }
+        #[cfg(not(unix))]
+        let _ = lock;
     }
 
     #[cfg(unix)]
