@@ -20,6 +20,7 @@ MAKERS = {
     "make_generation_goldens.py": {"transformers": "4.57.6 and 4.52.4", **TORCH},
     "make_quant.py": {**TRANSFORMERS, "bitsandbytes": "0.50.2"},
     "make_torch_files.py": {"safetensors": "0.8.0", **TORCH},
+    "make_torch_model.py": {"transformers": "4.52.4", **TORCH},
     # Sideburn itself, held against peft by check_adapter_with_peft.py.
     "SIDEBURN_EXPORT": {"peft": "0.21.2"},
     # A few lines of peft, which README.md describes.
@@ -120,6 +121,7 @@ def goldens(out):
         yield f"falcon/trajectory/{path.name}", {"maker": "make_falcon.py", "base": base, "tolerance": TOLERANCE}
     yield "generation", {"maker": "make_generation_goldens.py", "tolerance": TOLERANCE}
     yield "torch", {"maker": "make_torch_files.py", "tolerance": 0}
+    yield "torch_model", {"maker": "make_torch_model.py", "tolerance": 0}
     yield "embed_tokens", {"maker": "peft", "tolerance": TOLERANCE}
     yield "exported", {"maker": "SIDEBURN_EXPORT", "tolerance": TOLERANCE}
 

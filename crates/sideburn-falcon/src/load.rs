@@ -17,8 +17,8 @@ const HEAD: &str = "lm_head.weight";
 const ANGLES: &str = "rotary_emb.inv_freq";
 
 impl Falcon {
-    /// Reads a model directory: `config.json`, `generation_config.json` if there is one, and `model.safetensors` or shards
-    /// with an index. The weights are frozen and in `f32`; see [`from_source`](Self::from_source). Linear layers that
+    /// Reads a model directory: `config.json`, `generation_config.json` if there is one, and `model.safetensors` or
+    /// `pytorch_model.bin`, or shards with an index. The weights are frozen and in `f32`; see [`from_source`](Self::from_source). Linear layers that
     /// bitsandbytes has quantised (`quantization_config`) stay packed in 4 or 8 bits.
     ///
     /// # Errors

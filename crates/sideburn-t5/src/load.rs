@@ -20,8 +20,8 @@ const ENCODER_NORM: &str = "encoder.final_layer_norm.weight";
 const UNUSED: &str = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight";
 
 impl T5 {
-    /// Reads a model directory: `config.json`, `generation_config.json` if there is one, and `model.safetensors` or shards
-    /// with an index. The weights are frozen and in `f32`; see [`from_source`](Self::from_source). Linear layers that
+    /// Reads a model directory: `config.json`, `generation_config.json` if there is one, and `model.safetensors` or
+    /// `pytorch_model.bin`, or shards with an index. The weights are frozen and in `f32`; see [`from_source`](Self::from_source). Linear layers that
     /// bitsandbytes has quantised (`quantization_config`) stay packed in 4 or 8 bits.
     ///
     /// # Errors

@@ -15,46 +15,59 @@ use crate::error::WeightsError;
 use crate::index::ShardIndex;
 use crate::model_files::ModelFiles;
 use crate::safetensors_file::SafetensorsFile;
-use crate::torch_file::is_run_state;
+use crate::state_dict::StateDict;
+use crate::torch_file::{TorchFile, is_run_state};
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+/// The files looked for, in the order of `transformers`.
+const WEIGHTS: [&str; 4] =
+    ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"];
 /// The cap on the size of an index, in bytes. The largest published models stay below a tenth of it.
 const MAX_INDEX: u64 = 64 << 20;
 
 impl ModelFiles {
-    /// Opens a model directory, a safetensors file, or the index (`….index.json`) of a sharded model.
+    /// Opens a model directory, a file of weights, or the index (`….index.json`) of a sharded model.
     ///
     /// The order in which files are looked for is that of `transformers`: `model.safetensors`, then
-    /// `model.safetensors.index.json` with its shards.
+    /// `model.safetensors.index.json` with its shards, then `pytorch_model.bin` and `pytorch_model.bin.index.json`. A file that
+    /// ends in `.bin`, `.pt` or `.pth` is read as a [`TorchFile`]: nothing of its pickle is run.
     ///
-    /// An index is not trusted. The shards it names must be `.safetensors` files inside its directory; symbolic links are
-    /// followed if they stay inside, or if the directory is a snapshot in the Hugging Face cache and they lead to the
-    /// blobs of the same cache entry, or to those that entries share. A link that *is* `model.safetensors` or the index is followed anywhere: no file
-    /// content chose that name.
+    /// An index is not trusted. The shards it names must be `.safetensors` files, or `.bin` files if the index is of those,
+    /// inside its directory; symbolic links are followed if they stay inside, or if the directory is a snapshot in the
+    /// Hugging Face cache and they lead to the blobs of the same cache entry, or to those that entries share. A link that *is*
+    /// the file of weights or the index is followed anywhere: no file content chose that name.
     ///
     /// # Errors
     /// [`File`](WeightsError::File) if there is nothing at `path`, or something that is not to be opened;
-    /// [`NoWeights`](WeightsError::NoWeights) or [`PickleOnly`](WeightsError::PickleOnly) if the directory has none;
+    /// [`NoWeights`](WeightsError::NoWeights) if the directory has none;
     /// [`ShardOutside`](WeightsError::ShardOutside) if it leads out of its directory;
     /// [`MissingShards`](WeightsError::MissingShards) if shards are not there; and those of
-    /// [`from_shards`](Self::from_shards) and [`SafetensorsFile::open`].
+    /// [`from_shards`](Self::from_shards), [`SafetensorsFile::open`] and [`TorchFile::open`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self, WeightsError> {
         let path = path.as_ref();
         let metadata = std::fs::metadata(path).map_err(|e| FileError::reading("opening", path, e))?;
         if !metadata.is_dir() {
-            let is_index = path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(".index.json"));
-            return if is_index { open_sharded(path) } else { SafetensorsFile::open(path).map(Self::from) };
+            return open_weights(path);
         }
-        let (single, index) = (path.join(SINGLE), path.join(INDEX));
-        if present(&single)? {
-            SafetensorsFile::open(single).map(Self::from)
-        } else if present(&index)? {
-            open_sharded(&index)
-        } else {
-            Err(no_weights(path))
+        for name in WEIGHTS {
+            let path = path.join(name);
+            if present(&path)? {
+                return open_weights(&path);
+            }
         }
+        Err(no_weights(path))
     }
+}
+
+/// Opens a file of weights or an index, whichever the name says that it is.
+fn open_weights(path: &Path) -> Result<ModelFiles, WeightsError> {
+    let is_index = path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(".index.json"));
+    if is_index { open_sharded(path) } else { open_file(path, path).map(ModelFiles::from) }
+}
+
+/// Opens the file `real`, which is called `path` in messages, and whose format that name says.
+fn open_file(path: &Path, real: &Path) -> Result<StateDict, WeightsError> {
+    let is_torch = path.extension().is_some_and(|ending| ["bin", "pt", "pth"].iter().any(|torch| ending == *torch));
+    Ok(if is_torch { TorchFile::open_at(path, real)?.into() } else { SafetensorsFile::open_at(path, real)?.into() })
 }
 
 fn open_sharded(path: &Path) -> Result<ModelFiles, WeightsError> {
@@ -62,7 +75,7 @@ fn open_sharded(path: &Path) -> Result<ModelFiles, WeightsError> {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let index = ShardIndex::parse(&read_index(path)?, path)?;
     let real = resolve(&index, path, dir)?;
-    ModelFiles::of_index(path, &index, |name| SafetensorsFile::open_at(&dir.join(name), &real[name]))
+    ModelFiles::of_index(path, &index, |name| open_file(&dir.join(name), &real[name]))
 }
 
 fn read_index(path: &Path) -> Result<Vec<u8>, WeightsError> {
@@ -110,23 +123,14 @@ pub(crate) fn present(path: &Path) -> Result<bool, WeightsError> {
     }
 }
 
-/// The error for a directory that has neither of the files looked for, by what it has instead.
+/// The error for a directory that has none of the files looked for, with what it has instead.
 fn no_weights(dir: &Path) -> WeightsError {
-    let mut names: Vec<String> = match std::fs::read_dir(dir) {
+    let mut found: Vec<String> = match std::fs::read_dir(dir) {
         Ok(entries) => entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect(),
         Err(e) => return FileError::reading("listing", dir, e).into(),
     };
-    names.sort_unstable();
-    let (safe, rest): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| name.ends_with(".safetensors"));
-    let is_pickle = |name: &String| {
-        let name = name.strip_suffix(".index.json").unwrap_or(name);
-        [".bin", ".pt", ".pth", ".ckpt"].iter().any(|suffix| name.ends_with(suffix)) && !is_run_state(name)
-    };
-    let pickles: Vec<_> = rest.into_iter().filter(is_pickle).collect();
-    let dir = dir.to_owned();
-    if safe.is_empty() && !pickles.is_empty() {
-        WeightsError::PickleOnly { dir, found: pickles }
-    } else {
-        WeightsError::NoWeights { dir, found: safe }
-    }
+    let endings = [".safetensors", ".bin", ".pt", ".pth"];
+    found.retain(|name| endings.iter().any(|ending| name.ends_with(ending)) && !is_run_state(name));
+    found.sort_unstable();
+    WeightsError::NoWeights { dir: dir.to_owned(), found }
 }

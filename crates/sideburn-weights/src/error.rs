@@ -189,11 +189,14 @@ pub enum WeightsError {
     },
 
     /// A directory has no weights in a format that is read.
-    #[error("{dir:?} has neither model.safetensors nor model.safetensors.index.json{}", others(found))]
+    #[error(
+        "{dir:?} has neither model.safetensors nor pytorch_model.bin, nor an index of either (….index.json){}",
+        others(found)
+    )]
     NoWeights {
         /// The directory.
         dir: PathBuf,
-        /// Other safetensors files in it, sorted.
+        /// Other files of weights in it, sorted.
         found: Vec<String>,
     },
 
@@ -204,20 +207,6 @@ pub enum WeightsError {
         dir: PathBuf,
         /// The names of the files looked for.
         names: [String; 2],
-    },
-
-    /// A directory has weights as pickles only.
-    #[error(
-        "{dir:?} holds its weights only as pickles ({}). A pickle is a program, and this one is not run. Convert it in \
-         Python, where you trust the source: `AutoModelForSeq2SeqLM.from_pretrained(dir).save_pretrained(out, \
-         safe_serialization=True)` (or the class of your model), or take the repository's safetensors revision",
-        quoted(found)
-    )]
-    PickleOnly {
-        /// The directory.
-        dir: PathBuf,
-        /// The pickle files seen, sorted.
-        found: Vec<String>,
     },
 
     /// The shard index is not the JSON object that it must be.
@@ -231,7 +220,7 @@ pub enum WeightsError {
 
     /// The shard index names files in a way that could leave its directory.
     #[error(
-        "the shard index {path:?} names files it must not: {}; a shard is a .safetensors file inside the index's \
+        "the shard index {path:?} names files it must not: {}; a shard is a file of weights inside the index's \
          directory, do not use this model unless you know where it comes from",
         pairs(names)
     )]

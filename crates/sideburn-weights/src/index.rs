@@ -1,4 +1,4 @@
-//! The index of a sharded model, `model.safetensors.index.json`: which tensor is in which file.
+//! The index of a sharded model, `model.safetensors.index.json` or `pytorch_model.bin.index.json`: which tensor is in which file.
 //!
 //! The index comes from outside, and the files it names are opened. So a name must be a plain relative path.
 
@@ -19,7 +19,7 @@ pub struct ShardIndex {
 }
 
 impl ShardIndex {
-    /// Parses the index text `json` of `path`, which is used in messages only.
+    /// Parses the index text `json` of `path`, which is used in messages, and says by its name what shards are.
     ///
     /// # Errors
     /// [`BadIndex`](WeightsError::BadIndex) if it is none, [`DuplicateKeys`](WeightsError::DuplicateKeys), and
@@ -46,7 +46,7 @@ impl ShardIndex {
         let names: Vec<_> = index
             .shards()
             .into_iter()
-            .filter_map(|name| Some((name.to_owned(), unsafe_name(name)?.to_owned())))
+            .filter_map(|name| Some((name.to_owned(), unsafe_name(name, ending(path))?)))
             .collect();
         if names.is_empty() { Ok(index) } else { Err(WeightsError::UnsafeShardNames { path: path.to_owned(), names }) }
     }
@@ -57,24 +57,31 @@ impl ShardIndex {
     }
 }
 
+/// What the names of the shards of an index end in.
+fn ending(index: &Path) -> &'static str {
+    let is_torch = index.file_name().is_some_and(|name| name.to_string_lossy().ends_with(".bin.index.json"));
+    if is_torch { ".bin" } else { ".safetensors" }
+}
+
 /// Why a shard name is refused, or `None` if it is a plain relative path. The rules are those of all systems at once,
 /// so that a model which loads on one loads on every other.
-fn unsafe_name(name: &str) -> Option<&'static str> {
-    if name.starts_with(['/', '\\']) {
-        Some("an absolute path")
+fn unsafe_name(name: &str, ending: &str) -> Option<String> {
+    let why = if name.starts_with(['/', '\\']) {
+        "an absolute path"
     } else if name.split(['/', '\\']).any(|part| part == "..") {
-        Some("leaves the directory with `..`")
+        "leaves the directory with `..`"
     } else if name.contains(['\\', ':']) {
-        Some("has a backslash or a colon, which are separators on some systems")
+        "has a backslash or a colon, which are separators on some systems"
     } else if name.chars().any(char::is_control) {
-        Some("has a control character")
+        "has a control character"
     } else if name.split('/').any(|part| part.is_empty() || part == ".") {
-        Some("has an empty or `.` part")
-    } else if !name.ends_with(".safetensors") {
-        Some("does not end in .safetensors")
+        "has an empty or `.` part"
+    } else if !name.ends_with(ending) {
+        return Some(format!("does not end in {ending}"));
     } else {
-        None
-    }
+        return None;
+    };
+    Some(why.to_owned())
 }
 
 /// The index as the JSON has it. Other keys (`metadata.total_size`, and what tools add) say nothing that the shards do
@@ -118,8 +125,10 @@ mod tests {
     #[test]
     fn names_that_could_leave_the_directory_are_refused() {
         for name in ["model-00001-of-00002.safetensors", "sub/m.safetensors", "..m.safetensors"] {
-            assert_eq!(unsafe_name(name), None, "{name}");
+            assert_eq!(unsafe_name(name, ".safetensors"), None, "{name}");
         }
+        assert_eq!(unsafe_name("pytorch_model-00001-of-00002.bin", ".bin"), None);
+        assert_eq!(unsafe_name("m.safetensors", ".bin").unwrap(), "does not end in .bin");
         for (name, reason) in [
             ("/etc/m.safetensors", "absolute"),
             ("\\\\host\\m.safetensors", "absolute"),
@@ -134,7 +143,8 @@ mod tests {
             ("m\0.safetensors", "control"),
             ("pytorch_model.bin", ".safetensors"),
         ] {
-            assert!(unsafe_name(name).is_some_and(|why| why.contains(reason)), "{name}: {:?}", unsafe_name(name));
+            let why = unsafe_name(name, ".safetensors");
+            assert!(why.as_ref().is_some_and(|why| why.contains(reason)), "{name}: {why:?}");
         }
     }
 }

@@ -5,7 +5,7 @@
 //! turns it into parameters.
 //!
 //! * [`TensorSource`] is anything that holds named tensors and reads them one by one. Models are filled from one:
-//!   * [`ModelFiles`] is a model directory (or a single file): one namespace of tensors, whatever the sharding.
+//!   * [`ModelFiles`] is a model directory (or a single file): one namespace of tensors, whatever the format and the sharding.
 //!   * [`SafetensorsFile`] is one file. Opening it reads the header alone; [`read`](TensorSource::read) reads the bytes
 //!     of one tensor. Nothing is memory-mapped, so a file that shrinks under a reader is an error and not a crash.
 //!   * [`TorchFile`] is one file of `torch.save` (`.bin`, `.pt`) that holds a state dict.
@@ -15,8 +15,8 @@
 //!
 //! Reading is strict. A file that is one byte too short or too long, a key that appears twice, a tensor that two
 //! shards claim, an index that names a file outside its directory: each is a [`WeightsError`] that says which file,
-//! which tensor, what was expected, what was found and what to do. Pickles are never run: [`ModelFiles`] does not open
-//! them, and [`TorchFile`] reads plain tensors out of them and refuses the rest.
+//! which tensor, what was expected, what was found and what to do. Pickles are never run: [`TorchFile`] reads plain tensors out
+//! of them and refuses the rest.
 //!
 //! Without the default feature `fs` no path is ever opened: what is left reads bytes and [`ReadAt`], as in a browser,
 //! and needs no clock, no threads and no file system.

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use crate::error::WeightsError;
 use crate::header::TensorInfo;
 use crate::index::ShardIndex;
-use crate::safetensors_file::SafetensorsFile;
 use crate::source::TensorSource;
+use crate::state_dict::StateDict;
 use crate::tensor::Tensor;
 
-/// The tensors of a model as Hugging Face writes it: one safetensors file, or several and an index.
+/// The tensors of a model as Hugging Face writes it: one file, or several and an index; safetensors, or state dicts of
+/// `torch.save`.
 ///
-/// Opening reads headers only; [`read`](TensorSource::read) reads one tensor. [`open`](Self::open) takes a directory,
+/// Opening reads headers, or pickles, only; [`read`](TensorSource::read) reads one tensor. [`open`](Self::open) takes a directory,
 /// [`from_shards`](Self::from_shards) an index and whatever gives the shards it names, and [`From`] one file.
 ///
 /// An index may name tensors that no shard holds: converters leave the second copies of tied weights out of the shards
@@ -21,15 +22,16 @@ use crate::tensor::Tensor;
 #[derive(Debug)]
 pub struct ModelFiles {
     path: PathBuf,
-    files: Vec<SafetensorsFile>,
+    files: Vec<StateDict>,
     /// Which of `files` holds a tensor.
     holder: BTreeMap<String, usize>,
     /// Tensors that the index names and no shard holds, each with the shard in which the index has it.
     absent: BTreeMap<String, String>,
 }
 
-impl From<SafetensorsFile> for ModelFiles {
-    fn from(file: SafetensorsFile) -> Self {
+impl<F: Into<StateDict>> From<F> for ModelFiles {
+    fn from(file: F) -> Self {
+        let file = file.into();
         let holder = file.names().map(|name| (name.to_owned(), 0)).collect();
         Self { path: file.path().to_owned(), files: vec![file], holder, absent: BTreeMap::new() }
     }
@@ -38,7 +40,8 @@ impl From<SafetensorsFile> for ModelFiles {
 impl ModelFiles {
     /// Takes the text of a shard index, called `name` in messages, and has every shard it names opened by `open`.
     ///
-    /// Shard names are checked first: each is a relative path to a `.safetensors` file that does not lead upwards.
+    /// Shard names are checked first: each is a relative path that does not lead upwards, to a `.safetensors` file, or where the
+    /// index is called `….bin.index.json` to a `.bin` file.
     ///
     /// ```
     /// use sideburn_weights::{ModelFiles, SafetensorsFile, Tensor, TensorSource, safetensors_bytes};
@@ -58,19 +61,19 @@ impl ModelFiles {
     /// [`UnsafeShardNames`](WeightsError::UnsafeShardNames) if it leads out of its directory;
     /// [`TensorTwice`](WeightsError::TensorTwice) or [`IndexMismatch`](WeightsError::IndexMismatch) if the shards are
     /// not those of the index; and those of `open`.
-    pub fn from_shards(
+    pub fn from_shards<F: Into<StateDict>>(
         name: impl AsRef<Path>,
         index: &[u8],
-        open: impl FnMut(&str) -> Result<SafetensorsFile, WeightsError>,
+        mut open: impl FnMut(&str) -> Result<F, WeightsError>,
     ) -> Result<Self, WeightsError> {
         let path = name.as_ref();
-        Self::of_index(path, &ShardIndex::parse(index, path)?, open)
+        Self::of_index(path, &ShardIndex::parse(index, path)?, |name| Ok(open(name)?.into()))
     }
 
     pub(crate) fn of_index(
         path: &Path,
         index: &ShardIndex,
-        open: impl FnMut(&str) -> Result<SafetensorsFile, WeightsError>,
+        open: impl FnMut(&str) -> Result<StateDict, WeightsError>,
     ) -> Result<Self, WeightsError> {
         let shards: Vec<&str> = index.shards().into_iter().collect();
         let files = shards.iter().copied().map(open).collect::<Result<Vec<_>, _>>()?;
@@ -89,12 +92,12 @@ impl ModelFiles {
     }
 
     /// The file that holds a tensor, or `None` if there is no tensor of that name.
-    pub fn file_of(&self, name: &str) -> Option<&SafetensorsFile> {
+    pub fn file_of(&self, name: &str) -> Option<&StateDict> {
         self.holder.get(name).map(|&i| &self.files[i])
     }
 
     /// The open files, sorted by name.
-    pub fn files(&self) -> &[SafetensorsFile] {
+    pub fn files(&self) -> &[StateDict] {
         &self.files
     }
 }

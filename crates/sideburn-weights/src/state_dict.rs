@@ -20,6 +20,18 @@ pub enum StateDict {
     Torch(TorchFile),
 }
 
+impl From<SafetensorsFile> for StateDict {
+    fn from(file: SafetensorsFile) -> Self {
+        Self::Safetensors(file)
+    }
+}
+
+impl From<TorchFile> for StateDict {
+    fn from(file: TorchFile) -> Self {
+        Self::Torch(file)
+    }
+}
+
 impl StateDict {
     /// Opens `STEM.safetensors` in the directory `dir` or, if there is none, `STEM.bin`.
     ///
@@ -64,6 +76,10 @@ impl TensorSource for StateDict {
 
     fn read(&self, name: &str) -> Result<Tensor, WeightsError> {
         self.file().read(name)
+    }
+
+    fn read_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
+        self.file().read_f32(name)
     }
 
     fn metadata(&self, key: &str) -> Option<&str> {

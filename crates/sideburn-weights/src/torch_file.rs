@@ -94,7 +94,13 @@ impl TorchFile {
     #[cfg(feature = "fs")]
     pub fn open(path: impl AsRef<Path>) -> Result<Self, WeightsError> {
         let path = path.as_ref();
-        Self::from_reader(path, RegularFile::open(path)?)
+        Self::open_at(path, path)
+    }
+
+    /// Opens the file `real`, and calls it `path` in messages.
+    #[cfg(feature = "fs")]
+    pub(crate) fn open_at(path: &Path, real: &Path) -> Result<Self, WeightsError> {
+        Self::from_reader(path, RegularFile::open(real)?)
     }
 
     /// Takes the bytes of a whole file, and calls it `name` in messages.

@@ -2,7 +2,7 @@
 
 // Each test says how far it is from the reference.
 use burn::tensor::{Device, Tensor};
-use sideburn_adapters::{Key, Pass};
+use sideburn_adapters::{AdaptedModel, Key, Pass};
 use sideburn_batch::{PromptBatch, TokenRows};
 use sideburn_generate::{Decoder, GenerationConfig};
 use sideburn_t5::{LanguageModel, T5, T5Config};
@@ -198,5 +198,22 @@ fn rows_are_dropped_and_repeated() {
         let logits = tokens.map(|token| alone.next_logits(&[token]).unwrap());
         let difference = max_difference(&together[row * width..][..width], &values(logits[2].clone()));
         assert!(difference <= 1e-4, "row {row}: {difference:e}");
+    }
+}
+
+/// What `transformers` saved before there was safetensors: two shards of `torch.save`, with the embedding under four names.
+#[test]
+fn torch_files_are_a_model() {
+    let found = T5::from_dir(sideburn_testing::path("torch_model"), &Device::flex()).unwrap();
+    let expected = model("t5_relu_tied");
+    let dense = |model: &T5| -> Vec<(String, Vec<f32>)> {
+        let weights = model.weights().into_iter();
+        weights.map(|(name, weight)| (name, values(weight.weight().dense()))).collect()
+    };
+    for ((name, found), (expected_name, expected)) in dense(&found).into_iter().zip(dense(&expected)) {
+        // Rounded to bf16, of which the nearest is within 1 / 512.
+        let near =
+            found.iter().zip(&expected).all(|(found, expected)| (found - expected).abs() <= expected.abs() / 256.0);
+        assert!(name == expected_name && near && found.iter().any(|x| *x != 0.0), "{name}");
     }
 }

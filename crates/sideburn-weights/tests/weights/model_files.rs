@@ -1,7 +1,7 @@
 //! Model directories: whole, sharded, incomplete, contradictory and hostile.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use sideburn_weights::{ModelFiles, Tensor, TensorSource, WeightsError, write_safetensors};
@@ -75,20 +75,126 @@ fn directories_without_weights() {
     assert_refused(&dir.path().join("absent"), &["absent", "does not exist"]);
     assert_refused(
         dir.path(),
-        &["neither model.safetensors nor model.safetensors.index.json", "directory of a model?"],
+        &["neither model.safetensors nor pytorch_model.bin, nor an index of either", "directory of a model?"],
     );
 
     for state in ["training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "rng_state_1.pth"] {
         fs::write(dir.path().join(state), b"").unwrap();
     }
-    assert!(matches!(ModelFiles::open(dir.path()), Err(WeightsError::NoWeights { .. })));
-    fs::write(dir.path().join("pytorch_model.bin"), b"not opened").unwrap();
-    let shown = ["\"pytorch_model.bin\"", "A pickle is a program", "safe_serialization=True"];
-    let error = assert_refused(dir.path(), &shown);
-    assert!(matches!(error, WeightsError::PickleOnly { .. }));
-
+    assert!(matches!(ModelFiles::open(dir.path()), Err(WeightsError::NoWeights { found, .. }) if found.is_empty()));
+    fs::copy(torch("dict.pt"), dir.path().join("weights.pt")).unwrap();
     write_shard(&dir.path().join("adapter_model.safetensors"), &[("a", 1.0)]);
-    assert_refused(dir.path(), &["it has \"adapter_model.safetensors\"", "path of the file you mean"]);
+    assert_refused(dir.path(), &["it has \"adapter_model.safetensors\", \"weights.pt\"", "path of the file you mean"]);
+    assert_eq!(ModelFiles::open(dir.path().join("weights.pt")).unwrap().names().len(), 21);
+}
+
+fn torch(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/torch").join(name)
+}
+
+const TORCH_INDEX: &str = "pytorch_model.bin.index.json";
+
+/// A directory with these files of `torch.save`, and an index that gives each all of its tensors.
+fn sharded_torch(shards: &[(&str, &str)]) -> TempDir {
+    let dir = tempdir().unwrap();
+    let mut entries = Vec::new();
+    for (name, golden) in shards {
+        fs::copy(torch(golden), dir.path().join(name)).unwrap();
+        let file = ModelFiles::open(dir.path().join(name)).unwrap();
+        entries.extend(file.names().map(|tensor| format!("{tensor:?}: {name:?}")));
+    }
+    fs::write(dir.path().join(TORCH_INDEX), format!("{{\"weight_map\": {{{}}}}}", entries.join(", "))).unwrap();
+    dir
+}
+
+#[test]
+fn a_model_of_torch_files_is_read_as_its_safetensors() {
+    let expected = ModelFiles::open(torch("expected.safetensors")).unwrap();
+    let dir = tempdir().unwrap();
+    fs::copy(torch("ordered_dict.pt"), dir.path().join("pytorch_model.bin")).unwrap();
+    let whole = ModelFiles::open(dir.path()).unwrap();
+    assert!(whole.path().ends_with("pytorch_model.bin") && whole.names().eq(expected.names()));
+    for name in expected.names() {
+        assert_eq!(whole.read(name).unwrap(), expected.read(name).unwrap(), "{name}");
+    }
+    assert_eq!(whole.read_f32("bf16").unwrap(), expected.read_f32("bf16").unwrap());
+
+    let shards =
+        [("pytorch_model-00001-of-00002.bin", "dict.pt"), ("pytorch_model-00002-of-00002.bin", "lora_rslora.bin")];
+    let dir = sharded_torch(&shards);
+    let model = ModelFiles::open(dir.path()).unwrap();
+    let second = ModelFiles::open(torch("lora_rslora.bin")).unwrap();
+    assert_eq!(model.names().len(), 21 + second.names().len());
+    for name in second.names() {
+        assert_eq!(model.read(name).unwrap(), second.read(name).unwrap(), "{name}");
+    }
+    assert_eq!(model.read("view.transposed").unwrap(), expected.read("view.transposed").unwrap());
+
+    // Safetensors come first, of one file or of many.
+    write_shard(&dir.path().join("m-1.safetensors"), &[("a", 1.0)]);
+    write_index(dir.path(), &[("a", "m-1.safetensors")]);
+    assert_eq!(ModelFiles::open(dir.path()).unwrap().names().collect::<Vec<_>>(), ["a"]);
+}
+
+#[test]
+fn torch_files_that_are_no_weights_are_refused() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("pytorch_model.bin");
+    // A global that runs a command, as `pickle.dumps` writes the result of a `__reduce__` that asks for it.
+    let pickle = b"\x80\x02cposix\nsystem\nX\x02\0\0\0idR.";
+    let refused = || {
+        let error =
+            assert_refused(dir.path(), &["pytorch_model.bin", "asks for", "posix", "nothing of this one was run"]);
+        assert!(matches!(error, WeightsError::UnsafePickle { .. }));
+    };
+    fs::write(&path, pickle).unwrap();
+    refused();
+    let mut archive = rawzip::ZipArchiveWriter::new(Vec::new());
+    let (mut entry, config) =
+        archive.new_file("a/data.pkl").compression_method(rawzip::CompressionMethod::STORE).start().unwrap();
+    let mut writer = config.wrap(&mut entry);
+    std::io::Write::write_all(&mut writer, pickle).unwrap();
+    let (_, descriptor) = writer.finish().unwrap();
+    entry.finish(descriptor).unwrap();
+    fs::write(&path, archive.finish().unwrap()).unwrap();
+    refused();
+
+    fs::copy(torch("training.pt"), &path).unwrap();
+    assert_refused(dir.path(), &["is not a state dict of tensors", "\"epoch\""]);
+    fs::copy(torch("module.pt"), &path).unwrap();
+    assert_refused(dir.path(), &["asks for", "torch.nn.modules"]);
+    let whole = fs::read(torch("dict.pt")).unwrap();
+    fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+    assert_refused(dir.path(), &["not a valid PyTorch file"]);
+    fs::write(&path, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n").unwrap();
+    assert_refused(dir.path(), &["Git LFS"]);
+}
+
+#[test]
+fn an_index_of_torch_files_names_nothing_else() {
+    let dir = sharded_torch(&[("m-1.bin", "dict.pt")]);
+    let write = |shard: &str| {
+        fs::write(dir.path().join(TORCH_INDEX), format!("{{\"weight_map\": {{\"f32\": {shard:?}}}}}")).unwrap();
+    };
+    write_shard(&dir.path().join("m.safetensors"), &[("f32", 1.0)]);
+    for (shard, why) in [
+        ("m.safetensors", "does not end in .bin"),
+        ("../m-1.bin", "leaves the directory"),
+        ("/m-1.bin", "an absolute path"),
+        ("m-1.pt", "does not end in .bin"),
+    ] {
+        write(shard);
+        let error = assert_refused(dir.path(), &[why, TORCH_INDEX]);
+        assert!(matches!(error, WeightsError::UnsafeShardNames { .. }));
+    }
+    write("absent.bin");
+    assert_refused(dir.path(), &["are missing: \"absent.bin\""]);
+    write("m-1.bin");
+    // The other tensors of the file are in no index.
+    assert!(matches!(assert_refused(dir.path(), &["disagree"]), WeightsError::IndexMismatch { .. }));
+    // And an index of safetensors names no pickle.
+    write_index(dir.path(), &[("f32", "m-1.bin")]);
+    assert_refused(dir.path(), &["does not end in .safetensors", INDEX]);
 }
 
 #[test]

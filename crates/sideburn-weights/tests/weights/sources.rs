@@ -81,7 +81,8 @@ fn shards_need_no_directory() {
 
     // Nothing is opened by a name that leads elsewhere, and what opening says is passed on.
     let index = br#"{"weight_map": {"a": "../m-1.safetensors"}}"#;
-    let error = ModelFiles::from_shards("the index", index, |name| panic!("{name} was opened")).unwrap_err();
+    let open = |name: &str| -> Result<SafetensorsFile, WeightsError> { panic!("{name} was opened") };
+    let error = ModelFiles::from_shards("the index", index, open).unwrap_err();
     assert!(matches!(error, WeightsError::UnsafeShardNames { .. }));
     let index = br#"{"weight_map": {"a": "m-1.safetensors"}}"#;
     let error =
