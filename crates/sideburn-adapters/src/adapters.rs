@@ -242,6 +242,23 @@ pub trait Adapters: AdaptedModel + Module {
         crate::base::quantize_base(self, config)
     }
 
+    /// Computes in integers of 8 bits from now on, for inference on a CPU: `compute_type="int8"` of CTranslate2.
+    ///
+    /// Every linear layer, the output head and the embedding are packed, frozen, each row with a scale of its own; in each pass
+    /// that does not train, each row of a layer's input is rounded to integers, too, and integers are multiplied. Norms,
+    /// attention and adapters stay in `f32`; adapters can be attached, loaded and chosen before and after.
+    /// [`merge`](Self::merge) leaves floats: merge first.
+    ///
+    /// Results do not depend on the instructions that the machine has. `docs/benchmarks.md` says how far they are from those
+    /// in `f32`. A file that is [written](Self::save_base) of the model has the rounded weights, packed where `transformers`
+    /// reads them packed.
+    ///
+    /// # Errors
+    /// If a weight cannot be quantised, for it is not finite or above the range of `f16`. The model is then as before.
+    fn compute_in_int8(&mut self) -> Result<(), AdapterError> {
+        on_a_copy(self, crate::base::compute_in_int8)
+    }
+
     /// How the base is quantised, if it is: what `config.json` has as `quantization_config`.
     fn quantization(&self) -> Option<QuantizationConfig> {
         crate::base::quantization(self)

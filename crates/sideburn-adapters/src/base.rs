@@ -8,7 +8,8 @@ use sideburn_quant::{Packed, Quantization, QuantizationConfig};
 use sideburn_weights::{TensorSource, write_safetensors};
 
 use crate::base_weight::{BaseWeight, Precision};
-use crate::model::{AdaptedModel, WeightMut};
+use crate::linear::AdaptedLinear;
+use crate::model::{AdaptedModel, Weight, WeightMut};
 use crate::model_slots::for_each_slot;
 use crate::outline::Site;
 use crate::tensors::set_trainable;
@@ -201,27 +202,47 @@ pub(crate) fn quantize_base(
     Ok(sites.into_iter().collect())
 }
 
+/// [`Adapters::compute_in_int8`](crate::Adapters::compute_in_int8).
+pub(crate) fn compute_in_int8(model: &mut dyn AdaptedModel) -> Result<(), AdapterError> {
+    let embedding = model.shape().embedding;
+    for (name, weight) in model.weights_mut() {
+        let is_multiplied = match weight {
+            WeightMut::Linear(_) => true,
+            WeightMut::Table(_) => Site::name_of(&name) == embedding,
+            WeightMut::Vector(_) => false,
+        };
+        // The bias of a layer is not packed.
+        if let Some((name, weight)) = weight.into_tensors_mut(&name).next().filter(|_| is_multiplied) {
+            weight.round(&name)?;
+        }
+    }
+    Ok(())
+}
+
 /// [`Adapters::quantization`](crate::Adapters::quantization).
 pub(crate) fn quantization(model: &dyn AdaptedModel) -> Option<QuantizationConfig> {
-    let linears = model.linears();
-    let quantization = linears.iter().find_map(|(_, linear)| Some(linear.weight().packed()?.quantization()))?;
+    let (packed, rest): (Vec<_>, Vec<_>) =
+        model.linears().into_iter().partition(|(name, linear)| is_stored_packed(model, name, linear));
+    let quantization = packed.iter().find_map(|(_, linear)| Some(linear.weight().packed()?.quantization()))?;
     let mut config = QuantizationConfig::from(quantization);
-    let is_packed =
-        |name: &String| linears.iter().any(|(own, linear)| own == name && linear.weight().packed().is_some());
-    let packed = linears.iter().filter(|(_, linear)| linear.weight().packed().is_some()).map(|(name, _)| name.clone());
-    if packed.collect::<BTreeSet<_>>() != quantized_sites(model, &config) {
-        let rest = linears.iter().map(|(name, _)| name.clone()).filter(|name| !is_packed(name));
-        config.llm_int8_skip_modules = Some(rest.collect());
+    if packed.into_iter().map(|(name, _)| name).collect::<BTreeSet<_>>() != quantized_sites(model, &config) {
+        config.llm_int8_skip_modules = Some(rest.into_iter().map(|(name, _)| name).collect());
     }
     Some(config)
+}
+
+/// Whether a file has the layer packed: not where the family keeps it in f32, whatever it is computed in.
+fn is_stored_packed(model: &dyn AdaptedModel, name: &str, linear: &AdaptedLinear) -> bool {
+    linear.weight().packed().is_some() && !model.keep_in_fp32_modules().iter().any(|kept| is_meant(kept, name))
 }
 
 /// [`Adapters::save_base`](crate::Adapters::save_base).
 pub(crate) fn save_base(model: &dyn AdaptedModel, file: &Path, precision: Precision) -> Result<(), AdapterError> {
     let mut tensors = BTreeMap::new();
     for (name, weight) in model.weights() {
+        let may_be_packed = matches!(weight, Weight::Linear(linear) if is_stored_packed(model, &name, linear));
         for (tensor, weight) in weight.tensors(&name) {
-            tensors.extend(weight.stored(&tensor, precision)?);
+            tensors.extend(weight.stored(&tensor, precision, may_be_packed)?);
         }
     }
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);

@@ -6,6 +6,7 @@ use sideburn_kernels::{Matrix, PackedMatrix};
 use sideburn_quant::{Packed, QuantError, Quantization};
 use sideburn_weights as weights;
 
+use crate::Pass;
 use crate::tensors::{frozen_param, is_trainable, set_trainable, to_file};
 
 /// A weight of the base: the matrix of a linear layer, a table, or a vector.
@@ -92,6 +93,15 @@ impl BaseWeight {
         }
     }
 
+    /// The operand of this pass. As in bitsandbytes on the CPU, an 8-bit weight takes its input as it is in training, and
+    /// otherwise as integers.
+    pub(crate) fn operand_in(&self, pass: &Pass) -> Matrix {
+        match self.packed() {
+            Some(packed) if pass.is_train() => packed.clone().with_float_inputs().into(),
+            _ => self.operand(),
+        }
+    }
+
     /// The weight as floats `[rows, columns]`, of a vector `[1, n]`. Of a packed weight this makes a matrix.
     pub fn dense(&self) -> Tensor<2> {
         self.operand().dense()
@@ -147,6 +157,16 @@ impl BaseWeight {
         Ok(())
     }
 
+    /// Packs it in 8 bits, frozen, so that it rounds each row of what it is multiplied with, too; messages call it `name`. What
+    /// is packed already is packed anew.
+    pub(crate) fn round(&mut self, name: &str) -> Result<(), QuantError> {
+        self.quantize(name, Quantization::Int8 { threshold: 0.0 })?;
+        if let Held::Packed(packed) = &mut self.held {
+            *packed = packed.clone().with_rounded_inputs();
+        }
+        Ok(())
+    }
+
     /// Puts a packed matrix in its place. Of 8 bits, `quantization` says which inputs are outliers.
     pub(crate) fn set_packed(&mut self, packed: Packed, quantization: impl Into<Option<Quantization>>) {
         let threshold = match quantization.into() {
@@ -169,13 +189,15 @@ impl BaseWeight {
         }
     }
 
-    /// The tensors that a file has of the weight `name`: one of floats in this precision, or those of a packed weight.
+    /// The tensors that a file has of the weight `name`: one of floats in this precision, or those of a packed weight if it
+    /// `may_be_packed` there.
     pub(crate) fn stored(
         &self,
         name: &str,
         precision: Precision,
+        may_be_packed: bool,
     ) -> Result<Vec<(String, weights::Tensor)>, weights::WeightsError> {
-        if let Held::Packed(packed) = &self.held {
+        if let (Held::Packed(packed), true) = (&self.held, may_be_packed) {
             return Ok(packed.to_packed().stored(name));
         }
         let floats = to_file(self.dense(), self.shape());

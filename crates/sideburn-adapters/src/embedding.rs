@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Int, Tensor};
-use sideburn_kernels::{embedding, linear};
+use sideburn_kernels::{Matrix, embedding, linear};
 
 use crate::base_weight::BaseWeight;
 use crate::rule::{BoundTable, TableRule, VectorRule};
@@ -42,7 +42,7 @@ impl AdaptedTable {
     fn read(&self, reader: Option<&str>, ids: Tensor<1, Int>, pass: &TokenPass<'_>) -> Tensor<2> {
         let rows = |ids: &Tensor<1, Int>, routed| {
             let rules = self.bound(routed, reader);
-            let rows = embedding(self.table(&rules), ids.clone());
+            let rows = embedding(self.table_in(&rules, pass), ids.clone());
             rules.iter().fold(rows, |rows, rule| rule.rows(rows, ids))
         };
         let rows = match pass.routes() {
@@ -63,7 +63,8 @@ impl AdaptedTable {
         let scores = |x: Tensor<2>, routed, pass: &mut Pass| {
             let rules = self.bound(routed, None);
             let head = rules.iter().rev().find_map(|rule| rule.head()).map(|head| in_dtype(head, self.dtype()));
-            let scores = linear(x.clone(), head.unwrap_or_else(|| self.table(&rules)));
+            let head = head.map_or_else(|| self.table_in(&rules, pass), Matrix::from);
+            let scores = linear(x.clone(), head);
             rules.iter().fold(scores, |scores, rule| rule.scores(scores, &x, pass))
         };
         match pass.routes() {
@@ -75,22 +76,23 @@ impl AdaptedTable {
         }
     }
 
-    /// The table, if it is all that there is to the output head in this pass.
+    /// The table, if it is floats and all that there is to the output head in this pass.
     pub fn plain_table(&self, pass: &TokenPass<'_>) -> Option<Tensor<2>> {
         let of_table = self.slots.iter().filter(|ruled| !ruled.slot.is_of_reader());
-        (!is_adapted(of_table, pass)).then(|| self.weight.dense())
+        (!is_adapted(of_table, pass) && self.weight.packed().is_none()).then(|| self.weight.dense())
     }
 
     /// The whole table, with whatever stands in for it. Adapters that rows choose have nothing here, which
     /// [`AdapterSet::enter`](crate::AdapterSet::enter) sees to.
-    pub fn value(&self, _pass: &TokenPass<'_>) -> Tensor<2> {
-        self.table(&self.bound(None, None))
+    pub fn value(&self, pass: &TokenPass<'_>) -> Tensor<2> {
+        self.table_in(&self.bound(None, None), pass).dense()
     }
 
-    fn table(&self, rules: &Bound<'_>) -> Tensor<2> {
+    /// The table, or what stands in for it, as it is read or multiplied in this pass.
+    fn table_in(&self, rules: &Bound<'_>, pass: &Pass) -> Matrix {
         match rules.iter().rev().find_map(|rule| rule.replacement()) {
-            Some(table) => in_dtype(table, self.dtype()),
-            None => self.weight.dense(),
+            Some(table) => in_dtype(table, self.dtype()).into(),
+            None => self.weight.operand_in(pass),
         }
     }
 

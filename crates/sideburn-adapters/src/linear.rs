@@ -80,15 +80,6 @@ impl AdaptedLinear {
         }
     }
 
-    /// The weight as it is multiplied in this pass. As in bitsandbytes on the CPU, an 8-bit weight takes its input as it is
-    /// in training, and otherwise as integers.
-    fn operand(&self, pass: &TokenPass<'_>) -> Matrix {
-        match self.weight.packed() {
-            Some(packed) if pass.is_train() => packed.clone().with_float_inputs().into(),
-            _ => self.weight.operand(),
-        }
-    }
-
     /// Whether the layer is a base with low-rank branches in a pass in which adapters do this.
     fn is_fused(&self, bound: &[Vec<AtLinearBound<'_>>], dtype: DType) -> bool {
         self.bias.is_none() && bound.iter().flatten().all(|rule| rule.branch(dtype).is_some())
@@ -102,12 +93,12 @@ impl AdaptedLinear {
             branches.map(|branch| branch.drawn(rows.clone(), pass)).collect::<Vec<_>>()
         });
         let branches: Vec<_> = branches.collect();
-        LinearOp { weight: Some(self.operand(pass)), branches }
+        LinearOp { weight: Some(self.weight.operand_in(pass)), branches }
     }
 
     /// The layer step by step, whatever the adapters do.
     fn forward_by_steps(&self, x: Tensor<2>, bound: &[Vec<AtLinearBound<'_>>], pass: &mut TokenPass<'_>) -> Tensor<2> {
-        let base = Computed { weight: self.operand(pass), bias: self.bias.as_ref().map(BaseWeight::dense) };
+        let base = Computed { weight: self.weight.operand_in(pass), bias: self.bias.as_ref().map(BaseWeight::dense) };
         let Some(routes) = pass.routes() else {
             return forward(x, &base.replaced(&bound[0]).unwrap_or(base), &bound[0], pass);
         };

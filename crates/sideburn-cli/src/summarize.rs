@@ -89,6 +89,9 @@ pub(crate) struct Args {
     /// What draws follow from
     #[arg(long, value_name = "NUMBER")]
     seed: Option<u64>,
+    /// What to compute in; int8, on the CPU, takes about a quarter of the memory and less than half the time of f32
+    #[arg(long, value_name = "TYPE", default_value = "f32")]
+    compute: Compute,
     /// Where to compute: flex (the CPU), wgpu, vulkan, metal or cuda, with :INDEX behind a GPU's
     #[arg(long, default_value = "flex")]
     device: String,
@@ -106,6 +109,14 @@ enum InputFormat {
     Text,
     Jsonl,
     Csv,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Compute {
+    /// Floats of 32 bits
+    F32,
+    /// Integers of 8 bits; adapters stay in f32
+    Int8,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -156,6 +167,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
     // Nothing is computed before all is there.
     let adapters = args.adapter.iter().map(|name| hub::adapter(name)).collect::<anyhow::Result<Vec<_>>>()?;
     let mut model = open_on(&directory, &args.device)?;
+    if args.compute == Compute::Int8 {
+        ensure!(
+            model.device() == Device::flex(),
+            "--compute int8 is for the CPU; leave out --device, or compute in f32"
+        );
+        model.compute_in_int8()?;
+    }
     let tokenizer = Tokenizer::from_dir(&directory)?;
     tokenizer.check_fits(model.vocab_size())?;
     let (template, config) = ways(args, &model, &directory)?;

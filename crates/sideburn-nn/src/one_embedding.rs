@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+use sideburn_quant::Packed;
 use sideburn_weights::{Tensor, TensorInfo, TensorSource, WeightsError};
 
 use crate::NnError;
@@ -51,7 +52,9 @@ impl<'a> OneEmbedding<'a> {
         };
         let copies: Vec<&str> = stored.collect();
         let shape = |name| source.info(name).map(|info| &info.shape);
-        let compare_head = source.contains(head) && shape(head) == shape(embedding);
+        // A quantised head is one of its own.
+        let is_comparable = source.contains(head) && !Packed::is_stored(source, head);
+        let compare_head = is_comparable && shape(head) == shape(embedding);
         if copies.is_empty() && !compare_head {
             return Ok(found(embedding, source.contains(head), HashMap::new()));
         }

@@ -132,6 +132,21 @@ fn adapters_make_columns() {
     assert_eq!(cells, [["news".to_owned(), "talk".to_owned()], [joined(&news), joined(&talk)]]);
 }
 
+/// Integers of 8 bits write another text or the same, alone, in a batch, and below adapters.
+#[test]
+fn computes_in_integers() {
+    let alone = summarize(&["--compute", "int8", "--max-new-tokens", "12"], DIALOGUE);
+    assert!(alone.status.success(), "{}", text(&alone.stderr));
+    let line = json!({"id": "a", "dialogue": DIALOGUE}).to_string();
+    let (_directory, path) = file("input.jsonl", &line);
+    let flags = ["--compute", "int8", "--max-new-tokens", "12", "--num-beams", "2"];
+    let beams = run(args!["summarize", "--input", &path].into_iter().chain(flags.map(Into::into)).collect());
+    assert_eq!(beams.stdout.lines().count(), 1);
+    let refused = summarize(&["--compute", "int4"], DIALOGUE);
+    assert!(text(&refused.stderr).contains("[possible values: f32, int8]"), "{}", text(&refused.stderr));
+    assert_eq!(refused.status.code(), Some(2));
+}
+
 /// Whoever closes the pipe has read enough.
 #[test]
 fn a_closed_pipe_ends_quietly() {

@@ -47,9 +47,7 @@ impl LinearKernels for Flex {
                 product(y, x, weight.t(), 1.0, Before::Forgotten, Workers::All);
             }
         }
-        for (columns, weight) in packed_weights(&layers) {
-            packed::forward(parts, columns, x, &weight);
-        }
+        packed::forward(parts, x, packed_weights(&layers));
         if branches(&layers).next().is_some() {
             blocks(n).for_each(|block| {
                 for (columns, branch) in branches(&layers) {

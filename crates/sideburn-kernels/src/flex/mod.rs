@@ -8,6 +8,7 @@ mod attention;
 mod dropout;
 mod embedding;
 mod gate;
+mod integers;
 mod linear;
 mod loss;
 mod matmul;

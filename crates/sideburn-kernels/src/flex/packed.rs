@@ -16,10 +16,9 @@ use sideburn_quant::FourBit;
 
 use super::products::{Before, Mat, MatMut, Parts, Workers, product};
 use super::simd::{dots, vector_fn};
-use super::{Primitive, values};
-use crate::ops::packed::{Kind, PackedMatrix, Scales};
+use super::{Primitive, integers, values};
+use crate::ops::packed::{Inputs, Kind, PackedMatrix, Scales};
 use crate::runtime::memory::Buffer;
-use rounded::Rounded;
 
 /// Rows of `x` up to which each row of a weight is multiplied on its own, while its codes are looked up.
 const FEW: usize = 16;
@@ -38,9 +37,10 @@ const GROUP: usize = 32;
 pub(super) struct Packed<'a> {
     shape: [usize; 2],
     codes: Codes<'a>,
-    /// From which size on an input is an outlier, if inputs are quantised, too.
-    threshold: Option<f32>,
+    /// How `x` is taken.
+    inputs: Inputs,
     instructions: Instructions,
+    of_integers: integers::Instructions,
 }
 
 #[derive(Clone, Copy)]
@@ -99,7 +99,7 @@ impl<'a> Packed<'a> {
     /// A packed weight whose tensors are those of the CPU.
     pub(super) fn new(packed: &'a PackedMatrix<Primitive, Primitive>) -> Self {
         let bytes = |x: &'a Primitive| x.as_slice::<u8>().expect("codes are contiguous bytes");
-        let (codes, threshold) = match packed.form.kind {
+        let (codes, inputs) = match packed.form.kind {
             Kind::FourBit { quant_type, block_size } => {
                 let absmax = match &packed.scales {
                     Scales::Floats(absmax) => Absmax::Floats(values(absmax)),
@@ -109,15 +109,16 @@ impl<'a> Packed<'a> {
                     }
                 };
                 let table = quant_type.code();
-                (Codes::FourBit { bytes: bytes(&packed.codes), table, block_size, absmax }, None)
+                (Codes::FourBit { bytes: bytes(&packed.codes), table, block_size, absmax }, Inputs::Floats)
             }
-            Kind::Int8 { threshold } => {
+            Kind::Int8 { inputs } => {
                 let Scales::Floats(scb) = &packed.scales else { unreachable!("rows have scales in floats") };
                 let integers = packed.codes.as_slice::<i8>().expect("codes are contiguous integers");
-                (Codes::Int8 { integers, scb: values(scb) }, threshold)
+                (Codes::Int8 { integers, scb: values(scb) }, inputs)
             }
         };
-        Self { shape: packed.form.shape, codes, threshold, instructions: Instructions::best() }
+        let (instructions, of_integers) = (Instructions::best(), integers::Instructions::best());
+        Self { shape: packed.form.shape, codes, inputs, instructions, of_integers }
     }
 
     /// Whether groups of codes begin at whole bytes and end within a block.
@@ -212,42 +213,40 @@ vector_fn! {
     }
 }
 
-/// Writes `x W^T` to these columns of `y`, which are the caller's alone.
-pub(super) fn forward(y: Parts<'_>, columns: Range<usize>, x: Mat<'_>, weight: &Packed<'_>) {
+/// Writes `x W^T` at each of these weights to its columns of `y`, which are the caller's alone.
+pub(super) fn forward<'a>(y: Parts<'_>, x: Mat<'_>, weights: impl Iterator<Item = (Range<usize>, Packed<'a>)>) {
+    let weights: Vec<_> = weights.collect();
+    for together in weights.chunk_by(|(_, a), (_, b)| a.inputs == b.inputs) {
+        match together[0].1.inputs {
+            Inputs::Floats => together.iter().for_each(|(columns, weight)| with_floats(y, columns, x, weight)),
+            inputs => rounded::forward(y, x, inputs, together),
+        }
+    }
+}
+
+/// The same of one weight that is multiplied with floats.
+fn with_floats(y: Parts<'_>, columns: &Range<usize>, x: Mat<'_>, weight: &Packed<'_>) {
     let ([n, input], [out, _]) = (x.shape(), weight.shape);
     if n == 0 || out == 0 {
         return;
     }
-    let rounded = weight.threshold.map(|threshold| Rounded::new(x, threshold, weight));
     // SAFETY: each tile has its own columns.
     let part = |rows: &Range<usize>| unsafe { y.part(0..n, columns.start + rows.start..columns.start + rows.end) };
     if n > FEW {
         for rows in tiles(out, tile_rows(TILE, input)) {
-            let (mut dense, mut y) = (Buffer::new(rows.len() * input), part(&rows));
-            match &rounded {
-                None => {
-                    weight.unpack(rows.clone(), 0..input, &mut dense);
-                    let tile = Mat::new(&dense, rows.len(), input);
-                    product(y, x, tile.t(), 1.0, Before::Forgotten, Workers::All);
-                }
-                Some(rounded) => {
-                    rounded.unpack(rows.clone(), &mut dense);
-                    let tile = Mat::new(&dense, rows.len(), input);
-                    let floats = Mat::new(&rounded.floats, n, input);
-                    product(y.by_ref(), floats, tile.t(), 1.0, Before::Forgotten, Workers::All);
-                    rounded.finish(&mut y, rows);
-                }
-            }
+            let (mut dense, y) = (Buffer::new(rows.len() * input), part(&rows));
+            weight.unpack(rows.clone(), 0..input, &mut dense);
+            let tile = Mat::new(&dense, rows.len(), input);
+            product(y, x, tile.t(), 1.0, Before::Forgotten, Workers::All);
         }
         return;
     }
-    let arranged = (rounded.is_none() && weight.is_grouped()).then(|| weight.arranged(x));
+    let arranged = weight.is_grouped().then(|| weight.arranged(x));
     tiles(out, tile_rows(FEW_TASK, input)).into_par_iter().with_max_len(1).for_each(|rows| {
         let mut y = part(&rows);
-        match (&rounded, &arranged) {
-            (Some(rounded), _) => rounded.few_rows(&mut y, rows),
-            (None, Some(arranged)) => weight.few_rows(&mut y, Mat::new(arranged, n, input), rows),
-            (None, None) => {
+        match &arranged {
+            Some(arranged) => weight.few_rows(&mut y, Mat::new(arranged, n, input), rows),
+            None => {
                 let mut dense = Buffer::new(input);
                 for (index, row) in rows.enumerate() {
                     weight.unpack_rows(row..row + 1, 0..input, &mut dense);
@@ -465,7 +464,7 @@ mod tests {
                 for instructions in instructions() {
                     let packed = in_memory(&quantized, instructions);
                     let mut y = vec![f32::NAN; n * out];
-                    forward(Parts::new(&mut y, n, out), 0..out, Mat::new(&x, n, input), &packed);
+                    forward(Parts::new(&mut y, n, out), Mat::new(&x, n, input), [(0..out, packed)].into_iter());
                     let mut expected = vec![0.0; n * out];
                     let whole = Mat::new(&dense, out, input);
                     let to = MatMut::new(&mut expected, n, out);
@@ -485,20 +484,25 @@ mod tests {
     /// The sums of integers are exact, and so all machines give the same bits.
     #[test]
     fn rounded_inputs_give_the_same_bits() {
-        for ([out, input], n) in [([40, 96], 1), ([33, 45], 5), ([50, 96], 17)] {
+        let llm_int8 = Inputs::LlmInt8 { threshold: 6.0 };
+        let shapes = [([40, 96], 1), ([33, 45], 5), ([50, 96], 17)];
+        for (([out, input], n), inputs) in
+            shapes.into_iter().flat_map(|shape| [(shape, llm_int8), (shape, Inputs::Rounded)])
+        {
             let weight = numbers(out * input, 0.37);
             let quantized = Quantized::quantize("w", &weight, [out, input], Quantization::INT8).unwrap();
             let x = numbers(n * input, 0.71);
-            let results: Vec<Vec<u32>> = instructions()
+            let results: Vec<Vec<u32>> = integers::Instructions::all()
                 .into_iter()
-                .map(|instructions| {
-                    let packed = Packed { threshold: Some(6.0), ..in_memory(&quantized, instructions) };
+                .map(|of_integers| {
+                    let packed = in_memory(&quantized, Instructions::best());
+                    let packed = Packed { inputs, of_integers, ..packed };
                     let mut y = vec![f32::NAN; n * out];
-                    forward(Parts::new(&mut y, n, out), 0..out, Mat::new(&x, n, input), &packed);
+                    forward(Parts::new(&mut y, n, out), Mat::new(&x, n, input), [(0..out, packed)].into_iter());
                     y.into_iter().map(f32::to_bits).collect()
                 })
                 .collect();
-            assert!(results.windows(2).all(|pair| pair[0] == pair[1]), "{out} x {input}, {n} rows");
+            assert!(results.windows(2).all(|pair| pair[0] == pair[1]), "{out} x {input}, {n} rows, {inputs:?}");
         }
     }
 
@@ -520,7 +524,8 @@ mod tests {
             },
             Quantized::Int8(matrix) => Codes::Int8 { integers: matrix.codes(), scb: matrix.scb() },
         };
-        Packed { shape: quantized.shape(), codes, threshold: None, instructions }
+        let of_integers = integers::Instructions::best();
+        Packed { shape: quantized.shape(), codes, inputs: Inputs::Floats, instructions, of_integers }
     }
 
     fn assert_near(found: &[f32], expected: &[f32], case: impl std::fmt::Debug) {

@@ -5,10 +5,11 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension};
 use burn::tensor::{IndexingUpdateOp, Int, Shape, Tensor};
 
+use super::matrix::Matrix;
 use super::tape::record;
 use super::{assert_below, fused};
 
-/// The rows `ids` of `table`, in that order; a row may be asked for any number of times.
+/// The rows `ids` of `table`, in that order; a row may be asked for any number of times. Of a packed table they come unpacked.
 ///
 /// The gradient of the table is summed in the order of `ids`, whatever the number of threads.
 ///
@@ -17,10 +18,14 @@ use super::{assert_below, fused};
 ///
 /// # Panics
 /// On the CPU, if an id is no row. A GPU is not asked: it would have to be waited for.
-pub fn embedding(table: Tensor<2>, ids: Tensor<1, Int>) -> Tensor<2> {
-    let [rows, _] = table.dims();
+pub fn embedding(table: impl Into<Matrix>, ids: Tensor<1, Int>) -> Tensor<2> {
+    let table = table.into();
+    let [rows, _] = table.shape();
     assert_below(rows, &ids, |id| format!("id {id} is none of the table's {rows} rows"));
-    Tensor::from_dispatch(Dispatch::table_rows(table.into_dispatch(), ids.into_dispatch()))
+    if let Some(packed) = table.packed() {
+        return packed.rows(ids);
+    }
+    Tensor::from_dispatch(Dispatch::table_rows(table.dense().into_dispatch(), ids.into_dispatch()))
 }
 
 /// The rows on a backend's tensors.

@@ -35,14 +35,19 @@ pub(crate) struct Form {
 /// What a code is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Kind {
-    FourBit {
-        quant_type: QuantType,
-        block_size: usize,
-    },
-    Int8 {
-        /// From which size on an input is an outlier, if inputs are quantised, too.
-        threshold: Option<f32>,
-    },
+    FourBit { quant_type: QuantType, block_size: usize },
+    Int8 { inputs: Inputs },
+}
+
+/// How a weight of 8 bits takes what it is multiplied with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Inputs {
+    /// As it is.
+    Floats,
+    /// Each row as integers of 8 bits.
+    Rounded,
+    /// The same after rounding to `f16`, but for columns with outliers: values from this size on, if it is above 0 (LLM.int8()).
+    LlmInt8 { threshold: f32 },
 }
 
 /// What codes are scaled by: of 4 bits each block, of 8 bits each row.
@@ -90,14 +95,25 @@ impl<F, I> PackedMatrix<F, I> {
                 let double_quant = matches!(self.scales, Scales::Nested { .. });
                 Quantization::FourBit { quant_type, block_size, double_quant }
             }
-            Kind::Int8 { threshold } => Quantization::Int8 { threshold: threshold.unwrap_or_default() },
+            Kind::Int8 { inputs: Inputs::LlmInt8 { threshold } } => Quantization::Int8 { threshold },
+            Kind::Int8 { .. } => Quantization::Int8 { threshold: 0.0 },
         }
     }
 
     /// The same that takes its input as floats. Otherwise 8-bit weights quantise each row of it (LLM.int8()).
-    pub fn with_float_inputs(mut self) -> Self {
-        if let Kind::Int8 { threshold } = &mut self.form.kind {
-            *threshold = None;
+    pub fn with_float_inputs(self) -> Self {
+        self.with_inputs(Inputs::Floats)
+    }
+
+    /// The same that, of 8 bits, rounds each row of its input to integers as it is, however large its values are: 127 stands
+    /// for the largest. LLM.int8() rounds to `f16` first and leaves outliers out. As CTranslate2 does with `int8`.
+    pub fn with_rounded_inputs(self) -> Self {
+        self.with_inputs(Inputs::Rounded)
+    }
+
+    fn with_inputs(mut self, of_int8: Inputs) -> Self {
+        if let Kind::Int8 { inputs } = &mut self.form.kind {
+            *inputs = of_int8;
         }
         self
     }
@@ -130,7 +146,8 @@ impl PackedMatrix {
                 Self { form, codes: bytes(codes, in_words, device), scales }
             }
             Packed::Int8(matrix) => {
-                let form = form(matrix.shape(), Kind::Int8 { threshold: Some(llm_int8_threshold) });
+                let form =
+                    form(matrix.shape(), Kind::Int8 { inputs: Inputs::LlmInt8 { threshold: llm_int8_threshold } });
                 let (codes, scb) = matrix.into_parts();
                 let codes = match in_words {
                     true => bytes(codes.into_iter().map(|code| code as u8).collect(), true, device),
@@ -180,6 +197,16 @@ impl PackedMatrix {
     /// The device that holds it.
     pub fn device(&self) -> Device {
         self.codes.device()
+    }
+
+    /// The rows `ids` as floats, `[ids, in]`. On the CPU, of 8 bits, no other row is unpacked.
+    pub(crate) fn rows(&self, ids: Tensor<1, Int>) -> Tensor<2> {
+        let (Kind::Int8 { .. }, Scales::Floats(scb), false) = (self.form.kind, &self.scales, self.form.in_words) else {
+            return self.dense().select(0, ids);
+        };
+        let codes = self.codes.clone().reshape(self.form.shape).select(0, ids.clone()).float().cast(DType::F32);
+        let scb = scb.clone().reshape([self.form.shape[0], 1]).select(0, ids);
+        (codes * scb * (1.0 / 127.0)).cast(self.form.dtype)
     }
 
     /// The weight as floats `[out, in]`.
@@ -274,13 +301,17 @@ pub(crate) fn dense<B: Backend>(packed: &BackendPacked<B>) -> FloatTensor<B> {
 
 /// `x W^T`, of primitives.
 pub(crate) fn product<B: MatmulOps>(x: FloatTensor<B>, packed: &BackendPacked<B>) -> FloatTensor<B> {
-    let Kind::Int8 { threshold: Some(threshold) } = packed.form.kind else {
-        let weight = float_cast::<B>(dense::<B>(packed), x.dtype());
-        return product_with_transposed::<B>(x, weight);
+    let (threshold, to_f16) = match packed.form.kind {
+        Kind::Int8 { inputs: Inputs::LlmInt8 { threshold } } => (threshold, B::supports_dtype(&x.device(), DType::F16)),
+        Kind::Int8 { inputs: Inputs::Rounded } => (0.0, false),
+        Kind::Int8 { inputs: Inputs::Floats } | Kind::FourBit { .. } => {
+            let weight = float_cast::<B>(dense::<B>(packed), x.dtype());
+            return product_with_transposed::<B>(x, weight);
+        }
     };
     let ([out, _], outer, device) = (packed.form.shape, x.dtype(), x.device());
     let x = float_cast::<B>(x, DType::F32);
-    let rounded = match B::supports_dtype(&device, DType::F16) {
+    let rounded = match to_f16 {
         true => float_cast::<B>(B::float_cast(x.clone(), FloatDType::F16), DType::F32),
         false => x.clone(),
     };

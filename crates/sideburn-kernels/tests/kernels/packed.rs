@@ -1,9 +1,9 @@
 //! Layers with packed weights against plain loops in `f64` over what the weights stand for, and LLM.int8() against
 //! bitsandbytes.
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use proptest::prelude::*;
-use sideburn_kernels::{LinearOp, LowRank, Matrix, PackedMatrix, adapted_linears, linear};
+use sideburn_kernels::{LinearOp, LowRank, Matrix, PackedMatrix, adapted_linears, embedding, linear};
 use sideburn_quant::{Packed, QuantType, Quantization};
 use sideburn_weights::{SafetensorsFile, TensorSource};
 
@@ -126,6 +126,47 @@ fn llm_int8_is_that_of_bitsandbytes() {
     }
 }
 
+/// A weight whose inputs are rounded: each row of the input as integers, exact sums of products, scaled in the end.
+#[test]
+fn rounded_inputs_are_the_loops() {
+    let device = Device::flex();
+    for (n, d, out) in [(1, 64, 5), (3, 33, 64), (17, 192, 7), (40, 130, 65), (5, 1, 1)] {
+        let packed = quantize(&numbers(2, out * d), [out, d], Quantization::INT8);
+        let Packed::Int8(weight) = &packed else { unreachable!() };
+        // A row of zeros, and one above the range of f16.
+        let mut x: Vec<f32> = numbers(1, n * d).into_iter().map(|x| x as f32).collect();
+        x[..d].iter_mut().for_each(|x| *x *= if n > 1 { 0.0 } else { 1e6 });
+        x[(n - 1) * d..].iter_mut().for_each(|x| *x *= 1e6);
+        let mut expected = Vec::new();
+        for row in x.chunks(d) {
+            let absmax = row.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+            let code =
+                |x: &f32| if absmax == 0.0 { 0 } else { (x * ((1.0 / absmax) * 127.0)).round_ties_even() as i64 };
+            for (weight, scb) in weight.codes().chunks(d).zip(weight.scb()) {
+                let sum: i64 = row.iter().zip(weight).map(|(x, weight)| code(x) * i64::from(*weight)).sum();
+                expected.push(sum as f64 * f64::from(absmax) * f64::from(*scb) / (127.0 * 127.0));
+            }
+        }
+        let x = Tensor::<2>::from_data(TensorData::new(x, [n, d]), &device);
+        let y = values(linear(x, PackedMatrix::new(packed.clone(), 6.0, &device).with_rounded_inputs()));
+        for (found, expected) in y.iter().zip(&expected) {
+            assert!((found - expected).abs() <= 1e-6 * expected.abs(), "{n} x {d} x {out}: {found} for {expected}");
+        }
+    }
+}
+
+/// Rows of a packed table are those of what it stands for.
+#[test]
+fn rows_of_a_packed_table() {
+    let device = Device::flex();
+    for quantization in [Quantization::NF4, Quantization::INT8] {
+        let table = Matrix::from(PackedMatrix::new(quantize(&numbers(2, 7 * 64), [7, 64], quantization), 6.0, &device));
+        let ids = Tensor::<1, Int>::from_data(TensorData::new(vec![3i32, 0, 6, 3], [4]), &device);
+        let expected = table.dense().select(0, ids.clone());
+        assert_eq!(bits(embedding(table, ids)), bits(expected), "{quantization:?}");
+    }
+}
+
 /// A weight goes to a device, and comes back as it was; as floats it is what it stands for.
 #[test]
 fn a_packed_weight_comes_back() {
@@ -146,19 +187,22 @@ fn a_packed_weight_comes_back() {
 #[test]
 fn results_do_not_depend_on_threads() {
     let device = Device::flex().autodiff();
-    let run = |quantization, n: usize| {
+    let run = |quantization, n: usize, is_rounded: bool| {
         let packed = quantize(&numbers(2, 300 * 640), [300, 640], quantization);
         let x: Vec<f32> = numbers(1, n * 640).into_iter().map(|x| x as f32).collect();
         let x = Tensor::<2>::from_data(TensorData::new(x, [n, 640]), &device).require_grad();
-        let y = linear(x.clone(), PackedMatrix::new(packed, 6.0, &device));
+        let weight = PackedMatrix::new(packed, 6.0, &device);
+        let y = linear(x.clone(), if is_rounded { weight.with_rounded_inputs() } else { weight });
         let gradient = x.grad(&(y.clone() * y.clone()).sum().backward()).unwrap();
         [bits(y), bits(gradient)]
     };
-    for quantization in [Quantization::NF4, Quantization::INT8] {
+    for (quantization, is_rounded) in
+        [(Quantization::NF4, false), (Quantization::INT8, false), (Quantization::INT8, true)]
+    {
         for n in [1, 30] {
             let threads = |count| rayon::ThreadPoolBuilder::new().num_threads(count).build().unwrap();
-            let alone = threads(1).install(|| run(quantization, n));
-            assert!(alone == threads(3).install(|| run(quantization, n)), "{quantization:?}, {n} rows");
+            let alone = threads(1).install(|| run(quantization, n, is_rounded));
+            assert!(alone == threads(3).install(|| run(quantization, n, is_rounded)), "{quantization:?}, {n} rows");
         }
     }
 }

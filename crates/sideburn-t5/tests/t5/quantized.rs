@@ -3,9 +3,12 @@
 // How far the numbers are apart is worth seeing.
 #![allow(clippy::print_stdout)]
 
+use std::collections::BTreeMap;
+
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use sideburn_adapters::{AdaptedModel, Adapters, Key, ParameterReport, Pass, Precision};
+use sideburn_adapters::methods::LoraConfig;
+use sideburn_adapters::{AdaptedModel, Adapters, Key, ParameterReport, Pass, Precision, Weight};
 use sideburn_t5::{LanguageModel, QuantType, Quantization, QuantizationConfig, T5};
 use sideburn_weights::{SafetensorsFile, Tensor as Stored, TensorSource, write_safetensors};
 
@@ -275,4 +278,91 @@ fn packed_weights_follow_the_model() {
     assert_eq!(packed(&plain), packed(&model));
     assert_eq!(logits(&plain), logits(&model));
     assert_eq!(logits(&plain.train()), logits(&model));
+}
+
+/// The root mean square of the differences, in parts of the spread.
+fn rms_distance(found: &[f32], expected: &[f32]) -> f32 {
+    let squares: f32 = found.iter().zip(expected).map(|(found, expected)| (found - expected).powi(2)).sum();
+    (squares / found.len() as f32).sqrt() / deviation(expected)
+}
+
+/// Everything is multiplied in integers, the head and the embedding too, whether they are one or two; logits stay near those in
+/// f32, and adapters are what they are.
+#[test]
+fn a_model_computes_in_integers() {
+    for base in [BASE, "t5_relu_tied"] {
+        let io = Golden::open(&format!("{base}/io.safetensors"));
+        let logits = |model: &T5| {
+            values(model.logits(&io.source(), &io.full_rows("decoder_input_ids"), &mut Pass::evaluate()).unwrap())
+        };
+        let floats = T5::from_dir(path(base), &Device::flex()).unwrap();
+        let mut model = floats.clone();
+        model.compute_in_int8().unwrap();
+        assert_eq!(packed(&model).len(), model.linears().len());
+        let tables: Vec<String> = model
+            .weights()
+            .into_iter()
+            .filter(|(_, weight)| matches!(weight, Weight::Table(table) if table.weight().packed().is_some()))
+            .map(|(name, _)| name)
+            .collect();
+        assert_eq!(tables, ["shared.weight"]);
+        let (found, expected) = (logits(&model), logits(&floats));
+        let distance = rms_distance(&found, &expected);
+        println!("{base}: logits in integers differ from those in f32 by {distance:.4} of their spread");
+        assert!(distance > 0.0 && distance <= 0.1, "{base}: {distance}");
+
+        // Losses follow, of a tied head too.
+        let loss = |model: &T5| values(model.token_losses(&io.batch(), &mut Pass::evaluate()).unwrap().mean())[0];
+        assert!((loss(&model) - loss(&floats)).abs() <= 0.01 * loss(&floats), "{base}");
+
+        // What an adapter adds is the same in both.
+        let adapted = |mut model: T5| {
+            model
+                .attach("a", LoraConfig { lora_alpha: 32.0, ..LoraConfig::new(["q", "wo"]) }, Key::from_seed(0))
+                .unwrap();
+            let tensors = model.adapter_tensors("a").unwrap().into_iter();
+            let sizes: BTreeMap<String, u64> =
+                tensors.map(|(name, tensor)| (name, tensor.val().shape().num_elements() as u64)).collect();
+            let value = |name: &str, index| 0.05 * Key::from_seed(1).fold_in_name(name).normal(index) as f32;
+            let all = |name: &str| Some((0..sizes[name]).map(|index| value(name, index)).collect());
+            model.set_adapter_tensors("a", all).unwrap();
+            model
+        };
+        let (with, expected) = (logits(&adapted(model.clone())), logits(&adapted(floats)));
+        assert!(max_difference(&with, &found) > 0.2 * deviation(&found), "{base}: the adapter does something");
+        let distance = rms_distance(&with, &expected);
+        assert!(distance <= 0.1, "{base}, with an adapter: {distance}");
+    }
+}
+
+/// A file of a model that computes in integers is one that `transformers` reads: what it keeps in floats is floats.
+#[test]
+fn a_model_that_computes_in_integers_is_saved() {
+    let mut model = T5::from_dir(path(BASE), &Device::flex()).unwrap();
+    model.compute_in_int8().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let output = directory.path().join("model");
+    model.save_dir(&output, Precision::F32).unwrap();
+    let file = SafetensorsFile::open(output.join("model.safetensors")).unwrap();
+    let dtype = |name: &str| format!("{:?}", file.info(name).unwrap().dtype);
+    let names = ["shared.weight", "lm_head.weight", "encoder.block.0.layer.0.SelfAttention.q.weight"];
+    assert_eq!(names.map(dtype), ["F32", "I8", "I8"]);
+    assert_eq!(dtype("encoder.block.0.layer.1.DenseReluDense.wo.weight"), "F32");
+    let mut again = T5::from_dir(&output, &Device::flex()).unwrap();
+    again.compute_in_int8().unwrap();
+    // Rounding what is rounded changes nothing but the last bits of scales.
+    let (found, expected) = (logits(&again), logits(&model));
+    assert!(max_difference(&found, &expected) <= 0.02 * deviation(&expected));
+}
+
+/// A weight that cannot be rounded is named, and the model stays as it was.
+#[test]
+fn a_weight_that_is_not_finite_is_named() {
+    let mut model = T5::from_dir(path(BASE), &Device::flex()).unwrap();
+    let (name, linear) = model.linears_mut().pop().unwrap();
+    let weight = linear.weight_mut();
+    weight.replace(weight.dense().mul_scalar(f32::NAN));
+    let error = model.compute_in_int8().unwrap_err().to_string();
+    assert!(error.contains(&name), "{error}");
+    assert!(packed(&model).is_empty());
 }

@@ -2,7 +2,6 @@
 
 use std::arch::x86_64::*;
 
-use super::rounded::integer_dot as integer_dot_of_any;
 use super::{GROUP, Segment};
 
 /// Looks the lowest four bits of each lane up in a table of two halves.
@@ -102,21 +101,4 @@ pub(super) unsafe fn dots_of_integers<const N: usize>(x: [&[f32]; N], integers: 
         }
     }
     totals(upper, lower)
-}
-
-#[target_feature(enable = "avx2,fma")]
-pub(super) fn integer_dot(x: &[i8], y: &[i8]) -> i64 {
-    let (x_groups, x_rest) = x.as_chunks::<16>();
-    let (y_groups, y_rest) = y.as_chunks::<16>();
-    let mut sums = _mm256_setzero_si256();
-    for (x, y) in x_groups.iter().zip(y_groups) {
-        // SAFETY: sixteen integers are there.
-        let (x, y) = unsafe { (_mm_loadu_si128(x.as_ptr().cast()), _mm_loadu_si128(y.as_ptr().cast())) };
-        let (x, y) = (_mm256_cvtepi8_epi16(x), _mm256_cvtepi8_epi16(y));
-        sums = _mm256_add_epi32(sums, _mm256_madd_epi16(x, y));
-    }
-    let mut lanes = [0i32; 8];
-    // SAFETY: there is room for the lanes.
-    unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), sums) };
-    lanes.iter().map(|lane| i64::from(*lane)).sum::<i64>() + integer_dot_of_any(x_rest, y_rest)
 }

@@ -2,7 +2,6 @@
 
 use std::arch::x86_64::*;
 
-use super::rounded::integer_dot as integer_dot_of_any;
 use super::{GROUP, Segment};
 
 #[target_feature(enable = "avx512f,avx512bw")]
@@ -84,21 +83,4 @@ pub(super) unsafe fn dots_of_integers<const N: usize>(x: [&[f32]; N], integers: 
         }
     }
     totals(upper, lower)
-}
-
-#[target_feature(enable = "avx512f,avx512bw")]
-pub(super) fn integer_dot(x: &[i8], y: &[i8]) -> i64 {
-    let (x_groups, x_rest) = x.as_chunks::<32>();
-    let (y_groups, y_rest) = y.as_chunks::<32>();
-    let mut sums = _mm512_setzero_si512();
-    for (x, y) in x_groups.iter().zip(y_groups) {
-        // SAFETY: 32 integers are there.
-        let (x, y) = unsafe { (_mm256_loadu_si256(x.as_ptr().cast()), _mm256_loadu_si256(y.as_ptr().cast())) };
-        let (x, y) = (_mm512_cvtepi8_epi16(x), _mm512_cvtepi8_epi16(y));
-        sums = _mm512_add_epi32(sums, _mm512_madd_epi16(x, y));
-    }
-    let mut lanes = [0i32; 16];
-    // SAFETY: there is room for the lanes.
-    unsafe { _mm512_storeu_si512(lanes.as_mut_ptr().cast(), sums) };
-    lanes.iter().map(|lane| i64::from(*lane)).sum::<i64>() + integer_dot_of_any(x_rest, y_rest)
 }
