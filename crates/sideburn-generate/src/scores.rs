@@ -80,12 +80,27 @@ pub(crate) fn best_few(scores: &[f32], count: usize) -> Vec<(u32, f32)> {
     best
 }
 
+/// The same of log-probabilities, where `scores` are logits, which are not changed. Subtracting the same number from all changes no
+/// order, and so it is subtracted from those alone that are asked for.
+pub(crate) fn best_few_log_probs(scores: &[f32], count: usize) -> Vec<(u32, f32)> {
+    let mut best = best_few(scores, count);
+    if let Some((_, largest)) = best.first() {
+        let normaliser = log_sum_exp_from(scores, *largest);
+        best.iter_mut().for_each(|(_, score)| *score -= normaliser);
+    }
+    best
+}
+
 /// The logarithm of the sum of the exponentials; `None` if all scores are -inf or NaN.
 pub(crate) fn log_sum_exp(scores: &[f32]) -> Option<f32> {
+    largest(scores).map(|largest| log_sum_exp_from(scores, largest))
+}
+
+/// The same, where the largest score is known.
+fn log_sum_exp_from(scores: &[f32], largest: f32) -> f32 {
     // So many in `f32`, and their sums in `f64`: the vocabulary is long.
     const AT_ONCE: usize = 512;
     const LANES: usize = 8;
-    let largest = largest(scores)?;
     let mut sum = 0.0;
     for scores in scores.chunks(AT_ONCE) {
         let (chunks, rest) = scores.as_chunks::<LANES>();
@@ -95,7 +110,7 @@ pub(crate) fn log_sum_exp(scores: &[f32]) -> Option<f32> {
         }
         sum += sums.into_iter().chain(rest.iter().map(|score| exp(score - largest))).map(f64::from).sum::<f64>();
     }
-    Some(largest + sum.ln() as f32)
+    largest + sum.ln() as f32
 }
 
 /// The exponential of a number of at most 0, to a few parts in 10^7: what the compiler turns into instructions for several at

@@ -13,8 +13,7 @@ use crate::fields::shown;
 use crate::generation_config::{generation_config_fields, of_model_config, read_generation_config};
 
 /// A model directory as Hugging Face writes it: `config.json`, weights in one file (`model.safetensors`, `pytorch_model.bin`) or in
-/// shards with an index,
-/// perhaps `generation_config.json`, and the tokenizer's files.
+/// shards with an index, perhaps `generation_config.json`, and the tokenizer's files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelDir(PathBuf);
 

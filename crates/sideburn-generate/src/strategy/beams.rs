@@ -4,7 +4,7 @@ use sideburn_batch::Key;
 
 use super::{Decision, Next, Rules, Strategy, last_tokens, no_token};
 use crate::config::EarlyStopping;
-use crate::scores::{best_few, draw, softmax};
+use crate::scores::{draw, softmax};
 use crate::{Decoder, GenerateError, GenerationConfig, Sequence};
 
 /// Beam search, and beam sampling where the configuration asks for draws: `GenerationMixin._beam_search` of `transformers`
@@ -148,7 +148,7 @@ impl<D: Decoder> Strategy<D> for Beams {
         let count = candidates_of(&self.config, self.config.num_beams);
         // Draws are made from all tokens.
         let count = if self.config.do_sample { usize::MAX } else { count };
-        let of_rows = rules.each_log_probs(logits, &rows, |_, scores| best_few(scores, count.min(scores.len())))?;
+        let of_rows = rules.best_log_probs(logits, &rows, count)?;
         let mut decision = Decision::default();
         let mut running = Vec::with_capacity(rows.len());
         for of_prompt in prompts(&rows) {

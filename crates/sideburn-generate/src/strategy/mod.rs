@@ -9,7 +9,7 @@ mod one_each;
 use burn::tensor::Tensor;
 
 use crate::processors::{LogitsProcessor, Processors};
-use crate::scores::{Scores, largest, log_softmax};
+use crate::scores::{Scores, best_few, best_few_log_probs, largest, log_softmax};
 use crate::{Decoder, GenerateError, Sequence, Stopping, StoppingCriterion};
 
 pub use assisted::Assisted;
@@ -115,6 +115,20 @@ impl Rules<'_> {
         each: impl Fn(usize, &mut [f32]) -> R + Sync,
     ) -> Result<Vec<R>, GenerateError<E>> {
         self.each_of(logits, rows, true, each)
+    }
+
+    /// The `count` likeliest tokens that may follow each row with their log-probabilities, the likeliest first; as few as are
+    /// possible. Processors are given log-probabilities; without them none but these are worked out.
+    pub(super) fn best_log_probs<E>(
+        &self,
+        logits: Tensor<2>,
+        rows: &[Sequence],
+        count: usize,
+    ) -> Result<Vec<Vec<(u32, f32)>>, GenerateError<E>> {
+        if !self.processors.is_empty() {
+            return self.each_log_probs(logits, rows, |_, scores| best_few(scores, count.min(scores.len())));
+        }
+        self.each(logits, rows, |_, scores| best_few_log_probs(scores, count.min(scores.len())))
     }
 
     fn each_of<R: Send, E>(

@@ -238,7 +238,7 @@ impl<'a> Heads<'a> {
             for (kv_head, queries) in queries.chunks_exact(self.together()).enumerate() {
                 let k = &k[self.of_keys(1, kv_head)];
                 for (q, weight) in queries.iter().zip(&mut weights) {
-                    let [score] = dots([q], k);
+                    let [[score]] = dots([*q], [k]);
                     *weight = self.scale * score;
                 }
             }

@@ -23,6 +23,11 @@ const BLOCK: usize = 256;
 /// is all that costs.
 const FEW: usize = 8;
 
+/// The same for weights of more than 4 MiB: packing them takes them out of the caches and back, which with 32 rows takes longer than
+/// multiplying does.
+const FEW_OF_LARGE: usize = 64;
+const LARGE: usize = 1 << 20;
+
 /// A layer whose tensors are in row-major order, with the rows that each of its branches is for.
 type Layer = LinearOp<Primitive, Vec<usize>, Primitive>;
 type Branch = LowRank<Primitive, Vec<usize>>;
@@ -38,7 +43,8 @@ impl LinearKernels for Flex {
         let covered = layers.iter().all(|layer| layer.weight.is_some());
         let mut y = if covered { Buffer::new(n * width) } else { Buffer::zeros(n * width) };
         let parts = Parts::new(&mut y, n, width);
-        if n <= FEW {
+        let values: usize = weights(&layers).map(|(columns, weight)| columns.len() * weight.shape()[1]).sum();
+        if n <= FEW || n <= FEW_OF_LARGE && values > LARGE {
             few_rows(parts, x, &layers);
         } else {
             for (columns, weight) in weights(&layers) {
@@ -192,7 +198,7 @@ fn few_rows(y: Parts<'_>, x: Mat<'_>, layers: &[Layer]) {
     }
     // A task reads 192 KiB of a weight at least: less takes no longer than finding somebody to share it with.
     let tasks = (all * input / 49_152).clamp(1, rayon::current_num_threads() * 4);
-    let count = all.div_ceil(tasks);
+    let count = all.div_ceil(tasks).next_multiple_of(TILE[1]);
     let tasks: Vec<_> = weights(layers)
         .flat_map(|(columns, weight)| {
             (0..columns.len()).step_by(count).map(move |first| {
@@ -212,24 +218,32 @@ fn few_rows(y: Parts<'_>, x: Mat<'_>, layers: &[Layer]) {
     }
 }
 
+/// Rows of `x`, and of a weight, that are multiplied at once: with so many, results stay in registers, and loading takes no longer
+/// than multiplying.
+const TILE: [usize; 2] = [4, 3];
+
 /// `y[i][j]` is the dot product of row `i` of `x`, of which there are few, and row `j` of `weight`, each row of which
 /// is fetched once.
 fn dots_of_rows(y: &mut MatMut<'_>, x: Mat<'_>, weight: Mat<'_>) {
-    let [n, _] = x.shape();
-    let rows: [&[f32]; FEW] = std::array::from_fn(|row| if row < n { x.row(row) } else { &[] });
-    let (rows, _) = rows.split_at(n);
-    let ((eights, _), (fours, rest)) = (rows.as_chunks::<8>(), rows.as_chunks::<4>());
-    for j in 0..weight.shape()[0] {
-        let weight = weight.row(j);
-        let mut write = |first: usize, products: &[f32]| {
-            products.iter().enumerate().for_each(|(index, product)| y.row(first + index)[j] = *product);
-        };
-        match eights {
-            [rows] => write(0, &dots(*rows, weight)),
-            _ => {
-                fours.iter().enumerate().for_each(|(index, rows)| write(4 * index, &dots(*rows, weight)));
-                rest.iter().enumerate().for_each(|(index, row)| write(4 * fours.len() + index, &dots([*row], weight)));
-            }
+    let ([n, _], [out, _]) = (x.shape(), weight.shape());
+    for j in (0..out).step_by(TILE[1]) {
+        let columns = (out - j).min(TILE[1]);
+        // A tile at the edge computes its last column several times.
+        let of_weight: [&[f32]; TILE[1]] = std::array::from_fn(|column| weight.row(j + column.min(columns - 1)));
+        let mut i = 0;
+        while i < n {
+            let row = |index: usize| x.row(i + index);
+            let mut write = |products: &[[f32; TILE[1]]]| {
+                for (row, products) in products.iter().enumerate() {
+                    y.row(i + row)[j..j + columns].copy_from_slice(&products[..columns]);
+                }
+                products.len()
+            };
+            i += match n - i {
+                1 => write(&dots([row(0)], of_weight)),
+                2 | 3 => write(&dots([row(0), row(1)], of_weight)),
+                _ => write(&dots::<{ TILE[0] }, _>(std::array::from_fn(row), of_weight)),
+            };
         }
     }
 }

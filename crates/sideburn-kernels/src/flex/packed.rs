@@ -251,7 +251,7 @@ fn with_floats(y: Parts<'_>, columns: &Range<usize>, x: Mat<'_>, weight: &Packed
                 for (index, row) in rows.enumerate() {
                     weight.unpack_rows(row..row + 1, 0..input, &mut dense);
                     for i in 0..n {
-                        y.row(i)[index] = dots([x.row(i)], &dense)[0];
+                        y.row(i)[index] = dots([x.row(i)], [&dense])[0][0];
                     }
                 }
             }

@@ -106,48 +106,57 @@ pub(crate) fn fetch_ahead(line: &[f32]) {
 /// Values of a line of memory.
 pub(crate) const LINE: usize = 16;
 
-/// The dot products of `N` slices with another, all of one length, each value of which is loaded once, as part of
-/// memory that is read from beginning to end.
+/// The dot products of `M` slices with `N` others, all of one length; the others are part of memory that is read from beginning
+/// to end, and each of their values is loaded once. Each product is summed in the same order whatever `M` and `N` are.
 #[inline]
-pub(crate) fn dots<const N: usize>(x: [&[f32]; N], y: &[f32]) -> [f32; N] {
-    assert!(x.iter().all(|x| x.len() == y.len()), "slices of one length");
+pub(crate) fn dots<const M: usize, const N: usize>(x: [&[f32]; M], y: [&[f32]; N]) -> [[f32; N]; M] {
+    let length = y[0].len();
+    assert!(x.iter().all(|x| x.len() == length) && y.iter().all(|y| y.len() == length), "slices of one length");
     #[cfg(target_arch = "x86_64")]
     if has_avx2() {
         // SAFETY: the machine has what the function is compiled for, and the slices have one length.
         return unsafe { dots_avx2(x, y) };
     }
-    x.map(|x| sum([x, y], |[x, y]| x * y))
+    x.map(|x| y.map(|y| sum([x, y], |[x, y]| x * y)))
 }
 
 /// # Safety
 /// The slices must have one length.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn dots_avx2<const N: usize>(x: [&[f32]; N], y: &[f32]) -> [f32; N] {
+unsafe fn dots_avx2<const M: usize, const N: usize>(x: [&[f32]; M], y: [&[f32]; N]) -> [[f32; N]; M] {
     use std::arch::x86_64::{_mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps, _mm256_storeu_ps};
-    let (lines, rest) = y.as_chunks::<LINE>();
+    let whole = y[0].len() / LINE * LINE;
     // The compiler keeps these in registers, which it does not with arrays of floats.
-    let mut sums = [_mm256_setzero_ps(); N];
-    for (index, line) in lines.iter().enumerate() {
-        fetch_ahead(line);
-        for half in [0, LANES] {
-            let start = index * LINE + half;
-            // SAFETY: `start + LANES` is at most the length of each slice.
-            let y = unsafe { _mm256_loadu_ps(y.as_ptr().add(start)) };
-            for (sum, x) in sums.iter_mut().zip(x) {
+    let mut sums = [[_mm256_setzero_ps(); N]; M];
+    for line in (0..whole).step_by(LINE) {
+        for y in y {
+            fetch_ahead(&y[line..]);
+        }
+        for start in [line, line + LANES] {
+            let mut of_y = [_mm256_setzero_ps(); N];
+            for column in 0..N {
+                // SAFETY: `start + LANES` is at most the length of each slice.
+                of_y[column] = unsafe { _mm256_loadu_ps(y[column].as_ptr().add(start)) };
+            }
+            for row in 0..M {
                 // SAFETY: as above.
-                *sum = _mm256_fmadd_ps(unsafe { _mm256_loadu_ps(x.as_ptr().add(start)) }, y, *sum);
+                let x = unsafe { _mm256_loadu_ps(x[row].as_ptr().add(start)) };
+                for column in 0..N {
+                    sums[row][column] = _mm256_fmadd_ps(x, of_y[column], sums[row][column]);
+                }
             }
         }
     }
-    let whole = y.len() - rest.len();
-    let mut out = [0.0; N];
-    for ((out, sum), x) in out.iter_mut().zip(sums).zip(x) {
-        let mut lanes = [0f32; LANES];
-        // SAFETY: there is room for the lanes.
-        unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sum) };
-        let rest: f32 = x[whole..].iter().zip(rest).map(|(x, y)| x * y).sum();
-        *out = lanes.iter().sum::<f32>() + rest;
+    let mut out = [[0.0; N]; M];
+    for row in 0..M {
+        for column in 0..N {
+            let mut lanes = [0f32; LANES];
+            // SAFETY: there is room for the lanes.
+            unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sums[row][column]) };
+            let rest: f32 = x[row][whole..].iter().zip(&y[column][whole..]).map(|(x, y)| x * y).sum();
+            out[row][column] = lanes.iter().sum::<f32>() + rest;
+        }
     }
     out
 }
