@@ -8,9 +8,13 @@ of peak memory.
 from dataclasses import dataclass
 
 SAME_WORK = "The same work"
+ENGINE = "Decoding, beside CTranslate2"
 PRACTICE = "Each side's recommended practice"
 START_UP = "Start-up"
 SIZE = "Cost against size"
+
+# How the programs are called that run a case.
+SIDES = {"sideburn": "Sideburn", "hugging_face": "Hugging Face", "ctranslate": "CTranslate2"}
 
 # How data sets are called in titles.
 CALLED = {"sample": "embedded sample", "dialogsum": "DialogSum"}
@@ -40,7 +44,7 @@ class Dialogues:
 class Run:
     """One process of one side."""
 
-    ours: bool
+    program: str
     command: str
     size: str
     dropout: float
@@ -51,8 +55,12 @@ class Run:
     bar: float | None = None
 
     @property
+    def ours(self):
+        return self.program == "sideburn"
+
+    @property
     def side(self):
-        return "Sideburn" if self.ours else "Hugging Face"
+        return SIDES[self.program]
 
 
 @dataclass(frozen=True)
@@ -83,15 +91,17 @@ def all_cases(datasets, epoch_samples):
         *full_rows(),
         *real_batches(datasets),
         *decoding(),
+        *engine(),
         epoch(datasets[-1], epoch_samples),
         start_up(),
         *sizes(),
     ]
 
 
-def both(command, size, dropout, samples, rows, options=(), bar=None):
+def both(command, size, dropout, samples, rows, options=(), bar=None, other="hugging_face"):
     """The same run on both sides."""
-    ours, theirs = (Run(side, command, size, dropout, samples, rows, tuple(options), bar=bar) for side in (True, False))
+    sides = ("sideburn", other)
+    ours, theirs = (Run(side, command, size, dropout, samples, rows, tuple(options), bar=bar) for side in sides)
     return {"ours": ours, "theirs": (theirs,)}
 
 
@@ -134,11 +144,22 @@ def decoding():
         yield Case(f"beams-{rows}", title, SAME_WORK, **runs, memory_bar=0.5)
 
 
+def engine():
+    for compute in ("f32", "int8"):
+        for beams in (1, 4):
+            for rows in (1, 8):
+                options = ("--new-tokens", "64", "--num-beams", str(beams), "--compute", compute)
+                runs = both("decode", "small", 0.1, Full(rows, 256, 64), rows, options, 1.2, "ctranslate")
+                how = "greedy" if beams == 1 else f"{beams} beams"
+                title = f"{compute}, {how}, 64 tokens, small, 256 source, batch {rows}"
+                yield Case(f"engine-{compute}-{beams}-{rows}", title, ENGINE, **runs)
+
+
 def epoch(dataset, count):
     samples, options = Dialogues(dataset, count), method_options("lora", 0.1)
 
     def run(ours, label, bar, *flags):
-        return Run(ours, "train", "small", 0.1, samples, 8, (*options, *flags), label, bar)
+        return Run("sideburn" if ours else "hugging_face", "train", "small", 0.1, samples, 8, (*options, *flags), label, bar)
 
     return Case(
         "epoch",
@@ -161,7 +182,7 @@ def sizes():
     shapes = [(8, source) for source in (64, 128, 256, 512, 1024)] + [(rows, 256) for rows in (1, 2, 4, 16, 32)]
     for rows, source in shapes:
         samples = Full(rows, source, source // 4)
-        ours = Run(True, "train", "small", 0.1, samples, rows, method_options("lora", 0.1))
+        ours = Run("sideburn", "train", "small", 0.1, samples, rows, method_options("lora", 0.1))
         yield Case(f"size-{rows}x{source}", f"{rows} x {source} + {source // 4}", SIZE, ours)
 
 
@@ -169,8 +190,8 @@ def checks(dataset):
     """Runs whose losses, or tokens, must agree, since nothing in them is drawn at random; each with its title."""
 
     def pair(command, size, samples, rows, options, their_options=()):
-        ours = Run(True, command, size, 0.0, samples, rows, tuple(options))
-        return ours, Run(False, command, size, 0.0, samples, rows, (*options, *their_options))
+        ours = Run("sideburn", command, size, 0.0, samples, rows, tuple(options))
+        return ours, Run("hugging_face", command, size, 0.0, samples, rows, (*options, *their_options))
 
     lora, real = ("--method", "lora"), Dialogues(dataset, 8)
     yield "LoRA, small, full rows, 1 step", *pair("train", "small", Full(8, 256, 64), 8, lora)

@@ -6,7 +6,7 @@ import sys
 import textwrap
 from dataclasses import dataclass
 
-from cases import PRACTICE, SAME_WORK, SIZE, START_UP
+from cases import ENGINE, PRACTICE, SAME_WORK, SIZE, START_UP
 
 BEGIN = "<!-- benches/peer/run.py writes from here -->"
 END = "<!-- to here -->"
@@ -101,7 +101,8 @@ def replace_section(document, section):
 
 def section(cases, records, toolchain):
     parts = [conditions(records, toolchain)]
-    for table, rows in ((SAME_WORK, same_work), (PRACTICE, practice), (START_UP, start_up), (SIZE, size)):
+    tables = ((SAME_WORK, same_work), (ENGINE, engine), (PRACTICE, practice), (START_UP, start_up), (SIZE, size))
+    for table, rows in tables:
         done = [case for case in cases if case.table == table and measured(case, case.ours, records)]
         if done:
             parts.append(f"### {table}\n\n{rows(done, records)}")
@@ -159,6 +160,12 @@ def comparison(case, records):
     bar = case.theirs[0].bar
     ratio = theirs.median / ours.median
     return [ours.title, ours.cell(), theirs.cell(), *least(ratio, bar), f"{ours.load()}; {theirs.load()}"]
+
+
+def engine(cases, records):
+    head = ["", "Sideburn", "CTranslate2", *HEAD[3:]]
+    about = "Seconds of the whole. Integers are those of 8 bits: weights, and each token's activations."
+    return about + "\n\n" + markdown(head, [comparison(case, records) for case in cases])
 
 
 def memory(case, records):

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Measures Sideburn beside Hugging Face transformers + peft, on one machine and in one go.
+"""Measures Sideburn beside Hugging Face transformers + peft, and beside CTranslate2, on one machine and in one go.
 
     python benches/peer/run.py --python PYTHON_WITH_TORCH_TRANSFORMERS_PEFT
 
 It builds our side, checks that both do the same work, measures, and writes the figures between two marks in
-`docs/benchmarks.md`. Only the standard library is used here (Python 3.10); PYTHON runs `hugging_face.py`. Linux only,
-for `/proc`. Set `SIDEBURN_TEST_DATA`, or give `--dataset` and `--tokenizer`, for the whole of DialogSum.
+`docs/benchmarks.md`. Only the standard library is used here (Python 3.10); PYTHON runs `hugging_face.py`, and for the cases
+`engine-*` `ctranslate.py`, which needs ctranslate2. Linux only, for `/proc`. Set `SIDEBURN_TEST_DATA`, or give `--dataset` and `--tokenizer`, for the whole of DialogSum.
 
 How it is fair:
 
@@ -22,8 +22,8 @@ How it is fair:
   that pad every row to 512 + 128 count that padding in the loss and leave out the mask; here theirs does neither.
 * Each repetition also says how many cores other processes kept busy. Where they took what the threads needed, the
   repetition is contended: it is left out if at least three others remain, and the table says so if not. PyTorch
-  suffers more from that than we do, because its threads wait for each other at every operation: measure on a quiet
-  machine.
+  suffers more from that than we do, because its threads wait for each other at every operation, and CTranslate2 more still:
+  measure on a quiet machine, or with `--threads 1`.
 
 All of it takes more than an hour on two cores; `--list` and `--cases` choose. `--results FILE` collects one JSON object
 for each run. With `--keep` runs that are in it are not run again, so that a measurement can be cut short and taken up,
@@ -139,7 +139,7 @@ class Workbench:
 
     def run(self, run, reps=1, warmup=0):
         """The record that a process prints, with the moment when it was started."""
-        program = [self.sideburn] if run.ours else [self.python, HERE / "hugging_face.py"]
+        program = [self.sideburn] if run.ours else [self.python, HERE / f"{run.program}.py"]
         flags = {"--model": self.weights(run.size, run.dropout), "--samples": self.samples(run.samples)}
         flags |= {"--rows": run.rows, "--reps": reps, "--warmup": warmup}
         arguments = [str(word) for flag in flags.items() for word in flag]

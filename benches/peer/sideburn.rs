@@ -3,7 +3,8 @@
 //! `benches/gpu.sh` does.
 //!
 //! `tokens` turns dialogues into the token ids that both sides read; `train` repeats training steps of a model
-//! directory over a file of such samples; `decode` writes a number of tokens, greedily or with beams; `products` multiplies
+//! directory over a file of such samples; `decode` writes a number of tokens, greedily or with beams, in
+//! floats or in integers; `products` multiplies
 //! matrices. Only public API is used: what is timed is `Trainer::train` and `generate`, as a program would call them.
 
 use std::convert::Infallible;
@@ -69,6 +70,9 @@ enum Command {
         new_tokens: usize,
         #[arg(long, default_value_t = 1)]
         num_beams: usize,
+        /// In floats, or in integers of 8 bits
+        #[arg(long, default_value = "f32")]
+        compute: Compute,
     },
     /// Times the products of a feed-forward layer
     Products {
@@ -161,6 +165,12 @@ impl Case {
     }
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Compute {
+    F32,
+    Int8,
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 enum Method {
     /// Rank 32 on q and v
@@ -197,7 +207,9 @@ fn main() -> anyhow::Result<()> {
         Command::Train { case, method, lora_dropout, batching } => {
             println!("{}", train(&case, method, lora_dropout, batching)?);
         }
-        Command::Decode { case, new_tokens, num_beams } => println!("{}", decode(&case, new_tokens, num_beams)?),
+        Command::Decode { case, new_tokens, num_beams, compute } => {
+            println!("{}", decode(&case, new_tokens, num_beams, compute)?);
+        }
         Command::Products { place, tokens, width } => println!("{}", products(&place.device()?, tokens, width)?),
     }
     Ok(())
@@ -275,7 +287,7 @@ fn attach_method(model: &mut T5, method: Method, lora_dropout: f64) -> anyhow::R
     Ok(())
 }
 
-fn decode(case: &Case, new_tokens: usize, num_beams: usize) -> anyhow::Result<Value> {
+fn decode(case: &Case, new_tokens: usize, num_beams: usize, compute: Compute) -> anyhow::Result<Value> {
     let samples = read_samples(&case.samples)?;
     let batches = in_order(samples.len(), case.rows);
     let sources: Vec<TokenRows> = batches
@@ -283,7 +295,10 @@ fn decode(case: &Case, new_tokens: usize, num_beams: usize) -> anyhow::Result<Va
         .map(|batch| TokenRows::from_rows(batch.iter().map(|index| &samples[*index].source)))
         .collect::<Result<_, _>>()?;
     let device = case.place.device()?;
-    let model = case.load(&device)?;
+    let mut model = case.load(&device)?;
+    if compute == Compute::Int8 {
+        model.compute_in_int8()?;
+    }
     // No token ends a row early.
     let config = GenerationConfig { num_beams, ..GenerationConfig::new(new_tokens) };
     let ready_at = now();
