@@ -99,6 +99,9 @@ struct Heads<'a> {
     kv_heads: usize,
 }
 
+/// Keys that decoding looks at together: their sums do not wait for each other.
+const KEYS: usize = 4;
+
 impl<'a> Heads<'a> {
     /// Of queries, keys and values in matrices of their own.
     fn of_matrices(parts: [&'a Primitive; 3], bias: Option<&'a Primitive>, form: &'a Form) -> Self {
@@ -232,14 +235,18 @@ impl<'a> Heads<'a> {
         let q = self.parts[0].row(token);
         let queries: Vec<&[f32]> = (0..heads).map(|head| &q[self.of_queries(head)]).collect();
         let mut weights = Buffer::new(heads * seen);
-        for key in 0..seen {
-            let k = self.parts[1].row(places.of(key));
-            let mut weights = weights[key..].iter_mut().step_by(seen);
+        for key in (0..seen).step_by(KEYS) {
+            let count = (seen - key).min(KEYS);
+            // At the end the last key is looked at several times.
+            let keys: [&[f32]; KEYS] =
+                std::array::from_fn(|index| self.parts[1].row(places.of(key + index.min(count - 1))));
+            let mut weights = weights.chunks_exact_mut(seen);
             for (kv_head, queries) in queries.chunks_exact(self.together()).enumerate() {
-                let k = &k[self.of_keys(1, kv_head)];
-                for (q, weight) in queries.iter().zip(&mut weights) {
-                    let [[score]] = dots([*q], [k]);
-                    *weight = self.scale * score;
+                let keys = keys.map(|k| &k[self.of_keys(1, kv_head)]);
+                for (q, weights) in queries.iter().zip(&mut weights) {
+                    let [scores] = dots([*q], keys);
+                    let weights = weights[key..key + count].iter_mut();
+                    weights.zip(scores).for_each(|(weight, score)| *weight = self.scale * score);
                 }
             }
         }
@@ -562,15 +569,37 @@ vector_fn! {
             weights.iter_mut().for_each(|weight| *weight *= inverse);
         }
         out.fill(0.0);
-        let together = heads.together();
-        for key in 0..seen {
-            let v = heads.parts[2].row(places.of(key));
-            let mut weights = weights[key..].iter().step_by(seen);
-            for (kv_head, out) in out.chunks_exact_mut(together * heads.width).enumerate() {
-                let v = &v[heads.of_keys(2, kv_head)];
-                v.chunks(LINE).for_each(fetch_ahead);
-                for (out, weight) in out.chunks_exact_mut(heads.width).zip(&mut weights) {
-                    out.iter_mut().zip(v).for_each(|(out, v)| *out += weight * v);
+        let whole = seen / KEYS * KEYS;
+        for key in (0..whole).step_by(KEYS) {
+            let values: [&[f32]; KEYS] = std::array::from_fn(|index| heads.parts[2].row(places.of(key + index)));
+            add_values(heads, out, values, weights, key, seen);
+        }
+        for key in whole..seen {
+            add_values(heads, out, [heads.parts[2].row(places.of(key))], weights, key, seen);
+        }
+    }
+}
+
+/// Adds the values of `N` keys from `key` on, one after the other, each times its weight.
+#[inline(always)]
+fn add_values<const N: usize>(
+    heads: &Heads<'_>,
+    out: &mut [f32],
+    values: [&[f32]; N],
+    weights: &[f32],
+    key: usize,
+    seen: usize,
+) {
+    let mut weights = weights.chunks_exact(seen);
+    for (kv_head, out) in out.chunks_exact_mut(heads.together() * heads.width).enumerate() {
+        let values = values.map(|v| &v[heads.of_keys(2, kv_head)]);
+        values.iter().for_each(|v| v.chunks(LINE).for_each(fetch_ahead));
+        for (out, weights) in out.chunks_exact_mut(heads.width).zip(&mut weights) {
+            let weights: [f32; N] = std::array::from_fn(|index| weights[key + index]);
+            let values = values.map(|v| &v[..out.len()]);
+            for (place, out) in out.iter_mut().enumerate() {
+                for index in 0..N {
+                    *out += weights[index] * values[index][place];
                 }
             }
         }
