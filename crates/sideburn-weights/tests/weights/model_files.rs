@@ -150,12 +150,14 @@ fn torch_files_that_are_no_weights_are_refused() {
     fs::write(&path, pickle).unwrap();
     refused();
     let mut archive = rawzip::ZipArchiveWriter::new(Vec::new());
-    let (mut entry, config) =
-        archive.new_file("a/data.pkl").compression_method(rawzip::CompressionMethod::STORE).start().unwrap();
-    let mut writer = config.wrap(&mut entry);
-    std::io::Write::write_all(&mut writer, pickle).unwrap();
-    let (_, descriptor) = writer.finish().unwrap();
-    entry.finish(descriptor).unwrap();
+    for (name, bytes) in [("a/data.pkl", &pickle[..]), ("a/version", b"3\n")] {
+        let (mut entry, config) =
+            archive.new_file(name).compression_method(rawzip::CompressionMethod::STORE).start().unwrap();
+        let mut writer = config.wrap(&mut entry);
+        std::io::Write::write_all(&mut writer, bytes).unwrap();
+        let (_, descriptor) = writer.finish().unwrap();
+        entry.finish(descriptor).unwrap();
+    }
     fs::write(&path, archive.finish().unwrap()).unwrap();
     refused();
 
