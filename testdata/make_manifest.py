@@ -6,6 +6,7 @@ The tests read it, so that a new golden is tested as soon as it stands there. Ne
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -105,6 +106,11 @@ def goldens(out):
     for path in folders(out, "quant"):
         # Of the spread of the logits.
         yield f"quant/{path.name}", {"maker": "make_quant.py", "base": "t5_gated_untied", "tolerance": 2e-4}
+    for path in folders(out, "falcon/quant"):
+        base = "falcon/" + re.split("_(?:nf4|fp4|int8)", path.name)[0]
+        yield f"falcon/quant/{path.name}", {"maker": "make_quant.py", "base": base, "tolerance": 2e-4}
+    # Of the largest element.
+    yield "loftq", {"maker": "make_quant.py", "base": "t5_gated_untied", "tolerance": TOLERANCE}
     for path in folders(out, "trajectory"):
         yield trajectory(path)
     for name in ("flan_t5_base", "flan_t5_small", "flan_t5_xxl"):

@@ -47,4 +47,4 @@ mod names;
 pub use config::FalconConfig;
 pub use error::FalconError;
 pub use model::Falcon;
-pub use sideburn_nn::{Activation, LanguageModel, Quantization, QuantizationConfig};
+pub use sideburn_nn::{Activation, LanguageModel, QuantType, Quantization, QuantizationConfig};

@@ -24,6 +24,11 @@ pub struct Int8 {
     pub(crate) scb: Vec<f32>,
 }
 
+/// What the sums of integers of an LLM.int8() layer are multiplied by beside the largest absolute values of both rows:
+/// `1 / 127^2` as bitsandbytes has it on the CPU, a digit of which is missing (`int8_mm_dequant` in its
+/// `backends/default/ops.py`): 1.8e-5 more than it should be.
+pub const INT8_PRODUCT_SCALE: f32 = 6.200_124e-5;
+
 /// Rows of what an LLM.int8() layer is applied to, as the integers that it multiplies.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Int8Rows {

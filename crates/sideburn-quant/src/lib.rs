@@ -44,5 +44,5 @@ pub use code::{BLOCK_SIZES, QuantType, dynamic_map};
 pub use config::QuantizationConfig;
 pub use error::QuantError;
 pub use four_bit::{Absmax, FourBit};
-pub use int8::{Int8, Int8Rows};
+pub use int8::{INT8_PRODUCT_SCALE, Int8, Int8Rows};
 pub use packed::{Packed, Quantization};

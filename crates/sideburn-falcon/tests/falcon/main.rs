@@ -4,3 +4,4 @@ mod adapter_goldens;
 mod base_goldens;
 mod configs;
 mod logits;
+mod quantized;

@@ -4,7 +4,7 @@ use burn::backend::tensor::{Device as BackendDevice, FloatTensor, IntTensor};
 use burn::backend::{Backend, Dispatch, TensorMetadata, get_or_init_device_settings};
 use burn::module::{Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor};
 use burn::tensor::{DType, Device, FloatDType, Int, IntDType, Shape, Slice, Tensor, TensorData};
-use sideburn_quant::{Absmax, Blockwise, FourBit, Int8, Packed, QuantType, Quantization};
+use sideburn_quant::{Absmax, Blockwise, FourBit, INT8_PRODUCT_SCALE, Int8, Packed, QuantType, Quantization};
 
 use super::matmul::{MatmulOps, product_with_transposed};
 use crate::runtime::row_layout::is_cpu;
@@ -338,8 +338,7 @@ pub(crate) fn product<B: MatmulOps>(x: FloatTensor<B>, packed: &BackendPacked<B>
     }
     let product = product_with_transposed::<B>(codes, integers::<B>(packed));
     let scb = B::float_reshape(scales::<B>(packed, out), Shape::from([1, out]));
-    let scale = B::float_mul_scalar(B::float_mul(absmax, scb), (1.0f32 / (127.0 * 127.0)).into());
-    let y = B::float_mul(product, scale);
+    let y = B::float_mul_scalar(B::float_mul(product, B::float_mul(absmax, scb)), INT8_PRODUCT_SCALE.into());
     let y = match outliers {
         None => y,
         Some(columns) => {

@@ -4,7 +4,7 @@
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use proptest::prelude::*;
 use sideburn_kernels::{LinearOp, LowRank, Matrix, PackedMatrix, adapted_linears, embedding, linear};
-use sideburn_quant::{Packed, QuantType, Quantization};
+use sideburn_quant::{INT8_PRODUCT_SCALE, Packed, QuantType, Quantization};
 use sideburn_weights::{SafetensorsFile, TensorSource};
 
 use crate::loops::{bits, check, numbers, values};
@@ -114,8 +114,7 @@ fn llm_int8_is_that_of_bitsandbytes() {
                 .zip(expected.repeat(times))
                 .map(|(found, expected)| (*found as f32 - expected).abs())
                 .fold(0.0, f32::max);
-            // Beside rounding, bitsandbytes has 6.200124e-5 for 1 / 127^2, which is 6.2000124e-5.
-            assert!(difference / largest <= 4e-5, "threshold {threshold}, {times}: {:e}", difference / largest);
+            assert!(difference / largest <= 1e-6, "threshold {threshold}, {times}: {:e}", difference / largest);
 
             let gradient = x.grad(&y.sum().backward()).unwrap();
             let dense = packed.dequantize();
@@ -144,7 +143,7 @@ fn rounded_inputs_are_the_loops() {
                 |x: &f32| if absmax == 0.0 { 0 } else { (x * ((1.0 / absmax) * 127.0)).round_ties_even() as i64 };
             for (weight, scb) in weight.codes().chunks(d).zip(weight.scb()) {
                 let sum: i64 = row.iter().zip(weight).map(|(x, weight)| code(x) * i64::from(*weight)).sum();
-                expected.push(sum as f64 * f64::from(absmax) * f64::from(*scb) / (127.0 * 127.0));
+                expected.push(sum as f64 * f64::from(absmax) * f64::from(*scb) * f64::from(INT8_PRODUCT_SCALE));
             }
         }
         let x = Tensor::<2>::from_data(TensorData::new(x, [n, d]), &device);

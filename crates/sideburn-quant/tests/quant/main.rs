@@ -4,6 +4,7 @@ mod configs;
 mod goldens;
 mod properties;
 mod states;
+mod ten_million;
 
 use sideburn_weights::{SafetensorsFile, TensorSource};
 

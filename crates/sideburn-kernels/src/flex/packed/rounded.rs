@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use rayon::prelude::*;
-use sideburn_quant::Int8Rows;
+use sideburn_quant::{INT8_PRODUCT_SCALE, Int8Rows};
 
 use super::{Codes, Packed};
 use crate::flex::integers::Instructions;
@@ -100,14 +100,13 @@ impl Rounded {
     }
 
     fn multiply(&self, y: &mut MatMut<'_>, input: usize, task: &Task<'_>) {
-        const SCALE: f32 = 1.0 / (127.0 * 127.0);
         let Task { integers, scb, instructions, .. } = task;
         let (n, out) = (self.rows.absmax.len(), scb.len());
         instructions.dots([n, out, input], &self.rows.codes, integers, |i, j, products| {
             let (y, scb, absmax) =
                 (&mut y.row(i)[j..j + products.len()], &scb[j..j + products.len()], self.rows.absmax[i]);
             for ((y, product), scb) in y.iter_mut().zip(products).zip(scb) {
-                *y = product * (absmax * scb) * SCALE;
+                *y = product * (absmax * scb) * INT8_PRODUCT_SCALE;
             }
         });
         let outliers = &self.rows.outlier_columns;
