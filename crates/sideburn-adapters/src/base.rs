@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::mpsc;
 
+use sideburn_kernels::is_cpu;
 use sideburn_quant::{Packed, Quantization, QuantizationConfig};
-use sideburn_weights::{TensorSource, write_safetensors};
+use sideburn_weights::{Tensor, TensorInfo, TensorSource, write_safetensors_lazily};
 
 use crate::base_weight::{BaseWeight, Precision};
+use crate::footprint::available_memory;
 use crate::linear::AdaptedLinear;
 use crate::model::{AdaptedModel, Weight, WeightMut};
 use crate::model_slots::for_each_slot;
@@ -51,7 +53,40 @@ pub(crate) fn load_base(
         }
     }
     let quantization = config.map(|config| config.quantization);
-    fill(source, loader.finish()?, quantization)
+    let found = loader.finish()?;
+    check_memory(source, &found, quantization)?;
+    fill(source, found, quantization)
+}
+
+/// Refuses what would not fit into main memory, before anything is read.
+fn check_memory(
+    source: &dyn TensorSource,
+    found: &[Found<'_>],
+    quantization: Option<Quantization>,
+) -> Result<(), AdapterError> {
+    let Some(available) = available_memory().filter(|_| found.iter().all(|found| is_cpu(&found.weight.device())))
+    else {
+        return Ok(());
+    };
+    let elements = |found: &Found<'_>| found.weight.dims().iter().product::<usize>();
+    let stored = |name: &str| source.info(name).map_or(0, TensorInfo::num_bytes);
+    let bytes = |found: &Found<'_>| match (found.form, quantization) {
+        (Form::Packed, _) => {
+            stored(found.stored)
+                + Packed::stored_beside(source, found.stored).iter().map(|name| stored(name)).sum::<usize>()
+        }
+        (Form::ToPack, Some(quantization)) => quantization.bytes(found.weight.dims()),
+        _ => elements(found) * found.weight.dtype().size(),
+    } as u64;
+    let largest = |found: &Found<'_>| match found.form {
+        Form::Packed => bytes(found),
+        Form::Floats | Form::ToPack => (elements(found) * size_of::<f32>()) as u64,
+    };
+    let (weights, largest) = (found.iter().map(bytes).sum(), found.iter().map(largest).max().unwrap_or(0));
+    match weights + 2 * largest > available {
+        true => Err(AdapterError::TooLittleMemory { path: source.path().to_owned(), weights, largest, available }),
+        false => Ok(()),
+    }
 }
 
 /// A weight, and where its tensor is.
@@ -124,8 +159,8 @@ enum Read {
     Packed(Packed),
 }
 
-/// Fills the weights, tensor by tensor: while one is packed, the next is read. No more than three are in memory beside what
-/// is filled already.
+/// Fills the weights, tensor by tensor: while one is packed, the next is read. No more than two are in memory beside what is
+/// filled already.
 fn fill(
     source: &dyn TensorSource,
     found: Vec<Found<'_>>,
@@ -138,7 +173,7 @@ fn fill(
         Form::Floats | Form::ToPack => Ok(Read::Floats(source.read_f32(name)?)),
     };
     std::thread::scope(|scope| {
-        let (sender, receiver) = mpsc::sync_channel(1);
+        let (sender, receiver) = mpsc::sync_channel(0);
         scope.spawn(move || {
             for job in &jobs {
                 if sender.send(read(job)).is_err() {
@@ -163,7 +198,7 @@ fn fill(
 
 /// The linear layers that a configuration quantises: all but those that it names or, where it names none, the output head;
 /// and never those that the family of models keeps in f32.
-fn quantized_sites(model: &dyn AdaptedModel, config: &QuantizationConfig) -> BTreeSet<String> {
+pub(crate) fn quantized_sites(model: &dyn AdaptedModel, config: &QuantizationConfig) -> BTreeSet<String> {
     let head = model.shape().head;
     let usual = [head.to_owned()];
     let named = config.llm_int8_skip_modules.as_deref().unwrap_or(if head.is_empty() { &[] } else { &usual });
@@ -238,14 +273,31 @@ fn is_stored_packed(model: &dyn AdaptedModel, name: &str, linear: &AdaptedLinear
 
 /// [`Adapters::save_base`](crate::Adapters::save_base).
 pub(crate) fn save_base(model: &dyn AdaptedModel, file: &Path, precision: Precision) -> Result<(), AdapterError> {
-    let mut tensors = BTreeMap::new();
-    for (name, weight) in model.weights() {
-        let may_be_packed = matches!(weight, Weight::Linear(linear) if is_stored_packed(model, &name, linear));
-        for (tensor, weight) in weight.tensors(&name) {
-            tensors.extend(weight.stored(&tensor, precision, may_be_packed)?);
+    /// Bytes from which on a tensor is made anew when it is written, so that one at a time is in memory beside the model.
+    const LARGE: usize = 1 << 20;
+    let weights = model.weights();
+    let (mut infos, mut small, mut large) = (Vec::new(), HashMap::new(), HashMap::new());
+    for (name, weight) in &weights {
+        let may_be_packed = matches!(weight, Weight::Linear(linear) if is_stored_packed(model, name, linear));
+        for (of, weight) in weight.tensors(name) {
+            for (part, tensor) in weight.stored(&of, precision, may_be_packed)? {
+                infos.push((part.clone(), tensor.info()));
+                if tensor.bytes().len() < LARGE {
+                    small.insert(part, tensor);
+                } else {
+                    large.insert(part, (of.clone(), weight, may_be_packed));
+                }
+            }
         }
     }
+    let make = |name: &str| -> Result<Tensor, AdapterError> {
+        if let Some(tensor) = small.remove(name) {
+            return Ok(tensor);
+        }
+        let (of, weight, may_be_packed) = &large[name];
+        let parts = weight.stored(of, precision, *may_be_packed)?;
+        Ok(parts.into_iter().find_map(|(part, tensor)| (part == name).then_some(tensor)).expect("the same as before"))
+    };
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    write_safetensors(file, tensors, Some(metadata))?;
-    Ok(())
+    write_safetensors_lazily(file, infos, make, Some(metadata))
 }

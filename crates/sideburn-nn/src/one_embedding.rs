@@ -116,6 +116,19 @@ impl TensorSource for OneEmbedding<'_> {
         kept.map_or_else(|| self.source.read(name), Ok)
     }
 
+    fn read_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
+        let is_kept = self.read.lock().unwrap_or_else(PoisonError::into_inner).contains_key(name);
+        if !is_kept {
+            return self.source.read_f32(name);
+        }
+        self.read(name)?.to_f32().map_err(|error| match error {
+            WeightsError::NotFloat { found, .. } => {
+                WeightsError::NotFloat { what: format!("tensor {name:?} of {:?}", self.path()), found }
+            }
+            other => other,
+        })
+    }
+
     fn promised(&self, name: &str) -> Option<&str> {
         self.source.promised(name)
     }

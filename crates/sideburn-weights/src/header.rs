@@ -39,6 +39,11 @@ impl TensorInfo {
     pub fn num_elements(&self) -> usize {
         self.shape.iter().product()
     }
+
+    /// The number of bytes, which is as safe.
+    pub fn num_bytes(&self) -> usize {
+        self.num_elements() * self.dtype.bitsize() / 8
+    }
 }
 
 /// A tensor's description and its byte range, counted from the first byte after the header.

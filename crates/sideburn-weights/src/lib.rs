@@ -11,7 +11,8 @@
 //!   * [`TorchFile`] is one file of `torch.save` (`.bin`, `.pt`) that holds a state dict.
 //!   * [`StateDict`] is whichever of the two a directory has under one name.
 //! * [`ReadAt`] is what the bytes of a file may come from: a disk, memory, ranges of something remote.
-//! * [`write_safetensors`] never leaves a half-written file under its final name.
+//! * [`write_safetensors`] never leaves a half-written file under its final name, nor does [`write_safetensors_lazily`], which makes one
+//!   tensor after the other.
 //!
 //! Reading is strict. A file that is one byte too short or too long, a key that appears twice, a tensor that two
 //! shards claim, an index that names a file outside its directory: each is a [`WeightsError`] that says which file,
@@ -66,11 +67,11 @@ pub use index::ShardIndex;
 pub use model_files::ModelFiles;
 pub use read_at::ReadAt;
 pub use safetensors::Dtype;
-pub use safetensors_file::SafetensorsFile;
+pub use safetensors_file::{SafetensorsFile, bytes_read};
 pub use serialize::safetensors_bytes;
 pub use source::TensorSource;
 pub use state_dict::StateDict;
 pub use tensor::Tensor;
 pub use torch_file::TorchFile;
 #[cfg(feature = "fs")]
-pub use write::write_safetensors;
+pub use write::{write_safetensors, write_safetensors_lazily};

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use sideburn_files::FileError;
 
@@ -12,7 +13,15 @@ use crate::read_at::ReadAt;
 #[cfg(feature = "fs")]
 use crate::regular_file::RegularFile;
 use crate::source::TensorSource;
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, extend_f32, is_float};
+
+static BYTES_READ: AtomicU64 = AtomicU64::new(0);
+
+/// How many bytes of tensors have been read from safetensors files since the process began: while a large model is loaded,
+/// another thread can show how far it is.
+pub fn bytes_read() -> u64 {
+    BYTES_READ.load(Ordering::Relaxed)
+}
 
 /// A safetensors file of which only the header is in memory: a file on a disk, bytes, or whatever else can be read at
 /// given positions.
@@ -103,6 +112,13 @@ impl SafetensorsFile {
     pub fn all_metadata(&self) -> &HashMap<String, String> {
         &self.header.metadata
     }
+
+    /// Reads bytes of tensors that begin `start` bytes behind the header.
+    fn read_exact(&self, bytes: &mut [u8], start: usize) -> Result<(), WeightsError> {
+        let read = self.bytes.read_exact_at(bytes, self.data_start + start as u64);
+        BYTES_READ.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(read.map_err(|source| FileError::reading("reading a tensor of", &self.path, source))?)
+    }
 }
 
 impl TensorSource for SafetensorsFile {
@@ -123,10 +139,24 @@ impl TensorSource for SafetensorsFile {
             return Err(WeightsError::tensor_not_found(self, name));
         };
         let mut bytes = vec![0; entry.range.len()];
-        self.bytes
-            .read_exact_at(&mut bytes, self.data_start + entry.range.start as u64)
-            .map_err(|source| FileError::reading("reading a tensor of", &self.path, source))?;
+        self.read_exact(&mut bytes, entry.range.start)?;
         Tensor::new(entry.info.dtype, entry.info.shape.clone(), bytes)
+    }
+
+    /// A few MiB of the stored form are in memory at once.
+    fn read_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
+        const CHUNK: usize = 4 << 20;
+        let Some(entry) = self.header.tensors.get(name).filter(|entry| is_float(entry.info.dtype)) else {
+            return self.read(name)?.to_f32_named(&self.path, name);
+        };
+        let mut values = Vec::with_capacity(entry.info.num_elements());
+        let mut bytes = vec![0; entry.range.len().min(CHUNK)];
+        for start in entry.range.clone().step_by(CHUNK) {
+            let bytes = &mut bytes[..(entry.range.end - start).min(CHUNK)];
+            self.read_exact(bytes, start)?;
+            extend_f32(&mut values, entry.info.dtype, bytes);
+        }
+        Ok(values)
     }
 
     fn metadata(&self, key: &str) -> Option<&str> {

@@ -6,7 +6,7 @@ use half::{bf16, f16};
 use safetensors::Dtype;
 
 use crate::error::WeightsError;
-use crate::header::byte_len;
+use crate::header::{TensorInfo, byte_len};
 
 /// A dtype, a shape, and the elements as little-endian bytes in row-major order.
 ///
@@ -78,6 +78,11 @@ impl Tensor {
         &self.shape
     }
 
+    /// Dtype and shape.
+    pub fn info(&self) -> TensorInfo {
+        TensorInfo { dtype: self.dtype, shape: self.shape.clone() }
+    }
+
     /// The elements, little-endian, in row-major order.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
@@ -95,12 +100,10 @@ impl Tensor {
     /// [`WeightsError::NotFloat`] for any other dtype. The message names the tensor by its shape; use
     /// [`TensorSource::read_f32`](crate::TensorSource::read_f32) for one that names file and tensor.
     pub fn to_f32(&self) -> Result<Vec<f32>, WeightsError> {
-        match self.dtype {
-            Dtype::F32 => Ok(decode(&self.bytes, f32::from_le_bytes).collect()),
-            Dtype::F16 => Ok(decode(&self.bytes, |b| f16::from_le_bytes(b).to_f32()).collect()),
-            Dtype::BF16 => Ok(decode(&self.bytes, |b| bf16::from_le_bytes(b).to_f32()).collect()),
-            Dtype::F64 => Ok(decode(&self.bytes, |b| f64::from_le_bytes(b) as f32).collect()),
-            found => Err(WeightsError::NotFloat { what: self.describe(), found }),
+        let mut values = Vec::with_capacity(self.shape.iter().product());
+        match extend_f32(&mut values, self.dtype, &self.bytes) {
+            true => Ok(values),
+            false => Err(WeightsError::NotFloat { what: self.describe(), found: self.dtype }),
         }
     }
 
@@ -149,7 +152,19 @@ impl Tensor {
     }
 }
 
-fn is_float(dtype: Dtype) -> bool {
+/// Adds the elements of `bytes` as `f32`, and returns whether they are floats.
+pub(crate) fn extend_f32(values: &mut Vec<f32>, dtype: Dtype, bytes: &[u8]) -> bool {
+    match dtype {
+        Dtype::F32 => values.extend(decode(bytes, f32::from_le_bytes)),
+        Dtype::F16 => values.extend(decode(bytes, |b| f16::from_le_bytes(b).to_f32())),
+        Dtype::BF16 => values.extend(decode(bytes, |b| bf16::from_le_bytes(b).to_f32())),
+        Dtype::F64 => values.extend(decode(bytes, |b| f64::from_le_bytes(b) as f32)),
+        _ => return false,
+    }
+    true
+}
+
+pub(crate) fn is_float(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64)
 }
 

@@ -4,7 +4,10 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
-use sideburn_weights::{Dtype, SafetensorsFile, Tensor, TensorSource, WeightsError, write_safetensors};
+use sideburn_weights::{
+    Dtype, SafetensorsFile, Tensor, TensorSource, WeightsError, safetensors_bytes, write_safetensors,
+    write_safetensors_lazily,
+};
 use tempfile::{TempDir, tempdir};
 
 fn sample() -> Vec<(String, Tensor)> {
@@ -54,6 +57,50 @@ fn assert_refused(header: &str, data: usize, fragments: &[&str]) {
     for fragment in fragments {
         assert!(message.contains(fragment), "{fragment:?} is not in: {message}");
     }
+}
+
+/// A process-wide count, to which other tests add.
+#[test]
+fn what_is_read_is_counted() {
+    let bytes = safetensors_bytes("one", [("x", Tensor::from_f32(vec![3], &[1.0; 3]).unwrap())], None).unwrap();
+    let file = SafetensorsFile::from_bytes("one", bytes).unwrap();
+    let before = sideburn_weights::bytes_read();
+    file.read_f32("x").unwrap();
+    assert!(sideburn_weights::bytes_read() >= before + 12);
+}
+
+/// Each is made when it is written, the widest dtype first; what cannot be made leaves what was there.
+#[test]
+fn tensors_are_made_as_they_are_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("model.safetensors");
+    let tensor = |name: &str| match name {
+        "bytes" => Tensor::new(Dtype::U8, vec![3], vec![1, 2, 3]).unwrap(),
+        name => Tensor::from_f32(vec![2], &[name.len() as f32, 0.5]).unwrap(),
+    };
+    let names = ["bytes", "b", "aa"];
+    let infos = || names.map(|name| (name.to_owned(), tensor(name).info()));
+    let mut made = Vec::new();
+    let make = |name: &str| {
+        made.push(name.to_owned());
+        Ok::<_, WeightsError>(tensor(name))
+    };
+    write_safetensors_lazily(&path, infos(), make, None).unwrap();
+    assert_eq!(made, ["aa", "b", "bytes"]);
+    let eager = safetensors_bytes("eager", names.map(|name| (name, tensor(name))), None).unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), eager);
+
+    let refuse = |name: &str| match name {
+        "b" => Err(WeightsError::BadNames { path: "here".into(), names: Vec::new() }),
+        name => Ok(tensor(name)),
+    };
+    let error = write_safetensors_lazily(&path, infos(), refuse, None).unwrap_err();
+    assert!(matches!(error, WeightsError::BadNames { .. }), "{error}");
+    assert_eq!(std::fs::read(&path).unwrap(), eager);
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1, "nothing half-written is left");
+    let twice = [("x".to_owned(), tensor("b").info()), ("x".to_owned(), tensor("b").info())];
+    let error = write_safetensors_lazily(&path, twice, |name| Ok::<_, WeightsError>(tensor(name)), None).unwrap_err();
+    assert!(matches!(error, WeightsError::BadNames { .. }), "{error}");
 }
 
 #[test]
