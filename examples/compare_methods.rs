@@ -140,7 +140,9 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let mut evaluation = Evaluation::new(test, BootstrapConfig::default());
     let rouge = RougeScorer::new(&[Metric::Rouge1, Metric::Rouge2, Metric::RougeL]).with_stemmer(true);
     let mut scores = |name: &str, model: &AutoModel| -> anyhow::Result<String> {
-        let system = evaluation.add(name, summaries(model, &tokenizer, &test_set.examples)?, &[&rouge])?;
+        let generation = GenerationConfig { no_repeat_ngram_size: 3, ..model.generation_config(64) };
+        let written = summaries(model, &tokenizer, &test_set.examples, generation)?;
+        let system = evaluation.add(name, written, &[&rouge])?;
         Ok(system.scores.iter().map(|scored| format!("{scored:>9}")).collect())
     };
     writeln!(out, "{:18}{:>12}{:>14}{:>10} {}", "zero-shot", 0, 0, 0, scores("zero-shot", &base)?);

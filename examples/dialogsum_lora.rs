@@ -82,7 +82,10 @@ fn run(args: &Args) -> anyhow::Result<()> {
     writeln!(out, "train: {train_set}\ntest: {test_set}");
     let seconds_load = clock.elapsed().as_secs_f64();
 
-    let summarise = |model: &AutoModel, examples: &[TokenizedExample]| summaries(model, &tokenizer, examples);
+    let summarise = |model: &AutoModel, examples: &[TokenizedExample]| {
+        let generation = GenerationConfig { no_repeat_ngram_size: 3, ..model.generation_config(64) };
+        summaries(model, &tokenizer, examples, generation)
+    };
     let zero_shot = summarise(&base, &test_set.examples[..1])?;
     writeln!(out, "\n{}\n\nzero-shot: {}\n", test[0].fields["dialogue"], zero_shot[0]);
 

@@ -3,6 +3,7 @@
 //! * `dialogsum_lora`: the main job. LoRA teaches a frozen T5 to summarise dialogues.
 //! * `compare_methods`: every method of fine-tuning on the same base and data, in a table.
 //! * `samsum_falcon_qlora`: the same for a decoder alone. QLoRA teaches a frozen Falcon in 4 bits to summarise chats.
+//! * `samsum_int8_lora`: the same over 8 bits. LoRA teaches a frozen T5 in LLM.int8() to summarise chats.
 //! * `pretrain_mini`: how the small T5 under `assets/t5-mini` was made.
 //!
 //! Each of the first two is one file that can be read on its own. Here is what all of them need of a terminal and of the operating
@@ -20,7 +21,7 @@ use std::sync::{Arc, OnceLock};
 use anyhow::{Context, ensure};
 use sideburn::files::{check_writable, printable, write_atomic};
 use sideburn::hub::Hub;
-use sideburn::prelude::{AutoModel, GenerationConfig, LanguageModel, TokenizedExample, Tokenizer};
+use sideburn::prelude::{GenerationConfig, LanguageModel, TokenizedExample, Tokenizer};
 use sideburn::train::{Control, Observer, Run, StepRecord, TrainError};
 use sideburn::{ManyConfig, generate_many};
 use signal_hook::{consts, flag};
@@ -205,17 +206,17 @@ impl Drop for Interrupt {
     }
 }
 
-/// What a model writes behind the prompts of examples: at most 64 tokens each, no three of them twice in a row.
+/// What a model writes behind the prompts of examples.
 ///
 /// # Errors
 /// If one of them cannot be answered.
-pub fn summaries(
-    model: &AutoModel,
+pub fn summaries<M: LanguageModel<Error: Send + Sync>>(
+    model: &M,
     tokenizer: &Tokenizer,
     examples: &[TokenizedExample],
+    generation: GenerationConfig,
 ) -> anyhow::Result<Vec<String>> {
     let prompts: Vec<&Vec<u32>> = examples.iter().map(|example| &example.prompt).collect();
-    let generation = GenerationConfig { no_repeat_ngram_size: 3, ..model.generation_config(64) };
     let config = ManyConfig::new(generation);
     let texts = generate_many(model, tokenizer, &prompts, &config, |_| ControlFlow::Continue(()));
     texts.into_iter().map(|texts| Ok(texts?.remove(0))).collect()

@@ -8,7 +8,6 @@
 //! quantisation, r 16, lora_alpha 32, dropout 0.1 on all four layers of a block, a cosine schedule, clipping at 0.1, and four
 //! micro-batches of one length a step.
 
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -19,8 +18,7 @@ use sideburn::data::GroupedSampler;
 use sideburn::files::check_writable;
 use sideburn::nn::Quantization;
 use sideburn::prelude::*;
-use sideburn::{ManyConfig, generate_many};
-use sideburn_examples::{Console, Interrupt, asset_or, exit, model_or};
+use sideburn_examples::{Console, Interrupt, asset_or, exit, model_or, summaries};
 
 #[derive(Parser)]
 struct Args {
@@ -119,13 +117,9 @@ fn run(args: &Args) -> anyhow::Result<()> {
     // The saved adapter on the base, and the base alone.
     let mut reloaded = base.clone();
     reloaded.load_adapter("samsum", args.output.join("adapter"))?;
-    let prompts: Vec<&Vec<u32>> = test.examples.iter().map(|example| &example.prompt).collect();
-    let summaries = |model: &Falcon| {
-        let config = ManyConfig::new(model.generation_config(args.max_new_tokens));
-        let texts = generate_many(model, &tokenizer, &prompts, &config, |_| ControlFlow::Continue(()));
-        texts.into_iter().map(|texts| Ok(texts?.remove(0))).collect::<anyhow::Result<Vec<String>>>()
-    };
-    let (before, after) = (summaries(&base)?, summaries(&reloaded)?);
+    let write =
+        |model: &Falcon| summaries(model, &tokenizer, &test.examples, model.generation_config(args.max_new_tokens));
+    let (before, after) = (write(&base)?, write(&reloaded)?);
     for ((example, before), after) in test.examples.iter().zip(before).zip(after) {
         let reference = tokenizer.decode(&example.target)?;
         writeln!(out, "\n{}\n  reference {reference}\n  base      {before}\n  LoRA      {after}", example.id);

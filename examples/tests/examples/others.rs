@@ -1,4 +1,4 @@
-//! `compare_methods`, `samsum_falcon_qlora` and `pretrain_mini`.
+//! `compare_methods`, `samsum_falcon_qlora`, `samsum_int8_lora` and `pretrain_mini`.
 
 use sideburn::data::{Dataset, Split};
 
@@ -38,6 +38,21 @@ fn a_decoder_alone_is_trained_on_answers() {
     // A T5 has no weights of a Falcon.
     let other = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/t5-mini");
     assert_ended(&run(args!["--model", &other]), 1, &["`model_type` is t5", "expected falcon"]);
+}
+
+#[test]
+fn a_base_in_8_bits_is_taught_and_scored() {
+    let directory = tempdir().unwrap();
+    let mut command = program("samsum_int8_lora");
+    command.args(args!["--num-train-epochs", "2", "--output", directory.path()]);
+    let output = command.output().unwrap();
+    assert_ended(&output, 0, &[]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("0 of 10 prompts were longer") && text.contains("rouge1"), "{text}");
+    assert!(["zero_shot", "lora"].iter().all(|name| text.contains(&format!("{name}: "))), "{text}");
+    assert!(is_adapter(&directory.path().join("adapter")));
+    // Ten chats in batches of eight, twice.
+    assert_eq!(fs::read_to_string(directory.path().join("training.jsonl")).unwrap().lines().count(), 4);
 }
 
 #[test]
