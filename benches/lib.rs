@@ -8,6 +8,7 @@
 //! * `allocations`: what a step asks the allocator for, and where.
 //! * `adamw`: norm, clipping and update over 77 million parameters, and Burn's.
 //! * `full_step`: peak memory and time of full fine-tuning steps.
+//! * `large_base`: LoRA steps over frozen bases in 4 and 8 bits, at the size of Falcon-7B say.
 //! * `rouge`: ROUGE over a corpus.
 //! * `peer`: our side of `benches/peer/run.py`, which measures Sideburn beside Hugging Face.
 //!

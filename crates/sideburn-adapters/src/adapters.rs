@@ -13,7 +13,9 @@ use sideburn_weights::TensorSource;
 use crate::AdapterError;
 use crate::base_weight::Precision;
 use crate::combine::Combination;
+use crate::footprint::BaseBytes;
 use crate::in_peft::PeftDifference;
+use crate::loftq::LoftqConfig;
 use crate::method::Method;
 use crate::model::AdaptedModel;
 
@@ -209,7 +211,7 @@ pub trait Adapters: AdaptedModel + Module {
     ///
     /// # Errors
     /// If a tensor is missing, unexpected or misshapen, all of which are listed, or cannot be read; if the parts of a
-    /// quantised weight contradict each other. The model may then be half filled and is not to be used.
+    /// quantised weight contradict each other; before anything is read, if the main memory does not suffice. The model may then be half filled and is not to be used.
     fn load_base(
         &mut self,
         source: &dyn TensorSource,
@@ -257,6 +259,47 @@ pub trait Adapters: AdaptedModel + Module {
     /// If a weight cannot be quantised, for it is not finite or above the range of `f16`. The model is then as before.
     fn compute_in_int8(&mut self) -> Result<(), AdapterError> {
         on_a_copy(self, crate::base::compute_in_int8)
+    }
+
+    /// Lets the LoRA adapter called `name` begin as what quantising has lost of the layers that it adapts: LoftQ, by which low
+    /// ranks and few bits lose less. `original` holds the weights from before the base was packed, under their Hugging Face
+    /// names; they are read one by one. Returns the names of the sites.
+    ///
+    /// As `replace_lora_weights_loftq` of `peft` does, and for more than one [`loftq_iter`](LoftqConfig::loftq_iter) as its
+    /// `init_lora_weights="loftq"`: then the base is packed anew. The product of the factors is divided by LoRA's scaling,
+    /// which `peft` leaves out, so that base and adapter together are near the original at any `lora_alpha`; where it is `r`,
+    /// both are the same.
+    ///
+    /// ```no_run
+    /// use burn::tensor::Device;
+    /// use sideburn_adapters::methods::LoraConfig;
+    /// use sideburn_adapters::{AdapterError, Adapters, Key, LoftqConfig};
+    /// use sideburn_weights::ModelFiles;
+    ///
+    /// fn begin(packed: &mut impl Adapters) -> Result<(), AdapterError> {
+    ///     let lora = LoraConfig { r: 16, lora_alpha: 16.0, ..LoraConfig::new(["q", "v"]) };
+    ///     packed.attach("summaries", lora, Key::from_seed(0))?;
+    ///     packed.init_loftq("summaries", &ModelFiles::open("flan-t5-xxl")?, LoftqConfig::default())?;
+    ///     Ok(())
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// If there is no such adapter, it is more than plain LoRA, or adapts no packed layer; if an original is missing,
+    /// misshapen or not finite. The model is then as before.
+    fn init_loftq(
+        &mut self,
+        name: &str,
+        original: &dyn TensorSource,
+        config: LoftqConfig,
+    ) -> Result<Vec<String>, AdapterError> {
+        on_a_copy(self, |model| crate::loftq::init_loftq(model, name, original, config))
+    }
+
+    /// How many bytes the base takes, if its linear layers are packed as `config` says beside those that are already. Nothing is
+    /// initialised.
+    fn base_bytes(&self, config: Option<&QuantizationConfig>) -> BaseBytes {
+        crate::footprint::base_bytes(self, config)
     }
 
     /// How the base is quantised, if it is: what `config.json` has as `quantization_config`.

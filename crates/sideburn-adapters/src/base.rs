@@ -9,7 +9,7 @@ use sideburn_quant::{Packed, Quantization, QuantizationConfig};
 use sideburn_weights::{Tensor, TensorInfo, TensorSource, write_safetensors_lazily};
 
 use crate::base_weight::{BaseWeight, Precision};
-use crate::footprint::available_memory;
+use crate::footprint::{available_memory, loading};
 use crate::linear::AdaptedLinear;
 use crate::model::{AdaptedModel, Weight, WeightMut};
 use crate::model_slots::for_each_slot;
@@ -78,13 +78,14 @@ fn check_memory(
         (Form::ToPack, Some(quantization)) => quantization.bytes(found.weight.dims()),
         _ => elements(found) * found.weight.dtype().size(),
     } as u64;
-    let largest = |found: &Found<'_>| match found.form {
+    let read = |found: &Found<'_>| match found.form {
         Form::Packed => bytes(found),
         Form::Floats | Form::ToPack => (elements(found) * size_of::<f32>()) as u64,
     };
-    let (weights, largest) = (found.iter().map(bytes).sum(), found.iter().map(largest).max().unwrap_or(0));
-    match weights + 2 * largest > available {
-        true => Err(AdapterError::TooLittleMemory { path: source.path().to_owned(), weights, largest, available }),
+    let sizes: Vec<(u64, u64)> = found.iter().map(|found| (bytes(found), read(found))).collect();
+    let (weights, needed) = (sizes.iter().map(|(own, _)| own).sum(), loading(&sizes));
+    match needed > available {
+        true => Err(AdapterError::TooLittleMemory { path: source.path().to_owned(), weights, needed, available }),
         false => Ok(()),
     }
 }

@@ -77,6 +77,16 @@ impl BaseWeight {
         }
     }
 
+    /// The dtype that it is multiplied in. Nothing is initialised.
+    pub(crate) fn dtype(&self) -> DType {
+        match &self.held {
+            Held::Floats(floats) if floats.is_initialized() => floats.val().dtype(),
+            Held::Floats(_) if self.in_f32 => DType::F32,
+            Held::Floats(floats) => floats.lazy_device().settings().float_dtype.into(),
+            Held::Packed(packed) => packed.dtype(),
+        }
+    }
+
     /// Where it is, or will be initialised.
     pub fn device(&self) -> Device {
         match &self.held {

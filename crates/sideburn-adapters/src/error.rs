@@ -242,6 +242,14 @@ pub enum AdapterError {
         /// Why not, and what to do.
         reason: String,
     },
+    /// An adapter that cannot begin as what quantising has lost.
+    #[error("the adapter {name:?} cannot begin as what quantising has lost: {}", printable(reason))]
+    NoLoftq {
+        /// The adapter.
+        name: String,
+        /// Why not.
+        reason: String,
+    },
     /// A pass that names adapters for another number of rows than the batch has.
     #[error("the pass names adapters for {named} rows, the batch has {rows}; name one, or none, for each row")]
     RowsWithoutAdapters {
@@ -314,6 +322,25 @@ pub enum AdapterError {
         /// Tensors of another shape.
         misshapen: Vec<Misshapen>,
     },
+    /// Too little memory for a model.
+    #[error(
+        "{}: loading takes {:.2} GB of memory, {:.2} GB of it for weights that stay, and {:.2} GB are left; quantise the model as it \
+         is read, free memory, or take a smaller one",
+        printable(path),
+        gigabytes(*needed),
+        gigabytes(*weights),
+        gigabytes(*available)
+    )]
+    TooLittleMemory {
+        /// The file or directory.
+        path: PathBuf,
+        /// Bytes of the weights as they are to be in memory.
+        weights: u64,
+        /// Bytes that loading takes at most.
+        needed: u64,
+        /// Bytes that the process can still have.
+        available: u64,
+    },
     /// An embedding of another vocabulary than the model's.
     #[error(
         "{}: {tensor} has {found} rows, the model embeds {expected} tokens: the vocabulary was resized before the adapter was \
@@ -375,6 +402,10 @@ pub enum AdapterError {
     /// Weights that cannot be quantised, or quantised ones that cannot be read.
     #[error(transparent)]
     Quant(#[from] QuantError),
+}
+
+fn gigabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e9
 }
 
 fn listed<T: fmt::Display>(what: &str, items: &[T]) -> String {

@@ -14,7 +14,8 @@
 //! * [`merge`](Adapters::merge), [`unmerge`](Adapters::unmerge) and [`merge_and_unload`](Adapters::merge_and_unload) work adapters into the base weights, and [`merge_drift`](Adapters::merge_drift) measures
 //!   what that costs;
 //! * [`load_base`](Adapters::load_base) and [`save_base`](Adapters::save_base) exchange base weights with `transformers`;
-//! * [`load_base_quantized`](Adapters::load_base_quantized) and [`quantize_base`](Adapters::quantize_base) pack the base in 4 or 8 bits;
+//! * [`load_base_quantized`](Adapters::load_base_quantized) and [`quantize_base`](Adapters::quantize_base) pack the base in 4 or 8 bits, and [`init_loftq`](Adapters::init_loftq) lets LoRA begin
+//!   as what that has lost;
 //! * [`ParameterReport`] counts, and [`fingerprint`](Adapters::fingerprint) tells bases apart.
 //!
 //! A method is one file: a configuration, which is a [`Method`], and what it does at a site of a model, which is a
@@ -57,9 +58,11 @@ mod error;
 mod fields;
 mod fingerprint;
 mod finite;
+mod footprint;
 mod in_peft;
 mod linalg;
 mod linear;
+mod loftq;
 mod merge;
 mod method;
 pub mod methods;
@@ -87,7 +90,9 @@ pub use combine::Combination;
 pub use embedding::{AdaptedTable, AdaptedVector};
 pub use error::{AdapterError, Misshapen};
 pub use finite::{NotFinite, first_not_finite};
+pub use footprint::{BaseBytes, available_memory};
 pub use linear::{AdaptedLinear, forward_together};
+pub use loftq::LoftqConfig;
 pub use method::{AdapterMeta, Method};
 pub use model::{AdaptedModel, Weight, WeightMut};
 pub use outline::{ModelShape, Usual};

@@ -157,6 +157,11 @@ impl AdaptedLinear {
         (&mut self.weight, self.bias.as_mut())
     }
 
+    /// Whether all adapters here are low-rank branches, whose operation keeps nothing but its input.
+    pub fn is_low_rank(&self) -> bool {
+        self.slots.iter().all(|ruled| matches!(ruled.rule, AtLinear::Branch(_)))
+    }
+
     /// What adapters have here, in the order in which they were attached.
     pub fn slots(&self) -> impl ExactSizeIterator<Item = &Slot> {
         self.slots.iter().map(|ruled| &ruled.slot)

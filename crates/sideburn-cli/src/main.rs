@@ -1,12 +1,14 @@
-//! `sideburn`: looks into adapters, merges, combines and converts them, quantises models, holds them against reference
-//! numbers, summarises, scores summaries, pushes adapters, and lists devices.
+//! `sideburn`: looks into adapters, merges, combines and converts them, plans memory, quantises models, holds them against
+//! reference numbers, summarises, scores summaries, pushes adapters, and lists devices.
 
 #![forbid(unsafe_code)]
 
 mod adapter;
 mod devices;
 mod hub;
+mod loading;
 mod model;
+mod plan;
 #[cfg(feature = "hub")]
 mod push;
 mod quantize;
@@ -37,6 +39,8 @@ Examples:
     sideburn adapter convert old-adapter --output my-adapter
   A model in 4 bits, which is loaded as it is:
     sideburn quantize --model flan-t5-base --to nf4 --output flan-t5-base-nf4
+  Whether there is memory enough to train, before anything is loaded:
+    sideburn plan --model falcon-7b --adapter my-adapter --quantization nf4 --batch 1 --seq 512
   How good summaries are, and whether one system is better than another:
     sideburn rouge --predictions lora.txt --against zero-shot.txt --references test.jsonl --stemmer
   Whether Sideburn computes what transformers computed:
@@ -74,6 +78,7 @@ enum Command {
     /// Inspect, check, merge, combine and convert adapters
     #[command(subcommand)]
     Adapter(adapter::Command),
+    Plan(plan::Args),
     Quantize(quantize::Args),
     Rouge(rouge::Args),
     Verify(verify::Args),
@@ -93,6 +98,7 @@ fn main() -> ExitCode {
     };
     let report = match command {
         Command::Adapter(command) => adapter::run(command),
+        Command::Plan(args) => plan::run(&args).map(Report::new),
         Command::Quantize(args) => quantize::run(&args).map(Report::new),
         Command::Rouge(args) => rouge::run(&args).map(Report::new),
         Command::Verify(args) => verify::run(&args).map(Report::new),

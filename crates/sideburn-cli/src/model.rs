@@ -6,6 +6,8 @@ use anyhow::Context;
 use sideburn::generate::Decoder;
 use sideburn::prelude::*;
 
+use crate::loading::with_progress;
+
 /// Reads a model onto the CPU.
 pub(crate) fn open(directory: &Path) -> anyhow::Result<AutoModel> {
     open_on(directory, "flex")
@@ -13,7 +15,8 @@ pub(crate) fn open(directory: &Path) -> anyhow::Result<AutoModel> {
 
 /// Reads a model onto a device, called as on the command line.
 pub(crate) fn open_on(directory: &Path, device: &str) -> anyhow::Result<AutoModel> {
-    Ok(AutoModel::from_dir(directory, &parse_device(device)?)?)
+    let device = parse_device(device)?;
+    Ok(with_progress(directory, || AutoModel::from_dir(directory, &device))?)
 }
 
 /// The logits of every token of `input`, row after row, `[tokens, vocabulary]` in row-major order.

@@ -12,6 +12,7 @@ use sideburn::prelude::*;
 
 use crate::adapter::companions::{Copied, LeftOut, copy_companions};
 use crate::hub;
+use crate::loading::with_progress;
 use crate::report::{Finding, in_line, shown, table};
 
 /// Quantise the linear layers of a model as bitsandbytes does, and write the model that results
@@ -75,7 +76,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Quantized> {
     if let (Ok(output), Ok(model)) = (args.output.canonicalize(), directory.canonicalize()) {
         ensure!(output != model, "the output {} is the model itself; choose another directory", shown(&output));
     }
-    let model = AutoModel::from_dir_quantized(&directory, args.to.quantization(), &parse_device("flex")?)?;
+    let (device, quantization) = (parse_device("flex")?, args.to.quantization());
+    let load = || AutoModel::from_dir_quantized(&directory, quantization, &device);
+    let model = with_progress(&directory, load)?;
     model.save_dir(output.path(), Precision::F32)?;
     let linears = model.linears();
     let packed = linears.iter().filter(|(_, linear)| linear.weight().packed().is_some()).count();

@@ -77,6 +77,6 @@ pub use runtime::mode::{KernelMode, kernel_mode, set_kernel_mode};
 pub use runtime::out_of_memory::OutOfMemory;
 pub use runtime::precision::{MatmulPrecision, UnknownPrecision, matmul_precision, set_matmul_precision};
 pub use runtime::profile::{ChromeEvents, Event, Span, record_profile, take_profile};
-pub use runtime::row_layout::RowLayout;
+pub use runtime::row_layout::{RowLayout, is_cpu};
 pub use runtime::workers::{elements, on_workers};
 pub use sideburn_batch::{Dropout, Key};

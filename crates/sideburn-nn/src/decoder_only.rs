@@ -199,6 +199,10 @@ impl<M: DecoderOnly> LanguageModel for M {
         self.frame().generation
     }
 
+    fn tokens_at(&self, site: &str, prompts: usize, targets: usize) -> usize {
+        if site == self.shape().head { targets } else { prompts + targets }
+    }
+
     fn token_losses(&self, batch: &PromptBatch, pass: &mut Pass) -> Result<Tensor<1>, M::Error> {
         on_workers(&self.device(), || {
             let (prompts, targets) = (batch.prompts(), batch.targets());

@@ -49,6 +49,9 @@ pub trait LanguageModel: Adapters {
     /// If `pass` trains: decoding has no dropout.
     fn start_decoding(&self, prompts: &TokenRows, pass: Pass) -> Result<Self::Decoding, Self::Error>;
 
+    /// How many tokens the linear layer called `site` sees in a step whose prompts and targets have so many.
+    fn tokens_at(&self, site: &str, prompts: usize, targets: usize) -> usize;
+
     /// The model's own settings of generation, for at most so many tokens.
     fn generation_config(&self, max_new_tokens: usize) -> GenerationConfig {
         GenerationConfig { max_new_tokens: Some(max_new_tokens), ..self.default_generation_config().clone() }

@@ -31,6 +31,30 @@ impl Quantization {
     pub const FP4: Self = Self::FourBit { quant_type: QuantType::Fp4, block_size: 64, double_quant: true };
     /// LLM.int8() with the threshold of the paper, 6.
     pub const INT8: Self = Self::Int8 { threshold: 6.0 };
+
+    /// How many bytes a matrix `[rows, columns]` takes in memory that is packed so.
+    ///
+    /// ```
+    /// use sideburn_quant::Quantization;
+    ///
+    /// assert_eq!(Quantization::NF4.bytes([64, 256]), 64 * 256 / 2 + 256 + 4 + 4);
+    /// assert_eq!(Quantization::INT8.bytes([64, 256]), 64 * 256 + 64 * 4);
+    /// ```
+    pub fn bytes(self, [rows, columns]: [usize; 2]) -> usize {
+        const FLOAT: usize = size_of::<f32>();
+        let count = rows * columns;
+        match self {
+            Self::FourBit { block_size, double_quant, .. } => {
+                let blocks = count.div_ceil(block_size);
+                let scales = match double_quant {
+                    true => blocks + (blocks.div_ceil(FourBit::NESTED_BLOCK_SIZE) + 1) * FLOAT,
+                    false => blocks * FLOAT,
+                };
+                count.div_ceil(2) + scales
+            }
+            Self::Int8 { .. } => count + rows * FLOAT,
+        }
+    }
 }
 
 /// A quantised matrix `[rows, columns]`.

@@ -23,6 +23,12 @@ impl LanguageModel for T5 {
         &self.generation
     }
 
+    fn tokens_at(&self, site: &str, prompts: usize, targets: usize) -> usize {
+        // The decoder's keys and values of the encoder's output are of the prompts.
+        let of_source = site.ends_with("EncDecAttention.k") || site.ends_with("EncDecAttention.v");
+        if of_source || site.starts_with("encoder.") { prompts } else { targets }
+    }
+
     fn token_losses(&self, batch: &PromptBatch, pass: &mut Pass) -> Result<Tensor<1>, T5Error> {
         on_workers(&self.device(), || self.token_losses_here(batch, pass))
     }

@@ -4,16 +4,17 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use sideburn_adapters::{AdaptedModel, AdapterSet, ModelShape, Pass, Precision, Weight, WeightMut};
+use sideburn_adapters::{AdaptedModel, AdapterSet, Key, ModelShape, Pass, Precision, Weight, WeightMut};
 use sideburn_batch::{PromptBatch, TokenRows};
 use sideburn_files::printable;
 use sideburn_generate::{Decoder, GenerationConfig};
-use sideburn_nn::{LanguageModel, ModelDir, NnError, QuantizationConfig};
+use sideburn_nn::{LanguageModel, ModelDir, NnError, QuantizationConfig, read_json};
 
 /// Writes [`AutoModel`], what it decodes with and its errors, from one line for each family: the name of its variant, its
-/// model, its decoding, its error, and the `model_type`s of `config.json` that it reads, or refuses in words of its own.
+/// model, its configuration, its decoding, its error, and the `model_type`s of `config.json` that it reads, or refuses in words
+/// of its own.
 macro_rules! families {
-    ($($family:ident: $model:ty, $decoding:ty, $error:ty, reads $known:expr, refuses $refused:expr;)+) => {
+    ($($family:ident: $model:ty, $config:ty, $decoding:ty, $error:ty, reads $known:expr, refuses $refused:expr;)+) => {
         /// A model of the family that `config.json` names: `AutoModelForSeq2SeqLM` and `AutoModelForCausalLM` of
         /// `transformers` in one.
         ///
@@ -122,18 +123,36 @@ macro_rules! families {
                 device: &Device,
             ) -> Result<Self, AutoError> {
                 let files = ModelDir::new(directory);
-                let config = files.config()?;
-                let model_type = config.get("model_type").and_then(|name| name.as_str()).unwrap_or("(absent)");
-                $(
-                    if $known.iter().chain($refused).any(|own| *own == model_type) {
-                        let model = match quantization {
-                            None => <$model>::from_dir(directory, device)?,
-                            Some(quantization) => <$model>::from_dir_quantized(directory, quantization, device)?,
-                        };
-                        return Ok(Self::$family(model));
-                    }
-                )+
-                Err(AutoError::UnknownFamily { path: files.config_path(), model_type: model_type.to_owned() })
+                let path = files.config_path();
+                match model_type(&path)?.as_str() {
+                    $(
+                        name if $known.iter().chain($refused).any(|own| *own == name) => {
+                            let model = match quantization {
+                                None => <$model>::from_dir(directory, device)?,
+                                Some(quantization) => <$model>::from_dir_quantized(directory, quantization, device)?,
+                            };
+                            Ok(Self::$family(model))
+                        }
+                    )+
+                    name => Err(AutoError::UnknownFamily { path, model_type: name.to_owned() }),
+                }
+            }
+
+            /// A new model of a `config.json`, with weights that are drawn when they are first needed. What is known without
+            /// them, such as how many there are, costs nothing.
+            ///
+            /// # Errors
+            /// If the family is not here, or the file is missing or broken.
+            pub fn random(config: impl AsRef<Path>, key: Key, device: &Device) -> Result<Self, AutoError> {
+                let path = config.as_ref();
+                match model_type(path)?.as_str() {
+                    $(
+                        name if $known.iter().chain($refused).any(|own| *own == name) => {
+                            Ok(Self::$family(<$model>::random(&<$config>::from_file(path)?, key, device)))
+                        }
+                    )+
+                    name => Err(AutoError::UnknownFamily { path: path.to_owned(), model_type: name.to_owned() }),
+                }
             }
 
             /// Writes a model directory that `transformers` reads, without adapters. It appears whole or not at all.
@@ -204,6 +223,12 @@ macro_rules! families {
             fn default_generation_config(&self) -> &GenerationConfig {
                 match self {
                     $(Self::$family(model) => model.default_generation_config(),)+
+                }
+            }
+
+            fn tokens_at(&self, site: &str, prompts: usize, targets: usize) -> usize {
+                match self {
+                    $(Self::$family(model) => model.tokens_at(site, prompts, targets),)+
                 }
             }
 
@@ -279,9 +304,16 @@ macro_rules! families {
     };
 }
 
+/// What a `config.json` calls its family.
+fn model_type(path: &Path) -> Result<String, NnError> {
+    let config = read_json(path)?;
+    Ok(config.get("model_type").and_then(|name| name.as_str()).unwrap_or("(absent)").to_owned())
+}
+
 families! {
-    T5: sideburn_t5::T5, sideburn_t5::Decoding, sideburn_t5::T5Error,
+    T5: sideburn_t5::T5, sideburn_t5::T5Config, sideburn_t5::Decoding, sideburn_t5::T5Error,
         reads &["t5", "mt5", "umt5"], refuses &["longt5", "switch_transformers", "t5gemma", "t5gemma2"];
-    Falcon: sideburn_falcon::Falcon, sideburn_nn::CausalDecoding<sideburn_falcon::Falcon>, sideburn_falcon::FalconError,
+    Falcon: sideburn_falcon::Falcon, sideburn_falcon::FalconConfig,
+        sideburn_nn::CausalDecoding<sideburn_falcon::Falcon>, sideburn_falcon::FalconError,
         reads &["falcon"], refuses &["RefinedWeb", "RefinedWebModel", "falcon_h1", "falcon_mamba"];
 }

@@ -73,6 +73,7 @@ mod methods {
 
 mod auto;
 pub mod device;
+pub mod plan;
 mod texts;
 
 pub use auto::{AutoDecoding, AutoError, AutoModel};

@@ -33,6 +33,7 @@ mod hub;
 mod inspect;
 mod merge;
 mod output;
+mod plan;
 mod quantize;
 mod rouge;
 mod summarize;

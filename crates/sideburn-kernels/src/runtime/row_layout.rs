@@ -272,13 +272,15 @@ impl RowLayout {
     }
 }
 
+/// Whether a device is the CPU of this machine.
 #[cfg(feature = "flex")]
-pub(crate) fn is_cpu(device: &Device) -> bool {
+pub fn is_cpu(device: &Device) -> bool {
     *device == Device::flex()
 }
 
+/// Whether a device is the CPU of this machine; without the feature `flex` none is.
 #[cfg(not(feature = "flex"))]
-fn is_cpu(_: &Device) -> bool {
+pub fn is_cpu(_: &Device) -> bool {
     false
 }
 

@@ -97,3 +97,15 @@ fn results_do_not_depend_on_threads() {
     let three = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap().install(quantized);
     assert_eq!(alone, three);
 }
+
+#[test]
+fn bytes_are_known_before_there_are_any() {
+    let four_bit =
+        |block_size, double_quant| Quantization::FourBit { quant_type: QuantType::Nf4, block_size, double_quant };
+    for quantization in [four_bit(64, true), four_bit(32, false), four_bit(4096, true), Quantization::INT8] {
+        for shape in [[1, 1], [7, 13], [64, 64], [300, 257]] {
+            let packed = Packed::quantize("w", &vec![0.5; shape[0] * shape[1]], shape, quantization).unwrap();
+            assert_eq!(quantization.bytes(shape), packed.bytes(), "{quantization:?} of {shape:?}");
+        }
+    }
+}

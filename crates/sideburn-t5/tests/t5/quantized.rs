@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use sideburn_adapters::methods::LoraConfig;
-use sideburn_adapters::{AdaptedModel, Adapters, Key, ParameterReport, Pass, Precision, Weight};
-use sideburn_t5::{LanguageModel, QuantType, Quantization, QuantizationConfig, T5};
-use sideburn_weights::{SafetensorsFile, Tensor as Stored, TensorSource, write_safetensors};
+use sideburn_adapters::{AdaptedModel, Adapters, Key, LoftqConfig, ParameterReport, Pass, Precision, Weight};
+use sideburn_t5::{LanguageModel, QuantType, Quantization, QuantizationConfig, T5, T5Config};
+use sideburn_weights::{ModelFiles, SafetensorsFile, Tensor as Stored, TensorSource, write_safetensors};
 
 use sideburn_testing::{Golden, golden, goldens, max_difference, path, values};
 
@@ -63,6 +63,13 @@ fn checkpoints_of_transformers_load() {
         if entry.name() == "t5_int8" {
             let in_training = Pass::train(Key::from_seed(0));
             assert!(distance(in_training, "logits_in_training") <= entry.tolerance, "{}", entry.path);
+            // Inputs at which no rounding hangs by a hair.
+            let (source, target) = (golden.full_rows("firm_input_ids"), golden.full_rows("firm_decoder_input_ids"));
+            let (found, expected) =
+                (values(model.logits(&source, &target, &mut Pass::evaluate()).unwrap()), golden.floats("firm_logits"));
+            let difference = f64::from(max_difference(&found, &expected) / deviation(&expected));
+            println!("{}: firm logits differ by at most {difference:e} of their spread", entry.path);
+            assert!(difference <= entry.tolerance, "{}", entry.path);
             // With integers a single one that is rounded the other way is 0.08, in bitsandbytes, too: testdata/README.md.
             assert!(distance(Pass::evaluate(), "logits") <= 0.2, "{}", entry.path);
             let batch = Golden::open(&format!("{BASE}/io.safetensors")).batch();
@@ -210,6 +217,89 @@ fn merging_into_a_packed_base_gives_floats_until_it_is_asked_to_pack_them() {
     assert_eq!(logits(&model), bare);
 }
 
+/// Base and factors of LoftQ against `peft`, and the error that they leave.
+#[test]
+fn factors_begin_as_what_quantising_has_lost() {
+    let entry = golden("loftq");
+    let (golden, original) = (Golden::open("loftq/io.safetensors"), ModelFiles::open(path(BASE)).unwrap());
+    let four_bit = Quantization::FourBit { quant_type: QuantType::Nf4, block_size: 64, double_quant: false };
+    for (bits, loftq_iter) in [(4, 1), (4, 3), (8, 1)] {
+        let quantization = if bits == 4 { four_bit } else { Quantization::INT8 };
+        let mut model = T5::from_dir_quantized(path(BASE), quantization, &Device::flex()).unwrap();
+        // A scaling of 2: the product of the factors is half as large.
+        let lora = LoraConfig { r: 8, lora_alpha: 16.0, ..LoraConfig::new(["q", "v"]) };
+        model.attach("default", lora, Key::from_seed(0)).unwrap();
+        let config = LoftqConfig { loftq_iter, ..LoftqConfig::default() };
+        let sites = model.init_loftq("default", &original, config).unwrap();
+        assert_eq!(sites.len(), 12, "q and v of six attentions");
+        let tensors = model.adapter_tensors("default").unwrap();
+        let names: Vec<String> = golden.names();
+        let prefix = format!("{bits}.{loftq_iter}.");
+        for site in names.iter().filter_map(|name| name.strip_prefix(&prefix)?.strip_suffix(".base")) {
+            let [a, b] = ["A", "B"].map(|part| tensors[&format!("base_model.model.{site}.lora_{part}.weight")].val());
+            let (_, linear) = model.linears().into_iter().find(|(name, _)| name == site).unwrap();
+            assert!(linear.weight().packed().is_some());
+            let (base, delta) = (values(linear.weight().dense()), values(b.matmul(a).mul_scalar(2.0)));
+            for (found, part) in [(base, "base"), (delta, "delta")] {
+                let expected = golden.floats(&format!("{prefix}{site}.{part}"));
+                let largest = expected.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+                let difference = f64::from(max_difference(&found, &expected) / largest);
+                println!("{prefix}{site}: {part} differs by {difference:e}");
+                assert!(difference <= entry.tolerance, "{prefix}{site}: {part} differs by {difference:e}");
+            }
+        }
+    }
+}
+
+/// The nearer to the original, the more often it is packed; and a sketch finds almost as much.
+#[test]
+fn loftq_comes_nearer_to_the_original() {
+    let original = ModelFiles::open(path(BASE)).unwrap();
+    let expected = logits(&T5::from_dir(path(BASE), &Device::flex()).unwrap());
+    let distance = |config: Option<LoftqConfig>| {
+        let mut model = T5::from_dir_quantized(path(BASE), Quantization::NF4, &Device::flex()).unwrap();
+        let lora = LoraConfig { r: 16, ..LoraConfig::new(["q", "k", "v", "o", "wi_0", "wi_1"]) };
+        model.attach("default", lora, Key::from_seed(0)).unwrap();
+        if let Some(config) = config {
+            model.init_loftq("default", &original, config).unwrap();
+        }
+        let found = logits(&model);
+        found.iter().zip(&expected).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt()
+    };
+    let loftq = |loftq_iter, iterations| distance(Some(LoftqConfig { loftq_iter, iterations }));
+    let (without, once, often, sketched) = (distance(None), loftq(1, None), loftq(5, None), loftq(1, Some(4)));
+    println!("distance of logits {without}, LoftQ once {once}, five times {often}, sketched {sketched}");
+    assert!(once < 0.9 * without && often < once && sketched < 0.95 * without);
+}
+
+#[test]
+fn what_cannot_begin_so_is_refused() {
+    let original = ModelFiles::open(path(BASE)).unwrap();
+    let packed = || T5::from_dir_quantized(path(BASE), Quantization::NF4, &Device::flex()).unwrap();
+    let error = |mut model: T5, lora: LoraConfig, source: &dyn TensorSource, config| {
+        model.attach("default", lora, Key::from_seed(0)).unwrap();
+        let before = values(model.adapter_tensors("default").unwrap().into_values().next().unwrap().val());
+        let error = model.init_loftq("default", source, config).unwrap_err().to_string();
+        let after = values(model.adapter_tensors("default").unwrap().into_values().next().unwrap().val());
+        assert_eq!(before, after);
+        error
+    };
+    let (plain, once) = (|| LoraConfig::new(["q"]), LoftqConfig::default());
+    let message = error(packed(), LoraConfig { use_dora: true, ..plain() }, &original, once);
+    assert!(message.contains("\"default\" cannot begin") && message.contains("not plain LoRA"), "{message}");
+    let message = error(packed(), LoraConfig::new(["wo"]), &original, once);
+    assert!(message.contains("no layer that it adapts is packed"), "{message}");
+    let message = error(packed(), LoraConfig { r: 65, ..plain() }, &original, once);
+    assert!(message.contains("rank 65") && message.contains("SelfAttention.q, which is [64, 64]"), "{message}");
+    let message = error(packed(), plain(), &original, LoftqConfig { loftq_iter: 0, ..once });
+    assert!(message.contains("`loftq_iter` is 0, expected at least 1"), "{message}");
+    let other =
+        changed(BASE, |tensors| tensors.retain(|(name, _)| !name.ends_with("block.1.layer.0.SelfAttention.q.weight")));
+    let message = error(packed(), plain(), &ModelFiles::open(other.path()).unwrap(), once);
+    assert!(message.contains("missing (1): encoder.block.1.layer.0.SelfAttention.q.weight"), "{message}");
+    assert!(packed().init_loftq("none", &original, once).is_err());
+}
+
 fn tensor_of(values: Vec<f32>) -> Tensor<1> {
     Tensor::from_floats(values.as_slice(), &Device::flex())
 }
@@ -268,6 +358,45 @@ fn broken_models_are_refused() {
     std::fs::write(other.path().join("config.json"), config).unwrap();
     let message = error(other.path());
     assert!(message.contains("config.json") && message.contains("quantised by GPTQ, which is not here"), "{message}");
+}
+
+/// A file that says more than any machine holds: a hole of a file system, of which nothing is read.
+#[test]
+#[cfg(target_os = "linux")]
+fn too_little_memory_is_told_before_anything_is_read() {
+    use std::io::Write;
+
+    let config = std::fs::read_to_string(path(BASE).join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    (config["vocab_size"], config["d_model"]) = ((1 << 24).into(), 8192.into());
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("config.json"), config.to_string()).unwrap();
+    let config = T5Config::from_file(directory.path().join("config.json")).unwrap();
+    let mut model = T5::random(&config, Key::from_seed(0), &Device::flex());
+    let (mut entries, mut end) = (Vec::new(), 0);
+    for (name, weight) in model.weights() {
+        for (name, weight) in weight.tensors(&name) {
+            let (shape, start) = (weight.shape(), end);
+            end += 4 * shape.iter().product::<usize>();
+            let entry =
+                format!(r#""{name}": {{"dtype": "F32", "shape": {shape:?}, "data_offsets": [{start}, {end}]}}"#);
+            entries.push(entry);
+        }
+    }
+    let header = format!("{{{}}}", entries.join(","));
+    let mut output = std::fs::File::create(directory.path().join("model.safetensors")).unwrap();
+    output.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    output.write_all(header.as_bytes()).unwrap();
+    output.set_len((8 + header.len() + end) as u64).unwrap();
+    // `from_dir` would find out first whether head and embedding are one, by reading them.
+    let source = ModelFiles::open(directory.path()).unwrap();
+    fn own(name: &str) -> Option<&str> {
+        Some(name)
+    }
+    let message = model.load_base(&source, own).unwrap_err().to_string();
+    for part in ["loading takes 1099.", "GB of it for weights", "GB are left", "quantise the model"] {
+        assert!(message.contains(part), "{part:?} is not in: {message}");
+    }
 }
 
 /// A model that differentiates keeps its packed weights through [`Module::valid`] and back.
