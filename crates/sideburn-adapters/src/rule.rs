@@ -167,10 +167,14 @@ pub(crate) enum AtLinearBound<'a> {
 }
 
 impl AtLinearBound<'_> {
-    /// The branch, if it is one of tensors of this kind.
+    /// The branch, if it is one whose factors can be multiplied with tensors in this dtype.
     pub(crate) fn branch(&self, dtype: DType) -> Option<&Branch> {
+        let fits = |factor: &Tensor<2>| {
+            let is_wider = factor.dtype() == DType::F32 && matches!(dtype, DType::F16 | DType::BF16);
+            factor.dtype() == dtype || is_wider
+        };
         match self {
-            Self::Branch(branch) if [&branch.a, &branch.b].iter().all(|factor| factor.dtype() == dtype) => Some(branch),
+            Self::Branch(branch) if fits(&branch.a) && fits(&branch.b) => Some(branch),
             _ => None,
         }
     }

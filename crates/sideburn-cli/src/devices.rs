@@ -1,9 +1,11 @@
 //! `sideburn devices`: what there is to compute on, and whether it computes.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
 use sideburn::device::{DeviceInfo, built_in, inspect, names, parse_device};
+use sideburn::kernels::refused_kernels;
 
 use crate::report::{Finding, Verdict, table};
 
@@ -25,6 +27,8 @@ pub(crate) struct Devices {
     devices: Vec<Found>,
     /// Backends that find nothing to run on, and why.
     without_devices: Vec<Missing>,
+    /// Operations whose kernel a GPU could not compile, and what it says.
+    refused_kernels: BTreeMap<String, String>,
 }
 
 #[derive(Serialize)]
@@ -64,11 +68,9 @@ pub(crate) fn run(args: Args) -> Devices {
         Found { name, outcome }
     };
     let missing = |backend| parse_device(backend).err().map(|error| Missing { backend, reason: error.to_string() });
-    Devices {
-        built_in: built_in(),
-        devices: all.into_iter().map(found).collect(),
-        without_devices: built_in().into_iter().filter_map(missing).collect(),
-    }
+    let devices = all.into_iter().map(found).collect();
+    let without_devices = built_in().into_iter().filter_map(missing).collect();
+    Devices { built_in: built_in(), devices, without_devices, refused_kernels: refused_kernels() }
 }
 
 impl From<DeviceInfo> for Outcome {
@@ -115,6 +117,9 @@ impl fmt::Display for Devices {
         table(f, &rows)?;
         for Missing { backend, reason } in &self.without_devices {
             write!(f, "\n{backend}: {reason}")?;
+        }
+        for (name, reason) in &self.refused_kernels {
+            write!(f, "\nthe kernel of {name} is refused, so that it is slower: {reason}")?;
         }
         Ok(())
     }

@@ -20,18 +20,19 @@
 //! `gemm` crate, everything else through blocks that stay in cache, and results into memory that is used again. Neither
 //! scores nor logits are ever in memory as a whole. On the CubeCL backends (`wgpu`, `vulkan`, `metal`, `cuda`) they are
 //! kernels of this crate for `f32`, `f16` and `bf16`: one launch each, or two or three for some gradients. Linear layers are
-//! composed of products there, and [`matmul`] says what those are. For other dtypes each operation is composed of Burn's
-//! primitives, and [`set_kernel_mode`] chooses that form everywhere.
+//! composed of products there, and [`matmul`] says what those are. For other dtypes, and where a GPU cannot compile a kernel
+//! ([`refused_kernels`]), each operation is composed of Burn's primitives, and [`set_kernel_mode`] chooses that form everywhere.
 //!
 //! A weight of a linear layer may be packed in 4 or 8 bits ([`PackedMatrix`]): on the CPU it is unpacked tile by tile on the
-//! way into the product, in both directions, and for up to 16 rows never. Elsewhere the composed form unpacks it first.
+//! way into the product, in both directions, and for up to 16 rows never. On GPUs it is, too, in `f32`; for products by tensor
+//! cores it is unpacked first.
 //!
 //! The mask of a [`Dropout`] is the same on every device, element for element.
 //!
 //! [`adamw_steps`] and [`norm`] are for optimisers: they work outside of autodiff, on many tensors at once.
 //!
 //! An operation of another crate can have kernels and a backward pass, too: [`fused`] chooses between a kernel and its
-//! composed form, and [`record`] puts an operation on autodiff's tape.
+//! composed form, `checked` sees to it that a GPU could compile it, and [`record`] puts an operation on autodiff's tape.
 //!
 //! ```
 //! use burn::tensor::{Device, Tensor};
@@ -52,6 +53,8 @@ mod gpu;
 mod ops;
 mod runtime;
 
+#[cfg(feature = "gpu")]
+pub use gpu::checked::{Outputs, checked};
 pub use ops::adamw::{AdamWStep, AdamWUpdate, adamw_step, adamw_steps, adamw_undo, norm};
 pub use ops::attention::{Projections, Visibility, attention, self_attention};
 pub use ops::dropout::{add_dropout, dropout};
@@ -77,6 +80,7 @@ pub use runtime::mode::{KernelMode, kernel_mode, set_kernel_mode};
 pub use runtime::out_of_memory::OutOfMemory;
 pub use runtime::precision::{MatmulPrecision, UnknownPrecision, matmul_precision, set_matmul_precision};
 pub use runtime::profile::{ChromeEvents, Event, Span, record_profile, take_profile};
+pub use runtime::refused::refused_kernels;
 pub use runtime::row_layout::{RowLayout, is_cpu};
 pub use runtime::workers::{elements, on_workers};
 pub use sideburn_batch::{Dropout, Key};

@@ -1,8 +1,10 @@
 //! A run on the terminal.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use sideburn_kernels::refused_kernels;
 
 use crate::{Control, Observer, Run, RunInfo, StepRecord, TrainError};
 
@@ -16,6 +18,8 @@ pub struct ProgressLine {
     first_seconds: Option<f64>,
     /// Whether no step has been made.
     begins: bool,
+    /// Kernels that a GPU has refused, and that there has been a line about.
+    refused: BTreeSet<String>,
 }
 
 /// What the first step must take beyond the next to be worth a line, in seconds.
@@ -23,11 +27,18 @@ const SLOW_START: f64 = 2.0;
 
 impl ProgressLine {
     /// A bar; where standard error is not a terminal, about twenty plain lines instead. If the first step takes some seconds
-    /// longer than the next, as on a GPU that compiles its kernels, a line says how long.
+    /// longer than the next, as on a GPU that compiles its kernels, a line says how long; and each kernel that the GPU refuses
+    /// has a line, too.
     pub fn new() -> Self {
         let style =
             ProgressStyle::with_template("{bar:32} {pos}/{len} {msg}, {eta} left").expect("a template without errors");
-        Self { bar: ProgressBar::hidden().with_style(style), smoothed: None, first_seconds: None, begins: true }
+        Self {
+            bar: ProgressBar::hidden().with_style(style),
+            smoothed: None,
+            first_seconds: None,
+            begins: true,
+            refused: BTreeSet::new(),
+        }
     }
 }
 
@@ -68,6 +79,12 @@ impl<M> Observer<M> for ProgressLine {
         }
         self.bar.set_message(message);
         self.bar.set_position(done);
+        for (name, reason) in refused_kernels() {
+            if !self.refused.contains(&name) {
+                self.say(&format!("the GPU refuses the kernel of {name}, so that it is slower: {reason}"));
+                self.refused.insert(name);
+            }
+        }
         match self.first_seconds.take() {
             None if self.begins => self.first_seconds = Some(record.seconds),
             Some(first) if first - record.seconds > SLOW_START => self.say(&format!(

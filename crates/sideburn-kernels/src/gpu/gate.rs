@@ -6,57 +6,66 @@ use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::{CubeBackend, cubecl};
 use sideburn_batch::Dropout;
 
+use super::checked::checked;
 use super::mask::{self, Mask};
 use super::{Primitive, accepted, contiguous, element, fresh, shared_out, together};
 use crate::ops::gate::{GELU_CUBIC, GateKernels, SQRT_2_OVER_PI};
 
 impl GateKernels for CubeBackend {
     fn try_gelu_gate(gate_up: Primitive, dropout: Option<Dropout>) -> Result<Primitive, Primitive> {
-        let [gate_up] = accepted([gate_up]).map_err(|[gate_up]| gate_up)?.map(by_rows);
-        let [n, width] = [gate_up.shape()[0], gate_up.shape()[1] / 2];
-        let (client, out, dtype) = (gate_up.client.clone(), fresh(&gate_up, [n, width]), element(&gate_up));
-        let vector = together(width, &[&gate_up]);
-        let (cubes, dim) = shared_out(&client, n * width / vector);
-        // SAFETY: `out` has an element for each of the units that do not stop at once, which look up its row in a
-        // tensor with as many rows, twice as wide.
-        unsafe {
-            gate_kernel::launch_unchecked(
-                &client,
-                cubes,
-                dim,
-                vector,
-                gate_up.into_tensor_arg(),
-                out.clone().into_tensor_arg(),
-                mask::argument(dropout),
-                dropout.is_some(),
-                dtype,
-            );
-        }
-        Ok(out)
+        let gate_up = accepted([gate_up]).map_err(|[gate_up]| gate_up)?;
+        let variant = (gate_up[0].dtype, dropout.is_some());
+        checked("gelu_gate", variant, gate_up, |gate_up| {
+            let [gate_up] = gate_up.map(by_rows);
+            let [n, width] = [gate_up.shape()[0], gate_up.shape()[1] / 2];
+            let (client, out, dtype) = (gate_up.client.clone(), fresh(&gate_up, [n, width]), element(&gate_up));
+            let vector = together(width, &[&gate_up]);
+            let (cubes, dim) = shared_out(&client, n * width / vector);
+            // SAFETY: `out` has an element for each of the units that do not stop at once, which look up its row in a
+            // tensor with as many rows, twice as wide.
+            unsafe {
+                gate_kernel::launch_unchecked(
+                    &client,
+                    cubes,
+                    dim,
+                    vector,
+                    gate_up.into_tensor_arg(),
+                    out.clone().into_tensor_arg(),
+                    mask::argument(dropout),
+                    dropout.is_some(),
+                    dtype,
+                );
+            }
+            out
+        })
+        .map_err(|[gate_up]| gate_up)
     }
 
     fn try_gelu_gate_backward(inputs: [Primitive; 2], dropout: Option<Dropout>) -> Result<Primitive, [Primitive; 2]> {
-        let [gate_up, gradient] = accepted(inputs)?.map(by_rows);
-        let (client, dtype, shape) = (gate_up.client.clone(), element(&gate_up), gate_up.shape());
-        let (out, width) = (fresh(&gate_up, shape.clone()), shape[1] / 2);
-        let vector = together(width, &[&gate_up, &gradient]);
-        let (cubes, dim) = shared_out(&client, shape[0] * width / vector);
-        // SAFETY: as above, with two elements of `out` for each unit.
-        unsafe {
-            gate_backward_kernel::launch_unchecked(
-                &client,
-                cubes,
-                dim,
-                vector,
-                gate_up.into_tensor_arg(),
-                gradient.into_tensor_arg(),
-                out.clone().into_tensor_arg(),
-                mask::argument(dropout),
-                dropout.is_some(),
-                dtype,
-            );
-        }
-        Ok(out)
+        let variant = (inputs[0].dtype, dropout.is_some());
+        checked("gelu_gate_backward", variant, accepted(inputs)?, |inputs| {
+            let [gate_up, gradient] = inputs.map(by_rows);
+            let (client, dtype, shape) = (gate_up.client.clone(), element(&gate_up), gate_up.shape());
+            let (out, width) = (fresh(&gate_up, shape.clone()), shape[1] / 2);
+            let vector = together(width, &[&gate_up, &gradient]);
+            let (cubes, dim) = shared_out(&client, shape[0] * width / vector);
+            // SAFETY: as above, with two elements of `out` for each unit.
+            unsafe {
+                gate_backward_kernel::launch_unchecked(
+                    &client,
+                    cubes,
+                    dim,
+                    vector,
+                    gate_up.into_tensor_arg(),
+                    gradient.into_tensor_arg(),
+                    out.clone().into_tensor_arg(),
+                    mask::argument(dropout),
+                    dropout.is_some(),
+                    dtype,
+                );
+            }
+            out
+        })
     }
 }
 

@@ -11,6 +11,7 @@ use burn_cubecl::cubecl::ir::{ElemType, IntKind};
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::{CubeBackend, cubecl};
 
+use super::checked::checked;
 use super::sums::{largest_of_cube, sum_of_cube};
 use super::{Primitive, UNITS, contiguous, cube_each, element, fresh_of};
 use crate::ops::loss::LossKernels;
@@ -35,63 +36,75 @@ fn accepted<const N: usize>((floats, labels): Labelled<N>) -> Result<Labelled<N>
     }
 }
 
+/// The same where the last of the tensors is a gradient of losses, which is in `f32`.
+fn accepted_with_gradient<const N: usize>((floats, labels): Labelled<N>) -> Result<Labelled<N>, Labelled<N>> {
+    let taken = floats[..N - 1].iter().all(|x| super::accepted([floats[0].clone(), x.clone()]).is_ok());
+    if !taken || integer(&labels).is_none() {
+        return Err((floats, labels));
+    }
+    Ok((floats, contiguous(labels)))
+}
+
 impl LossKernels for CubeBackend {
     fn try_cross_entropy(inputs: Labelled<1>) -> Result<Primitive, Labelled<1>> {
-        let ([logits], labels) = accepted(inputs)?;
-        let losses = losses_of(&logits);
-        Softmax { labels, smoothing: 0.0 }.losses(&contiguous(logits), &losses, 0);
-        Ok(losses)
+        checked("cross_entropy", inputs.0[0].dtype, accepted(inputs)?, |([logits], labels)| {
+            let losses = losses_of(&logits);
+            Softmax { labels, smoothing: 0.0 }.losses(&contiguous(logits), &losses, 0);
+            losses
+        })
     }
 
     fn try_cross_entropy_backward(inputs: Labelled<2>) -> Result<Primitive, Labelled<2>> {
-        let ([logits, gradient], labels) = inputs;
-        let ([logits], labels) =
-            accepted(([logits], labels)).map_err(|([logits], labels)| ([logits, gradient.clone()], labels))?;
-        let logits = contiguous(logits);
-        let logits = if logits.can_mut() && logits.is_nonoverlapping() { logits } else { logits.copy() };
-        Softmax { labels, smoothing: 0.0 }.gradients(&logits, &contiguous(gradient), 0);
-        Ok(logits)
+        let inputs = accepted_with_gradient(inputs)?;
+        checked("cross_entropy_backward", inputs.0[0].dtype, inputs, |([logits, gradient], labels)| {
+            let logits = contiguous(logits);
+            let logits = if logits.can_mut() && logits.is_nonoverlapping() { logits } else { logits.copy() };
+            Softmax { labels, smoothing: 0.0 }.gradients(&logits, &contiguous(gradient), 0);
+            logits
+        })
     }
 
     fn try_head(inputs: Labelled<2>, smoothing: f64) -> Result<Primitive, Labelled<2>> {
-        let ([hidden, weight], labels) = accepted(inputs)?;
-        let losses = losses_of(&hidden);
-        let softmax = Softmax { labels, smoothing };
-        for (first, hidden) in blocks(&hidden, &weight) {
-            softmax.losses(&logits(hidden, &weight), &losses, first);
-        }
-        Ok(losses)
+        checked("head", inputs.0[0].dtype, accepted(inputs)?, |([hidden, weight], labels)| {
+            let losses = losses_of(&hidden);
+            let softmax = Softmax { labels, smoothing };
+            for (first, hidden) in blocks(&hidden, &weight) {
+                softmax.losses(&logits(hidden, &weight), &losses, first);
+            }
+            losses
+        })
     }
 
     fn try_head_and_gradient(inputs: Labelled<2>, smoothing: f64) -> Result<[Primitive; 2], Labelled<2>> {
-        let ([hidden, weight], labels) = accepted(inputs)?;
-        let losses = losses_of(&hidden);
-        let softmax = Softmax { labels, smoothing };
-        let of_block = |(first, hidden)| {
-            let logits = logits(hidden, &weight);
-            softmax.losses_and_gradients(&logits, &losses, first);
-            product::<CubeBackend>(logits, weight.clone())
-        };
-        let mut of_hidden: Vec<Primitive> = blocks(&hidden, &weight).into_iter().map(of_block).collect();
-        let of_hidden = match of_hidden.len() {
-            1 => of_hidden.remove(0),
-            _ => CubeBackend::float_cat(of_hidden, 0),
-        };
-        Ok([losses, of_hidden])
+        checked("head_and_gradient", inputs.0[0].dtype, accepted(inputs)?, |([hidden, weight], labels)| {
+            let losses = losses_of(&hidden);
+            let softmax = Softmax { labels, smoothing };
+            let of_block = |(first, hidden)| {
+                let logits = logits(hidden, &weight);
+                softmax.losses_and_gradients(&logits, &losses, first);
+                product::<CubeBackend>(logits, weight.clone())
+            };
+            let mut of_hidden: Vec<Primitive> = blocks(&hidden, &weight).into_iter().map(of_block).collect();
+            let of_hidden = match of_hidden.len() {
+                1 => of_hidden.remove(0),
+                _ => CubeBackend::float_cat(of_hidden, 0),
+            };
+            [losses, of_hidden]
+        })
     }
 
     fn try_head_backward_weight(inputs: Labelled<3>, smoothing: f64) -> Result<Primitive, Labelled<3>> {
-        let ([hidden, weight, gradient], labels) = inputs;
-        let ([hidden, weight], labels) = accepted(([hidden, weight], labels))
-            .map_err(|([hidden, weight], labels)| ([hidden, weight, gradient.clone()], labels))?;
-        let (softmax, gradient) = (Softmax { labels, smoothing }, contiguous(gradient));
-        let of_block = |(first, hidden): (usize, Primitive)| {
-            let logits = logits(hidden.clone(), &weight);
-            softmax.gradients(&logits, &gradient, first);
-            product::<CubeBackend>(transposed::<CubeBackend>(logits), hidden)
-        };
-        let of_blocks = blocks(&hidden, &weight).into_iter().map(of_block);
-        Ok(of_blocks.reduce(CubeBackend::float_add).expect("a tensor with elements has a block"))
+        let inputs = accepted_with_gradient(inputs)?;
+        checked("head_backward_weight", inputs.0[0].dtype, inputs, |([hidden, weight, gradient], labels)| {
+            let (softmax, gradient) = (Softmax { labels, smoothing }, contiguous(gradient));
+            let of_block = |(first, hidden): (usize, Primitive)| {
+                let logits = logits(hidden.clone(), &weight);
+                softmax.gradients(&logits, &gradient, first);
+                product::<CubeBackend>(transposed::<CubeBackend>(logits), hidden)
+            };
+            let of_blocks = blocks(&hidden, &weight).into_iter().map(of_block);
+            of_blocks.reduce(CubeBackend::float_add).expect("a tensor with elements has a block")
+        })
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod adamw;
 mod attention;
+pub(crate) mod checked;
 mod dropout;
 mod embedding;
 mod gate;
@@ -14,6 +15,7 @@ mod loss;
 mod mask;
 mod matmul;
 mod norm;
+mod packed;
 mod rotary;
 mod sums;
 

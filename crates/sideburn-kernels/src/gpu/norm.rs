@@ -6,6 +6,7 @@ use burn_cubecl::cubecl::ir::ElemType;
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::{CubeBackend, cubecl};
 
+use super::checked::checked;
 use super::sums::{sum_of_cube, sum_rows};
 use super::{Primitive, UNITS, accepted, contiguous, cube_each, element, fresh, fresh_of};
 use crate::ops::norm::NormKernels;
@@ -15,72 +16,78 @@ const ROWS: usize = 16;
 
 impl NormKernels for CubeBackend {
     fn try_rms_norm(inputs: [Primitive; 2], epsilon: f64) -> Result<Primitive, [Primitive; 2]> {
-        let [x, weight] = accepted(inputs)?.map(contiguous);
-        let (client, out, dtype, rows) = (x.client.clone(), fresh(&x, x.shape()), element(&x), x.shape()[0]);
-        let (cubes, dim) = cube_each(&client, rows);
-        // SAFETY: cubes beyond the rows stop at once, and units stay within the width of a row.
-        unsafe {
-            norm_kernel::launch_unchecked(
-                &client,
-                cubes,
-                dim,
-                x.into_buffer_arg(),
-                weight.into_buffer_arg(),
-                out.clone().into_buffer_arg(),
-                rows as u32,
-                epsilon as f32,
-                dtype,
-            );
-        }
-        Ok(out)
+        checked("rms_norm", inputs[0].dtype, accepted(inputs)?, |inputs| {
+            let [x, weight] = inputs.map(contiguous);
+            let (client, out, dtype, rows) = (x.client.clone(), fresh(&x, x.shape()), element(&x), x.shape()[0]);
+            let (cubes, dim) = cube_each(&client, rows);
+            // SAFETY: cubes beyond the rows stop at once, and units stay within the width of a row.
+            unsafe {
+                norm_kernel::launch_unchecked(
+                    &client,
+                    cubes,
+                    dim,
+                    x.into_buffer_arg(),
+                    weight.into_buffer_arg(),
+                    out.clone().into_buffer_arg(),
+                    rows as u32,
+                    epsilon as f32,
+                    dtype,
+                );
+            }
+            out
+        })
     }
 
     fn try_backward_x(inputs: [Primitive; 3], epsilon: f64) -> Result<Primitive, [Primitive; 3]> {
-        let [x, weight, gradient] = accepted(inputs)?.map(contiguous);
-        let (client, out, dtype, rows) = (x.client.clone(), fresh(&x, x.shape()), element(&x), x.shape()[0]);
-        let (cubes, dim) = cube_each(&client, rows);
-        // SAFETY: as above.
-        unsafe {
-            backward_x_kernel::launch_unchecked(
-                &client,
-                cubes,
-                dim,
-                x.into_buffer_arg(),
-                weight.into_buffer_arg(),
-                gradient.into_buffer_arg(),
-                out.clone().into_buffer_arg(),
-                rows as u32,
-                epsilon as f32,
-                dtype,
-            );
-        }
-        Ok(out)
+        checked("rms_norm_backward_x", inputs[0].dtype, accepted(inputs)?, |inputs| {
+            let [x, weight, gradient] = inputs.map(contiguous);
+            let (client, out, dtype, rows) = (x.client.clone(), fresh(&x, x.shape()), element(&x), x.shape()[0]);
+            let (cubes, dim) = cube_each(&client, rows);
+            // SAFETY: as above.
+            unsafe {
+                backward_x_kernel::launch_unchecked(
+                    &client,
+                    cubes,
+                    dim,
+                    x.into_buffer_arg(),
+                    weight.into_buffer_arg(),
+                    gradient.into_buffer_arg(),
+                    out.clone().into_buffer_arg(),
+                    rows as u32,
+                    epsilon as f32,
+                    dtype,
+                );
+            }
+            out
+        })
     }
 
     fn try_backward_weight(inputs: [Primitive; 2], epsilon: f64) -> Result<Primitive, [Primitive; 2]> {
-        let [x, gradient] = accepted(inputs)?.map(contiguous);
-        let (client, dtype) = (x.client.clone(), element(&x));
-        let [rows, width] = [x.shape()[0], x.shape()[1]];
-        let blocks = rows.div_ceil(ROWS);
-        let partial = fresh_of(&x, [blocks, width], DType::F32);
-        let (cubes, dim) = cube_each(&client, blocks);
-        let like = x.clone();
-        // SAFETY: cubes beyond the blocks stop at once, and units stay within the rows of a block and their width.
-        unsafe {
-            backward_weight_kernel::launch_unchecked(
-                &client,
-                cubes,
-                dim,
-                x.into_buffer_arg(),
-                gradient.into_buffer_arg(),
-                partial.clone().into_buffer_arg(),
-                rows as u32,
-                width as u32,
-                epsilon as f32,
-                dtype,
-            );
-        }
-        Ok(sum_rows(partial, &like, [width]))
+        checked("rms_norm_backward_weight", inputs[0].dtype, accepted(inputs)?, |inputs| {
+            let [x, gradient] = inputs.map(contiguous);
+            let (client, dtype) = (x.client.clone(), element(&x));
+            let [rows, width] = [x.shape()[0], x.shape()[1]];
+            let blocks = rows.div_ceil(ROWS);
+            let partial = fresh_of(&x, [blocks, width], DType::F32);
+            let (cubes, dim) = cube_each(&client, blocks);
+            let like = x.clone();
+            // SAFETY: cubes beyond the blocks stop at once, and units stay within the rows of a block and their width.
+            unsafe {
+                backward_weight_kernel::launch_unchecked(
+                    &client,
+                    cubes,
+                    dim,
+                    x.into_buffer_arg(),
+                    gradient.into_buffer_arg(),
+                    partial.clone().into_buffer_arg(),
+                    rows as u32,
+                    width as u32,
+                    epsilon as f32,
+                    dtype,
+                );
+            }
+            sum_rows(partial, &like, [width])
+        })
     }
 }
 

@@ -1,12 +1,14 @@
 //! The optimiser's arithmetic: one pass over the memory of all parameters for an update, and one for a norm, on tensors
 //! outside of autodiff.
 
+#[cfg(feature = "gpu")]
+use burn::backend::fusion::custom::TensorSpec;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, TensorMetadata, backend_extension, get_or_init_device_settings};
 use burn::tensor::{DType, FloatDType, Shape, Tensor};
 
+use super::fused_always;
 use super::many::{AnyRank, Many};
-use super::{fused, fused_always};
 
 /// The numbers of one update by AdamW (Loshchilov and Hutter, 2019, algorithm 2, with the learning rate inside the
 /// decay as `torch.optim.AdamW` has it).
@@ -161,7 +163,7 @@ pub fn norm(tensors: impl IntoIterator<Item = AnyRank>) -> Tensor<1> {
 #[backend_extension(Flex: cfg(feature = "flex"), Cube: cfg(feature = "gpu"), Fusion: cfg(feature = "gpu"))]
 pub(crate) trait OptimizerOps: Backend {
     /// Parameters and moments after their updates.
-    #[fusion(default)]
+    #[fusion(meta = |p, _gradients, m, v, _scale, _steps| (p.clone(), m.clone(), v.clone()))]
     fn adamw_steps(
         #[extension_type] parameters: Many<Self>,
         #[extension_type] gradients: Many<Self>,
@@ -174,33 +176,14 @@ pub(crate) trait OptimizerOps: Backend {
     }
 
     /// See [`norm`].
-    #[fusion(default)]
+    #[fusion(meta = |tensors| TensorSpec::new(Shape::new([1]), sum_dtype(tensors[0].dtype)))]
     fn norm(#[extension_type] tensors: Many<Self>) -> FloatTensor<Self> {
         composed_norm::<Self>(tensors)
     }
-
-    /// Parameter and moments after one update.
-    #[fusion(meta = |p, _gradient, m, v, _scale, _step| (p.clone(), m.clone(), v.clone()))]
-    fn adamw_step(
-        parameter: FloatTensor<Self>,
-        gradient: FloatTensor<Self>,
-        first: FloatTensor<Self>,
-        second: FloatTensor<Self>,
-        scale: FloatTensor<Self>,
-        step: AdamWStep,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        composed_step::<Self>([parameter, gradient, first, second], scale, &step).into()
-    }
-
-    /// The sum of squares, `[1]`.
-    #[fusion(dtype = sum_dtype(x), shape = Shape::new([1]))]
-    fn square_sum(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        composed_square_sum::<Self>(x)
-    }
 }
 
-/// [`OptimizerOps`] by kernels. Those over many tensors, which the CPU has, always run: a norm must not depend on the
-/// number of threads, as Burn's sum does.
+/// [`OptimizerOps`] by kernels, which run in both modes: a norm must not depend on the number of threads, as Burn's sum
+/// does.
 pub(crate) trait OptimizerKernels: Backend {
     /// Of parameters, gradients, first and second moments: all but the gradients after their updates.
     fn try_steps(
@@ -211,21 +194,8 @@ pub(crate) trait OptimizerKernels: Backend {
         Err(inputs)
     }
 
-    /// The same for one parameter.
-    fn try_step(
-        inputs: [FloatTensor<Self>; 4],
-        _scale: &FloatTensor<Self>,
-        _step: &AdamWStep,
-    ) -> Result<[FloatTensor<Self>; 3], [FloatTensor<Self>; 4]> {
-        Err(inputs)
-    }
-
     fn try_norm(tensors: Many<Self>) -> Result<FloatTensor<Self>, Many<Self>> {
         Err(tensors)
-    }
-
-    fn try_square_sum(x: FloatTensor<Self>) -> Result<FloatTensor<Self>, FloatTensor<Self>> {
-        Err(x)
     }
 }
 
@@ -250,30 +220,9 @@ impl<B: OptimizerKernels> OptimizerOps for B {
     fn norm(tensors: Many<B>) -> FloatTensor<B> {
         fused_always("norm", tensors, B::try_norm, composed_norm::<B>)
     }
-
-    fn adamw_step(
-        parameter: FloatTensor<B>,
-        gradient: FloatTensor<B>,
-        first: FloatTensor<B>,
-        second: FloatTensor<B>,
-        scale: FloatTensor<B>,
-        step: AdamWStep,
-    ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
-        fused(
-            "adamw_step",
-            [parameter, gradient, first, second],
-            |inputs| B::try_step(inputs, &scale, &step),
-            |inputs| composed_step::<B>(inputs, scale.clone(), &step),
-        )
-        .into()
-    }
-
-    fn square_sum(x: FloatTensor<B>) -> FloatTensor<B> {
-        fused("square_sum", x, B::try_square_sum, composed_square_sum::<B>)
-    }
 }
 
-fn one_by_one<B: OptimizerOps>(
+fn one_by_one<B: Backend>(
     [parameters, gradients, firsts, seconds]: [Many<B>; 4],
     scale: &FloatTensor<B>,
     steps: &[AdamWStep],
@@ -281,9 +230,10 @@ fn one_by_one<B: OptimizerOps>(
     let moments = firsts.0.into_iter().zip(seconds.0);
     let updates = parameters.0.into_iter().zip(gradients.0).zip(moments).zip(steps);
     let updated = updates.map(|(((parameter, gradient), (first, second)), step)| {
-        B::adamw_step(parameter, gradient, first, second, scale.clone(), *step)
+        let [p, m, v] = composed_step::<B>([parameter, gradient, first, second], scale.clone(), step);
+        (p, (m, v))
     });
-    let (parameters, (firsts, seconds)) = updated.map(|(p, m, v)| (p, (m, v))).unzip();
+    let (parameters, (firsts, seconds)) = updated.unzip();
     [parameters, firsts, seconds].map(Many)
 }
 
@@ -318,8 +268,8 @@ pub(crate) fn composed_step<B: Backend>(
     [unless_it_stays(new, parameter), unless_it_stays(new_first, first), unless_it_stays(new_second, second)]
 }
 
-fn composed_norm<B: OptimizerOps>(tensors: Many<B>) -> FloatTensor<B> {
-    let squares = B::float_cat(tensors.0.into_iter().map(B::square_sum).collect(), 0);
+fn composed_norm<B: Backend>(tensors: Many<B>) -> FloatTensor<B> {
+    let squares = B::float_cat(tensors.0.into_iter().map(composed_square_sum::<B>).collect(), 0);
     B::float_sqrt(B::float_reshape(B::float_sum(squares), Shape::new([1])))
 }
 

@@ -1,12 +1,14 @@
 //! Attention over rows of tokens, each row by itself.
 
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+#[cfg(feature = "gpu")]
+use burn::backend::fusion::custom::TensorSpec;
 use burn::backend::tensor::{BoolTensor, Device, FloatTensor, IntTensor};
 use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension, get_or_init_device_settings};
 use burn::tensor::{IndexingUpdateOp, IntDType, Shape, Slice, Tensor, TensorData};
 use sideburn_batch::Dropout;
 
-use super::dropout::{DropoutOps, drop};
+use super::dropout::drop;
 use super::matmul::{MatmulOps, product, product_with_transposed, transposed};
 use super::rotary::{RotaryOps, assert_turns};
 use super::tape::record;
@@ -102,6 +104,15 @@ pub(crate) struct SelfForm {
     pub(crate) projections: Projections,
     /// Whether there are angles. Otherwise some other tensor stands in their place.
     pub(crate) rotary: bool,
+}
+
+impl SelfForm {
+    /// The shape of the output, of queries, keys and values in a matrix of this shape.
+    #[cfg(feature = "gpu")]
+    fn output(&self, qkv: &Shape) -> Shape {
+        let heads = self.form.visibility.heads;
+        Shape::from([qkv[0], heads * self.projections.width(heads, qkv[1])])
+    }
 }
 
 /// Attention with a bias by distance, `dropout(softmax(q k^T + bias)) v`, row by row and head by head. Scores are not
@@ -261,7 +272,7 @@ impl Visibility {
 
 /// Attention on a backend's tensors.
 #[backend_extension(Flex: cfg(feature = "flex"), Cube: cfg(feature = "gpu"), Fusion: cfg(feature = "gpu"), Autodiff)]
-pub(crate) trait AttentionOps: DropoutOps + MatmulOps + RotaryOps {
+pub(crate) trait AttentionOps: MatmulOps + RotaryOps {
     /// See [`attention`].
     #[fusion(dtype = q, shape = q)]
     fn attention_forward(
@@ -291,7 +302,7 @@ pub(crate) trait AttentionOps: DropoutOps + MatmulOps + RotaryOps {
     }
 
     /// See [`self_attention`].
-    #[fusion(default)]
+    #[fusion(meta = |qkv, _bias, _cos_sin, form| TensorSpec::new(form.output(&qkv.shape), qkv.dtype))]
     fn self_attention_forward(
         qkv: FloatTensor<Self>,
         bias: FloatTensor<Self>,
@@ -302,7 +313,7 @@ pub(crate) trait AttentionOps: DropoutOps + MatmulOps + RotaryOps {
     }
 
     /// Its gradients with respect to `qkv` and, if it is asked for, `bias` (otherwise anything).
-    #[fusion(default)]
+    #[fusion(meta = |qkv, bias, _cos_sin, _gradient, _form, _of_bias| (qkv.clone(), bias.clone()))]
     fn self_attention_backward(
         qkv: FloatTensor<Self>,
         bias: FloatTensor<Self>,
@@ -316,7 +327,7 @@ pub(crate) trait AttentionOps: DropoutOps + MatmulOps + RotaryOps {
 }
 
 /// [`AttentionOps`] by kernels.
-pub(crate) trait AttentionKernels: DropoutOps + MatmulOps + RotaryOps {
+pub(crate) trait AttentionKernels: MatmulOps + RotaryOps {
     /// Of queries, keys, values and bias.
     fn try_attention(
         inputs: [FloatTensor<Self>; 4],
@@ -601,7 +612,7 @@ fn kv_heads<B: Backend>(q: &FloatTensor<B>, k: &FloatTensor<B>, heads: usize) ->
     k.shape()[1] * heads / q.shape()[1]
 }
 
-fn composed<B: DropoutOps + MatmulOps>([q, k, v, bias]: [FloatTensor<B>; 4], form: &Form) -> FloatTensor<B> {
+fn composed<B: MatmulOps>([q, k, v, bias]: [FloatTensor<B>; 4], form: &Form) -> FloatTensor<B> {
     let Form { visibility, dropout, .. } = form;
     let kv_heads = kv_heads::<B>(&q, &k, visibility.heads);
     let q = to_rows::<B>(q, &visibility.queries, visibility.heads);
@@ -611,7 +622,7 @@ fn composed<B: DropoutOps + MatmulOps>([q, k, v, bias]: [FloatTensor<B>; 4], for
     to_tokens::<B>(apart::<B>(mixed, visibility.heads), &visibility.queries)
 }
 
-fn composed_backward<B: DropoutOps + MatmulOps>(
+fn composed_backward<B: MatmulOps>(
     [q, k, v, bias, gradient]: [FloatTensor<B>; 5],
     form: &Form,
     of_bias: bool,

@@ -11,18 +11,19 @@ use burn::backend::{
 use burn::tensor::{IndexingUpdateOp, Int, Shape, Slice, Tensor};
 use sideburn_batch::Dropout;
 
-use super::dropout::{DropoutOps, drop};
+use super::adamw::in_dtype;
 use super::fused;
-use super::matmul::{self, MatmulOps, transposed};
-use super::matrix::{Matrix, floats_in, product};
+use super::many::Many;
+use super::matmul::{self, MatmulOps, Side, transposed};
+use super::matrix::{Matrix, product, product_back};
 use super::tape::record_output;
 
 /// A low-rank branch, `scale * dropout(x) A^T B^T`. `F` and `I` are the types of its float and integer tensors.
 #[derive(Clone, Debug)]
 pub struct LowRank<F = Tensor<2>, I = Tensor<1, Int>> {
-    /// `A [r, in]`.
+    /// `A [r, in]`, in the dtype of `x`, or in `f32` where that is in 16 bits.
     pub a: F,
-    /// `B [out, r]`.
+    /// `B [out, r]`, in the same.
     pub b: F,
     /// What the branch is multiplied by.
     pub scale: f64,
@@ -226,7 +227,7 @@ impl<B: Backend> ExtensionType<B> for Linears<B> {
 
 /// Linear layers as an operation of a backend.
 #[backend_extension(Flex: cfg(feature = "flex"), Cube: cfg(feature = "gpu"), Fusion: cfg(feature = "gpu"), Autodiff)]
-pub(crate) trait LinearOps: DropoutOps + MatmulOps {
+pub(crate) trait LinearOps: MatmulOps {
     /// See [`adapted_linears`].
     #[fusion(default)]
     fn linears(x: FloatTensor<Self>, #[extension_type] layers: Linears<Self>) -> FloatTensor<Self> {
@@ -235,7 +236,7 @@ pub(crate) trait LinearOps: DropoutOps + MatmulOps {
 }
 
 /// The backward pass of [`LinearOps`], which gives as many tensors as it was given.
-pub(crate) trait LinearBackward: DropoutOps + MatmulOps {
+pub(crate) trait LinearBackward: MatmulOps {
     /// The gradients that are wanted.
     fn linears_backward(inputs: Inputs<Self>, gradient: FloatTensor<Self>) -> LinearGradients<Self> {
         composed_backward::<Self>(&inputs, gradient)
@@ -243,10 +244,7 @@ pub(crate) trait LinearBackward: DropoutOps + MatmulOps {
 }
 
 #[cfg(feature = "gpu")]
-impl<B: burn::backend::fusion::FusionBackend> LinearBackward for burn::backend::fusion::Fusion<B> where
-    Self: DropoutOps + MatmulOps
-{
-}
+impl<B: burn::backend::fusion::FusionBackend> LinearBackward for burn::backend::fusion::Fusion<B> where Self: MatmulOps {}
 
 /// The input and the layers.
 pub(crate) type Layers<B> = (FloatTensor<B>, Linears<B>);
@@ -255,7 +253,7 @@ pub(crate) type Layers<B> = (FloatTensor<B>, Linears<B>);
 pub(crate) type Kept<B> = (Inputs<B>, FloatTensor<B>);
 
 /// [`LinearOps`] and [`LinearBackward`] by kernels.
-pub(crate) trait LinearKernels: DropoutOps + MatmulOps {
+pub(crate) trait LinearKernels: MatmulOps {
     fn try_linears(inputs: Layers<Self>) -> Result<FloatTensor<Self>, Layers<Self>> {
         Err(inputs)
     }
@@ -336,21 +334,50 @@ impl<B: Backend> LinearGradients<B> {
     }
 }
 
-fn composed<B: DropoutOps + MatmulOps>(x: &FloatTensor<B>, layers: &Linears<B>) -> FloatTensor<B> {
+fn composed<B: MatmulOps>(x: &FloatTensor<B>, layers: &Linears<B>) -> FloatTensor<B> {
     let n = x.shape()[0];
+    if let Some(weights) = together(&layers.0) {
+        let mut y = B::products(x.clone(), weights);
+        for (layer, columns) in layers.0.iter().zip(columns(&layers.0)) {
+            for branch in &layer.branches {
+                let narrow = narrow::<B>(x, branch);
+                y = B::product_onto(y, narrow, transposed::<B>(branch.b.clone()), columns.start, None);
+            }
+        }
+        return y;
+    }
+    let dtype = x.dtype();
     let layer = |layer: &Layer<B>| {
         let base = layer.weight.as_ref().map(|weight| product::<B>(x.clone(), weight));
-        let y = layer.branches.iter().fold(base, |y, LowRank { a, b, scale, dropout, rows }| {
-            let dropped = drop::<B>(of_rows::<B>(x, rows.as_ref()), *dropout);
-            let narrow = B::product(dropped, transposed::<B>(a.clone()), *scale);
-            Some(add_product::<B>(y, narrow, transposed::<B>(b.clone()), rows.as_ref(), n))
+        let y = layer.branches.iter().fold(base, |y, branch| {
+            let rows = branch.rows.as_ref();
+            let narrow = narrow::<B>(&of_rows::<B>(x, rows), branch);
+            Some(add_product::<B>(y, narrow, transposed::<B>(branch.b.clone()), rows, n))
         });
-        y.expect("a weight or a branch")
+        in_dtype::<B>(y.expect("a weight or a branch"), dtype)
     };
     side_by_side::<B>(layers.0.iter().map(layer).collect())
 }
 
-fn composed_backward<B: DropoutOps + MatmulOps>(inputs: &Inputs<B>, gradient: FloatTensor<B>) -> LinearGradients<B> {
+/// The weights of several layers that can be multiplied in one product: floats, with branches for all rows.
+fn together<B: Backend>(layers: &[Layer<B>]) -> Option<Many<B>> {
+    let weight = |layer: &Layer<B>| {
+        let weight = layer.weight.as_ref()?.floats()?;
+        layer.branches.iter().all(|branch| branch.rows.is_none()).then(|| weight.clone())
+    };
+    if layers.len() > 1 { layers.iter().map(weight).collect::<Option<_>>().map(Many) } else { None }
+}
+
+/// `scale * dropout(x) A^T`.
+fn narrow<B: MatmulOps>(x: &FloatTensor<B>, branch: &LowRank<FloatTensor<B>, IntTensor<B>>) -> FloatTensor<B> {
+    let (x, a) = (x.clone(), transposed::<B>(branch.a.clone()));
+    match branch.dropout {
+        Some(dropout) => B::dropped_product(x, a, branch.scale, (dropout, Side::Lhs)),
+        None => B::product(x, a, branch.scale),
+    }
+}
+
+fn composed_backward<B: MatmulOps>(inputs: &Inputs<B>, gradient: FloatTensor<B>) -> LinearGradients<B> {
     let Inputs { x, layers: Linears(layers), wanted } = inputs;
     let (n, x) = (gradient.shape()[0], || x.as_ref().expect("it is kept where it is needed"));
     let (mut of_x, mut of_layers) = (None, Vec::new());
@@ -362,34 +389,41 @@ fn composed_backward<B: DropoutOps + MatmulOps>(inputs: &Inputs<B>, gradient: Fl
         let of_weight = || matmul::product::<B>(transposed::<B>(gradient.clone()), x().clone());
         let of_weight = wanted_layer.weight().then(of_weight);
         if let Some(weight) = layer.weight.as_ref().filter(|_| wanted.x) {
-            let weight = floats_in::<B>(weight, gradient.dtype());
-            of_x = Some(add_product::<B>(of_x, gradient.clone(), weight, None, n));
+            of_x = Some(match (of_x, weight.floats()) {
+                (Some(of_x), Some(floats)) => B::product_onto(of_x, gradient.clone(), floats.clone(), 0, None),
+                (of_x, _) => add_to_rows::<B>(of_x, product_back::<B>(gradient.clone(), weight), None, n),
+            });
         }
         let mut branches = Vec::new();
-        for (LowRank { a, b, scale, dropout, rows }, wanted_branch) in layer.branches.iter().zip(&wanted_layer.branches)
-        {
+        for (branch, wanted_branch) in layer.branches.iter().zip(&wanted_layer.branches) {
+            let LowRank { a, b, scale, dropout, rows } = branch;
             let rows = rows.as_ref();
             let gradient = of_rows::<B>(&gradient, rows);
             let outer = B::product(gradient.clone(), b.clone(), *scale);
             if wanted.x {
-                of_x = Some(match dropout {
-                    None => add_product::<B>(of_x, outer.clone(), a.clone(), rows, n),
-                    Some(dropout) => {
+                of_x = Some(match (of_x, dropout, rows) {
+                    (Some(of_x), Some(_), None) => B::product_onto(of_x, outer.clone(), a.clone(), 0, *dropout),
+                    (of_x, None, _) => add_product::<B>(of_x, outer.clone(), a.clone(), rows, n),
+                    (of_x, Some(dropout), _) => {
                         let product = B::keyed_dropout(matmul::product::<B>(outer.clone(), a.clone()), *dropout);
                         add_to_rows::<B>(of_x, product, rows, n)
                     }
                 });
             }
             branches.push(wanted_branch.factors().then(|| {
-                let x = drop::<B>(of_rows::<B>(x(), rows), *dropout);
-                let inner = B::product(x.clone(), transposed::<B>(a.clone()), *scale);
-                let of_a = matmul::product::<B>(transposed::<B>(outer), x);
+                let x = of_rows::<B>(x(), rows);
+                let inner = narrow::<B>(&x, branch);
+                let of_a = match dropout {
+                    Some(dropout) => B::dropped_product(transposed::<B>(outer), x, 1.0, (*dropout, Side::Rhs)),
+                    None => matmul::product::<B>(transposed::<B>(outer), x),
+                };
                 [of_a, matmul::product::<B>(transposed::<B>(gradient), inner)]
             }));
         }
         of_layers.push(LayerGradients { weight: of_weight, branches });
     }
-    LinearGradients { x: of_x, layers: of_layers }
+    let dtype = gradient.dtype();
+    LinearGradients { x: of_x.map(|of_x| in_dtype::<B>(of_x, dtype)), layers: of_layers }
 }
 
 /// These rows of `x`, or all.
@@ -409,10 +443,15 @@ fn add_to_rows<B: Backend>(
 ) -> FloatTensor<B> {
     match (y, rows) {
         (None, None) => x,
-        (Some(y), None) => B::float_add(y, x),
+        (Some(y), None) => {
+            let dtype = y.dtype();
+            B::float_add(y, in_dtype::<B>(x, dtype))
+        }
         (y, Some(rows)) => {
             let zeros = || B::float_zeros(Shape::from([n, x.shape()[1]]), &x.device(), x.dtype().into());
-            B::float_select_assign(y.unwrap_or_else(zeros), 0, rows.clone(), x, IndexingUpdateOp::Add)
+            let y = y.unwrap_or_else(zeros);
+            let x = in_dtype::<B>(x.clone(), y.dtype());
+            B::float_select_assign(y, 0, rows.clone(), x, IndexingUpdateOp::Add)
         }
     }
 }
@@ -426,7 +465,7 @@ fn add_product<B: MatmulOps>(
     n: usize,
 ) -> FloatTensor<B> {
     match (y, rows) {
-        (Some(y), None) => B::product_onto(y, lhs, rhs),
+        (Some(y), None) => B::product_onto(y, lhs, rhs, 0, None),
         (y, rows) => add_to_rows::<B>(y, matmul::product::<B>(lhs, rhs), rows, n),
     }
 }

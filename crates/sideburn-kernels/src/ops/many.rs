@@ -95,3 +95,81 @@ impl<B: Backend> ExtensionType<B> for Many<B> {
         contexts.fold(DispatchAutodiffContext::Disabled, |all, context| all.merge(context))
     }
 }
+
+/// What `#[derive(ExtensionType)]` does, so that Burn's fusion can queue an operation over the list.
+#[cfg(feature = "gpu")]
+mod queued {
+    use std::vec::IntoIter;
+
+    use burn::backend::fusion::custom::{
+        ExtensionMetadata, Float, FusionValueAdapter, HandleContainer, OutputTensor, TensorId, TensorIr, TensorSpec,
+    };
+    use burn::backend::fusion::{ExecutionError, Fusion, FusionBackend, FusionRuntime, FusionTensor};
+
+    use super::{Backend, Many};
+
+    type Handles<B> = HandleContainer<<<B as FusionBackend>::FusionRuntime as FusionRuntime>::FusionHandle>;
+    type Queued<B> = FusionTensor<<B as FusionBackend>::FusionRuntime>;
+
+    impl<B: Backend> ExtensionMetadata for Many<B> {
+        type Metadata = Vec<TensorSpec>;
+        type Input = Vec<TensorIr>;
+        type Output = Vec<OutputTensor>;
+    }
+
+    impl<B: FusionBackend> FusionValueAdapter<B> for Many<B> {
+        type Metadata = Vec<TensorSpec>;
+        type Input = Vec<TensorIr>;
+        type Output = Vec<OutputTensor>;
+        type Inner = Self;
+        type Fused = Many<Fusion<B>>;
+
+        fn to_metadata(value: &Many<Fusion<B>>) -> Vec<TensorSpec> {
+            value.0.iter().map(<Float as FusionValueAdapter<B>>::to_metadata).collect()
+        }
+
+        fn visit_fused_tensors(value: &Many<Fusion<B>>, visit: &mut impl FnMut(&Queued<B>)) {
+            value.0.iter().for_each(visit);
+        }
+
+        fn tensor_count(meta: &Vec<TensorSpec>) -> usize {
+            meta.len()
+        }
+
+        fn append_input_ir(value: Many<Fusion<B>>, inputs: &mut Vec<TensorIr>) -> Vec<TensorIr> {
+            let append = |x| <Float as FusionValueAdapter<B>>::append_input_ir(x, inputs);
+            value.0.into_iter().map(append).collect()
+        }
+
+        fn resolve_inputs(input: &Vec<TensorIr>, handles: &mut Handles<B>) -> Self {
+            Self(input.iter().map(|x| <Float as FusionValueAdapter<B>>::resolve_inputs(x, handles)).collect())
+        }
+
+        fn append_output_ir(
+            meta: &Vec<TensorSpec>,
+            out: &mut Vec<TensorIr>,
+            create: &mut impl FnMut() -> TensorId,
+        ) -> Vec<OutputTensor> {
+            meta.iter().map(|x| <Float as FusionValueAdapter<B>>::append_output_ir(x, out, create)).collect()
+        }
+
+        fn validate_outputs(
+            value: &Self,
+            output: &Vec<OutputTensor>,
+            device: Option<&B::Device>,
+        ) -> Result<(), ExecutionError> {
+            let mut pairs = value.0.iter().zip(output);
+            pairs.try_for_each(|(x, output)| <Float as FusionValueAdapter<B>>::validate_outputs(x, output, device))
+        }
+
+        fn register_output_handles(value: Self, output: &Vec<OutputTensor>, handles: &mut Handles<B>) {
+            for (x, output) in value.0.into_iter().zip(output) {
+                <Float as FusionValueAdapter<B>>::register_output_handles(x, output, handles);
+            }
+        }
+
+        fn build_fused_output(meta: &Vec<TensorSpec>, tensors: &mut IntoIter<Queued<B>>) -> Many<Fusion<B>> {
+            Many(tensors.by_ref().take(meta.len()).collect())
+        }
+    }
+}

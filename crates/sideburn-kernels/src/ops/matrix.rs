@@ -1,7 +1,7 @@
 //! The weight of a linear layer.
 
+use burn::backend::TensorMetadata;
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::{DType, Device, Int, Tensor};
 
 use super::matmul::{MatmulOps, product_with_transposed};
@@ -112,10 +112,13 @@ pub(crate) fn product<B: MatmulOps>(
     }
 }
 
-/// The weight as floats: in the dtype that they are in, or in `dtype` if it is packed.
-pub(crate) fn floats_in<B: Backend>(weight: &Matrix<FloatTensor<B>, IntTensor<B>>, dtype: DType) -> FloatTensor<B> {
+/// `x W`, of primitives.
+pub(crate) fn product_back<B: MatmulOps>(
+    x: FloatTensor<B>,
+    weight: &Matrix<FloatTensor<B>, IntTensor<B>>,
+) -> FloatTensor<B> {
     match &weight.0 {
-        Held::Floats(floats) => floats.clone(),
-        Held::Packed(packed) => packed::float_cast::<B>(packed::dense::<B>(packed), dtype),
+        Held::Floats(floats) => B::product(x, floats.clone(), 1.0),
+        Held::Packed(packed) => packed::float_product::<B>(x, packed, false),
     }
 }

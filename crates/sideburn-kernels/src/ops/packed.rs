@@ -276,8 +276,89 @@ impl ModuleDisplay for PackedMatrix {}
 /// A packed matrix on a backend's tensors.
 pub(crate) type BackendPacked<B> = PackedMatrix<FloatTensor<B>, IntTensor<B>>;
 
+/// A packed matrix as an operation takes it: the codes, what they are scaled by, and for nested scales their codes, which
+/// `scales` then scale, and the map; otherwise anything stands in for these two.
+#[derive(Clone)]
+pub(crate) struct Parts<F, I> {
+    pub(crate) codes: I,
+    pub(crate) scales: F,
+    pub(crate) nested: I,
+    pub(crate) map: F,
+    pub(crate) layout: Layout,
+}
+
+/// What the tensors of [`Parts`] are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Layout {
+    pub(crate) form: Form,
+    /// Of nested scales.
+    pub(crate) offset: Option<f32>,
+}
+
+impl<F: Clone, I: Clone> PackedMatrix<F, I> {
+    fn parts(&self) -> Parts<F, I> {
+        let (codes, form) = (self.codes.clone(), self.form);
+        match &self.scales {
+            Scales::Floats(scales) => {
+                let layout = Layout { form, offset: None };
+                Parts { nested: codes.clone(), codes, map: scales.clone(), scales: scales.clone(), layout }
+            }
+            Scales::Nested { codes: nested, absmax, map, offset } => {
+                let layout = Layout { form, offset: Some(*offset) };
+                Parts { codes, scales: absmax.clone(), nested: nested.clone(), map: map.clone(), layout }
+            }
+        }
+    }
+}
+
+impl<F, I> From<Parts<F, I>> for PackedMatrix<F, I> {
+    fn from(Parts { codes, scales, nested, map, layout: Layout { form, offset } }: Parts<F, I>) -> Self {
+        let scales = match offset {
+            None => Scales::Floats(scales),
+            Some(offset) => Scales::Nested { codes: nested, absmax: scales, map, offset },
+        };
+        Self { form, codes, scales }
+    }
+}
+
 /// The weight as floats `[out, in]`, of primitives.
-pub(crate) fn dense<B: Backend>(packed: &BackendPacked<B>) -> FloatTensor<B> {
+pub(crate) fn dense<B: MatmulOps>(packed: &BackendPacked<B>) -> FloatTensor<B> {
+    let Parts { codes, scales, nested, map, layout } = packed.parts();
+    B::unpacked(codes, scales, nested, map, layout, true)
+}
+
+/// The integers of an 8-bit matrix as floats `[out, in]`.
+fn integers<B: MatmulOps>(packed: &BackendPacked<B>) -> FloatTensor<B> {
+    let Parts { codes, scales, nested, map, layout } = packed.parts();
+    B::unpacked(codes, scales, nested, map, layout, false)
+}
+
+/// `x W^T`, or `x W`, of floats.
+pub(crate) fn float_product<B: MatmulOps>(
+    x: FloatTensor<B>,
+    packed: &BackendPacked<B>,
+    transposed: bool,
+) -> FloatTensor<B> {
+    let Parts { codes, scales, nested, map, layout } = packed.parts();
+    B::packed_product(x, codes, scales, nested, map, layout, transposed)
+}
+
+/// [`MatmulOps::packed_product`] of the weight as floats.
+pub(crate) fn composed_product<B: MatmulOps>(
+    x: FloatTensor<B>,
+    parts: Parts<FloatTensor<B>, IntTensor<B>>,
+    transposed: bool,
+) -> FloatTensor<B> {
+    let weight = float_cast::<B>(dense::<B>(&parts.into()), x.dtype());
+    if transposed { product_with_transposed::<B>(x, weight) } else { B::product(x, weight, 1.0) }
+}
+
+/// [`MatmulOps::unpacked`] by primitives.
+pub(crate) fn composed_unpacked<B: Backend>(
+    parts: Parts<FloatTensor<B>, IntTensor<B>>,
+    scaled: bool,
+) -> FloatTensor<B> {
+    let packed: &BackendPacked<B> = &parts.into();
     let Form { shape: [out, input], kind, dtype, .. } = packed.form;
     let count = out * input;
     let values = match kind {
@@ -291,9 +372,10 @@ pub(crate) fn dense<B: Backend>(packed: &BackendPacked<B>) -> FloatTensor<B> {
             let first = |x| B::float_slice(x, &[Slice::from(0..count)]);
             B::float_reshape(B::float_mul(first(values), first(absmax)), Shape::from([out, input]))
         }
+        Kind::Int8 { .. } if !scaled => return composed_integers::<B>(packed),
         Kind::Int8 { .. } => {
             let scb = B::float_reshape(scales::<B>(packed, out), Shape::from([out, 1]));
-            B::float_mul_scalar(B::float_mul(integers::<B>(packed), scb), (1.0f32 / 127.0).into())
+            B::float_mul_scalar(B::float_mul(composed_integers::<B>(packed), scb), (1.0f32 / 127.0).into())
         }
     };
     float_cast::<B>(values, dtype)
@@ -304,10 +386,7 @@ pub(crate) fn product<B: MatmulOps>(x: FloatTensor<B>, packed: &BackendPacked<B>
     let (threshold, to_f16) = match packed.form.kind {
         Kind::Int8 { inputs: Inputs::LlmInt8 { threshold } } => (threshold, B::supports_dtype(&x.device(), DType::F16)),
         Kind::Int8 { inputs: Inputs::Rounded } => (0.0, false),
-        Kind::Int8 { inputs: Inputs::Floats } | Kind::FourBit { .. } => {
-            let weight = float_cast::<B>(dense::<B>(packed), x.dtype());
-            return product_with_transposed::<B>(x, weight);
-        }
+        Kind::Int8 { inputs: Inputs::Floats } | Kind::FourBit { .. } => return float_product::<B>(x, packed, true),
     };
     let ([out, _], outer, device) = (packed.form.shape, x.dtype(), x.device());
     let x = float_cast::<B>(x, DType::F32);
@@ -382,8 +461,7 @@ fn fields<B: Backend>(codes: IntTensor<B>, in_words: bool, bits: usize) -> IntTe
     B::int_reshape(B::int_cat(fields, 1), Shape::from([count]))
 }
 
-/// The integers of an 8-bit matrix as floats `[out, in]`.
-fn integers<B: Backend>(packed: &BackendPacked<B>) -> FloatTensor<B> {
+fn composed_integers<B: Backend>(packed: &BackendPacked<B>) -> FloatTensor<B> {
     let [out, input] = packed.form.shape;
     let integers = if packed.form.in_words {
         let bytes = B::int_into_float(fields::<B>(packed.codes.clone(), true, 8), FloatDType::F32);

@@ -11,5 +11,6 @@ pub(crate) mod mode;
 pub(crate) mod out_of_memory;
 pub(crate) mod precision;
 pub(crate) mod profile;
+pub(crate) mod refused;
 pub(crate) mod row_layout;
 pub(crate) mod workers;

@@ -8,7 +8,7 @@ use sideburn_kernels::{
     rms_norm, self_attention,
 };
 
-use sideburn_quant::{Packed, Quantization};
+use sideburn_quant::{Packed, QuantType, Quantization};
 
 use crate::loops::{numbers, tensor, values};
 
@@ -30,7 +30,7 @@ macro_rules! test_cases {
             $check;
             dropout_and_sums products gates norms losses attention_of_short_rows attention_of_many_tiles
             attention_of_windows attention_with_a_bias_by_place layers_that_share_an_input
-            attention_of_tokens_to_each_other rows_of_a_table low_rank_branches packed_weights
+            attention_of_tokens_to_each_other attention_at_the_end rows_of_a_table low_rank_branches packed_weights
         }
     };
     ($check:expr; $($name:ident)*) => {
@@ -305,7 +305,8 @@ pub(crate) fn layers_that_share_an_input(check: Check<'_>) {
 
 pub(crate) fn packed_weights(check: Check<'_>) {
     let (n, d, r, out) = (5, 96, 2, 9);
-    for quantization in [Quantization::NF4, Quantization::FP4, Quantization::INT8] {
+    let plain = Quantization::FourBit { quant_type: QuantType::Nf4, block_size: 32, double_quant: false };
+    for quantization in [Quantization::NF4, plain, Quantization::FP4, Quantization::INT8] {
         let weight: Vec<f32> = numbers(2, out * d).into_iter().map(|x| x as f32).collect();
         let packed = Packed::quantize("w", &weight, [out, d], quantization).unwrap();
         check("packed linears", &[input(1, [n, d]), input(4, [r, d]), input(5, [out, r])], &|x| {
@@ -325,17 +326,23 @@ pub(crate) fn attention_of_tokens_to_each_other(check: Check<'_>) {
         layout.real_tokens(self_attention(x[0].clone(), Projections::of(2), bias, None, &visibility, dropout))
     });
     // Six heads that look through two, or one, turned.
-    for (kv_heads, grouped, packed) in [(2, true, true), (2, false, false), (1, true, false), (6, true, true)] {
+    for (kv_heads, grouped, packed, width) in
+        [(2, true, true, 4), (2, false, false, 4), (1, true, false, 4), (6, true, true, 4), (2, true, false, 16)]
+    {
         let layout = |device: &Device| layouts(&[3, 5], packed, &device.clone().inner());
         let tokens = layout(&Device::flex()).tokens();
-        let what = format!("{kv_heads} heads of keys, grouped {grouped}, packed {packed}");
-        check(&what, &[scaled(1, [tokens, (6 + 2 * kv_heads) * 4], 0.7)], &|x| {
+        let what = format!("{kv_heads} heads of keys {width} wide, grouped {grouped}, packed {packed}");
+        check(&what, &[scaled(1, [tokens, (6 + 2 * kv_heads) * width], 1.4 / (width as f64).sqrt())], &|x| {
             let (device, layout) = (x[0].device(), layout(&x[0].device()));
-            let angles = (0..tokens * 2).map(|at| (at / 2 * 3 + at % 2) as f64 * 0.37);
+            let half = width / 2;
+            let angles = (0..tokens * half).map(|at| (at / half * 3 + at % half) as f64 * 0.37);
             let pairs: Vec<f64> = angles.collect();
-            let row = |pairs: &[f64]| [pairs[0].cos(), pairs[1].cos(), pairs[0].sin(), pairs[1].sin()];
-            let cos_sin: Vec<f64> = pairs.chunks(2).flat_map(row).collect();
-            let cos_sin = tensor(&cos_sin, [tokens, 4], &device, x[0].dtype());
+            let row = |pairs: &[f64]| {
+                let cos = pairs.iter().map(|angle| angle.cos());
+                cos.chain(pairs.iter().map(|angle| angle.sin())).collect::<Vec<_>>()
+            };
+            let cos_sin: Vec<f64> = pairs.chunks(half).flat_map(row).collect();
+            let cos_sin = tensor(&cos_sin, [tokens, width], &device, x[0].dtype());
             let projections = Projections { kv_heads, scale: 0.5, grouped };
             let visibility = Visibility::causal(6, &layout, &layout, 0);
             let dropout = Dropout::new(0.2, KEY);
@@ -349,6 +356,21 @@ pub(crate) fn attention_of_tokens_to_each_other(check: Check<'_>) {
         let [q, k, v] = [0, 1, 2].map(|i| x[i].clone());
         attention(q, k, v, None, &Visibility::causal(4, &queries, &keys, 1), Dropout::new(0.2, KEY))
     });
+}
+
+/// The queries of rows of different lengths, which are at the ends of their rows.
+pub(crate) fn attention_at_the_end(check: Check<'_>) {
+    for biased in [true, false] {
+        let inputs = [scaled(1, [4, 16], 0.3), input(2, [9, 8]), input(3, [9, 8])];
+        check(&format!("at the end, biased {biased}"), &inputs, &|x| {
+            let device = x[0].device().inner();
+            let [queries, keys] = [[2, 2], [3, 6]].map(|lengths| RowLayout::packed(&lengths, &device));
+            let bias = tensor(&numbers(4, 4 * 6), [4, 6], &device, x[0].dtype());
+            let [q, k, v] = [0, 1, 2].map(|i| x[i].clone());
+            let bias = biased.then(|| Tensor::from_inner(bias));
+            attention(q, k, v, bias, &Visibility::at_end(4, &queries, &keys), Dropout::new(0.2, KEY))
+        });
+    }
 }
 
 pub(crate) fn rows_of_a_table(check: Check<'_>) {

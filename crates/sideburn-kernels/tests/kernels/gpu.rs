@@ -7,8 +7,8 @@ use crate::cases::{Input, KEY, Op, beside, input, label_tensor, layouts, run, sc
 use crate::loops::{assert_near, bits, f32s, numbers, tensor, values};
 use burn::tensor::{DType, Device, Tensor};
 use sideburn_kernels::{
-    AdamWStep, Dropout, Key, RowLayout, Visibility, adamw_step, add_dropout, attention, dropout, gelu_gate,
-    linear_cross_entropy, norm, rms_norm,
+    AdamWStep, Dropout, Key, LinearOp, LowRank, RowLayout, Visibility, adamw_step, adapted_linears, add_dropout,
+    attention, dropout, gelu_gate, linear_cross_entropy, norm, rms_norm,
 };
 
 const TOLERANCE: f64 = 1e-5;
@@ -104,6 +104,60 @@ fn attention_of_rows_that_share_their_keys() {
     }
 }
 
+/// An operation whose kernel asks for more memory than any GPU shares within a cube: 64 MiB.
+mod too_large {
+    use burn::backend::ops::FloatTensorOps;
+    use burn::backend::tensor::FloatTensor;
+    use burn::backend::{Backend, TensorMetadata, backend_extension};
+    use burn_cubecl::cubecl::prelude::*;
+    use burn_cubecl::{CubeBackend, cubecl};
+    use sideburn_kernels::{checked, fused};
+
+    #[backend_extension(Cube, Fusion)]
+    pub(super) trait TwiceOps: Backend {
+        #[fusion(dtype = x, shape = x)]
+        fn twice(x: FloatTensor<Self>) -> FloatTensor<Self>;
+    }
+
+    impl TwiceOps for CubeBackend {
+        fn twice(x: FloatTensor<Self>) -> FloatTensor<Self> {
+            fused("twice", x, |x| checked("twice", x.dtype(), x, launch), |x| Self::float_mul_scalar(x, 2.0.into()))
+        }
+    }
+
+    fn launch(x: FloatTensor<CubeBackend>) -> FloatTensor<CubeBackend> {
+        let (client, out) = (x.client.clone(), x.copy());
+        // SAFETY: there is an element for each unit.
+        unsafe {
+            let (x, out) = (x.into_buffer_arg(), out.clone().into_buffer_arg());
+            twice_kernel::launch_unchecked(&client, CubeCount::new_single(), CubeDim::new_1d(4), x, out);
+        }
+        out
+    }
+
+    #[cube(launch_unchecked)]
+    fn twice_kernel(x: &[f32], out: &mut [f32]) {
+        let mut shared = Shared::<[f32]>::new_slice(comptime!(1usize << 24));
+        shared[UNIT_POS as usize] = 3.0 * x[ABSOLUTE_POS];
+        sync_cube();
+        out[ABSOLUTE_POS] = shared[UNIT_POS as usize];
+    }
+}
+
+#[test]
+fn a_kernel_that_cannot_be_compiled_is_named_and_composed() {
+    use burn::backend::Dispatch;
+    use too_large::TwiceOps;
+    for _ in 0..2 {
+        let x = Tensor::<1>::from_data([2.5f32, 0.0, -1.0, 4.0], &gpu());
+        let y = Tensor::<1>::from_dispatch(Dispatch::twice(x.into_dispatch()));
+        assert_eq!(values(y), [5.0, 0.0, -2.0, 8.0]);
+    }
+    let refused = sideburn_kernels::refused_kernels();
+    println!("{refused:?}");
+    assert_eq!(refused.keys().collect::<Vec<_>>(), ["twice"], "and no other");
+}
+
 #[test]
 fn updates() {
     let step =
@@ -142,6 +196,51 @@ fn the_norm_of_many_tensors() {
     let (found, expected) = (of_all(&gpu()), of_all(&Device::flex()));
     assert!((found - expected).abs() <= 1e-6 * expected, "{found} is not {expected}");
     assert_eq!(found, of_all(&gpu()));
+}
+
+/// Factors in `f32` on layers in 16 bits, as adapters have them.
+#[test]
+fn branches_that_are_wider_than_their_base() {
+    for (device, dtype) in [(gpu(), DType::F16), (Device::flex(), DType::BF16)] {
+        if !device.supports_dtype(dtype) {
+            continue;
+        }
+        let (n, d, r) = (7, 40, 3);
+        let shapes = [[n, d], [9, d], [5, d], [r, d], [9, r], [r, d], [5, r]];
+        let run = |device: &Device, base: DType, factors: DType| {
+            let device = device.clone().autodiff();
+            let leaf = |index: usize| {
+                let (values, shape) = scaled(index as u64, shapes[index], 0.3);
+                tensor(&values, shape, &device, if index < 3 { base } else { factors }).require_grad()
+            };
+            let x: Vec<Tensor<2>> = (0..shapes.len()).map(leaf).collect();
+            let branch = |first: usize, dropout| LowRank {
+                a: x[first].clone(),
+                b: x[first + 1].clone(),
+                scale: 0.7,
+                dropout,
+                rows: None,
+            };
+            let layers = vec![
+                LinearOp { weight: Some(x[1].clone().into()), branches: vec![branch(3, Dropout::new(0.25, KEY))] },
+                LinearOp { weight: Some(x[2].clone().into()), branches: vec![branch(5, None)] },
+            ];
+            let y = adapted_linears(x[0].clone(), layers);
+            assert_eq!(y.dtype(), base);
+            let gradients = (y.clone() * tensor(&numbers(99, n * 14), [n, 14], &device, base)).sum().backward();
+            let gradients = x.iter().map(|leaf| {
+                let gradient = leaf.grad(&gradients).unwrap();
+                assert_eq!(gradient.dtype(), leaf.dtype());
+                values(gradient)
+            });
+            [values(y)].into_iter().chain(gradients).collect::<Vec<_>>()
+        };
+        let (found, expected) = (run(&device, dtype, DType::F32), run(&Device::flex(), DType::F64, DType::F64));
+        let tolerance = if dtype == DType::F16 { 5e-3 } else { 4e-2 };
+        for (found, expected) in found.iter().zip(&expected) {
+            assert_near("a wider branch", found, expected, tolerance);
+        }
+    }
 }
 
 #[test]

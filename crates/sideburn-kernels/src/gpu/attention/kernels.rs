@@ -5,9 +5,9 @@ use burn_cubecl::cubecl::ir::ElemType;
 use burn_cubecl::cubecl::prelude::*;
 
 use super::tiles::{
-    LANES, Place, Sizes, Tiles, UNITS, UNSEEN, exponential, factors, load, mix, multiply_row, of_rows, outputs,
-    products, score_place, score_tile, share_largest, shared_largest, store, sum_rows_of_units, tile, unit_column,
-    unit_row,
+    LANES, Place, Sizes, Tiles, UNITS, UNSEEN, exponential, factors, load, load_turned, mix, multiply_row, of_rows,
+    outputs, products, score_place, score_tile, share_largest, shared_largest, store, sum_rows_of_units, tile,
+    turn_back, unit_column, unit_row,
 };
 use crate::gpu::mask::Mask;
 
@@ -17,6 +17,7 @@ pub(super) fn forward_kernel<F: Float>(
     k: &Tensor<F>,
     v: &Tensor<F>,
     bias: &Tensor<F>,
+    angles: &Sequence<OwnedTensor<f32>>,
     rows: &[u32],
     out: &mut Tensor<F>,
     sizes: Sizes,
@@ -24,7 +25,7 @@ pub(super) fn forward_kernel<F: Float>(
     #[comptime] tiles: Tiles,
     #[define(F)] _dtype: ElemType,
 ) {
-    let place = Place::of_cube(rows);
+    let place = Place::of_cube(rows, CUBE_POS_Y as usize);
     let first = CUBE_POS_X as usize * tiles.own;
     if first >= place.queries.places {
         terminate!();
@@ -42,20 +43,24 @@ pub(super) fn forward_kernel<F: Float>(
     let mut scores = Array::<f32>::new(comptime!(tiles.rows() * tiles.scores()));
     let mut kept = Array::<f32>::new(score_count);
 
-    load::<F>(q, &mut own, &place.queries, first, place.head, tiles.own, tiles);
+    let of_queries = sizes.q.of_queries(place.head, tiles);
+    let of_keys = sizes.k.of_keys(place.head / tiles.together);
+    let of_values = sizes.v.of_keys(place.head / tiles.together);
+    let of_outputs = place.head * tiles.width;
+    load_turned::<F>(q, angles, &mut own, &place.queries, first, of_queries, sizes.scale, tiles.own, tiles);
     let keys = place.seen(first + comptime!(tiles.own - 1), &sizes, tiles);
     let mut start = 0usize.runtime();
     while start < keys {
         // The values of the last round have been read.
         sync_cube();
-        load::<F>(k, &mut others, &place.keys, start, place.head, tiles.others, tiles);
+        load_turned::<F>(k, angles, &mut others, &place.keys, start, of_keys, 1.0f32, tiles.others, tiles);
         sync_cube();
         products(&own, &others, &mut scores, tiles);
         place.bias_all::<F>(&mut scores, first, start, bias, &sizes, tiles);
         share_largest(&scores, &highest, &mut shared, tiles);
         sync_cube();
         // The keys have been read.
-        load::<F>(v, &mut others, &place.keys, start, place.head, tiles.others, tiles);
+        load::<F>(v, &mut others, &place.keys, start, of_values, tiles.others, tiles);
         #[unroll]
         for i in 0..row_count {
             let row = unit_row() * row_count + i;
@@ -89,7 +94,7 @@ pub(super) fn forward_kernel<F: Float>(
             mixed[i * column_count + c] /= below[i];
         }
     }
-    store::<F>(&mixed, out, &place.queries, first, place.head, tiles);
+    store::<F>(&mixed, out, &place.queries, first, of_outputs, tiles);
 }
 
 /// The gradient of the queries, in one pass over the keys: with the exponentials `e` and the gradient `g` of the
@@ -100,6 +105,7 @@ pub(super) fn queries_kernel<F: Float>(
     k: &Tensor<F>,
     v: &Tensor<F>,
     bias: &Tensor<F>,
+    angles: &Sequence<OwnedTensor<f32>>,
     gradient: &Tensor<F>,
     rows: &[u32],
     of_q: &mut Tensor<F>,
@@ -110,7 +116,7 @@ pub(super) fn queries_kernel<F: Float>(
     #[comptime] tiles: Tiles,
     #[define(F)] _dtype: ElemType,
 ) {
-    let place = Place::of_cube(rows);
+    let place = Place::of_cube(rows, CUBE_POS_Y as usize);
     let first = CUBE_POS_X as usize * tiles.own;
     if first >= place.queries.places {
         terminate!();
@@ -134,15 +140,19 @@ pub(super) fn queries_kernel<F: Float>(
     let mut slopes = Array::<f32>::new(comptime!(tiles.rows() * tiles.scores()));
     let mut kept = Array::<f32>::new(score_count);
 
-    load::<F>(q, &mut own_q, &place.queries, first, place.head, tiles.own, tiles);
-    load::<F>(gradient, &mut own_g, &place.queries, first, place.head, tiles.own, tiles);
+    let of_queries = sizes.q.of_queries(place.head, tiles);
+    let of_keys = sizes.k.of_keys(place.head / tiles.together);
+    let of_values = sizes.v.of_keys(place.head / tiles.together);
+    let of_outputs = place.head * tiles.width;
+    load_turned::<F>(q, angles, &mut own_q, &place.queries, first, of_queries, sizes.scale, tiles.own, tiles);
+    load::<F>(gradient, &mut own_g, &place.queries, first, of_outputs, tiles.own, tiles);
     let keys = place.seen(first + comptime!(tiles.own - 1), &sizes, tiles);
     let mut start = 0usize.runtime();
     while start < keys {
         // The tiles of the last round have been read.
         sync_cube();
-        load::<F>(k, &mut others_k, &place.keys, start, place.head, tiles.others, tiles);
-        load::<F>(v, &mut others_v, &place.keys, start, place.head, tiles.others, tiles);
+        load_turned::<F>(k, angles, &mut others_k, &place.keys, start, of_keys, 1.0f32, tiles.others, tiles);
+        load::<F>(v, &mut others_v, &place.keys, start, of_values, tiles.others, tiles);
         sync_cube();
         products(&own_q, &others_k, &mut scores, tiles);
         products(&own_g, &others_v, &mut slopes, tiles);
@@ -196,16 +206,18 @@ pub(super) fn queries_kernel<F: Float>(
             pulls[index] = pull;
         }
     }
-    store::<F>(&of_pulled, of_q, &place.queries, first, place.head, tiles);
+    turn_back(&mut of_pulled, angles, &place.queries, first, sizes.scale, tiles);
+    store::<F>(&of_pulled, of_q, &place.queries, first, of_queries, tiles);
 }
 
-/// The gradients of the keys and values, in one pass over the queries that see them.
+/// The gradients of the keys and values of a head, in one pass over the queries that see them, head after head.
 #[cube(launch_unchecked)]
 pub(super) fn keys_kernel<F: Float>(
     q: &Tensor<F>,
     k: &Tensor<F>,
     v: &Tensor<F>,
     bias: &Tensor<F>,
+    angles: &Sequence<OwnedTensor<f32>>,
     gradient: &Tensor<F>,
     rows: &[u32],
     of_k: &mut Tensor<F>,
@@ -217,7 +229,8 @@ pub(super) fn keys_kernel<F: Float>(
     #[comptime] tiles: Tiles,
     #[define(F)] _dtype: ElemType,
 ) {
-    let place = Place::of_cube(rows);
+    let kv_head = CUBE_POS_Y as usize;
+    let place = Place::of_cube(rows, kv_head * tiles.together);
     let first = CUBE_POS_X as usize * tiles.own;
     if first >= place.keys.places {
         terminate!();
@@ -236,52 +249,72 @@ pub(super) fn keys_kernel<F: Float>(
     let mut slopes = Array::<f32>::new(comptime!(tiles.rows() * tiles.scores()));
     let mut kept = Array::<f32>::new(row_count);
 
-    load::<F>(k, &mut own_k, &place.keys, first, place.head, tiles.own, tiles);
-    load::<F>(v, &mut own_v, &place.keys, first, place.head, tiles.own, tiles);
-    let mut start = 0usize.runtime();
-    if comptime!(tiles.causal) {
+    let of_keys = sizes.k.of_keys(kv_head);
+    let of_values = sizes.v.of_keys(kv_head);
+    load_turned::<F>(k, angles, &mut own_k, &place.keys, first, of_keys, 1.0f32, tiles.own, tiles);
+    load::<F>(v, &mut own_v, &place.keys, first, of_values, tiles.own, tiles);
+    for member in 0..tiles.together {
+        let place = Place::of_cube(rows, kv_head * tiles.together + member);
+        let of_queries = sizes.q.of_queries(place.head, tiles);
+        let of_outputs = place.head * tiles.width;
+        let mut start = 0usize.runtime();
         // Queries before these see none of the keys.
-        let before = first - min(first, sizes.first as usize);
-        start = before / tiles.others * tiles.others;
-    }
-    while start < place.queries.count {
-        sync_cube();
-        load::<F>(q, &mut others_q, &place.queries, start, place.head, tiles.others, tiles);
-        load::<F>(gradient, &mut others_g, &place.queries, start, place.head, tiles.others, tiles);
-        sync_cube();
-        products(&own_k, &others_q, &mut scores, tiles);
-        products(&own_v, &others_g, &mut slopes, tiles);
-        #[unroll]
-        for j in 0..score_count {
-            let query = start + unit_column() * score_count + j;
-            let row = unit_row() * row_count;
-            let index = place.query_index(min(query, place.queries.count - 1), &sizes);
-            let (normaliser, pull) = (normalisers[index], pulls[index]);
-            if comptime!(tiles.drops) {
-                factors(&mask, place.mask_index(query, first + row, &sizes), &mut kept, row_count, tiles.aligned);
-            }
+        if comptime!(tiles.at_end) {
+            let before = first + sizes.queries as usize;
+            start = (before - min(before, place.keys.count)) / tiles.others * tiles.others;
+        } else if comptime!(tiles.causal) {
+            start = (first - min(first, sizes.first as usize)) / tiles.others * tiles.others;
+        }
+        while start < place.queries.count {
+            sync_cube();
+            load_turned::<F>(
+                q,
+                angles,
+                &mut others_q,
+                &place.queries,
+                start,
+                of_queries,
+                sizes.scale,
+                tiles.others,
+                tiles,
+            );
+            load::<F>(gradient, &mut others_g, &place.queries, start, of_outputs, tiles.others, tiles);
+            sync_cube();
+            products(&own_k, &others_q, &mut scores, tiles);
+            products(&own_v, &others_g, &mut slopes, tiles);
             #[unroll]
-            for i in 0..row_count {
-                let at = comptime!(i * score_count + j);
-                let score = place.biased::<F>(scores[at], query, first + row + i, bias, &sizes, tiles);
-                let weight = exponential(score, normaliser);
-                let to = score_place(row + i, j, tiles);
+            for j in 0..score_count {
+                let query = start + unit_column() * score_count + j;
+                let row = unit_row() * row_count;
+                let index = place.query_index(min(query, place.queries.count - 1), &sizes);
+                let (normaliser, pull) = (normalisers[index], pulls[index]);
                 if comptime!(tiles.drops) {
-                    weights[to] = weight * kept[i];
-                    pulled[to] = weight * (slopes[at] * kept[i] - pull);
-                } else {
-                    weights[to] = weight;
-                    pulled[to] = weight * (slopes[at] - pull);
+                    factors(&mask, place.mask_index(query, first + row, &sizes), &mut kept, row_count, tiles.aligned);
+                }
+                #[unroll]
+                for i in 0..row_count {
+                    let at = comptime!(i * score_count + j);
+                    let score = place.biased::<F>(scores[at], query, first + row + i, bias, &sizes, tiles);
+                    let weight = exponential(score, normaliser);
+                    let to = score_place(row + i, j, tiles);
+                    if comptime!(tiles.drops) {
+                        weights[to] = weight * kept[i];
+                        pulled[to] = weight * (slopes[at] * kept[i] - pull);
+                    } else {
+                        weights[to] = weight;
+                        pulled[to] = weight * (slopes[at] - pull);
+                    }
                 }
             }
+            sync_cube();
+            mix(&weights, &others_g, &mut sums_v, tiles);
+            mix(&pulled, &others_q, &mut sums_k, tiles);
+            start += tiles.others;
         }
-        sync_cube();
-        mix(&weights, &others_g, &mut sums_v, tiles);
-        mix(&pulled, &others_q, &mut sums_k, tiles);
-        start += tiles.others;
     }
-    store::<F>(&sums_k, of_k, &place.keys, first, place.head, tiles);
-    store::<F>(&sums_v, of_v, &place.keys, first, place.head, tiles);
+    turn_back(&mut sums_k, angles, &place.keys, first, 1.0f32, tiles);
+    store::<F>(&sums_k, of_k, &place.keys, first, of_keys, tiles);
+    store::<F>(&sums_v, of_v, &place.keys, first, of_values, tiles);
 }
 
 /// The gradient of the bias of a head, as far as it comes of one row. A unit sums, tile after tile, the diagonals of
@@ -292,6 +325,7 @@ pub(super) fn bias_kernel<F: Float>(
     k: &Tensor<F>,
     v: &Tensor<F>,
     bias: &Tensor<F>,
+    angles: &Sequence<OwnedTensor<f32>>,
     gradient: &Tensor<F>,
     rows: &[u32],
     partial: &mut [f32],
@@ -303,7 +337,7 @@ pub(super) fn bias_kernel<F: Float>(
     #[define(F)] _dtype: ElemType,
 ) {
     comptime!(assert!(tiles.own + tiles.others <= UNITS, "a tile has a diagonal for each unit at most"));
-    let place = Place::of_cube(rows);
+    let place = Place::of_cube(rows, CUBE_POS_Y as usize);
     let row_count = comptime!(tiles.rows());
     let score_count = comptime!(tiles.scores());
     let mut own_q = tile(tiles.own, tiles);
@@ -315,8 +349,12 @@ pub(super) fn bias_kernel<F: Float>(
     let mut slopes = Array::<f32>::new(comptime!(tiles.rows() * tiles.scores()));
     let mut kept = Array::<f32>::new(score_count);
 
+    let of_queries = sizes.q.of_queries(place.head, tiles);
+    let of_keys = sizes.k.of_keys(place.head / tiles.together);
+    let of_values = sizes.v.of_keys(place.head / tiles.together);
+    let of_outputs = place.head * tiles.width;
     let columns = bias.shape(1);
-    let base = (place.row * CUBE_COUNT_Y as usize + place.head) * columns;
+    let base = (place.row * sizes.heads as usize + place.head) * columns;
     let mut column = UNIT_POS as usize;
     while column < columns {
         partial[base + column] = 0.0f32;
@@ -325,14 +363,14 @@ pub(super) fn bias_kernel<F: Float>(
     let mut first = 0usize.runtime();
     while first < place.queries.count {
         sync_cube();
-        load::<F>(q, &mut own_q, &place.queries, first, place.head, tiles.own, tiles);
-        load::<F>(gradient, &mut own_g, &place.queries, first, place.head, tiles.own, tiles);
+        load_turned::<F>(q, angles, &mut own_q, &place.queries, first, of_queries, sizes.scale, tiles.own, tiles);
+        load::<F>(gradient, &mut own_g, &place.queries, first, of_outputs, tiles.own, tiles);
         let keys = place.seen(first + comptime!(tiles.own - 1), &sizes, tiles);
         let mut start = 0usize.runtime();
         while start < keys {
             sync_cube();
-            load::<F>(k, &mut others_k, &place.keys, start, place.head, tiles.others, tiles);
-            load::<F>(v, &mut others_v, &place.keys, start, place.head, tiles.others, tiles);
+            load_turned::<F>(k, angles, &mut others_k, &place.keys, start, of_keys, 1.0f32, tiles.others, tiles);
+            load::<F>(v, &mut others_v, &place.keys, start, of_values, tiles.others, tiles);
             sync_cube();
             products(&own_q, &others_k, &mut scores, tiles);
             products(&own_g, &others_v, &mut slopes, tiles);

@@ -30,8 +30,15 @@ pub(super) struct Tiles {
     pub(super) others: usize,
     /// Whether queries do not see keys behind their own place.
     pub(super) causal: bool,
-    /// Whether there is a bias by distance.
+    /// Whether the queries of a row are at the places of its last keys.
+    pub(super) at_end: bool,
+    /// Heads of queries that look through one of keys.
+    pub(super) together: usize,
+    /// Whether there is a bias, and whether it goes by the place of the key, not by distance.
     pub(super) biased: bool,
+    pub(super) by_place: bool,
+    /// Whether queries and keys are turned by angles.
+    pub(super) turned: bool,
     /// Whether there is dropout.
     pub(super) drops: bool,
     /// Whether each row of the mask begins with a new draw.
@@ -77,6 +84,35 @@ pub(super) struct Sizes {
     pub(super) first: u32,
     /// The column of the bias for the first key, as the first query sees it.
     pub(super) origin: u32,
+    /// Heads of the queries.
+    pub(super) heads: u32,
+    /// What queries are multiplied by.
+    pub(super) scale: f32,
+    /// Where the columns of heads are in the matrices.
+    pub(super) q: Columns,
+    pub(super) k: Columns,
+    pub(super) v: Columns,
+}
+
+/// Where the columns of a head of keys, or of the queries that look through it, begin: of the first, and how much further
+/// those of the next are.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+pub(super) struct Columns {
+    pub(super) first: u32,
+    pub(super) stride: u32,
+}
+
+#[cube]
+impl Columns {
+    /// Those of a head of keys or values.
+    pub(super) fn of_keys(&self, kv_head: usize) -> usize {
+        self.first as usize + kv_head * self.stride as usize
+    }
+
+    /// Those of a head of queries.
+    pub(super) fn of_queries(&self, head: usize, #[comptime] tiles: Tiles) -> usize {
+        self.of_keys(head / tiles.together) + head % tiles.together * tiles.width
+    }
 }
 
 /// The tokens of a row: the first, how many there are, and with padding.
@@ -99,6 +135,7 @@ impl Tokens {
 #[derive(CubeType, Clone, Copy)]
 pub(super) struct Place {
     pub(super) row: usize,
+    /// Of the queries.
     pub(super) head: usize,
     pub(super) queries: Tokens,
     pub(super) keys: Tokens,
@@ -106,20 +143,15 @@ pub(super) struct Place {
 
 #[cube]
 impl Place {
-    /// That of this cube.
-    pub(super) fn of_cube(rows: &[u32]) -> Place {
+    /// This head in the row of this cube.
+    pub(super) fn of_cube(rows: &[u32], head: usize) -> Place {
         let row = CUBE_POS_Z as usize;
-        Place {
-            row,
-            head: CUBE_POS_Y as usize,
-            queries: Tokens::read(rows, row * 6),
-            keys: Tokens::read(rows, row * 6 + 3),
-        }
+        Place { row, head, queries: Tokens::read(rows, row * 6), keys: Tokens::read(rows, row * 6 + 3) }
     }
 
     /// The index of a query among all of all rows and heads.
     pub(super) fn query_index(&self, query: usize, sizes: &Sizes) -> usize {
-        (self.row * CUBE_COUNT_Y as usize + self.head) * sizes.queries as usize + query
+        (self.row * sizes.heads as usize + self.head) * sizes.queries as usize + query
     }
 
     /// The index of a weight in the mask.
@@ -147,7 +179,10 @@ impl Place {
     /// How many keys the queries up to this one see.
     pub(super) fn seen(&self, query: usize, sizes: &Sizes, #[comptime] tiles: Tiles) -> usize {
         let mut seen = self.keys.count;
-        if comptime!(tiles.causal) {
+        if comptime!(tiles.at_end) {
+            let places = self.keys.count + query + 1;
+            seen = min(seen, places - min(places, sizes.queries as usize));
+        } else if comptime!(tiles.causal) {
             seen = min(seen, sizes.first as usize + query + 1);
         }
         seen
@@ -167,7 +202,10 @@ impl Place {
         if query >= self.queries.count || key >= self.seen(query, sizes, tiles) {
             score = f32::new(UNSEEN);
         } else if comptime!(tiles.biased) {
-            let column = sizes.origin as usize + key - query;
+            let mut column = key;
+            if comptime!(!tiles.by_place) {
+                column = sizes.origin as usize + key - query;
+            }
             score += f32::cast_from(bias[self.head * bias.stride(0) + column * bias.stride(1)]);
         } else {
             score += f32::cast_from(bias[0]);
@@ -211,14 +249,15 @@ pub(super) fn unit_column() -> usize {
     (UNIT_POS % LANES as u32) as usize
 }
 
-/// Fills a tile with the columns of a head, of the tokens from `first` on, and with zeros beyond the last.
+/// Fills a tile with the columns of a head, which begin at `column`, of the tokens from `first` on, and with zeros beyond
+/// the last.
 #[cube]
 pub(super) fn load<F: Float>(
     x: &Tensor<F>,
     tile: &mut Shared<[f32]>,
     tokens: &Tokens,
     first: usize,
-    head: usize,
+    column: usize,
     #[comptime] rows: usize,
     #[comptime] tiles: Tiles,
 ) {
@@ -229,12 +268,54 @@ pub(super) fn load<F: Float>(
     let mut index = UNIT_POS as usize;
     while index < comptime!(rows * width) {
         let row = index / width;
-        let column = index % width;
+        let own = index % width;
         let mut value = 0.0f32;
-        if row < left && column < tiles.width {
-            value = f32::cast_from(x[(start + row) * x.stride(0) + (head * tiles.width + column) * x.stride(1)]);
+        if row < left && own < tiles.width {
+            value = f32::cast_from(x[(start + row) * x.stride(0) + (column + own) * x.stride(1)]);
         }
-        tile[row * stride + column] = value;
+        tile[row * stride + own] = value;
+        index += UNITS;
+    }
+}
+
+/// The same of queries or keys: turned by the angles of their tokens if there are any, as [`rotary`](crate::rotary) does, and
+/// multiplied by `scale`.
+#[cube]
+pub(super) fn load_turned<F: Float>(
+    x: &Tensor<F>,
+    angles: &Sequence<OwnedTensor<f32>>,
+    tile: &mut Shared<[f32]>,
+    tokens: &Tokens,
+    first: usize,
+    column: usize,
+    scale: f32,
+    #[comptime] rows: usize,
+    #[comptime] tiles: Tiles,
+) {
+    let left = tokens.count - min(first, tokens.count);
+    let start = tokens.start + first;
+    let width = comptime!(tiles.columns() * LANES);
+    let stride = comptime!(tiles.stride());
+    let mut index = UNIT_POS as usize;
+    while index < comptime!(rows * width) {
+        let row = index / width;
+        let own = index % width;
+        let mut value = 0.0f32;
+        if row < left && own < tiles.width {
+            let line = (start + row) * x.stride(0);
+            value = f32::cast_from(x[line + (column + own) * x.stride(1)]);
+            if comptime!(tiles.turned) {
+                let half = comptime!(tiles.width / 2);
+                let is_first = own < half;
+                let pair = own % half;
+                let other = f32::cast_from(x[line + (column + select(is_first, own + half, pair)) * x.stride(1)]);
+                let of_token = (start + row) * tiles.width;
+                let (cos, sin) = (angles[0][of_token + pair], angles[0][of_token + half + pair]);
+                value = value * cos + other * select(is_first, -sin, sin);
+            }
+            value *= scale;
+        }
+        tile[row * stride + own] = value;
         index += UNITS;
     }
 }
@@ -425,14 +506,45 @@ pub(super) fn multiply_row(values: &mut Array<f32>, row: usize, factor: f32, #[c
     }
 }
 
-/// Writes this unit's elements of the output, and zeros for tokens of no row.
+/// Turns this unit's elements of a gradient back, and multiplies them by `scale`. A unit has both elements of its pairs.
+#[cube]
+pub(super) fn turn_back(
+    values: &mut Array<f32>,
+    angles: &Sequence<OwnedTensor<f32>>,
+    tokens: &Tokens,
+    first: usize,
+    scale: f32,
+    #[comptime] tiles: Tiles,
+) {
+    let rows = comptime!(tiles.rows());
+    let columns = comptime!(tiles.columns());
+    #[unroll]
+    for i in 0..rows {
+        if comptime!(tiles.turned) {
+            let token = first + unit_row() * rows + i;
+            let of_token = (tokens.start + min(token, tokens.count - 1)) * tiles.width;
+            #[unroll]
+            for c in 0..comptime!(columns / 2) {
+                let pair = of_token + unit_column() + c * LANES;
+                let (cos, sin) = (angles[0][pair], angles[0][pair + comptime!(tiles.width / 2)]);
+                let (at, other) = (comptime!(i * columns + c), comptime!(i * columns + c + columns / 2));
+                let (a, b) = (values[at], values[other]);
+                values[at] = a * cos + b * sin;
+                values[other] = b * cos - a * sin;
+            }
+        }
+        multiply_row(values, i, scale, tiles);
+    }
+}
+
+/// Writes this unit's elements of the output into the columns from `column` on, and zeros for tokens of no row.
 #[cube]
 pub(super) fn store<F: Float>(
     values: &Array<f32>,
     out: &mut Tensor<F>,
     tokens: &Tokens,
     first: usize,
-    head: usize,
+    column: usize,
     #[comptime] tiles: Tiles,
 ) {
     let rows = comptime!(tiles.rows());
@@ -442,10 +554,10 @@ pub(super) fn store<F: Float>(
         let token = first + unit_row() * rows + i;
         #[unroll]
         for c in 0..columns {
-            let column = unit_column() + c * LANES;
-            if token < tokens.places && column < tiles.width {
+            let own = unit_column() + c * LANES;
+            if token < tokens.places && own < tiles.width {
                 let value = select(token < tokens.count, values[i * columns + c], 0.0f32);
-                let at = (tokens.start + token) * out.stride(0) + head * tiles.width + column;
+                let at = (tokens.start + token) * out.stride(0) + column + own;
                 out[at] = F::cast_from(value);
             }
         }
