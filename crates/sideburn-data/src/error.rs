@@ -568,6 +568,26 @@ pub enum DataError {
         reason: String,
     },
 
+    /// A data set cannot be split in these parts.
+    #[error("the data cannot be split into parts of {}: {reason}", fractions.iter().map(f64::to_string).collect::<Vec<_>>().join(", "))]
+    Fractions {
+        /// The parts that were asked for.
+        fractions: Vec<f64>,
+        /// What is wrong with them.
+        reason: String,
+    },
+
+    /// An example has the same reference twice, which a file of this form cannot hold.
+    #[error(
+        "example \"{id}\" has the same reference twice, and not all examples have as many: records of CSV cannot say that; write JSON \
+         Lines",
+        id = printable(id)
+    )]
+    RepeatedReference {
+        /// The example.
+        id: String,
+    },
+
     /// A sampler would never yield a batch.
     #[error(
         "{len} examples in batches of {batch_size} make no {batch}; both must be above zero",

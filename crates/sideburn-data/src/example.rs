@@ -1,6 +1,6 @@
 //! One example: what a prompt is made of, and what should be answered.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use serde::{Deserialize, Serialize};
 
@@ -23,5 +23,13 @@ impl Example {
     /// The text of the field called `name`, if there is one.
     pub fn field(&self, name: &str) -> Option<&str> {
         self.fields.get(name).map(String::as_str)
+    }
+
+    /// What is asked about: the field `dialogue`, or, where there is none, all fields, one below the other.
+    pub fn source(&self) -> Cow<'_, str> {
+        match self.field("dialogue") {
+            Some(dialogue) => dialogue.into(),
+            None => self.fields.values().map(String::as_str).collect::<Vec<_>>().join("\n").into(),
+        }
     }
 }

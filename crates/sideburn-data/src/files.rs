@@ -19,14 +19,14 @@ use crate::{
 
 /// The forms of a file, by the ending of its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Format {
+pub(crate) enum Format {
     Separated,
     Json,
     Parquet,
 }
 
 /// The form of a file of this name, and the name without its ending.
-fn format_of(name: &str) -> Option<(Format, &str)> {
+pub(crate) fn format_of(name: &str) -> Option<(Format, &str)> {
     let (stem, ending) = name.rsplit_once('.')?;
     let format = match ending.to_ascii_lowercase().as_str() {
         "csv" | "tsv" => Format::Separated,

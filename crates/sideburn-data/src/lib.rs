@@ -14,7 +14,8 @@
 //!   [`tokenize_watched`] also says how far it has come.
 //!   `tokenize_cached` keeps the ids on disk for the next start. [`Lengths`] are those of a set, and [`Limits::suggest`]
 //!   follows from them.
-//! * [`Subsample`] is a part of the examples, for short runs.
+//! * [`Subsample`] is a part of the examples, for short runs. [`split_examples`] makes parts that share no dialogue,
+//!   and `write_examples` writes them in any form that is read.
 //! * A [`Sampler`] gives the example numbers of any training step, as a pure function of the seed and the step:
 //!   [`ShuffledSampler`] so many examples a batch, [`GroupedSampler`] so many tokens, packs that are as full as can be, or examples of one
 //!   length;
@@ -82,6 +83,7 @@ mod lines;
 mod loaded;
 #[cfg(feature = "parquet")]
 mod parquet;
+mod parts;
 mod sampler;
 mod split;
 mod subsample;
@@ -89,6 +91,8 @@ mod template;
 mod text_stream;
 mod tokenized;
 mod tokenizer;
+#[cfg(feature = "fs")]
+mod write;
 
 #[cfg(feature = "fs")]
 pub use cache::tokenize_cached;
@@ -102,6 +106,7 @@ pub use files::read_examples;
 pub use jsonl::parse_jsonl;
 pub use lengths::Lengths;
 pub use loaded::{Loaded, Skipped};
+pub use parts::split_examples;
 pub use sampler::{GroupedSampler, Sampler, ShardedSampler, ShuffledSampler};
 pub use split::Split;
 pub use subsample::Subsample;
@@ -109,3 +114,5 @@ pub use template::Template;
 pub use text_stream::TextStream;
 pub use tokenized::{Limits, TokenizedExample, TokenizedSet, tokenize, tokenize_watched};
 pub use tokenizer::{Encoding, Tokenizer, TokenizerFiles};
+#[cfg(feature = "fs")]
+pub use write::write_examples;

@@ -8,16 +8,23 @@ use std::{
 };
 
 use parquet::{
+    basic::{ConvertedType, LogicalType, Repetition, Type as Physical},
+    data_type::{ByteArray, ByteArrayType},
     errors::ParquetError,
-    file::reader::{FileReader, SerializedFileReader},
+    file::{
+        reader::{FileReader, SerializedFileReader},
+        writer::SerializedFileWriter,
+    },
     record::Field,
     schema::types::Type,
 };
 use serde_json::Value;
+use sideburn_files::write_atomic;
 
 use crate::{
     columns::{Gatherer, Layout, Names},
     error::{DataError, Place},
+    example::Example,
 };
 
 /// How much larger than the file what is in it may be. Encodings of repeated values make no text 200 times smaller.
@@ -97,4 +104,82 @@ fn value(field: Field, held: &mut u64) -> Value {
         Field::ListInternal(list) => list.elements().iter().map(|element| value(element.clone(), held)).collect(),
         _ => Value::Object(Default::default()),
     }
+}
+
+/// Writes examples, the texts of `fields` each in a column, and the references in `target`: a list, if any example has
+/// several.
+pub(crate) fn write(path: &Path, examples: &[Example], fields: &[&str], target: &str) -> Result<(), DataError> {
+    let bytes = encode(examples, fields, target).map_err(|error| damaged(path, error))?;
+    Ok(write_atomic(path, &bytes)?)
+}
+
+/// The values of a column, and of each how much of its path is there, and whether it goes on with a list.
+struct Column {
+    values: Vec<ByteArray>,
+    definitions: Vec<i16>,
+    repetitions: Option<Vec<i16>>,
+}
+
+fn encode(examples: &[Example], fields: &[&str], target: &str) -> Result<Vec<u8>, ParquetError> {
+    let text = |name: &str, repetition| {
+        Type::primitive_type_builder(name, Physical::BYTE_ARRAY)
+            .with_repetition(repetition)
+            .with_logical_type(Some(LogicalType::String))
+            .with_converted_type(ConvertedType::UTF8)
+            .build()
+            .map(Arc::new)
+    };
+    let is_list = examples.iter().any(|example| example.targets.len() > 1);
+    let mut types = vec![text("id", Repetition::OPTIONAL)?];
+    for name in fields {
+        types.push(text(name, Repetition::OPTIONAL)?);
+    }
+    types.push(match is_list {
+        false => text(target, Repetition::OPTIONAL)?,
+        true => {
+            let list = Type::group_type_builder("list").with_repetition(Repetition::REPEATED);
+            let list = list.with_fields(vec![text("element", Repetition::OPTIONAL)?]).build()?;
+            let group = Type::group_type_builder(target)
+                .with_repetition(Repetition::OPTIONAL)
+                .with_logical_type(Some(LogicalType::List))
+                .with_converted_type(ConvertedType::LIST);
+            Arc::new(group.with_fields(vec![Arc::new(list)]).build()?)
+        }
+    });
+    let schema = Arc::new(Type::group_type_builder("examples").with_fields(types).build()?);
+
+    let flat = |text: &dyn Fn(&Example) -> Option<&str>| {
+        let texts: Vec<Option<&str>> = examples.iter().map(text).collect();
+        Column {
+            values: texts.iter().flatten().map(|text| ByteArray::from(*text)).collect(),
+            definitions: texts.iter().map(|text| i16::from(text.is_some())).collect(),
+            repetitions: None,
+        }
+    };
+    let mut columns = vec![flat(&|example| Some(example.id.as_str()))];
+    columns.extend(fields.iter().map(|name| flat(&|example| example.field(name))));
+    columns.push(match is_list {
+        false => flat(&|example| example.targets.first().map(String::as_str)),
+        true => {
+            let targets = || examples.iter().flat_map(|example| example.targets.iter().enumerate());
+            Column {
+                values: targets().map(|(_, target)| ByteArray::from(target.as_str())).collect(),
+                // The group, the list and the text are there.
+                definitions: targets().map(|_| 3).collect(),
+                repetitions: Some(targets().map(|(at, _)| i16::from(at > 0)).collect()),
+            }
+        }
+    });
+
+    let mut bytes = Vec::new();
+    let mut writer = SerializedFileWriter::new(&mut bytes, schema, Default::default())?;
+    let mut group = writer.next_row_group()?;
+    for Column { values, definitions, repetitions } in &columns {
+        let mut column = group.next_column()?.ok_or_else(|| ParquetError::General("a column is missing".to_owned()))?;
+        column.typed::<ByteArrayType>().write_batch(values, Some(definitions), repetitions.as_deref())?;
+        column.close()?;
+    }
+    group.close()?;
+    writer.close()?;
+    Ok(bytes)
 }

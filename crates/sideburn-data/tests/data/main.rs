@@ -9,3 +9,4 @@ mod own_files;
 mod sample_assets;
 mod tokenizing;
 mod whole_data;
+mod writing;
