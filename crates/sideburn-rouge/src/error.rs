@@ -34,6 +34,14 @@ pub enum RougeError {
         /// Of what: "words" or "lines".
         unit: &'static str,
     },
+    /// A file of [`Punkt`](crate::Punkt) is none.
+    #[error("line {line} of {file} is no entry of NLTK's punkt_tab; fetch it again")]
+    Punkt {
+        /// The file.
+        file: &'static str,
+        /// The line, from 1.
+        line: usize,
+    },
     /// No metric has this name.
     #[error("unknown metric {name:?}; expected rouge1 to rouge9, rougeL or rougeLsum")]
     UnknownMetric {

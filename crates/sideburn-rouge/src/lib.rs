@@ -17,7 +17,8 @@
 //! * [`tokenize`] shows the tokens that are counted.
 //!
 //! The Python class is `RougeScorer(rouge_types, use_stemmer, split_summaries=False)`: sentences, for ROUGE-Lsum, are
-//! the lines of a text. Custom tokenizers and `split_summaries=True` (NLTK's sentence splitter) are left out.
+//! the lines of a text. With [`RougeScorer::with_sentences`] they are those that [`Punkt`] finds
+//! (`split_summaries=True`). Custom tokenizers are left out.
 //!
 //! # Example: a test set with several references
 //!
@@ -67,11 +68,13 @@ mod lcs;
 mod metric;
 mod ngram;
 mod porter;
+mod punkt;
 mod score;
 mod scorer;
 
 pub use encode::tokenize;
 pub use error::RougeError;
 pub use metric::Metric;
+pub use punkt::Punkt;
 pub use score::{Score, Scores};
 pub use scorer::RougeScorer;

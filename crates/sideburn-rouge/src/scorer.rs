@@ -1,5 +1,8 @@
 //! Scoring of texts, alone and in bulk.
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
 #[cfg(feature = "threads")]
 use rayon::prelude::*;
 
@@ -8,6 +11,7 @@ use crate::error::RougeError;
 use crate::lcs::Lcs;
 use crate::metric::Metric;
 use crate::ngram;
+use crate::punkt::Punkt;
 use crate::score::{Score, Scores};
 
 /// Scores predictions against references, as `rouge_score.rouge_scorer.RougeScorer` does.
@@ -25,6 +29,7 @@ use crate::score::{Score, Scores};
 pub struct RougeScorer {
     metrics: Vec<Metric>,
     stemmer: bool,
+    sentences: Option<Arc<Punkt>>,
 }
 
 /// Space that one thread uses again for each sample.
@@ -52,7 +57,7 @@ impl RougeScorer {
                 unique.push(metric);
             }
         }
-        Self { metrics: unique, stemmer: false }
+        Self { metrics: unique, stemmer: false, sentences: None }
     }
 
     /// A scorer without stemming for [`Metric::STANDARD`].
@@ -64,6 +69,13 @@ impl RougeScorer {
     #[must_use]
     pub fn with_stemmer(mut self, stemmer: bool) -> Self {
         self.stemmer = stemmer;
+        self
+    }
+
+    /// Sentences, for ROUGE-Lsum, as `punkt` finds them (`split_summaries` in Python), and not the lines of a text.
+    #[must_use]
+    pub fn with_sentences(mut self, punkt: impl Into<Arc<Punkt>>) -> Self {
+        self.sentences = Some(punkt.into());
         self
     }
 
@@ -155,7 +167,8 @@ impl RougeScorer {
         workspace.vocabulary.clear();
         let max_lines = if self.metrics.contains(&Metric::RougeLsum) { Self::MAX_LINES } else { usize::MAX };
         let encode = |vocabulary: &mut Vocabulary, text: &'static str, words: &str| {
-            let document = vocabulary.encode(words, self.stemmer, Self::MAX_WORDS);
+            let words = self.sentences.as_ref().map_or(Cow::Borrowed(words), |punkt| punkt.lines(words).into());
+            let document = vocabulary.encode(&words, self.stemmer, Self::MAX_WORDS);
             let too_long = |limit, unit| Err(RougeError::TooLong { sample, text, limit, unit });
             match (document.tokens.len(), document.sentences().count()) {
                 (words, _) if words > Self::MAX_WORDS => too_long(Self::MAX_WORDS, "words"),

@@ -2,3 +2,4 @@
 
 mod invariants;
 mod parity;
+mod punkt;
