@@ -143,7 +143,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         let generation = GenerationConfig { no_repeat_ngram_size: 3, ..model.generation_config(64) };
         let written = summaries(model, &tokenizer, &test_set.examples, generation)?;
         let system = evaluation.add(name, written, &[&rouge])?;
-        Ok(system.scores.iter().map(|scored| format!("{scored:>9}")).collect())
+        Ok(system.scores.iter().map(|scored| format!("{:>9}", scored.mean)).collect())
     };
     writeln!(out, "{:18}{:>12}{:>14}{:>10} {}", "zero-shot", 0, 0, 0, scores("zero-shot", &base)?);
     for Candidate { name, attach, learning_rate, loraplus_lr_ratio } in candidates {

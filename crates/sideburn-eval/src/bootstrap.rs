@@ -50,6 +50,8 @@ pub struct Interval {
     pub median: f64,
     /// Upper end.
     pub high: f64,
+    /// How many values it is the mean of.
+    pub n: usize,
 }
 
 /// The mean of `values`, and its bootstrap confidence interval (Efron, 1979), as `BootstrapAggregator` of `rouge_score`
@@ -85,7 +87,7 @@ pub fn bootstrap(values: &[f64], config: &BootstrapConfig) -> Result<Interval, E
 
     let tail = (1.0 - config.confidence) / 2.0;
     let [low, median, high] = [tail, 0.5, 1.0 - tail].map(|quantile| percentile(&means, 100.0 * quantile));
-    Ok(Interval { mean: values.iter().sum::<f64>() / len as f64, low, median, high })
+    Ok(Interval { mean: values.iter().sum::<f64>() / len as f64, low, median, high, n: values.len() })
 }
 
 /// What `compute` makes of the draws of each sample.

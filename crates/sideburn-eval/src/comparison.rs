@@ -10,20 +10,18 @@ use crate::error::EvalError;
 /// How two systems differ that were scored on the same examples.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
-    /// The number of examples.
-    pub examples: usize,
     /// The mean of the first system's values less the second's, and its paired bootstrap interval.
     pub difference: Interval,
-    /// How likely a difference at least as large is, in either direction, if it is chance which of the two outputs for an
-    /// example is whose.
+    /// How likely a difference at least as large is, in either direction, if it is chance which of the two outputs for
+    /// an example is whose.
     pub p_value: f64,
 }
 
 /// Compares two systems by their values for the same examples, in the same order.
 ///
-/// The interval is that of the paired bootstrap (Koehn, 2004): test sets are drawn with replacement, and both systems are
-/// averaged over each. The p-value is that of an approximate randomisation test (Noreen, 1989; Riezler and Maxwell, 2005):
-/// for each sample the two values of an example change places or not, with equal chance, and
+/// The interval is that of the paired bootstrap (Koehn, 2004): test sets are drawn with replacement, and both systems
+/// are averaged over each. The p-value is that of an approximate randomisation test (Noreen, 1989; Riezler and Maxwell,
+/// 2005): for each sample the two values of an example change places or not, with equal chance, and
 /// `p = (as many samples with a difference at least as large + 1) / (samples + 1)`. Both have `config.samples` samples.
 ///
 /// ```
@@ -55,13 +53,13 @@ pub fn compare(first: &[f64], second: &[f64], config: &BootstrapConfig) -> Resul
     });
     let as_large = is_as_large.into_iter().filter(|is| *is).count();
     let p_value = (as_large + 1) as f64 / (config.samples + 1) as f64;
-    Ok(Comparison { examples: differences.len(), difference, p_value })
+    Ok(Comparison { difference, p_value })
 }
 
 /// `+1.25 [0.40, 2.10], p 0.004, n 500`, of numbers as they are.
 impl fmt::Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { examples, difference: Interval { mean, low, high, .. }, p_value } = self;
-        write!(f, "{mean:+.2} [{low:.2}, {high:.2}], p {p_value:.3}, n {examples}")
+        let Self { difference: Interval { mean, low, high, n, .. }, p_value } = self;
+        write!(f, "{mean:+.2} [{low:.2}, {high:.2}], p {p_value:.3}, n {n}")
     }
 }

@@ -27,8 +27,8 @@ use crate::{
 /// evaluation.add("first line", vec!["Ann: Tea?".into()], &[&RougeScorer::all()])?;
 /// evaluation.add("a model", vec!["Bob would like tea.".into()], &[&RougeScorer::all()])?;
 /// println!("{evaluation}");
-/// // mean [95 %]  rouge1                rouge2            rougeL                rougeLsum
-/// // first line   40.00 [40.00, 40.00]  0.00 [0.00, 0.00] ...
+/// // mean [95 %], n 1  rouge1                rouge2            rougeL                rougeLsum
+/// // first line        40.00 [40.00, 40.00]  0.00 [0.00, 0.00] ...
 /// let again: Evaluation = serde_json::from_str(&serde_json::to_string(&evaluation)?)?;
 /// assert_eq!(again, evaluation);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -60,15 +60,39 @@ pub struct System {
 /// One measure of all outputs of a system.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Scored {
+    /// The mean over all examples that have a value.
+    #[serde(flatten)]
+    pub mean: Mean,
+    /// The value for each example, where it could be told.
+    pub values: Vec<Option<f64>>,
+}
+
+/// The mean of a measure, its interval, and how many examples that is of.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Mean {
     /// What was measured, such as `rougeL`.
     pub name: String,
     /// Whether the values are shares of 1, which people read in percent.
     pub is_share: bool,
-    /// The mean over all examples, and its interval.
+    /// The mean.
     #[serde(flatten)]
     pub interval: Interval,
-    /// The value for each example.
-    pub values: Vec<f64>,
+}
+
+/// How two systems differ in one score.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Difference {
+    /// The system that the other is taken from.
+    pub first: String,
+    /// The other.
+    pub second: String,
+    /// The score.
+    pub score: String,
+    /// Whether its values are shares of 1, which people read in percent.
+    pub is_share: bool,
+    /// First less second.
+    #[serde(flatten)]
+    pub comparison: Comparison,
 }
 
 impl Evaluation {
@@ -107,22 +131,42 @@ impl Evaluation {
         Ok(&self.systems[place])
     }
 
-    /// Compares two systems by a score that both have, such as `rougeL`; see [`compare`](crate::compare). Shares of 1 are
-    /// compared in percent.
+    /// Compares two systems by a score that both have, such as `rougeL`, on the examples for which both have a value;
+    /// see [`compare`](crate::compare).
     ///
     /// # Errors
     /// If one is not there, or does not have the score.
-    pub fn compare(&self, first: &str, second: &str, score: &str) -> Result<Comparison, EvalError> {
-        let shown = |name: &str| -> Result<Vec<f64>, EvalError> {
+    pub fn compare(&self, first: &str, second: &str, score: &str) -> Result<Difference, EvalError> {
+        let scored = |name: &str| -> Result<&Scored, EvalError> {
             let system = self.systems.iter().find(|system| system.name == name);
-            let scored = system.and_then(|system| system.score(score)).ok_or_else(|| EvalError::UnknownScore {
+            system.and_then(|system| system.score(score)).ok_or_else(|| EvalError::UnknownScore {
                 system: name.to_owned(),
                 score: score.to_owned(),
                 known: self.systems.iter().map(System::scores_listed).collect::<Vec<_>>().join("; "),
-            })?;
-            Ok(scored.values.iter().map(|value| scored.shown(*value)).collect())
+            })
         };
-        compare(&shown(first)?, &shown(second)?, &self.bootstrap)
+        let (of_first, of_second) = (scored(first)?, scored(second)?);
+        let both =
+            of_first.values.iter().zip(&of_second.values).filter_map(|(first, second)| Some(((*first)?, (*second)?)));
+        let (values, others): (Vec<f64>, Vec<f64>) = both.unzip();
+        Ok(Difference {
+            first: first.to_owned(),
+            second: second.to_owned(),
+            score: score.to_owned(),
+            is_share: of_first.mean.is_share,
+            comparison: compare(&values, &others, &self.bootstrap)?,
+        })
+    }
+
+    /// What was measured of any system, in the order it first came.
+    pub(crate) fn score_names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = Vec::new();
+        for scored in self.systems.iter().flat_map(|system| &system.scores) {
+            if !names.contains(&scored.mean.name.as_str()) {
+                names.push(&scored.mean.name);
+            }
+        }
+        names
     }
 
     fn scored(&self, Values { name, is_share, values }: Values) -> Result<Scored, EvalError> {
@@ -130,38 +174,39 @@ impl Evaluation {
         if values.len() != expected {
             return Err(EvalError::Values { score: name, found: values.len(), expected });
         }
-        if let Some((value, example)) = values.iter().zip(&self.examples).find(|(value, _)| !value.is_finite()) {
-            return Err(EvalError::NotFinite { score: name, id: example.id.clone(), value: *value });
+        let is_wrong = |(_, value): &(&Example, f64)| !value.is_finite();
+        let told = self.examples.iter().zip(&values).filter_map(|(example, value)| Some((example, (*value)?)));
+        if let Some((example, value)) = told.clone().find(is_wrong) {
+            return Err(EvalError::NotFinite { score: name, id: example.id.clone(), value });
         }
-        Ok(Scored { name, is_share, interval: bootstrap(&values, &self.bootstrap)?, values })
+        let told: Vec<f64> = told.map(|(_, value)| value).collect();
+        Ok(Scored { mean: Mean { name, is_share, interval: bootstrap(&told, &self.bootstrap)? }, values })
     }
 }
 
 impl System {
     /// What it is called and has.
     fn scores_listed(&self) -> String {
-        let scores: Vec<&str> = self.scores.iter().map(|scored| scored.name.as_str()).collect();
+        let scores: Vec<&str> = self.scores.iter().map(|scored| scored.mean.name.as_str()).collect();
         format!("{} with {}", self.name, scores.join(", "))
     }
 
     /// The measure of this name, such as `rougeL`.
     pub fn score(&self, name: &str) -> Option<&Scored> {
-        self.scores.iter().find(|scored| scored.name == name)
+        self.scores.iter().find(|scored| scored.mean.name == name)
     }
 }
 
-impl Scored {
-    /// A number as people read it: a share of 1 in percent.
-    fn shown(&self, value: f64) -> f64 {
-        if self.is_share { 100.0 * value } else { value }
-    }
+/// A number as people read it: a share of 1 in percent.
+pub(crate) fn shown(value: f64, is_share: bool) -> f64 {
+    if is_share { 100.0 * value } else { value }
 }
 
 /// The mean, with two digits behind the point; with `{:#}` its interval as well.
-impl fmt::Display for Scored {
+impl fmt::Display for Mean {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [mean, low, high] =
-            [self.interval.mean, self.interval.low, self.interval.high].map(|value| self.shown(value));
+        let Interval { mean, low, high, .. } = self.interval;
+        let [mean, low, high] = [mean, low, high].map(|value| shown(value, self.is_share));
         match f.alternate() {
             true => write!(f, "{mean:.2} [{low:.2}, {high:.2}]"),
             false => f.pad(&format!("{mean:.2}")),
@@ -169,20 +214,30 @@ impl fmt::Display for Scored {
     }
 }
 
-/// A row for each system, a column for each measure.
+/// `+13.83 [11.20, 16.41], p 0.001, n 120`: shares of 1 in percent.
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Comparison { difference, p_value } = self.comparison;
+        let [mean, low, high] =
+            [difference.mean, difference.low, difference.high].map(|value| shown(value, self.is_share));
+        let difference = Interval { mean, low, high, ..difference };
+        Comparison { difference, p_value }.fmt(f)
+    }
+}
+
+/// A row for each system, a column for each measure. A mean that is not of all examples says of how many.
 impl fmt::Display for Evaluation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut names: Vec<&str> = Vec::new();
-        for scored in self.systems.iter().flat_map(|system| &system.scores) {
-            if !names.contains(&scored.name.as_str()) {
-                names.push(&scored.name);
-            }
-        }
-        let corner = format!("mean [{} %]", 100.0 * self.bootstrap.confidence);
+        let names = self.score_names();
+        let corner = format!("mean [{} %], n {}", 100.0 * self.bootstrap.confidence, self.examples.len());
         let mut rows =
             vec![[corner].into_iter().chain(names.iter().map(|name| (*name).to_owned())).collect::<Vec<_>>()];
         for system in &self.systems {
-            let cell = |name: &&str| system.score(name).map_or_else(|| "-".to_owned(), |scored| format!("{scored:#}"));
+            let cell = |name: &&str| match system.score(name).map(|scored| &scored.mean) {
+                None => "-".to_owned(),
+                Some(mean) if mean.interval.n == self.examples.len() => format!("{mean:#}"),
+                Some(mean) => format!("{mean:#} (n {})", mean.interval.n),
+            };
             rows.push([system.name.clone()].into_iter().chain(names.iter().map(cell)).collect());
         }
         let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);

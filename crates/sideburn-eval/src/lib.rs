@@ -9,6 +9,8 @@
 //!   than another on the same examples.
 //! * An [`Evaluation`] holds what was asked, what each [`System`] answered and what that is worth. It is a table as
 //!   text, and serializes.
+//! * A [`Report`] is that and what follows from it: tests between systems, statistics of their texts, scores over parts
+//!   of the examples. It is a page, too: [`Report::to_html`].
 //!
 //! # A complete program
 //!
@@ -29,7 +31,7 @@
 //! }
 //! # let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/dialogsum-sample");
 //! # let evaluation = first_lines(&data).unwrap();
-//! # assert!(evaluation.to_string().contains("first line   28.14 [25.85, 30.39]"), "{evaluation}");
+//! # assert!(evaluation.to_string().contains("first line          28.14 [25.85, 30.39]"), "{evaluation}");
 //! ```
 
 #![forbid(unsafe_code)]
@@ -38,10 +40,18 @@ mod bootstrap;
 mod comparison;
 mod error;
 mod evaluation;
+mod html;
+mod report;
 mod score;
+mod slices;
+mod statistics;
+mod words;
 
 pub use bootstrap::{BootstrapConfig, Interval, bootstrap};
 pub use comparison::{Comparison, compare};
 pub use error::{EvalError, ScoreError};
-pub use evaluation::{Evaluation, Scored, System};
+pub use evaluation::{Difference, Evaluation, Mean, Scored, System};
+pub use report::Report;
 pub use score::{Score, Values};
+pub use slices::{Slice, Slicing, SystemScores};
+pub use statistics::Statistics;

@@ -22,7 +22,7 @@ use crate::error::ScoreError;
 ///
 /// impl Score for Words {
 ///     fn score(&self, _: &[Example], outputs: &[String]) -> Result<Vec<Values>, ScoreError> {
-///         let words = outputs.iter().map(|output| output.split_whitespace().count() as f64).collect();
+///         let words = outputs.iter().map(|output| Some(output.split_whitespace().count() as f64)).collect();
 ///         Ok(vec![Values { name: "words".into(), is_share: false, values: words }])
 ///     }
 /// }
@@ -42,8 +42,8 @@ pub struct Values {
     pub name: String,
     /// Whether the values are shares of 1, which people read in percent.
     pub is_share: bool,
-    /// The numbers, in the order of the outputs.
-    pub values: Vec<f64>,
+    /// The numbers, in the order of the outputs; `None` where it cannot be told what an output is worth.
+    pub values: Vec<Option<f64>>,
 }
 
 impl Score for RougeScorer {
@@ -53,7 +53,7 @@ impl Score for RougeScorer {
         let values = |metric: &Metric| Values {
             name: metric.name().to_owned(),
             is_share: true,
-            values: scores.iter().map(|scores| scores[*metric].fmeasure).collect(),
+            values: scores.iter().map(|scores| Some(scores[*metric].fmeasure)).collect(),
         };
         Ok(self.metrics().iter().map(values).collect())
     }

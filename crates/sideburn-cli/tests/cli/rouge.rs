@@ -43,7 +43,7 @@ fn two_systems_are_compared() {
     assert!((found["rouge1"]["fmeasure"].as_f64().unwrap() - 0.8).abs() < 1e-12, "{found}");
     assert!((found["against"]["rouge1"]["fmeasure"].as_f64().unwrap() - 0.6).abs() < 1e-12, "{found}");
     let difference = &found["difference"]["rouge1"];
-    assert_eq!(difference["examples"], 40);
+    assert_eq!(difference["difference"]["n"], 40);
     assert!((difference["difference"]["mean"].as_f64().unwrap() - 0.2).abs() < 1e-12, "{found}");
     assert!(difference["p_value"].as_f64().unwrap() < 0.01, "{found}");
     let text = run(args).stdout;

@@ -51,7 +51,9 @@ fn what_cannot_be_compared_is_said() {
     let mut evaluation = Evaluation::new([example], BootstrapConfig::default());
     evaluation.add("good", vec!["a b".into()], &[&RougeScorer::all()]).unwrap();
     evaluation.add("bad", vec!["a c".into()], &[&RougeScorer::all()]).unwrap();
-    assert_eq!(evaluation.compare("good", "bad", "rouge1").unwrap().difference.mean, 50.0, "in percent");
+    let difference = evaluation.compare("good", "bad", "rouge1").unwrap();
+    assert_eq!(difference.comparison.difference.mean, 0.5);
+    assert_eq!(difference.to_string(), "+50.00 [50.00, 50.00], p 1.000, n 1", "in percent");
     let error = evaluation.compare("good", "worse", "rouge1").unwrap_err().to_string();
     assert!(
         error.starts_with("no system called \"worse\" has a score \"rouge1\"; there are good with rouge1, "),

@@ -17,8 +17,8 @@ impl Score for Speakers {
             let count = speakers.iter().filter(|speaker| output.contains(*speaker)).count();
             named.push((1 + 4 * count / speakers.len().max(1), count == speakers.len()));
         }
-        let points = named.iter().map(|(points, _)| *points as f64).collect();
-        let all = named.iter().map(|(_, all)| f64::from(u8::from(*all))).collect();
+        let points = named.iter().map(|(points, _)| Some(*points as f64)).collect();
+        let all = named.iter().map(|(_, all)| Some(f64::from(u8::from(*all)))).collect();
         Ok(vec![
             Values { name: "speakers".into(), is_share: false, values: points },
             Values { name: "all named".into(), is_share: true, values: all },
@@ -47,16 +47,38 @@ fn a_score_from_outside_stands_beside_rouge() {
     let mut evaluation = Evaluation::new(examples(), BootstrapConfig::default());
     let scores: [&dyn Score; 2] = [&Speakers, &RougeScorer::new(&[Metric::Rouge1, Metric::RougeL])];
     let system = evaluation.add("short", outputs(["Bob wants tea.", "Ann leaves Cleo."]), &scores).unwrap();
-    assert_eq!(system.score("speakers").unwrap().values, [3.0, 5.0]);
-    assert_eq!(system.score("all named").unwrap().interval.mean, 0.5);
-    assert_eq!(system.score("rougeL").unwrap().values[1], 1.0);
+    assert_eq!(system.score("speakers").unwrap().values, [Some(3.0), Some(5.0)]);
+    assert_eq!(system.score("all named").unwrap().mean.interval.mean, 0.5);
+    assert_eq!(system.score("rougeL").unwrap().values[1], Some(1.0));
     evaluation.add("none", outputs(["", ""]), &[&Speakers]).unwrap();
     assert_eq!(
         evaluation.to_string(),
-        "mean [95 %]  speakers           all named             rouge1                 rougeL\n\
-         short        4.00 [3.00, 5.00]  50.00 [0.00, 100.00]  75.00 [50.00, 100.00]  62.50 [25.00, 100.00]\n\
-         none         1.00 [1.00, 1.00]  0.00 [0.00, 0.00]     -                      -\n"
+        "mean [95 %], n 2  speakers           all named             rouge1                 rougeL\n\
+         short             4.00 [3.00, 5.00]  50.00 [0.00, 100.00]  75.00 [50.00, 100.00]  62.50 [25.00, 100.00]\n\
+         none              1.00 [1.00, 1.00]  0.00 [0.00, 0.00]     -                      -\n"
     );
+}
+
+/// As a judge does that has not understood every output.
+#[test]
+fn what_cannot_be_told_is_left_out_of_means_and_differences() {
+    struct Given(Vec<Option<f64>>);
+    impl Score for Given {
+        fn score(&self, _: &[Example], _: &[String]) -> Result<Vec<Values>, ScoreError> {
+            Ok(vec![Values { name: "given".into(), is_share: false, values: self.0.clone() }])
+        }
+    }
+    let mut evaluation = Evaluation::new([examples(), examples()].concat(), BootstrapConfig::default());
+    let of = || ["a", "b", "c", "d"].map(String::from).to_vec();
+    evaluation.add("first", of(), &[&Given(vec![Some(1.0), None, Some(2.0), Some(4.0)])]).unwrap();
+    evaluation.add("second", of(), &[&Given(vec![Some(0.5), Some(3.0), None, Some(2.5)])]).unwrap();
+    let mean = evaluation.systems[0].score("given").unwrap().mean.interval;
+    assert_eq!((mean.n, mean.mean), (3, 7.0 / 3.0));
+    let difference = evaluation.compare("first", "second", "given").unwrap();
+    assert_eq!((difference.comparison.difference.n, difference.comparison.difference.mean), (2, 1.0));
+    assert!(evaluation.to_string().contains("first             2.33 [1.00, 4.00] (n 3)"), "{evaluation}");
+    let none = evaluation.add("third", of(), &[&Given(vec![None; 4])]).map(|_| ());
+    assert!(matches!(none, Err(EvalError::NoValues)));
 }
 
 #[test]
@@ -72,13 +94,13 @@ fn results_are_kept_as_json() {
         (&scored["name"], &scored["mean"], &scored["values"][0]),
         (&"speakers".into(), &2.0.into(), &3.0.into())
     );
-    assert!(["low", "median", "high"].iter().all(|end| scored[*end].is_number()), "{scored}");
+    assert!(["low", "median", "high", "n"].iter().all(|end| scored[*end].is_number()), "{scored}");
     assert_eq!(serde_json::from_value::<Evaluation>(json).unwrap(), evaluation);
 }
 
 #[test]
 fn results_that_do_not_fit_are_named() {
-    struct Broken(Vec<f64>);
+    struct Broken(Vec<Option<f64>>);
     impl Score for Broken {
         fn score(&self, _: &[Example], _: &[String]) -> Result<Vec<Values>, ScoreError> {
             Ok(vec![Values { name: "broken".into(), is_share: false, values: self.0.clone() }])
@@ -95,11 +117,11 @@ fn results_that_do_not_fit_are_named() {
         "system \"a\" has 1 outputs for 2 examples; give one for each, in their order"
     );
     assert_eq!(
-        message("a", &of, &Broken(vec![1.0])),
+        message("a", &of, &Broken(vec![Some(1.0)])),
         "score \"broken\" has 1 values for 2 outputs; a score gives one for each, in their order"
     );
     assert_eq!(
-        message("a", &of, &Broken(vec![1.0, f64::NAN])),
+        message("a", &of, &Broken(vec![None, Some(f64::NAN)])),
         "score \"broken\" of example \"1\" is NaN; a score gives finite numbers only"
     );
     assert!(evaluation.systems.is_empty(), "what cannot be scored is not kept");
