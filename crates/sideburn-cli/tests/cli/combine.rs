@@ -91,7 +91,7 @@ fn what_cannot_be_combined_leaves_nothing_behind() {
         (&["a", "b"], "--combination-type dare", "dare_linear"),
         (&["a", "../ia3_default"], "", "made of \"2\": it is IA3; take adapters of LORA"),
         (&["a", "c"], "--combination-type linear", "its rank at "),
-        (&["a", "nothing"], "", "adapter_config.json"),
+        (&["a", "nothing"], "", "combined/nothing\" does not exist"),
         (&[], "", "required arguments"),
     ] {
         assert_contains(&refused(adapters, options), &[expected]);
