@@ -82,8 +82,9 @@ fn left_in_group() -> Option<u64> {
         let read = |name: &str| std::fs::read_to_string(group.join(name)).ok();
         let limit: u64 = read("memory.max")?.trim().parse().ok()?;
         let used: u64 = read("memory.current")?.trim().parse().ok()?;
-        // Pages of files that nobody has touched lately are given up first.
-        let pages = field(&read("memory.stat")?, "inactive_file ").unwrap_or(0);
+        // Pages of files are given up before anything fails.
+        let stat = read("memory.stat")?;
+        let pages: u64 = ["inactive_file ", "active_file "].iter().filter_map(|name| field(&stat, name)).sum();
         Some(limit.saturating_sub(used.saturating_sub(pages)))
     };
     own.ancestors().take_while(|group| group.starts_with(root)).filter_map(left).min()
