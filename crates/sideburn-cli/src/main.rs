@@ -1,11 +1,14 @@
 //! `sideburn`: looks into adapters, merges, combines and converts them, plans memory, quantises models, holds them against
-//! reference numbers, summarises, scores summaries, pushes adapters, and lists devices.
+//! reference numbers, summarises, scores and evaluates summaries, looks into data sets, pushes adapters, and lists devices.
 
 #![forbid(unsafe_code)]
 
 mod adapter;
+mod data;
 mod devices;
+mod evaluate;
 mod hub;
+mod interrupt;
 mod loading;
 mod model;
 mod plan;
@@ -15,8 +18,11 @@ mod quantize;
 mod reference;
 mod report;
 mod rouge;
+mod source;
 mod summarize;
+mod texts;
 mod verify;
+mod writing;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -43,6 +49,13 @@ Examples:
     sideburn plan --model falcon-7b --adapter my-adapter --quantization nf4 --batch 1 --seq 512
   How good summaries are, and whether one system is better than another:
     sideburn rouge --predictions lora.txt --against zero-shot.txt --references test.jsonl --stemmer
+  What a model makes of a data set with an adapter and without, as a page (results/report.html):
+    sideburn evaluate --data dialogsum --model flan-t5-base --adapter my-adapter --stemmer --output results
+  The same of summaries that are there already:
+    sideburn evaluate --data dialogsum --predictions base=a.txt --predictions lora=b.jsonl --output results
+  How long the dialogues of a data set are, and parts of it for training, validation and test:
+    sideburn data stats --data dialogues.csv --columns dialogue=text,summary=gist --model flan-t5-base
+    sideburn data split --data dialogues.csv --columns dialogue=text,summary=gist --output dialogues --seed 42
   Whether Sideburn computes what transformers computed:
     sideburn verify --model flan-t5-base --adapter my-adapter --reference reference.safetensors
   A summary, shown as it is written, and those of two adapters beside each other:
@@ -55,10 +68,10 @@ Examples:
     sideburn devices
 
 Exit status: 0 if all is well, 1 if a check fails, a part of an adapter cannot be read or a text cannot be summarised, 2 if a
-command cannot be run.";
+command cannot be run, or evaluate was stopped before all summaries were written.";
 
-/// Looks into adapters of Hugging Face peft, merges, combines and converts them, quantises and verifies models, summarises
-/// and scores
+/// Looks into adapters of Hugging Face peft, merges, combines and converts them, quantises and verifies models, counts,
+/// converts and splits data sets, summarises, scores and evaluates
 ///
 /// Models and adapters are directories as transformers and peft write them, or ids on the Hugging Face hub: OWNER/NAME, or
 /// OWNER/NAME@REVISION. What is fetched lies in the cache of huggingface_hub; HF_HUB_CACHE, HF_TOKEN, HF_HUB_OFFLINE and
@@ -79,8 +92,12 @@ enum Command {
     #[command(subcommand)]
     Adapter(adapter::Command),
     Plan(plan::Args),
+    /// Count, convert and split data sets
+    #[command(subcommand)]
+    Data(data::Command),
     Quantize(quantize::Args),
     Rouge(rouge::Args),
+    Evaluate(evaluate::Args),
     Verify(verify::Args),
     Summarize(summarize::Args),
     #[cfg(feature = "hub")]
@@ -99,8 +116,10 @@ fn main() -> ExitCode {
     let report = match command {
         Command::Adapter(command) => adapter::run(command),
         Command::Plan(args) => plan::run(&args).map(Report::new),
+        Command::Data(command) => data::run(command),
         Command::Quantize(args) => quantize::run(&args).map(Report::new),
         Command::Rouge(args) => rouge::run(&args).map(Report::new),
+        Command::Evaluate(args) => evaluate::run(&args).map(Report::new),
         Command::Verify(args) => verify::run(&args).map(Report::new),
         Command::Summarize(args) => return ended(summarize::run(&args.with_json(json))),
         #[cfg(feature = "hub")]

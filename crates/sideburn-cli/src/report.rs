@@ -18,6 +18,14 @@ pub(crate) struct Report {
     pub(crate) passed: bool,
 }
 
+/// Writes to the standard error, if it is open.
+macro_rules! tell {
+    ($($text:tt)*) => {{
+        let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!($($text)*));
+    }};
+}
+pub(crate) use tell;
+
 /// Something that a command can find.
 pub(crate) trait Finding: Display + Serialize {
     /// Whether the verdict, if there is one, is good.

@@ -6,20 +6,21 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use serde::Serialize;
-use serde_json::Value;
 use sideburn::eval::{Comparison, Interval, bootstrap, compare};
 use sideburn::files::read_text;
 use sideburn::prelude::*;
+use sideburn::rouge::Punkt;
 
-use crate::report::{Finding, in_line, table};
+use crate::report::{Finding, table};
+use crate::texts::{read_texts, shown};
 
 /// Score texts against references by ROUGE, as Python's rouge_score does, with confidence intervals
 ///
-/// A file has one text on each line; one whose name ends in .jsonl has a JSON value on each line: a text, a list of texts
-/// (several references), or an object with a field that holds either. Only there can a text have lines, which are the
-/// sentences of ROUGE-Lsum. Of several references the best counts, score by score. With --against, a second system is
-/// scored on the same references, and the difference is given with the interval of a paired bootstrap and the p-value of
-/// an approximate randomisation test.
+/// A file has one text on each line; one whose name ends in .jsonl has a JSON value on each line: a text, a list of
+/// texts (several references), or an object with a field that holds either. Only there can a text have lines, which are
+/// the sentences of ROUGE-Lsum. Of several references the best counts, score by score. With --against, a second system
+/// is scored on the same references, and the difference is given with the interval of a paired bootstrap and the
+/// p-value of an approximate randomisation test.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// What a system wrote
@@ -37,6 +38,12 @@ pub(crate) struct Args {
     /// Compare words by their Porter stems
     #[arg(long)]
     stemmer: bool,
+    /// Find the sentences of ROUGE-Lsum by NLTK's Punkt, and do not take each line for one
+    #[arg(long)]
+    split_summaries: bool,
+    /// Directory of what Punkt knows of a language [default: tokenizers/punkt_tab/english in NLTK_DATA or ~/nltk_data]
+    #[arg(long, value_name = "DIR", requires = "split_summaries")]
+    punkt: Option<PathBuf>,
     /// Number of bootstrap samples, and of samples of the randomisation test
     #[arg(long, default_value_t = BootstrapConfig::default().samples)]
     samples: usize,
@@ -45,8 +52,8 @@ pub(crate) struct Args {
     seed: u64,
 }
 
-/// The largest file of texts.
-const MAX_TEXTS: u64 = 1 << 30;
+/// The largest file of Punkt: the largest of NLTK has 1 MB.
+const MAX_PUNKT: u64 = 64 << 20;
 
 #[derive(Serialize)]
 pub(crate) struct Rouge {
@@ -58,6 +65,7 @@ pub(crate) struct Rouge {
     #[serde(skip_serializing_if = "Option::is_none")]
     difference: Option<BTreeMap<&'static str, Comparison>>,
     stemmer: bool,
+    split_summaries: bool,
     bootstrap: BootstrapConfig,
 }
 
@@ -74,7 +82,10 @@ struct Mean {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Rouge> {
-    let scorer = RougeScorer::all().with_stemmer(args.stemmer);
+    let mut scorer = RougeScorer::all().with_stemmer(args.stemmer);
+    if args.split_summaries {
+        scorer = scorer.with_sentences(punkt(args.punkt.clone())?);
+    }
     let config = BootstrapConfig { samples: args.samples, seed: args.seed, ..BootstrapConfig::default() };
     let mut references: Vec<Vec<String>> = Vec::new();
     for (index, path) in args.references.iter().enumerate() {
@@ -110,8 +121,25 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Rouge> {
         against: second.map(|second| means(&second, &config)).transpose()?,
         difference: difference.transpose()?,
         stemmer: args.stemmer,
+        split_summaries: args.split_summaries,
         bootstrap: config,
     })
+}
+
+/// What NLTK has downloaded, or what lies in `directory`.
+fn punkt(directory: Option<PathBuf>) -> anyhow::Result<Punkt> {
+    let roots =
+        std::env::var_os("NLTK_DATA").into_iter().flat_map(|roots| std::env::split_paths(&roots).collect::<Vec<_>>());
+    let home = std::env::home_dir().map(|home| home.join("nltk_data"));
+    let mut known = roots.chain(home).map(|root| root.join("tokenizers/punkt_tab/english"));
+    let directory = directory.or_else(|| known.find(|directory| directory.is_dir())).context(
+        "NLTK's punkt_tab is not in NLTK_DATA, nor in ~/nltk_data; name its directory with --punkt, or fetch it: python -c \
+         \"import nltk; nltk.download('punkt_tab')\"",
+    )?;
+    let text = |name: &str| read_text(directory.join(name), MAX_PUNKT);
+    let (abbreviations, collocations) = (text("abbrev_types.txt")?, text("collocations.tab")?);
+    let (starters, contexts) = (text("sent_starters.txt")?, text("ortho_context.tab")?);
+    Punkt::new(&abbreviations, &collocations, &starters, &contexts).with_context(|| shown(&directory))
 }
 
 /// The scores of all texts, metric by metric.
@@ -132,11 +160,6 @@ fn means(columns: &Columns, config: &BootstrapConfig) -> anyhow::Result<BTreeMap
     columns.iter().map(mean).collect()
 }
 
-/// A path in a message.
-fn shown(path: &Path) -> String {
-    in_line(&path.display().to_string())
-}
-
 fn same_length(path: &Path, found: usize, references: &Path, expected: usize) -> anyhow::Result<()> {
     ensure!(
         found == expected,
@@ -145,42 +168,6 @@ fn same_length(path: &Path, found: usize, references: &Path, expected: usize) ->
         shown(references)
     );
     Ok(())
-}
-
-/// The texts of each line of a file.
-fn read_texts(path: &Path, field: &str) -> anyhow::Result<Vec<Vec<String>>> {
-    let file = read_text(path, MAX_TEXTS)?;
-    let file = file.strip_prefix('\u{feff}').unwrap_or(&file);
-    let is_json = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("jsonl"));
-    let of_line = |(number, line): (usize, &str)| match is_json {
-        true => texts_of(line, field).with_context(|| format!("{}, line {}", shown(path), number + 1)),
-        false => Ok(vec![line.to_owned()]),
-    };
-    let texts: Vec<Vec<String>> = file.lines().enumerate().map(of_line).collect::<Result<_, _>>()?;
-    ensure!(!texts.is_empty(), "{} has no line", shown(path));
-    Ok(texts)
-}
-
-fn texts_of(line: &str, field: &str) -> anyhow::Result<Vec<String>> {
-    let value: Value = serde_json::from_str(line).context("not JSON; a .jsonl file has a JSON value on each line")?;
-    let value = match value {
-        Value::Object(mut object) => object.remove(field).with_context(|| {
-            let known = object.keys().map(|name| in_line(name)).collect::<Vec<_>>().join(", ");
-            format!("no field {:?}, only {known}; name one with --field", in_line(field))
-        })?,
-        other => other,
-    };
-    match value {
-        Value::String(text) => Ok(vec![text]),
-        Value::Array(texts) if !texts.is_empty() => {
-            let text = |text| match text {
-                Value::String(text) => Ok(text),
-                other => bail!("a list with {other} in it, where texts are expected"),
-            };
-            texts.into_iter().map(text).collect()
-        }
-        other => bail!("{other}, where a text or a list of texts is expected"),
-    }
 }
 
 impl Finding for Rouge {}

@@ -4,21 +4,19 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use clap::ValueEnum;
 use serde_json::{Map, Value};
 use sideburn::data::{Columns, parse_csv, parse_jsonl};
 use sideburn::prelude::*;
 use sideburn::{ManyConfig, Texts, TextsError, generate_many, stream_text};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::flag;
 
 use crate::hub;
-use crate::model::open_on;
-use crate::report::{for_terminal, in_line, is_closed, shown};
+use crate::interrupt::stop_on_signals;
+use crate::report::{for_terminal, in_line, is_closed, shown, tell};
+use crate::writing::WritingArgs;
 
 /// Summarise texts with a model, with or without adapters
 ///
@@ -47,61 +45,8 @@ pub(crate) struct Args {
     /// The column or field of a text in CSV or JSON Lines
     #[arg(long, value_name = "NAME", default_value = "dialogue")]
     column: String,
-    /// The prompt around a text, which stands where {dialogue} does [default: that of DialogSum, "Summarize the following ..."]
-    #[arg(long, value_name = "TEXT")]
-    template: Option<String>,
-    /// A task of the model's task_specific_params, such as summarization: its prefix is the prompt, and it writes as they say
-    #[arg(long, value_name = "NAME", conflicts_with = "template")]
-    task: Option<String>,
-    /// The longest prompt in tokens; what is longer loses its end
-    #[arg(long, value_name = "TOKENS", default_value_t = 512)]
-    max_source_length: usize,
-    /// The most that is written [default: what the model's files say, or 64 tokens]
-    #[arg(long, value_name = "TOKENS")]
-    max_new_tokens: Option<usize>,
-    /// The least that is written
-    #[arg(long, value_name = "TOKENS")]
-    min_new_tokens: Option<usize>,
-    /// Searches with so many beams
-    #[arg(long, value_name = "COUNT")]
-    num_beams: Option<usize>,
-    /// What a search makes of length: above 0 it likes longer texts
-    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
-    length_penalty: Option<f64>,
-    /// No text holds so many tokens twice in a row
-    #[arg(long, value_name = "TOKENS")]
-    no_repeat_ngram_size: Option<usize>,
-    /// Makes what stands there less likely: above 1
-    #[arg(long, value_name = "NUMBER")]
-    repetition_penalty: Option<f64>,
-    /// Draws tokens
-    #[arg(long)]
-    do_sample: bool,
-    /// Divides scores before a draw
-    #[arg(long, value_name = "NUMBER")]
-    temperature: Option<f64>,
-    /// Draws from so many of the likeliest tokens
-    #[arg(long, value_name = "TOKENS")]
-    top_k: Option<usize>,
-    /// Draws from the fewest tokens that have this share of the probability
-    #[arg(long, value_name = "SHARE")]
-    top_p: Option<f64>,
-    /// What draws follow from
-    #[arg(long, value_name = "NUMBER")]
-    seed: Option<u64>,
-    /// What to compute in; int8, on the CPU, takes about a quarter of the memory and less than half the time of f32
-    #[arg(long, value_name = "TYPE", default_value = "f32")]
-    compute: Compute,
-    /// Where to compute: flex (the CPU), wgpu, vulkan, metal or cuda, with :INDEX behind a GPU's
-    #[arg(long, default_value = "flex")]
-    device: String,
-}
-
-/// Writes to the standard error, if it is open.
-macro_rules! tell {
-    ($($text:tt)*) => {{
-        let _ = write!(io::stderr(), $($text)*);
-    }};
+    #[command(flatten)]
+    writing: WritingArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -109,14 +54,6 @@ enum InputFormat {
     Text,
     Jsonl,
     Csv,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Compute {
-    /// Floats of 32 bits
-    F32,
-    /// Integers of 8 bits; adapters stay in f32
-    Int8,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -166,19 +103,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
     }
     // Nothing is computed before all is there.
     let adapters = args.adapter.iter().map(|name| hub::adapter(name)).collect::<anyhow::Result<Vec<_>>>()?;
-    let mut model = open_on(&directory, &args.device)?;
-    if args.compute == Compute::Int8 {
-        ensure!(
-            model.device() == Device::flex(),
-            "--compute int8 is for the CPU; leave out --device, or compute in f32"
-        );
-        model.compute_in_int8()?;
-    }
+    let mut model = args.writing.open(&directory)?;
     let tokenizer = Tokenizer::from_dir(&directory)?;
     tokenizer.check_fits(model.vocab_size())?;
-    let (template, config) = ways(args, &model, &directory)?;
+    let (template, config) = args.writing.ways(&model, &directory)?;
     let stop = stop_on_signals()?;
-    let prompts = prompts(args, &sources, &tokenizer, &template)?;
+    let fields = |source: &Source| Fields::from([("dialogue".to_owned(), source.text.clone())]);
+    let prompts = args.writing.prompts(&sources.iter().map(fields).collect::<Vec<_>>(), &tokenizer, &template)?;
 
     if let ([prompt], [_], OutputFormat::Text) = (&prompts[..], &names[..], args.output_format) {
         if let Some(adapter) = adapters.first() {
@@ -248,79 +179,6 @@ fn read(args: &Args) -> anyhow::Result<Vec<Source>> {
     let source =
         |mut example: Example| Source { text: example.fields.remove(&args.column).unwrap_or_default(), id: example.id };
     Ok(examples.into_iter().map(source).collect())
-}
-
-/// The prompt, and how the model writes: as its files say, and before them the flags.
-fn ways(args: &Args, model: &AutoModel, directory: &Path) -> anyhow::Result<(Template, GenerationConfig)> {
-    let own = model.default_generation_config();
-    let (template, mut config) = match &args.task {
-        None => {
-            let template = match &args.template {
-                Some(text) => Template::new(text.clone())?,
-                None => Dataset::dialogsum().template,
-            };
-            (template, own.clone())
-        }
-        Some(name) => {
-            let task = sideburn::nn::ModelDir::new(directory).task(name, own)?;
-            let Some(task) = task else {
-                bail!(
-                    "the config.json of {} tells of no task called {name:?} (`task_specific_params`)",
-                    shown(directory)
-                );
-            };
-            let prefix = task.prefix.replace('{', "{{").replace('}', "}}");
-            (Template::new(format!("{prefix}{{dialogue}}"))?, task.generation)
-        }
-    };
-    if config.max_new_tokens.is_none() && config.max_length.is_none() {
-        config.max_new_tokens = Some(64);
-    }
-    config.max_new_tokens = args.max_new_tokens.or(config.max_new_tokens);
-    config.min_new_tokens = args.min_new_tokens.or(config.min_new_tokens);
-    config.do_sample |= args.do_sample;
-    config.num_return_sequences = 1;
-    fn set<T: Copy>(to: &mut T, flag: Option<T>) {
-        *to = flag.unwrap_or(*to);
-    }
-    set(&mut config.num_beams, args.num_beams);
-    set(&mut config.length_penalty, args.length_penalty);
-    set(&mut config.no_repeat_ngram_size, args.no_repeat_ngram_size);
-    set(&mut config.repetition_penalty, args.repetition_penalty);
-    set(&mut config.temperature, args.temperature);
-    set(&mut config.top_k, args.top_k);
-    set(&mut config.top_p, args.top_p);
-    set(&mut config.seed, args.seed);
-    config.check()?;
-    for warning in config.without_effect() {
-        tell!("warning: {warning}\n");
-    }
-    Ok((template, config))
-}
-
-/// The token ids of each prompt.
-fn prompts(
-    args: &Args,
-    sources: &[Source],
-    tokenizer: &Tokenizer,
-    template: &Template,
-) -> anyhow::Result<Vec<Vec<u32>>> {
-    let mut cut = 0;
-    let mut prompt = |source: &Source| {
-        let fields = Fields::from([("dialogue".to_owned(), source.text.clone())]);
-        let encoded = tokenizer.encode_prompt(&template.render(&fields)?, Some(args.max_source_length))?;
-        cut += usize::from(encoded.cut > 0);
-        anyhow::Ok(encoded.ids)
-    };
-    let prompts = sources.iter().map(&mut prompt).collect::<anyhow::Result<_>>()?;
-    if cut > 0 {
-        tell!(
-            "warning: {cut} of {} texts are longer than {} tokens and were cut\n",
-            sources.len(),
-            args.max_source_length
-        );
-    }
-    Ok(prompts)
 }
 
 /// What the columns are called: as the directories of the adapters, or `summary` where there is but one.
@@ -411,17 +269,6 @@ fn print(args: &Args, sources: &[Source], columns: &[Column]) -> anyhow::Result<
         tell!("error: stopped; {stopped} of {} texts were not written\n", sources.len() * columns.len());
     }
     Ok(all && stopped == 0)
-}
-
-/// What is set when somebody wants an end (SIGINT, SIGTERM): what is written by then is printed. A second signal ends the
-/// program at once.
-fn stop_on_signals() -> anyhow::Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stop))?;
-        flag::register(signal, Arc::clone(&stop))?;
-    }
-    Ok(stop)
 }
 
 /// A text in one line, in one column.

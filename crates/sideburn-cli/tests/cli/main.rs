@@ -27,7 +27,9 @@ macro_rules! args {
 mod check;
 mod combine;
 mod convert;
+mod data;
 mod devices;
+mod evaluate;
 #[cfg(feature = "hub")]
 mod hub;
 mod inspect;

@@ -62,7 +62,8 @@ fn what_is_wrong_with_the_files_is_said() {
     assert_contains(&wrong(&write(&directory, "empty.txt", ""), &two), &["empty.txt has no line"]);
     assert_contains(&wrong(&directory.path().join("missing.txt"), &two), &["missing.txt"]);
     for (text, said) in [
-        ("{'a': 1}\n", "line 1: not JSON"),
+        ("{'a': 1}\n", "line 1: a Python dictionary, not JSON"),
+        ("{\"a\": 1\n", "line 1: not JSON"),
         ("\"x\"\n3\n", "line 2: 3, where a text or a list of texts is expected"),
         ("{\"text\": \"x\"}\n", "no field \"summary\", only text; name one with --field"),
         ("[\"x\", 1]\n", "a list with 1 in it"),
@@ -75,4 +76,31 @@ fn what_is_wrong_with_the_files_is_said() {
     assert_contains(&wrong(&several, &one), &["several.jsonl, line 1: 2 texts, where a system writes one"]);
     let samples = args!["rouge", "--predictions", one, "--references", one, "--samples", "0"];
     assert_contains(&error(samples), &["0 bootstrap samples"]);
+}
+
+#[test]
+fn sentences_can_be_those_of_punkt() {
+    let directory = tempdir().unwrap();
+    let predictions = write(&directory, "predictions.txt", "Dr. Smith left. Ann stayed at home.\n");
+    let references = write(&directory, "references.txt", "Ann stayed at home. Dr. Smith left.\n");
+    for (name, text) in
+        [("abbrev_types.txt", "dr\n"), ("collocations.tab", ""), ("sent_starters.txt", ""), ("ortho_context.tab", "")]
+    {
+        write(&directory, name, text);
+    }
+    let args = args!["rouge", "--predictions", predictions, "--references", references];
+    let sum = |args: Vec<std::ffi::OsString>| json(0, args)["rougeLsum"]["fmeasure"].as_f64().unwrap();
+    assert!(sum(args.clone()) < 0.6, "one sentence each, in another order");
+    let split = |directory: &Path| [args.clone(), args!["--split-summaries", "--punkt", directory]].concat();
+    assert_eq!(sum(split(directory.path())), 1.0);
+    assert_contains(&error(split(&directory.path().join("none"))), &["abbrev_types.txt"]);
+    write(&directory, "ortho_context.tab", "smith\n");
+    assert_contains(&error(split(directory.path())), &["line 1 of ortho_context.tab is no entry of NLTK's punkt_tab"]);
+    let nowhere = Command::new(env!("CARGO_BIN_EXE_sideburn"))
+        .args([args, args!["--split-summaries"]].concat())
+        .env("NLTK_DATA", directory.path())
+        .env("HOME", directory.path())
+        .output()
+        .unwrap();
+    assert_contains(&String::from_utf8(nowhere.stderr).unwrap(), &["nltk.download('punkt_tab')", "--punkt"]);
 }

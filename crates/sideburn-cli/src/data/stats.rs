@@ -1,0 +1,175 @@
+//! `sideburn data stats`: how many dialogues there are, and how long they are.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use anyhow::ensure;
+use serde::Serialize;
+use sideburn::data::{Lengths, Loaded};
+use sideburn::prelude::*;
+
+use crate::hub;
+use crate::report::{Finding, count, grouped, table};
+use crate::source::DataArgs;
+
+/// Count the examples of a data set, and show how long they are
+///
+/// With the tokenizer of a model, lengths are tokens of prompts and targets, and limits are suggested: the 85th
+/// percentile of the prompts and the 90th of the targets. Without it, lengths are words of dialogues and references.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    data: DataArgs,
+    /// Model whose tokenizer counts: a directory, or an id on the hub
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// The prompt around a dialogue, whose tokens count as well [default: that of the data set]
+    #[arg(long, value_name = "TEXT", requires = "model")]
+    template: Option<String>,
+    /// Lines of each histogram
+    #[arg(long, value_name = "COUNT", default_value_t = 12)]
+    bins: usize,
+    /// What a subsample follows from
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    seed: u64,
+}
+
+/// How wide the longest bar is.
+const BAR: usize = 40;
+const PERCENTILES: [f64; 6] = [5.0, 50.0, 85.0, 90.0, 95.0, 99.0];
+
+#[derive(Serialize)]
+pub(crate) struct Stats {
+    title: String,
+    records: usize,
+    examples: usize,
+    skipped: Vec<SkippedRecord>,
+    /// The fewest and the most references of an example.
+    references: [usize; 2],
+    /// Dialogues that are those of another example.
+    repeated: usize,
+    /// What lengths are counted in: tokens or words.
+    unit: &'static str,
+    source: Distribution,
+    target: Distribution,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    suggest: Option<Suggested>,
+}
+
+#[derive(Serialize)]
+struct SkippedRecord {
+    at: String,
+    reason: String,
+}
+
+#[derive(Serialize)]
+struct Distribution {
+    total: usize,
+    mean: f64,
+    max: usize,
+    percentiles: Vec<(f64, f64)>,
+    #[serde(skip)]
+    histogram: String,
+}
+
+/// Limits that cut few.
+#[derive(Serialize)]
+struct Suggested {
+    max_source_length: usize,
+    max_target_length: usize,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<Stats> {
+    ensure!((1..=1000).contains(&args.bins), "--bins is {}; give 1 to 1000", args.bins);
+    let (Loaded { examples, rows, skipped, .. }, title) = args.data.read(Split::Train, args.seed)?;
+    let words = |text: &str| text.split_whitespace().count();
+    let (mut suggest, unit) = (None, if args.model.is_some() { "tokens" } else { "words" });
+    let [source, target] = match &args.model {
+        None => {
+            let sources = examples.iter().map(|example| words(&example.source())).collect();
+            let targets = examples.iter().flat_map(|example| &example.targets).map(|target| words(target)).collect();
+            [sources, targets]
+        }
+        Some(model) => {
+            let template = match &args.template {
+                Some(text) => Template::new(text.clone())?,
+                None => args.data.dataset().template,
+            };
+            let set = tokenize(&examples, &Tokenizer::from_dir(hub::model(model)?)?, &template, Limits::NONE)?;
+            let Limits { max_source_length, max_target_length } = Limits::suggest(&set);
+            suggest = Some(Suggested { max_source_length, max_target_length });
+            let lengths =
+                |part: fn(&TokenizedExample) -> &Vec<u32>| set.examples.iter().map(|of| part(of).len()).collect();
+            [lengths(|of| &of.prompt), lengths(|of| &of.target)]
+        }
+    };
+    let distinct: std::collections::HashSet<_> = examples.iter().map(Example::source).collect();
+    let counts = || examples.iter().map(|example| example.targets.len());
+    Ok(Stats {
+        title,
+        records: rows,
+        examples: examples.len(),
+        skipped: skipped
+            .iter()
+            .map(|record| SkippedRecord { at: record.at.to_string(), reason: record.reason.clone() })
+            .collect(),
+        references: [counts().min().unwrap_or_default(), counts().max().unwrap_or_default()],
+        repeated: examples.len() - distinct.len(),
+        unit,
+        source: distribution(source, args.bins),
+        target: distribution(target, args.bins),
+        suggest,
+    })
+}
+
+fn distribution(lengths: Vec<usize>, bins: usize) -> Distribution {
+    let total: usize = lengths.iter().sum();
+    let mean = total as f64 / lengths.len().max(1) as f64;
+    let lengths = Lengths::new(lengths);
+    let percentiles = PERCENTILES.map(|percent| (percent, lengths.percentile(percent))).to_vec();
+    Distribution { total, mean, max: lengths.max(), percentiles, histogram: lengths.histogram(bins, BAR) }
+}
+
+impl Finding for Stats {}
+
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { title, records, examples, skipped, references: [fewest, most], repeated, unit, .. } = self;
+        writeln!(
+            f,
+            "{title}: {}, {}, {} skipped",
+            count(*records, "record"),
+            count(*examples, "example"),
+            grouped(skipped.len())
+        )?;
+        for SkippedRecord { at, reason } in skipped.iter().take(10) {
+            writeln!(f, "  {at}: {reason}")?;
+        }
+        if skipped.len() > 10 {
+            writeln!(f, "  and {} more", grouped(skipped.len() - 10))?;
+        }
+        let references = if fewest == most { fewest.to_string() } else { format!("{fewest} to {most}") };
+        writeln!(f, "{references} references each, {} of another example\n", count(*repeated, "dialogue"))?;
+        let head = [unit.to_string(), "total".to_owned(), "mean".to_owned(), "max".to_owned()];
+        let percents = PERCENTILES.map(|percent| format!("{percent} %"));
+        let [a, b, c, d] = head;
+        let [p, q, r, s, t, u] = percents;
+        let row = |name: &str, of: &Distribution| {
+            let start = [name.to_owned(), grouped(of.total), format!("{:.1}", of.mean), grouped(of.max)];
+            let numbers: Vec<String> = of.percentiles.iter().map(|(_, length)| format!("{length:.0}")).collect();
+            let [a, b, c, d] = start;
+            let [p, q, r, s, t, u] = <[String; 6]>::try_from(numbers).unwrap_or_default();
+            [a, b, c, d, p, q, r, s, t, u]
+        };
+        let (sources, targets) =
+            if self.suggest.is_some() { ("prompts", "targets") } else { ("dialogues", "references") };
+        table(f, &[[a, b, c, d, p, q, r, s, t, u], row(sources, &self.source), row(targets, &self.target)])?;
+        for (name, of) in [(sources, &self.source), (targets, &self.target)] {
+            write!(f, "\n{name}, {unit}\n{}", of.histogram)?;
+        }
+        if let Some(Suggested { max_source_length, max_target_length }) = &self.suggest {
+            writeln!(f, "\nsuggested: max_source_length {max_source_length}, max_target_length {max_target_length}")?;
+        }
+        Ok(())
+    }
+}
