@@ -9,6 +9,8 @@ mod devices;
 mod evaluate;
 mod hub;
 mod interrupt;
+#[cfg(feature = "judge")]
+mod judge;
 mod loading;
 mod model;
 mod plan;
@@ -53,6 +55,8 @@ Examples:
     sideburn evaluate --data dialogsum --model flan-t5-base --adapter my-adapter --stemmer --output results
   The same of summaries that are there already:
     sideburn evaluate --data dialogsum --predictions base=a.txt --predictions lora=b.jsonl --output results
+  What a language model behind a server thinks of them (OPENAI_BASE_URL, OPENAI_MODEL, OPENAI_API_KEY):
+    sideburn judge --data dialogsum --predictions base=a.txt --predictions lora=b.jsonl --output judged.jsonl
   How long the dialogues of a data set are, and parts of it for training, validation and test:
     sideburn data stats --data dialogues.csv --columns dialogue=text,summary=gist --model flan-t5-base
     sideburn data split --data dialogues.csv --columns dialogue=text,summary=gist --output dialogues --seed 42
@@ -67,8 +71,8 @@ Examples:
   What there is to compute on:
     sideburn devices
 
-Exit status: 0 if all is well, 1 if a check fails, a part of an adapter cannot be read or a text cannot be summarised, 2 if a
-command cannot be run, or evaluate was stopped before all summaries were written.";
+Exit status: 0 if all is well, 1 if a check fails, a part of an adapter cannot be read or a text cannot be summarised or
+judged, 2 if a command cannot be run, or evaluate or judge was stopped before all was done.";
 
 /// Looks into adapters of Hugging Face peft, merges, combines and converts them, quantises and verifies models, counts,
 /// converts and splits data sets, summarises, scores and evaluates
@@ -97,6 +101,8 @@ enum Command {
     Data(data::Command),
     Quantize(quantize::Args),
     Rouge(rouge::Args),
+    #[cfg(feature = "judge")]
+    Judge(judge::Args),
     Evaluate(evaluate::Args),
     Verify(verify::Args),
     Summarize(summarize::Args),
@@ -119,6 +125,8 @@ fn main() -> ExitCode {
         Command::Data(command) => data::run(command),
         Command::Quantize(args) => quantize::run(&args).map(Report::new),
         Command::Rouge(args) => rouge::run(&args).map(Report::new),
+        #[cfg(feature = "judge")]
+        Command::Judge(args) => judge::run(&args).map(Report::new),
         Command::Evaluate(args) => evaluate::run(&args).map(Report::new),
         Command::Verify(args) => verify::run(&args).map(Report::new),
         Command::Summarize(args) => return ended(summarize::run(&args.with_json(json))),

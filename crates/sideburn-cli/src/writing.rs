@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{bail, ensure};
 use clap::ValueEnum;
 use serde::Serialize;
+use sideburn::data::DataError;
 use sideburn::prelude::*;
 
 use crate::model::open_on;
@@ -13,10 +14,10 @@ use crate::report::{shown, tell};
 /// The flags. They go before what the model's files say.
 #[derive(clap::Args)]
 pub(crate) struct WritingArgs {
-    /// The prompt around a text, which stands where {dialogue} does [default: that of DialogSum, "Summarize the
-    /// following ..."]
-    #[arg(long, value_name = "TEXT")]
-    template: Option<String>,
+    /// The prompt around a text, which stands where {dialogue} does; or one of dialogsum, t5 and instruction; or a file
+    /// of it, .txt or .toml [default: dialogsum]
+    #[arg(long, value_name = "TEXT|NAME|FILE", value_parser = template)]
+    template: Option<Template>,
     /// A task of the model's task_specific_params, such as summarization: its prefix is the prompt, and it writes as
     /// they say
     #[arg(long, value_name = "NAME", conflicts_with = "template")]
@@ -74,6 +75,16 @@ pub(crate) enum Compute {
     Int8,
 }
 
+/// A template by its name, from a file, or as it stands there.
+pub(crate) fn template(text: &str) -> Result<Template, DataError> {
+    let is_file = !text.contains('{') && (text.ends_with(".txt") || text.ends_with(".toml"));
+    match Template::preset(text) {
+        Err(DataError::UnknownPreset { .. }) if is_file => Template::from_file(text),
+        Err(DataError::UnknownPreset { .. }) => Template::new(text),
+        preset => preset,
+    }
+}
+
 impl WritingArgs {
     /// Reads the model onto the device, to compute as the flags say.
     pub(crate) fn open(&self, directory: &Path) -> anyhow::Result<AutoModel> {
@@ -94,7 +105,7 @@ impl WritingArgs {
         let (template, mut config) = match &self.task {
             None => {
                 let template = match &self.template {
-                    Some(text) => Template::new(text.clone())?,
+                    Some(template) => template.clone(),
                     None => Dataset::dialogsum().template,
                 };
                 (template, own.clone())

@@ -12,6 +12,8 @@ use std::{
 };
 
 use serde::Serialize;
+use sideburn_data::Example;
+use sideburn_eval::{Score, ScoreError, Values};
 
 use crate::{
     cache::{Cache, key},
@@ -45,9 +47,13 @@ impl Default for JudgeConfig {
 
 /// A judge: a model, and what it is asked.
 ///
+/// It is a [`Score`], with a column for each criterion, so that an `Evaluation` shows its scores with intervals beside others.
+/// What it judges by is [`Example::source`].
+///
 /// ```
-/// use std::ops::ControlFlow;
-/// use sideburn_judge::{Answer, Chat, Item, Judge, JudgeConfig, JudgeError, Question};
+/// use sideburn_data::{Example, Fields};
+/// use sideburn_eval::{BootstrapConfig, Evaluation};
+/// use sideburn_judge::{Answer, Chat, Judge, JudgeConfig, JudgeError, Question};
 ///
 /// /// Likes whatever it is shown.
 /// struct Kind;
@@ -66,11 +72,13 @@ impl Default for JudgeConfig {
 ///     }
 /// }
 ///
+/// let fields = Fields::from([("dialogue".to_owned(), "Ann: Tea?\nBob: Please.".to_owned())]);
+/// let example = Example { id: "test_0".into(), fields, targets: vec!["Bob wants tea.".into()] };
 /// let judge = Judge::new(Kind, JudgeConfig::default())?;
-/// let items = [Item { dialogue: "Ann: Tea?\nBob: Please.", summary: "Bob would like tea." }];
-/// let judged = judge.judge(&items, |_| ControlFlow::Continue(()))?;
-/// assert_eq!(judged.verdicts[0][0].as_ref().unwrap().score, 5);
-/// # Ok::<(), JudgeError>(())
+/// let mut evaluation = Evaluation::new([example], BootstrapConfig::default());
+/// let system = evaluation.add("a model", vec!["Bob would like tea.".into()], &[&judge])?;
+/// assert_eq!(system.score("coherence").unwrap().mean.interval.mean, 5.0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
 pub struct Judge<C> {
@@ -307,5 +315,24 @@ impl<C: Chat> Judge<C> {
             }
         }
         Ok((Err(why), usage))
+    }
+}
+
+impl<C: Chat> Score for Judge<C> {
+    fn score(&self, examples: &[Example], outputs: &[String]) -> Result<Vec<Values>, ScoreError> {
+        let dialogues: Vec<_> = examples.iter().map(Example::source).collect();
+        let pairs = dialogues.iter().zip(outputs);
+        let items: Vec<Item<'_>> = pairs.map(|(dialogue, summary)| Item { dialogue, summary }).collect();
+        let judged = self.judge(&items, |_| ControlFlow::Continue(()))?;
+        let values = |(at, criterion): (usize, &Criterion)| Values {
+            name: criterion.name.clone(),
+            is_share: false,
+            values: judged
+                .verdicts
+                .iter()
+                .map(|of| of[at].as_ref().ok().map(|verdict| f64::from(verdict.score)))
+                .collect(),
+        };
+        Ok(self.config.criteria.iter().enumerate().map(values).collect())
     }
 }

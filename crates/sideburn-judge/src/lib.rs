@@ -8,6 +8,7 @@
 //!   own.
 //! * A [`Chat`] answers questions. `Endpoint`, with the feature `net`, is any server with OpenAI's interface for chats.
 //! * A [`Judge`] asks many questions at once, checks each answer ([`Verdict::parse`]), asks again, and keeps verdicts on disk.
+//!   It is a `Score` of `sideburn-eval`, so that means have intervals and systems can be compared.
 //! * A [`Rating`] is a line of results, by a judge or by people; [`compare_ratings`] says how far two of them agree, and
 //!   [`agreement`] the same of plain numbers.
 //!
@@ -19,21 +20,17 @@
 //! # A complete program
 //!
 //! ```
-//! use std::{error::Error, ops::ControlFlow};
-//! use sideburn_judge::{Chat, Item, Judge, JudgeConfig};
+//! use std::error::Error;
+//! use sideburn_eval::Evaluation;
+//! use sideburn_judge::{Chat, Judge, JudgeConfig};
 //!
-//! /// Shows how good summaries are in the eyes of `chat`, such as `Endpoint::new(EndpointConfig::from_env()?)?`.
-//! fn judge(chat: impl Chat, items: &[Item<'_>]) -> Result<(), Box<dyn Error>> {
+//! /// How good summaries are in the eyes of `chat`, such as `Endpoint::new(EndpointConfig::from_env()?)?`.
+//! fn judged(chat: impl Chat, mut evaluation: Evaluation, summaries: Vec<String>) -> Result<Evaluation, Box<dyn Error>> {
 //!     let cache = Some("judge-cache".into());
 //!     let judge = Judge::new(chat, JudgeConfig { cache, ..JudgeConfig::default() })?;
-//!     let judged = judge.judge(items, |progress| {
-//!         eprintln!("{} of {}", progress.done, progress.total);
-//!         ControlFlow::Continue(())
-//!     })?;
-//!     for verdicts in judged.verdicts {
-//!         println!("{verdicts:?}");
-//!     }
-//!     Ok(())
+//!     evaluation.add("a model", summaries, &[&judge])?;
+//!     println!("{evaluation}"); // a model  4.12 [4.03, 4.20]  4.40 [4.31, 4.48] ...
+//!     Ok(evaluation)
 //! }
 //! ```
 //!

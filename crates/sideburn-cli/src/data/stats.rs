@@ -1,16 +1,18 @@
 //! `sideburn data stats`: how many dialogues there are, and how long they are.
 
 use std::fmt;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use anyhow::ensure;
 use serde::Serialize;
-use sideburn::data::{Lengths, Loaded};
+use sideburn::data::{Lengths, Loaded, tokenize_watched};
 use sideburn::prelude::*;
 
 use crate::hub;
-use crate::report::{Finding, count, grouped, table};
+use crate::report::{Finding, count, grouped, table, tell};
 use crate::source::DataArgs;
+use crate::writing::template;
 
 /// Count the examples of a data set, and show how long they are
 ///
@@ -23,9 +25,10 @@ pub(crate) struct Args {
     /// Model whose tokenizer counts: a directory, or an id on the hub
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// The prompt around a dialogue, whose tokens count as well [default: that of the data set]
-    #[arg(long, value_name = "TEXT", requires = "model")]
-    template: Option<String>,
+    /// The prompt around a dialogue, whose tokens count as well; or one of dialogsum, t5 and instruction; or a file of it,
+    /// .txt or .toml [default: that of the data set]
+    #[arg(long, value_name = "TEXT|NAME|FILE", requires = "model", value_parser = template)]
+    template: Option<Template>,
     /// Lines of each histogram
     #[arg(long, value_name = "COUNT", default_value_t = 12)]
     bins: usize,
@@ -92,10 +95,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Stats> {
         }
         Some(model) => {
             let template = match &args.template {
-                Some(text) => Template::new(text.clone())?,
+                Some(template) => template.clone(),
                 None => args.data.dataset().template,
             };
-            let set = tokenize(&examples, &Tokenizer::from_dir(hub::model(model)?)?, &template, Limits::NONE)?;
+            let tokenizer = Tokenizer::from_dir(hub::model(model)?)?;
+            let shows = std::io::stderr().is_terminal();
+            let set = tokenize_watched(&examples, &tokenizer, &template, Limits::NONE, |done| {
+                if shows {
+                    let end = if done == examples.len() { "\n" } else { "" };
+                    tell!("\r{} of {} tokenised{end}", grouped(done), grouped(examples.len()));
+                }
+            })?;
             let Limits { max_source_length, max_target_length } = Limits::suggest(&set);
             suggest = Some(Suggested { max_source_length, max_target_length });
             let lengths =

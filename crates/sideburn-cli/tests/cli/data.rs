@@ -18,6 +18,18 @@ fn a_data_set_is_counted() {
     let percentile = |of: &str, at: usize| found[of]["percentiles"][at][1].as_f64().unwrap();
     assert_eq!(found["suggest"]["max_source_length"], percentile("source", 2) as u64);
     assert_eq!(found["suggest"]["max_target_length"], percentile("target", 3) as u64);
+    // A prefix is shorter than an instruction, however it is given.
+    let directory = tempdir().unwrap();
+    let file = directory.path().join("prompt.toml");
+    fs::write(&file, "template = \"summarize: {dialogue}\"\n").unwrap();
+    let with = |template: &str| {
+        let found = json(0, args!["data", "stats", "--data", DATA, "--model", model, "--template", template]);
+        found["source"]["percentiles"][1][1].as_f64().unwrap()
+    };
+    let prefix = with("summarize: {dialogue}");
+    assert_eq!([with("t5"), with(file.to_str().unwrap())], [prefix; 2]);
+    assert_eq!(with("dialogsum"), percentile("source", 1));
+    assert!(prefix < with("dialogsum"));
     let text = run(args!["data", "stats", "--data", DATA, "--model", model, "--bins", "5"]);
     assert_eq!((text.code, text.stderr.as_str()), (0, ""));
     assert_contains(

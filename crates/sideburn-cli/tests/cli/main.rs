@@ -33,6 +33,8 @@ mod evaluate;
 #[cfg(feature = "hub")]
 mod hub;
 mod inspect;
+#[cfg(feature = "judge")]
+mod judge;
 mod merge;
 mod output;
 mod plan;

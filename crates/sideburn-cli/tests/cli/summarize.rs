@@ -83,6 +83,7 @@ fn what_has_no_effect_is_told_once_and_contradictions_are_refused() {
         (["--min-new-tokens", "100"], "error: `min_new_tokens` is 100, above `max_new_tokens`, which is 64"),
         (["--task", "dreaming"], "tells of no task called \"dreaming\""),
         (["--template", "no place"], "it has no place for a field"),
+        (["--template", "missing.txt"], "\"missing.txt\" does not exist"),
         (["--adapter", "missing"], "missing"),
     ] {
         let refused = summarize(&flags, DIALOGUE);

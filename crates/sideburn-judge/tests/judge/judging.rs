@@ -12,6 +12,8 @@ use std::{
 };
 
 use serde_json::Value;
+use sideburn_data::{Example, Fields};
+use sideburn_eval::{BootstrapConfig, Evaluation};
 use sideburn_judge::{Answer, Chat, Item, Judge, JudgeConfig, JudgeError, Judged, Progress, Question, Verdict};
 
 /// A model that answers as a function says.
@@ -203,6 +205,30 @@ fn a_judge_that_is_out_of_order_is_left_alone() {
     let honest = Model::new(honest);
     let judged = Judge::new(&honest, config(Some(directory.path()))).unwrap().judge(&items(&texts), go_on).unwrap();
     assert!(judged.usage.cached > 0 && judged.usage.cached < known, "{} of {known}", judged.usage.cached);
+}
+
+#[test]
+fn a_judge_is_a_score_among_others() {
+    let example = |at: usize| Example {
+        id: format!("test_{at}"),
+        fields: Fields::from([("dialogue".to_owned(), format!("A: {at}"))]),
+        targets: vec!["s".to_owned()],
+    };
+    let shy = |question: &Question| match question.user.contains("A: 1\"")
+        && question.system.contains("criterion, fluency")
+    {
+        true => Err(JudgeError::Unanswered { reason: "no".to_owned() }),
+        false => honest(question),
+    };
+    let judge = Judge::new(Model::new(shy), config(None)).unwrap();
+    let mut evaluation = Evaluation::new((0..3).map(example).collect::<Vec<_>>(), BootstrapConfig::default());
+    let system = evaluation.add("a", ["x", "y", "z"].map(String::from).to_vec(), &[&judge]).unwrap();
+    let names: Vec<&str> = system.scores.iter().map(|scored| scored.mean.name.as_str()).collect();
+    assert_eq!(names, ["relevance", "coherence", "consistency", "fluency"]);
+    let values = |name: &str| system.score(name).unwrap().values.clone();
+    assert_eq!(values("relevance"), [Some(1.0), Some(2.0), Some(3.0)]);
+    assert_eq!(values("fluency"), [Some(1.0), None, Some(3.0)]);
+    assert_eq!(system.score("fluency").unwrap().mean.interval.mean, 2.0);
 }
 
 #[test]
