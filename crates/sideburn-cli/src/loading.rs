@@ -12,7 +12,7 @@ use sideburn::weights::{ModelFiles, TensorSource, bytes_read};
 const WORTH_SHOWING: u64 = 256 << 20;
 
 /// Runs `load`, which reads the model in `directory`, and meanwhile shows on a terminal how much has been read.
-pub(crate) fn with_progress<T>(directory: &Path, load: impl FnOnce() -> T) -> T {
+pub(crate) fn with_progress<T>(directory: &Path, load: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
     let total = if io::stderr().is_terminal() { size(directory) } else { 0 };
     if total < WORTH_SHOWING {
         return load();

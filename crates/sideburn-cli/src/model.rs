@@ -16,7 +16,7 @@ pub(crate) fn open(directory: &Path) -> anyhow::Result<AutoModel> {
 /// Reads a model onto a device, called as on the command line.
 pub(crate) fn open_on(directory: &Path, device: &str) -> anyhow::Result<AutoModel> {
     let device = parse_device(device)?;
-    Ok(with_progress(directory, || AutoModel::from_dir(directory, &device))?)
+    with_progress(directory, || Ok(AutoModel::from_dir(directory, &device)?))
 }
 
 /// The logits of every token of `input`, row after row, `[tokens, vocabulary]` in row-major order.

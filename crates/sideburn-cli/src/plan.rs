@@ -135,7 +135,7 @@ fn method(adapter: &str) -> anyhow::Result<Arc<dyn Method>> {
     let methods = MethodRegistry::peft();
     if adapter.trim_start().starts_with('{') {
         let fields = serde_json::from_str(adapter).context("--adapter is no JSON object")?;
-        return Ok(methods.read(&fields).context("--adapter")?);
+        return methods.read(&fields).context("--adapter");
     }
     let path = Path::new(adapter);
     let file = if path.is_dir() { path.join("adapter_config.json") } else { path.to_owned() };

@@ -77,7 +77,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Quantized> {
         ensure!(output != model, "the output {} is the model itself; choose another directory", shown(&output));
     }
     let (device, quantization) = (parse_device("flex")?, args.to.quantization());
-    let load = || AutoModel::from_dir_quantized(&directory, quantization, &device);
+    let load = || Ok(AutoModel::from_dir_quantized(&directory, quantization, &device)?);
     let model = with_progress(&directory, load)?;
     model.save_dir(output.path(), Precision::F32)?;
     let linears = model.linears();
