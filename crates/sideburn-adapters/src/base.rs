@@ -9,8 +9,8 @@ use sideburn_quant::{Packed, Quantization, QuantizationConfig};
 use sideburn_weights::{Tensor, TensorInfo, TensorSource, write_safetensors_lazily};
 
 use crate::base_weight::{BaseWeight, Precision};
-use crate::footprint::{available_memory, loading};
 use crate::linear::AdaptedLinear;
+use crate::memory::{available_memory, loading};
 use crate::model::{AdaptedModel, Weight, WeightMut};
 use crate::model_slots::for_each_slot;
 use crate::outline::Site;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::UNIX_EPOCH;
 
-use anyhow::{bail, ensure};
+use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
 use sideburn::files::{read_text, write_atomic};
 use sideburn::prelude::*;
@@ -60,6 +60,9 @@ impl Kept {
         for (at, text) in texts {
             self.lines.push(json!([system, at, text]).to_string());
             self.texts.insert((system.to_owned(), at), text);
+        }
+        if let Some(directory) = self.path.parent() {
+            std::fs::create_dir_all(directory).with_context(|| shown(directory))?;
         }
         Ok(write_atomic(&self.path, (self.lines.join("\n") + "\n").as_bytes())?)
     }

@@ -225,7 +225,7 @@ fn what_is_wrong_with_files_is_said() {
         &["line 2: a second text for \"a\""],
     );
     wrong("p.jsonl", "{'id': 'a'}\n", &["line 1: a Python dictionary, not JSON"]);
-    wrong("p.jsonl", "\"\\ud800\"\n", &["line 1: not JSON", "surrogate"]);
+    wrong("p.jsonl", "\"\\ud800\"\n", &["line 1: not JSON", "hex escape"]);
     wrong("p.jsonl", "{\"id\":\"a\"}\n", &["line 1: no field but id"]);
     wrong("p.jsonl", "{\"id\":\"a\",\"summary\":[\"x\",\"y\"]}\n", &["line 1: 2 texts, where a system writes one"]);
     wrong("p.csv", "id,summary\na,x\n", &[".csv files are not read here"]);
