@@ -103,7 +103,7 @@ enum Command {
     Rouge(rouge::Args),
     #[cfg(feature = "judge")]
     Judge(judge::Args),
-    Evaluate(evaluate::Args),
+    Evaluate(Box<evaluate::Args>),
     Verify(verify::Args),
     Summarize(summarize::Args),
     #[cfg(feature = "hub")]

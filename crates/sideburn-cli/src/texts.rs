@@ -109,14 +109,13 @@ fn field_of(mut object: Map<String, Value>, field: &str) -> anyhow::Result<Vec<S
     texts_in(value)
 }
 
+/// A system's name, and what it wrote for each example.
+pub(crate) type Written = (String, Vec<String>);
+
 /// What systems wrote for the examples, from a file: a text a line in the examples' order, or JSON Lines, whose objects
 /// may have an `id` and stand in any order. The objects' `field` has the text; where none is named, that is `summary`,
 /// or, where there is no such field, each field but `id` is a system.
-pub(crate) fn read_predictions(
-    file: &Named,
-    field: Option<&str>,
-    loaded: &Loaded,
-) -> anyhow::Result<Vec<(String, Vec<String>)>> {
+pub(crate) fn read_predictions(file: &Named, field: Option<&str>, loaded: &Loaded) -> anyhow::Result<Vec<Written>> {
     let (path, examples) = (&file.path, &loaded.examples);
     let lines = lines(path)?;
     let stem = || path.file_stem().map_or_else(|| shown(path), |stem| stem.to_string_lossy().into_owned());

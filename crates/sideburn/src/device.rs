@@ -296,7 +296,7 @@ mod tests {
                 Some(words) => std::panic::panic_any(words.to_owned()),
                 None => panic!("CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"),
             });
-            let text = error.map(|()| ()).unwrap_err().to_string();
+            let text = error.unwrap_err().to_string();
             assert!(text.contains("cuda:0 cannot be opened") && text.contains(words), "{text}");
             assert!(text.contains("driver may be too old"), "{text}");
         }

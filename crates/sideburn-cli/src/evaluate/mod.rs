@@ -15,7 +15,7 @@ use sideburn::prelude::*;
 
 use crate::report::{Finding, shown};
 use crate::source::DataArgs;
-use crate::texts::{Named, read_predictions};
+use crate::texts::{Named, Written, read_predictions};
 use crate::writing::WritingArgs;
 
 /// Evaluate summaries: those in files, or those that a model writes, without adapters and with each of them
@@ -80,7 +80,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Evaluated> {
     check_writable(&args.output)?;
     let seed = args.writing.seed.unwrap_or_default();
     let (loaded, title) = args.data.read(Split::Test, seed)?;
-    let mut systems: Vec<(String, Vec<String>)> = Vec::new();
+    let mut systems: Vec<Written> = Vec::new();
     let mut how = Value::Null;
     if let Some(model) = &args.model {
         let (written, with) = writing::summaries(args, model, &loaded.examples)?;

@@ -17,7 +17,7 @@ use super::Args;
 use crate::hub;
 use crate::interrupt::stop_on_signals;
 use crate::report::{for_terminal, shown, tell};
-use crate::texts::Named;
+use crate::texts::{Named, Written};
 
 /// What is kept in the output directory until all is written.
 const UNFINISHED: &str = "unfinished.jsonl";
@@ -77,11 +77,7 @@ pub(super) fn finish(directory: &Path) -> anyhow::Result<()> {
 }
 
 /// What the model writes for the examples, without adapters (`base`) and with each of them, and how it wrote.
-pub(super) fn summaries(
-    args: &Args,
-    directory: &Path,
-    examples: &[Example],
-) -> anyhow::Result<(Vec<(String, Vec<String>)>, Value)> {
+pub(super) fn summaries(args: &Args, directory: &Path, examples: &[Example]) -> anyhow::Result<(Vec<Written>, Value)> {
     // Nothing is computed before all is there.
     let directory = &hub::model(directory)?;
     let adapters =

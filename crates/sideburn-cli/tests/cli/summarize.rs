@@ -25,7 +25,9 @@ fn summarize(flags: &[&str], input: &str) -> std::process::Output {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    // A command that refuses its flags reads nothing, and may have ended.
+    let sent = child.stdin.take().unwrap().write_all(input.as_bytes());
+    assert!(sent.map_or_else(|error| error.kind() == std::io::ErrorKind::BrokenPipe, |()| true));
     child.wait_with_output().unwrap()
 }
 

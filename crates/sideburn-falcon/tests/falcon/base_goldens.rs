@@ -164,8 +164,9 @@ fn a_pack_is_its_examples() {
         (&[5, 6, 7, 8, 9, 10, 12], &[13, 1]),
     ];
     let batch = |examples: &[(&[u32], &[u32])]| {
-        let rows = |part: fn(&(&[u32], &[u32])) -> Vec<u32>| TokenRows::from_rows(examples.iter().map(part)).unwrap();
-        PromptBatch::new(rows(|example| example.0.to_vec()), rows(|example| example.1.to_vec())).unwrap()
+        let (prompts, targets): (Vec<&[u32]>, Vec<&[u32]>) = examples.iter().copied().unzip();
+        let [prompts, targets] = [prompts, targets].map(|rows| TokenRows::from_rows(rows).unwrap());
+        PromptBatch::new(prompts, targets).unwrap()
     };
     for name in ["mqa", "alibi_seq", "new_gqa"] {
         let model = model(name, &Device::flex().autodiff()).unfreeze();

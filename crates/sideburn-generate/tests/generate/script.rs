@@ -5,14 +5,16 @@ use std::convert::Infallible;
 use burn::tensor::{Device, Tensor};
 use sideburn_generate::Decoder;
 
+/// The logits behind what a row has read. Were it a parameter of [`Script`], every strategy would be compiled for each script.
+type Logits = Box<dyn Fn(&[u32]) -> Vec<f32>>;
+
 /// Gives each row the logits that the script has for the tokens it was fed, and fails the test if a row is fed what it did
 /// not write.
 pub(crate) struct Script {
     history: Vec<Vec<u32>>,
     /// What each row was fed behind what it had read.
     fed: Vec<Vec<u32>>,
-    // Were it a parameter of the type, every strategy would be compiled for each script.
-    logits: Box<dyn Fn(&[u32]) -> Vec<f32>>,
+    logits: Logits,
 }
 
 /// A script whose rows each begin with this history.

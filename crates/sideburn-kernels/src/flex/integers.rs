@@ -221,10 +221,7 @@ mod avxvnni {
         }
         let mut totals = [[0; COLUMNS]; N];
         for row in 0..N {
-            for column in 0..COLUMNS {
-                sums[row][column] = _mm256_sub_epi32(sums[row][column], moved[row]);
-            }
-            totals[row] = super::avx2::totals(sums[row]);
+            totals[row] = super::avx2::totals(sums[row].map(|sum| _mm256_sub_epi32(sum, moved[row])));
         }
         totals
     }
