@@ -4,8 +4,6 @@ use std::sync::{Arc, OnceLock};
 
 use burn::tensor::Tensor;
 
-use crate::base_weight::BaseWeight;
-
 /// What the layers of a pass tell.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Watch(Arc<OnceLock<Seen>>);
@@ -21,7 +19,7 @@ pub(crate) struct Seen {
 
 impl Seen {
     /// Where a weight is.
-    pub(crate) fn place(weight: &BaseWeight) -> usize {
+    pub(crate) fn place<W>(weight: &W) -> usize {
         std::ptr::from_ref(weight) as usize
     }
 }
@@ -33,7 +31,7 @@ impl Watch {
     }
 
     /// Looks at what the layer with this weight reads or gives, unless something was seen before.
-    pub(crate) fn look(&self, weight: &BaseWeight, in_input: bool, values: Tensor<2>) {
+    pub(crate) fn look<W>(&self, weight: &W, in_input: bool, values: Tensor<2>) {
         if self.0.get().is_none() && !values.is_finite().all().into_scalar::<bool>() {
             // Whoever was first has told.
             let _ = self.0.set(Seen { place: Seen::place(weight), in_input });

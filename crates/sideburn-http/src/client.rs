@@ -96,7 +96,7 @@ impl Http {
             let response = self.ask(request, &url, &origin, is_home)?;
             let status = response.status();
             let Some(to) = response.location() else {
-                return if (200..300).contains(&status) { Ok(response) } else { Err(HttpError::status(response)) };
+                return if (200..300).contains(&status) { Ok(response) } else { Err(response.into_error()) };
             };
             let next = Origin::of(&to).ok_or_else(|| invalid(&to))?;
             if request.stays && next != home {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use sideburn_files::printable;
 
-use crate::{Method, Response};
+use crate::method::Method;
 
 /// Why there is no answer, or none that is a success. No message shows a token, or the query of a URL.
 #[derive(Debug, thiserror::Error)]
@@ -104,18 +104,6 @@ impl HttpError {
         Self::Broken { method, url: url.to_owned(), source: Box::new(source) }
     }
 
-    /// The error of an answer that is no success.
-    pub(crate) fn status(response: Response) -> Self {
-        let (method, url, status) = (response.method, response.url.clone(), response.status());
-        let code = response.header("x-error-code").map(str::to_owned);
-        let retry_after = retry_after(&response);
-        let message = match response.header("x-error-message").map(str::to_owned) {
-            Some(message) => message,
-            None => message(&response.bytes(64 << 10).unwrap_or_default()),
-        };
-        Self::Status { method, url, status, code, message, retry_after }
-    }
-
     /// Whether another try may end otherwise: a server that is busy or in trouble (status 408, 429, 500, 502, 503, 504), a
     /// connection that was lost or silent.
     pub fn is_transient(&self) -> bool {
@@ -167,28 +155,4 @@ fn connection(error: &ureq::Error) -> String {
         ureq::Error::Io(error) => error.to_string(),
         other => other.to_string(),
     }
-}
-
-/// How long a server wants to be left alone: `Retry-After` in seconds, or of `RateLimit: "api";r=0;t=55` the time.
-fn retry_after(response: &Response) -> Option<Duration> {
-    let limit = || {
-        let parts: Vec<&str> = response.header("ratelimit")?.split(';').map(str::trim).collect();
-        let is_used_up = parts.contains(&"r=0");
-        parts.iter().find_map(|part| part.strip_prefix("t=")).filter(|_| is_used_up)
-    };
-    let seconds = response.header("retry-after").or_else(limit)?;
-    seconds.trim().parse().ok().map(Duration::from_secs)
-}
-
-/// What the body of an error says: `{"error": "..."}`, `{"error": {"message": "..."}}`, `{"message": "..."}`, or a short text.
-fn message(body: &[u8]) -> String {
-    let text = match serde_json::from_slice::<serde_json::Value>(body) {
-        Ok(value) => {
-            let texts = [&value["error"], &value["error"]["message"], &value["message"], &value["detail"]];
-            texts.into_iter().find_map(|text| text.as_str()).unwrap_or_default().to_owned()
-        }
-        Err(_) => String::from_utf8_lossy(body).trim().to_owned(),
-    };
-    // A page is for browsers.
-    if text.starts_with('<') { String::new() } else { text.chars().take(500).collect() }
 }

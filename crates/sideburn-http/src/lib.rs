@@ -27,9 +27,11 @@
 mod client;
 mod error;
 mod message;
+mod method;
 mod url;
 
 pub use client::{Http, HttpConfig};
 pub use error::HttpError;
-pub use message::{Body, Method, Request, Response};
+pub use message::{Body, Request, Response};
+pub use method::Method;
 pub use url::is_local;

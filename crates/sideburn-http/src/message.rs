@@ -3,37 +3,14 @@
 use std::fmt;
 use std::io::Read;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::HttpError;
+use crate::method::Method;
 use crate::url::join;
-
-/// What a request wants of a server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Method {
-    /// `GET`
-    Get,
-    /// `HEAD`
-    Head,
-    /// `POST`
-    Post,
-    /// `PUT`
-    Put,
-}
-
-impl fmt::Display for Method {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Get => "GET",
-            Self::Head => "HEAD",
-            Self::Post => "POST",
-            Self::Put => "PUT",
-        })
-    }
-}
 
 /// The body of a request. It can be sent more than once.
 #[derive(Clone)]
@@ -159,6 +136,18 @@ impl Response {
         read.map_err(|error| HttpError::broken(self.method, &self.url, error.into()))
     }
 
+    /// The error of an answer that is no success.
+    pub(crate) fn into_error(self) -> HttpError {
+        let (method, url, status) = (self.method, self.url.clone(), self.status());
+        let code = self.header("x-error-code").map(str::to_owned);
+        let retry_after = retry_after(&self);
+        let message = match self.header("x-error-message").map(str::to_owned) {
+            Some(message) => message,
+            None => message(&self.bytes(64 << 10).unwrap_or_default()),
+        };
+        HttpError::Status { method, url, status, code, message, retry_after }
+    }
+
     /// The whole body.
     ///
     /// # Errors
@@ -182,4 +171,28 @@ impl Response {
         let bytes = self.bytes(limit)?;
         serde_json::from_slice(&bytes).map_err(|error| HttpError::NotJson { method, url, message: error.to_string() })
     }
+}
+
+/// How long a server wants to be left alone: `Retry-After` in seconds, or of `RateLimit: "api";r=0;t=55` the time.
+fn retry_after(response: &Response) -> Option<Duration> {
+    let limit = || {
+        let parts: Vec<&str> = response.header("ratelimit")?.split(';').map(str::trim).collect();
+        let is_used_up = parts.contains(&"r=0");
+        parts.iter().find_map(|part| part.strip_prefix("t=")).filter(|_| is_used_up)
+    };
+    let seconds = response.header("retry-after").or_else(limit)?;
+    seconds.trim().parse().ok().map(Duration::from_secs)
+}
+
+/// What the body of an error says: `{"error": "..."}`, `{"error": {"message": "..."}}`, `{"message": "..."}`, or a short text.
+fn message(body: &[u8]) -> String {
+    let text = match serde_json::from_slice::<serde_json::Value>(body) {
+        Ok(value) => {
+            let texts = [&value["error"], &value["error"]["message"], &value["message"], &value["detail"]];
+            texts.into_iter().find_map(|text| text.as_str()).unwrap_or_default().to_owned()
+        }
+        Err(_) => String::from_utf8_lossy(body).trim().to_owned(),
+    };
+    // A page is for browsers.
+    if text.starts_with('<') { String::new() } else { text.chars().take(500).collect() }
 }

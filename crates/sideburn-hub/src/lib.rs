@@ -30,6 +30,7 @@ mod cache;
 mod config;
 mod error;
 mod files;
+mod find;
 mod hub;
 mod id;
 

@@ -58,6 +58,26 @@ impl ModelFiles {
     }
 }
 
+impl StateDict {
+    /// Opens `STEM.safetensors` in the directory `dir` or, if there is none, `STEM.bin`.
+    ///
+    /// # Errors
+    /// [`NoStateDict`](WeightsError::NoStateDict) if there is neither, and those of [`SafetensorsFile::open`] and
+    /// [`TorchFile::open`].
+    pub fn open(dir: impl AsRef<Path>, stem: &str) -> Result<Self, WeightsError> {
+        let dir = dir.as_ref();
+        let names = ["safetensors", "bin"].map(|extension| format!("{stem}.{extension}"));
+        let [safetensors, torch] = names.each_ref().map(|name| dir.join(name));
+        if present(&safetensors)? {
+            SafetensorsFile::open(safetensors).map(Self::Safetensors)
+        } else if present(&torch)? {
+            TorchFile::open(torch).map(Self::Torch)
+        } else {
+            Err(WeightsError::NoStateDict { dir: dir.to_owned(), names })
+        }
+    }
+}
+
 /// Opens a file of weights or an index, whichever the name says that it is.
 fn open_weights(path: &Path) -> Result<ModelFiles, WeightsError> {
     let is_index = path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(".index.json"));
@@ -115,7 +135,7 @@ fn resolve<'a>(index: &'a ShardIndex, path: &Path, dir: &Path) -> Result<BTreeMa
 
 /// Whether there is anything of that name, a dangling link included: that one should be reported, not passed over for
 /// the next candidate.
-pub(crate) fn present(path: &Path) -> Result<bool, WeightsError> {
+fn present(path: &Path) -> Result<bool, WeightsError> {
     match path.symlink_metadata() {
         Ok(_) => Ok(true),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),

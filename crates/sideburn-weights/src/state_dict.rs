@@ -2,8 +2,6 @@
 
 use std::path::Path;
 
-#[cfg(feature = "fs")]
-use crate::directory::present;
 use crate::error::WeightsError;
 use crate::header::TensorInfo;
 use crate::safetensors_file::SafetensorsFile;
@@ -33,25 +31,6 @@ impl From<TorchFile> for StateDict {
 }
 
 impl StateDict {
-    /// Opens `STEM.safetensors` in the directory `dir` or, if there is none, `STEM.bin`.
-    ///
-    /// # Errors
-    /// [`NoStateDict`](WeightsError::NoStateDict) if there is neither, and those of [`SafetensorsFile::open`] and
-    /// [`TorchFile::open`].
-    #[cfg(feature = "fs")]
-    pub fn open(dir: impl AsRef<Path>, stem: &str) -> Result<Self, WeightsError> {
-        let dir = dir.as_ref();
-        let names = ["safetensors", "bin"].map(|extension| format!("{stem}.{extension}"));
-        let [safetensors, torch] = names.each_ref().map(|name| dir.join(name));
-        if present(&safetensors)? {
-            SafetensorsFile::open(safetensors).map(Self::Safetensors)
-        } else if present(&torch)? {
-            TorchFile::open(torch).map(Self::Torch)
-        } else {
-            Err(WeightsError::NoStateDict { dir: dir.to_owned(), names })
-        }
-    }
-
     /// The file, whatever its format.
     fn file(&self) -> &dyn TensorSource {
         match self {

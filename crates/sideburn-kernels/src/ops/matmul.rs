@@ -11,7 +11,7 @@ use sideburn_batch::Dropout;
 use super::adamw::in_dtype;
 use super::dropout::DropoutOps;
 use super::many::Many;
-use super::packed::{self, Layout, Parts};
+use super::packed::{Layout, Parts, composed_unpacked, float_cast};
 use super::tape::record;
 use super::{fused, fused_always};
 
@@ -95,7 +95,7 @@ pub(crate) trait MatmulOps: DropoutOps {
         layout: Layout,
         transposed: bool,
     ) -> FloatTensor<Self> {
-        packed::composed_product::<Self>(x, Parts { codes, scales, nested, map, layout }, transposed)
+        composed_packed_product::<Self>(x, Parts { codes, scales, nested, map, layout }, transposed)
     }
 
     /// A packed weight as floats, in its dtype; or the integers of one in 8 bits, without their scale, in `f32`.
@@ -111,7 +111,7 @@ pub(crate) trait MatmulOps: DropoutOps {
         layout: Layout,
         scaled: bool,
     ) -> FloatTensor<Self> {
-        packed::composed_unpacked::<Self>(Parts { codes, scales, nested, map, layout }, scaled)
+        composed_unpacked::<Self>(Parts { codes, scales, nested, map, layout }, scaled)
     }
 }
 
@@ -237,7 +237,7 @@ impl<B: MatmulKernels> MatmulOps for B {
             "packed_product",
             (x, Parts { codes, scales, nested, map, layout }),
             |inputs| B::try_packed_product(inputs, transposed),
-            |(x, weight)| packed::composed_product::<B>(x, weight, transposed),
+            |(x, weight)| composed_packed_product::<B>(x, weight, transposed),
         )
     }
 
@@ -253,7 +253,7 @@ impl<B: MatmulKernels> MatmulOps for B {
             "unpacked",
             Parts { codes, scales, nested, map, layout },
             |weight| B::try_unpacked(weight, scaled),
-            |weight| packed::composed_unpacked::<B>(weight, scaled),
+            |weight| composed_unpacked::<B>(weight, scaled),
         )
     }
 }
@@ -308,6 +308,17 @@ pub(crate) fn product<B: MatmulOps>(lhs: FloatTensor<B>, rhs: FloatTensor<B>) ->
 /// `x weight^T`.
 pub(crate) fn product_with_transposed<B: MatmulOps>(x: FloatTensor<B>, weight: FloatTensor<B>) -> FloatTensor<B> {
     product::<B>(x, transposed::<B>(weight))
+}
+
+/// [`MatmulOps::packed_product`] of the weight as floats.
+fn composed_packed_product<B: MatmulOps>(
+    x: FloatTensor<B>,
+    parts: Parts<FloatTensor<B>, IntTensor<B>>,
+    transposed: bool,
+) -> FloatTensor<B> {
+    let Parts { codes, scales, nested, map, layout } = parts;
+    let weight = float_cast::<B>(B::unpacked(codes, scales, nested, map, layout, true), x.dtype());
+    if transposed { product_with_transposed::<B>(x, weight) } else { B::product(x, weight, 1.0) }
 }
 
 /// The last two dimensions exchanged.

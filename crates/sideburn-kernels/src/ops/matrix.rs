@@ -5,7 +5,8 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Device, Int, Tensor};
 
 use super::matmul::{MatmulOps, product_with_transposed};
-use super::packed::{self, PackedMatrix};
+use super::packed::PackedMatrix;
+use super::packed_products;
 
 /// The weight `[out, in]` of a linear layer, as PyTorch stores it: floats, or a [`PackedMatrix`].
 ///
@@ -108,7 +109,7 @@ pub(crate) fn product<B: MatmulOps>(
 ) -> FloatTensor<B> {
     match &weight.0 {
         Held::Floats(floats) => product_with_transposed::<B>(x, floats.clone()),
-        Held::Packed(packed) => packed::product::<B>(x, packed),
+        Held::Packed(packed) => packed_products::product::<B>(x, packed),
     }
 }
 
@@ -119,6 +120,6 @@ pub(crate) fn product_back<B: MatmulOps>(
 ) -> FloatTensor<B> {
     match &weight.0 {
         Held::Floats(floats) => B::product(x, floats.clone(), 1.0),
-        Held::Packed(packed) => packed::float_product::<B>(x, packed, false),
+        Held::Packed(packed) => packed_products::float_product::<B>(x, packed, false),
     }
 }

@@ -17,6 +17,7 @@ pub(crate) mod matmul;
 pub(crate) mod matrix;
 pub(crate) mod norm;
 pub(crate) mod packed;
+pub(crate) mod packed_products;
 pub(crate) mod rotary;
 pub(crate) mod tape;
 

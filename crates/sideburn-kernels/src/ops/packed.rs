@@ -1,12 +1,11 @@
 //! Quantised weights of linear layers, packed on a device.
 
 use burn::backend::tensor::{Device as BackendDevice, FloatTensor, IntTensor};
-use burn::backend::{Backend, Dispatch, TensorMetadata, get_or_init_device_settings};
+use burn::backend::{Backend, TensorMetadata, get_or_init_device_settings};
 use burn::module::{Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor};
 use burn::tensor::{DType, Device, FloatDType, Int, IntDType, Shape, Slice, Tensor, TensorData};
-use sideburn_quant::{Absmax, Blockwise, FourBit, INT8_PRODUCT_SCALE, Int8, Packed, QuantType, Quantization};
+use sideburn_quant::{Absmax, Blockwise, FourBit, Int8, Packed, QuantType, Quantization};
 
-use super::matmul::{MatmulOps, product_with_transposed};
 use crate::runtime::row_layout::is_cpu;
 
 /// A quantised weight `[out, in]` on a device: codes as bytes on the CPU, in words of 32 bits elsewhere, and what they are
@@ -198,26 +197,6 @@ impl PackedMatrix {
     pub fn device(&self) -> Device {
         self.codes.device()
     }
-
-    /// The rows `ids` as floats, `[ids, in]`. On the CPU, of 8 bits, no other row is unpacked.
-    pub(crate) fn rows(&self, ids: Tensor<1, Int>) -> Tensor<2> {
-        let (Kind::Int8 { .. }, Scales::Floats(scb), false) = (self.form.kind, &self.scales, self.form.in_words) else {
-            return self.dense().select(0, ids);
-        };
-        let codes = self.codes.clone().reshape(self.form.shape).select(0, ids.clone()).float().cast(DType::F32);
-        let scb = scb.clone().reshape([self.form.shape[0], 1]).select(0, ids);
-        (codes * scb * (1.0 / 127.0)).cast(self.form.dtype)
-    }
-
-    /// The weight as floats `[out, in]`.
-    pub(crate) fn dense(&self) -> Tensor<2> {
-        if is_cpu(&self.device()) {
-            let data = TensorData::new(self.to_packed().dequantize(), self.form.shape);
-            return Tensor::from_data(data, (&self.device(), self.form.dtype));
-        }
-        let packed = self.clone().map(Tensor::into_dispatch, Tensor::into_dispatch);
-        Tensor::from_dispatch(dense::<Dispatch>(&packed))
-    }
 }
 
 /// Bytes on a device, in words of 32 bits if need be.
@@ -296,7 +275,7 @@ pub(crate) struct Layout {
 }
 
 impl<F: Clone, I: Clone> PackedMatrix<F, I> {
-    fn parts(&self) -> Parts<F, I> {
+    pub(super) fn parts(&self) -> Parts<F, I> {
         let (codes, form) = (self.codes.clone(), self.form);
         match &self.scales {
             Scales::Floats(scales) => {
@@ -321,39 +300,7 @@ impl<F, I> From<Parts<F, I>> for PackedMatrix<F, I> {
     }
 }
 
-/// The weight as floats `[out, in]`, of primitives.
-pub(crate) fn dense<B: MatmulOps>(packed: &BackendPacked<B>) -> FloatTensor<B> {
-    let Parts { codes, scales, nested, map, layout } = packed.parts();
-    B::unpacked(codes, scales, nested, map, layout, true)
-}
-
-/// The integers of an 8-bit matrix as floats `[out, in]`.
-fn integers<B: MatmulOps>(packed: &BackendPacked<B>) -> FloatTensor<B> {
-    let Parts { codes, scales, nested, map, layout } = packed.parts();
-    B::unpacked(codes, scales, nested, map, layout, false)
-}
-
-/// `x W^T`, or `x W`, of floats.
-pub(crate) fn float_product<B: MatmulOps>(
-    x: FloatTensor<B>,
-    packed: &BackendPacked<B>,
-    transposed: bool,
-) -> FloatTensor<B> {
-    let Parts { codes, scales, nested, map, layout } = packed.parts();
-    B::packed_product(x, codes, scales, nested, map, layout, transposed)
-}
-
-/// [`MatmulOps::packed_product`] of the weight as floats.
-pub(crate) fn composed_product<B: MatmulOps>(
-    x: FloatTensor<B>,
-    parts: Parts<FloatTensor<B>, IntTensor<B>>,
-    transposed: bool,
-) -> FloatTensor<B> {
-    let weight = float_cast::<B>(dense::<B>(&parts.into()), x.dtype());
-    if transposed { product_with_transposed::<B>(x, weight) } else { B::product(x, weight, 1.0) }
-}
-
-/// [`MatmulOps::unpacked`] by primitives.
+/// [`MatmulOps::unpacked`](super::matmul::MatmulOps::unpacked) by primitives.
 pub(crate) fn composed_unpacked<B: Backend>(
     parts: Parts<FloatTensor<B>, IntTensor<B>>,
     scaled: bool,
@@ -381,55 +328,8 @@ pub(crate) fn composed_unpacked<B: Backend>(
     float_cast::<B>(values, dtype)
 }
 
-/// `x W^T`, of primitives.
-pub(crate) fn product<B: MatmulOps>(x: FloatTensor<B>, packed: &BackendPacked<B>) -> FloatTensor<B> {
-    let (threshold, to_f16) = match packed.form.kind {
-        Kind::Int8 { inputs: Inputs::LlmInt8 { threshold } } => (threshold, B::supports_dtype(&x.device(), DType::F16)),
-        Kind::Int8 { inputs: Inputs::Rounded } => (0.0, false),
-        Kind::Int8 { inputs: Inputs::Floats } | Kind::FourBit { .. } => return float_product::<B>(x, packed, true),
-    };
-    let ([out, _], outer, device) = (packed.form.shape, x.dtype(), x.device());
-    let x = float_cast::<B>(x, DType::F32);
-    let rounded = match to_f16 {
-        true => float_cast::<B>(B::float_cast(x.clone(), FloatDType::F16), DType::F32),
-        false => x.clone(),
-    };
-    // [1, in]: 1 for a column in which a row has an outlier.
-    let (bounded, outliers) = if threshold > 0.0 {
-        let is_outlier = B::float_greater_equal_elem(
-            B::float_abs(rounded.clone()),
-            threshold.into(),
-            get_or_init_device_settings::<B>(&device).bool_dtype,
-        );
-        let columns = B::float_max_dim(B::bool_into_float(is_outlier.clone(), FloatDType::F32), 0);
-        (B::float_mask_fill(rounded, is_outlier, 0.0.into()), Some(columns))
-    } else {
-        (rounded, None)
-    };
-    let absmax = B::float_max_abs_dim(bounded.clone(), 1);
-    // A row of zeros stays one; f16 has nothing else below.
-    let factor = B::float_recip(B::float_clamp_min(absmax.clone(), 1e-30.into()));
-    let factor = B::float_mul_scalar(factor, 127.0.into());
-    let mut codes = B::float_round(B::float_mul(bounded, factor));
-    if let Some(columns) = &outliers {
-        let kept = B::float_add_scalar(B::float_mul_scalar(columns.clone(), (-1.0).into()), 1.0.into());
-        codes = B::float_mul(codes, kept);
-    }
-    let product = product_with_transposed::<B>(codes, integers::<B>(packed));
-    let scb = B::float_reshape(scales::<B>(packed, out), Shape::from([1, out]));
-    let y = B::float_mul_scalar(B::float_mul(product, B::float_mul(absmax, scb)), INT8_PRODUCT_SCALE.into());
-    let y = match outliers {
-        None => y,
-        Some(columns) => {
-            let dense = float_cast::<B>(dense::<B>(packed), DType::F32);
-            B::float_add(y, product_with_transposed::<B>(B::float_mul(x, columns), dense))
-        }
-    };
-    float_cast::<B>(y, outer)
-}
-
 /// What codes are scaled by, `[count]`.
-fn scales<B: Backend>(packed: &BackendPacked<B>, count: usize) -> FloatTensor<B> {
+pub(super) fn scales<B: Backend>(packed: &BackendPacked<B>, count: usize) -> FloatTensor<B> {
     match &packed.scales {
         Scales::Floats(scales) => B::float_reshape(scales.clone(), Shape::from([count])),
         Scales::Nested { codes, absmax, map, offset } => {
