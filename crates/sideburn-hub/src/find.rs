@@ -8,7 +8,7 @@ use crate::hub::Hub;
 
 impl Hub {
     /// The directory of a model: `name` itself, if there is such a file or directory, or what is fetched of the repository
-    /// with the id `name` (see [`RepoId`]), unless it is in the cache.
+    /// with the id `name` (see [`RepoId`](crate::RepoId)), unless it is in the cache.
     ///
     /// A branch or tag is looked up on the hub each time, with one request; a commit that is in the cache costs none.
     ///
