@@ -77,6 +77,11 @@ impl BaseWeight {
         }
     }
 
+    /// Where it is, in the model that a pass borrows.
+    pub(crate) fn place(&self) -> usize {
+        std::ptr::from_ref(self) as usize
+    }
+
     /// The dtype that it is multiplied in. Nothing is initialised.
     pub(crate) fn dtype(&self) -> DType {
         match &self.held {

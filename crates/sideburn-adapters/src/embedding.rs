@@ -53,7 +53,7 @@ impl AdaptedTable {
             }
         };
         if let Some(watch) = pass.watch() {
-            watch.look(&self.weight, false, rows.clone());
+            watch.look(self.weight.place(), false, rows.clone());
         }
         rows
     }

@@ -34,6 +34,6 @@ pub fn first_not_finite<M: AdaptedModel>(
     forward(model, &mut pass.watched_by(watch.clone()));
     let Seen { place, in_input } = watch.seen()?;
     let tensors = model.weights().into_iter().flat_map(|(name, weight)| weight.tensors(&name).collect::<Vec<_>>());
-    let (layer, _) = tensors.into_iter().find(|(_, weight)| Seen::place(weight) == place)?;
+    let (layer, _) = tensors.into_iter().find(|(_, weight)| weight.place() == place)?;
     Some(NotFinite { layer, in_input })
 }

@@ -187,12 +187,12 @@ pub fn forward_together<const N: usize>(
     pass: &mut TokenPass<'_>,
 ) -> Tensor<2> {
     let Some(watch) = pass.watch().cloned() else { return together(layers, x, pass) };
-    layers.iter().for_each(|layer| watch.look(&layer.weight, true, x.clone()));
+    layers.iter().for_each(|layer| watch.look(layer.weight.place(), true, x.clone()));
     let y = together(layers, x, pass);
     let mut start = 0;
     for layer in layers {
         let [out, _] = layer.shape();
-        watch.look(&layer.weight, false, y.clone().narrow(1, start, out));
+        watch.look(layer.weight.place(), false, y.clone().narrow(1, start, out));
         start += out;
     }
     y
