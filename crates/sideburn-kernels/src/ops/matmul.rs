@@ -11,7 +11,7 @@ use sideburn_batch::Dropout;
 use super::adamw::in_dtype;
 use super::dropout::DropoutOps;
 use super::many::Many;
-use super::packed::{Layout, Parts, composed_unpacked, float_cast};
+use super::packed::{Layout, Parts, composed_unpacked};
 use super::tape::record;
 use super::{fused, fused_always};
 
@@ -317,7 +317,7 @@ fn composed_packed_product<B: MatmulOps>(
     transposed: bool,
 ) -> FloatTensor<B> {
     let Parts { codes, scales, nested, map, layout } = parts;
-    let weight = float_cast::<B>(B::unpacked(codes, scales, nested, map, layout, true), x.dtype());
+    let weight = in_dtype::<B>(B::unpacked(codes, scales, nested, map, layout, true), x.dtype());
     if transposed { product_with_transposed::<B>(x, weight) } else { B::product(x, weight, 1.0) }
 }
 

@@ -6,6 +6,7 @@ use burn::module::{Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault
 use burn::tensor::{DType, Device, FloatDType, Int, IntDType, Shape, Slice, Tensor, TensorData};
 use sideburn_quant::{Absmax, Blockwise, FourBit, Int8, Packed, QuantType, Quantization};
 
+use super::adamw::in_dtype;
 use crate::runtime::row_layout::is_cpu;
 
 /// A quantised weight `[out, in]` on a device: codes as bytes on the CPU, in words of 32 bits elsewhere, and what they are
@@ -325,7 +326,7 @@ pub(crate) fn composed_unpacked<B: Backend>(
             B::float_mul_scalar(B::float_mul(composed_integers::<B>(packed), scb), (1.0f32 / 127.0).into())
         }
     };
-    float_cast::<B>(values, dtype)
+    in_dtype::<B>(values, dtype)
 }
 
 /// What codes are scaled by, `[count]`.
@@ -379,8 +380,4 @@ fn composed_integers<B: Backend>(packed: &BackendPacked<B>) -> FloatTensor<B> {
 
 fn constant<B: Backend>(values: &[f32], device: &BackendDevice<B>) -> FloatTensor<B> {
     B::float_from_data(TensorData::new(values.to_vec(), [values.len()]), device)
-}
-
-pub(crate) fn float_cast<B: Backend>(x: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
-    if x.dtype() == dtype { x } else { B::float_cast(x, dtype.into()) }
 }

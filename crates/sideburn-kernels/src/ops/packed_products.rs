@@ -5,8 +5,9 @@ use burn::backend::{Dispatch, TensorMetadata, get_or_init_device_settings};
 use burn::tensor::{DType, FloatDType, Int, Shape, Tensor, TensorData};
 use sideburn_quant::INT8_PRODUCT_SCALE;
 
+use super::adamw::in_dtype;
 use super::matmul::{MatmulOps, product_with_transposed};
-use super::packed::{BackendPacked, Inputs, Kind, PackedMatrix, Parts, Scales, float_cast, scales};
+use super::packed::{BackendPacked, Inputs, Kind, PackedMatrix, Parts, Scales, scales};
 use crate::runtime::row_layout::is_cpu;
 
 impl PackedMatrix {
@@ -61,9 +62,9 @@ pub(crate) fn product<B: MatmulOps>(x: FloatTensor<B>, packed: &BackendPacked<B>
         Kind::Int8 { inputs: Inputs::Floats } | Kind::FourBit { .. } => return float_product::<B>(x, packed, true),
     };
     let ([out, _], outer, device) = (packed.form.shape, x.dtype(), x.device());
-    let x = float_cast::<B>(x, DType::F32);
+    let x = in_dtype::<B>(x, DType::F32);
     let rounded = match to_f16 {
-        true => float_cast::<B>(B::float_cast(x.clone(), FloatDType::F16), DType::F32),
+        true => in_dtype::<B>(B::float_cast(x.clone(), FloatDType::F16), DType::F32),
         false => x.clone(),
     };
     // [1, in]: 1 for a column in which a row has an outlier.
@@ -93,9 +94,9 @@ pub(crate) fn product<B: MatmulOps>(x: FloatTensor<B>, packed: &BackendPacked<B>
     let y = match outliers {
         None => y,
         Some(columns) => {
-            let dense = float_cast::<B>(dense::<B>(packed), DType::F32);
+            let dense = in_dtype::<B>(dense::<B>(packed), DType::F32);
             B::float_add(y, product_with_transposed::<B>(B::float_mul(x, columns), dense))
         }
     };
-    float_cast::<B>(y, outer)
+    in_dtype::<B>(y, outer)
 }
