@@ -86,10 +86,14 @@ impl BaseWeight {
     pub(crate) fn dtype(&self) -> DType {
         match &self.held {
             Held::Floats(floats) if floats.is_initialized() => floats.val().dtype(),
-            Held::Floats(_) if self.in_f32 => DType::F32,
-            Held::Floats(floats) => floats.lazy_device().settings().float_dtype.into(),
+            Held::Floats(floats) => self.float_dtype(&floats.lazy_device()),
             Held::Packed(packed) => packed.dtype(),
         }
+    }
+
+    /// The dtype of floats that are made on `device`.
+    fn float_dtype(&self, device: &Device) -> DType {
+        if self.in_f32 { DType::F32 } else { device.settings().float_dtype.into() }
     }
 
     /// Where it is, or will be initialised.
@@ -194,8 +198,7 @@ impl BaseWeight {
     /// Puts values, in row-major order, in its place: frozen, and in the dtype of the device.
     pub(crate) fn set_floats(&mut self, values: Vec<f32>) {
         let device = self.device();
-        let dtype = if self.in_f32 { DType::F32 } else { device.settings().float_dtype.into() };
-        self.held = Held::Floats(frozen_param(values, &self.dims(), &device, dtype));
+        self.held = Held::Floats(frozen_param(values, &self.dims(), &device, self.float_dtype(&device)));
     }
 
     pub(crate) fn freeze(&mut self) {

@@ -118,7 +118,7 @@ impl AdaptedLinear {
 
     /// The dtype that the layer takes and gives.
     pub fn dtype(&self) -> DType {
-        self.weight.operand().dtype()
+        self.weight.dtype()
     }
 
     /// The weight `[out, in]`, if it is floats and `x W^T` is all that the layer does in this pass.
