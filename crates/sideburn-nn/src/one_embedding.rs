@@ -121,12 +121,7 @@ impl TensorSource for OneEmbedding<'_> {
         if !is_kept {
             return self.source.read_f32(name);
         }
-        self.read(name)?.to_f32().map_err(|error| match error {
-            WeightsError::NotFloat { found, .. } => {
-                WeightsError::NotFloat { what: format!("tensor {name:?} of {:?}", self.path()), found }
-            }
-            other => other,
-        })
+        self.read(name)?.to_f32_named(self.path(), name)
     }
 
     fn promised(&self, name: &str) -> Option<&str> {

@@ -142,7 +142,10 @@ impl Tensor {
     }
 
     /// [`to_f32`](Self::to_f32) with an error that says which tensor of which file.
-    pub(crate) fn to_f32_named(&self, path: &Path, name: &str) -> Result<Vec<f32>, WeightsError> {
+    ///
+    /// # Errors
+    /// As there.
+    pub fn to_f32_named(&self, path: &Path, name: &str) -> Result<Vec<f32>, WeightsError> {
         self.to_f32().map_err(|error| match error {
             WeightsError::NotFloat { found, .. } => {
                 WeightsError::NotFloat { what: format!("tensor {name:?} of {path:?}"), found }
