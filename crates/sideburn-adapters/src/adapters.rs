@@ -211,7 +211,8 @@ pub trait Adapters: AdaptedModel + Module {
     ///
     /// # Errors
     /// If a tensor is missing, unexpected or misshapen, all of which are listed, or cannot be read; if the parts of a
-    /// quantised weight contradict each other; before anything is read, if the main memory does not suffice. The model may then be half filled and is not to be used.
+    /// quantised weight contradict each other; before anything is read, if the main memory does not suffice. The model may then
+    /// be half filled and is not to be used.
     fn load_base(
         &mut self,
         source: &dyn TensorSource,

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use sideburn_files::grouped;
+
 use crate::model::AdaptedModel;
 use crate::parameters::parameters;
 
@@ -48,17 +50,4 @@ impl fmt::Display for ParameterReport {
         let (trainable, all) = (grouped(self.trainable), grouped(self.all));
         write!(f, "trainable params: {trainable} || all params: {all} || trainable%: {:.4}", self.percent())
     }
-}
-
-/// Digits in groups of three.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
 }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use serde::Serialize;
 use serde_json::json;
 use sideburn::data::Loaded;
@@ -23,7 +23,7 @@ use sideburn::prelude::*;
 use crate::interrupt::stop_on_signals;
 use crate::report::{Finding, count, in_line, shown, table, tell};
 use crate::source::DataArgs;
-use crate::texts::{Named, read_predictions};
+use crate::texts::{Named, check_names, read_predictions};
 
 /// Have a language model score summaries for relevance, coherence, consistency and fluency, from 1 to 5
 ///
@@ -101,10 +101,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Found> {
     for file in &args.predictions {
         systems.extend(read_predictions(file, args.field.as_deref(), &loaded)?);
     }
-    for (at, (name, _)) in systems.iter().enumerate() {
-        let is_new = systems[..at].iter().all(|(other, _)| other != name);
-        ensure!(is_new, "there are two systems called {:?}; name one of them, as NAME=FILE", in_line(name));
-    }
+    check_names(&systems)?;
     // What cannot be read is told before anything is paid for.
     let others = args.against.iter().map(|path| Ok((shown(path), Rating::read(path)?)));
     let others = others.collect::<anyhow::Result<Vec<_>>>()?;

@@ -168,7 +168,7 @@ impl fmt::Display for Planned {
             ["model".to_owned(), in_line(&self.model)],
             [
                 "parameters".to_owned(),
-                format!("{}, of which {} train", grouped(self.parameters as usize), grouped(self.trainable as usize)),
+                format!("{}, of which {} train", grouped(self.parameters), grouped(self.trainable)),
             ],
             ["base".to_owned(), base],
             ["loading".to_owned(), format!("{} at most", size(self.loading_bytes))],

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use serde::Serialize;
+pub(crate) use sideburn::files::{count, grouped};
 use sideburn::files::{printable, printable_lines};
 
 /// What a command has found, ready to be printed.
@@ -80,6 +81,11 @@ pub(crate) fn shown(path: &Path) -> String {
     path.display().to_string()
 }
 
+/// A path in one line of a message.
+pub(crate) fn shown_in_line(path: &Path) -> String {
+    in_line(&shown(path))
+}
+
 /// JSON without the control characters that JSON allows in text (DEL, and U+0080 to U+009F, some of which move a
 /// terminal's cursor). Line breaks stand between the fields only, where they mean nothing.
 fn escaped_json(json: &str) -> String {
@@ -112,14 +118,6 @@ pub(crate) fn table<const N: usize>(f: &mut fmt::Formatter<'_>, rows: &[[String;
     Ok(())
 }
 
-/// Digits in groups of three.
-pub(crate) fn grouped(number: usize) -> String {
-    let digits = number.to_string();
-    let groups: Vec<&str> =
-        digits.as_bytes().rchunks(3).rev().map(|group| str::from_utf8(group).expect("digits")).collect();
-    groups.join(",")
-}
-
 /// A number to four or five digits.
 pub(crate) fn number(value: f64) -> String {
     match value.abs() {
@@ -127,11 +125,6 @@ pub(crate) fn number(value: f64) -> String {
         size if (1e-3..1e6).contains(&size) => format!("{value:.4}"),
         _ => format!("{value:.3e}"),
     }
-}
-
-/// `one site`, `two sites`: a number with what it counts.
-pub(crate) fn count(number: usize, what: &str) -> String {
-    format!("{} {what}{}", grouped(number), if number == 1 { "" } else { "s" })
 }
 
 /// Whether nobody reads the standard output any more, who then has read enough. A full disk must not pass for success.

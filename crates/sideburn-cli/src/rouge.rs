@@ -11,8 +11,8 @@ use sideburn::files::read_text;
 use sideburn::prelude::*;
 use sideburn::rouge::Punkt;
 
-use crate::report::{Finding, table};
-use crate::texts::{read_texts, shown};
+use crate::report::{Finding, shown_in_line, table};
+use crate::texts::read_texts;
 
 /// Score texts against references by ROUGE, as Python's rouge_score does, with confidence intervals
 ///
@@ -102,10 +102,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Rouge> {
         same_length(path, texts.len(), &args.references[0], references.len())?;
         let one = |(line, texts): (usize, Vec<String>)| match <[String; 1]>::try_from(texts) {
             Ok([text]) => Ok(text),
-            Err(texts) => bail!("{}, line {}: {} texts, where a system writes one", shown(path), line + 1, texts.len()),
+            Err(texts) => {
+                bail!("{}, line {}: {} texts, where a system writes one", shown_in_line(path), line + 1, texts.len())
+            }
         };
         let texts: Vec<String> = texts.into_iter().enumerate().map(one).collect::<Result<_, _>>()?;
-        let scores = scorer.score_corpus(&references, &texts).with_context(|| shown(path))?;
+        let scores = scorer.score_corpus(&references, &texts).with_context(|| shown_in_line(path))?;
         Ok(Metric::STANDARD.map(|metric| (metric, scores.iter().map(|scores| scores[metric]).collect())).into())
     };
     let first = score(&args.predictions)?;
@@ -139,7 +141,7 @@ fn punkt(directory: Option<PathBuf>) -> anyhow::Result<Punkt> {
     let text = |name: &str| read_text(directory.join(name), MAX_PUNKT);
     let (abbreviations, collocations) = (text("abbrev_types.txt")?, text("collocations.tab")?);
     let (starters, contexts) = (text("sent_starters.txt")?, text("ortho_context.tab")?);
-    Punkt::new(&abbreviations, &collocations, &starters, &contexts).with_context(|| shown(&directory))
+    Punkt::new(&abbreviations, &collocations, &starters, &contexts).with_context(|| shown_in_line(&directory))
 }
 
 /// The scores of all texts, metric by metric.
@@ -164,8 +166,8 @@ fn same_length(path: &Path, found: usize, references: &Path, expected: usize) ->
     ensure!(
         found == expected,
         "{} has {found} lines, {} has {expected}; both need one for each text, in one order",
-        shown(path),
-        shown(references)
+        shown_in_line(path),
+        shown_in_line(references)
     );
     Ok(())
 }

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use sideburn::data::Loaded;
 use sideburn::files::read_text;
 
-use crate::report::in_line;
+use crate::report::{in_line, shown_in_line};
 
 /// The largest file of texts.
 const MAX_TEXTS: u64 = 1 << 30;
@@ -38,11 +38,6 @@ impl FromStr for Named {
     }
 }
 
-/// A path in a message.
-pub(crate) fn shown(path: &Path) -> String {
-    in_line(&path.display().to_string())
-}
-
 /// A line of a file: texts, in an object or not.
 enum Line {
     Texts(Vec<String>),
@@ -53,16 +48,19 @@ enum Line {
 fn lines(path: &Path) -> anyhow::Result<Vec<Line>> {
     let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_ascii_lowercase();
     if let "csv" | "tsv" | "parquet" | "json" | "7z" = ending.as_str() {
-        bail!("{}: .{ending} files are not read here; give texts, one a line, or JSON Lines (.jsonl)", shown(path));
+        bail!(
+            "{}: .{ending} files are not read here; give texts, one a line, or JSON Lines (.jsonl)",
+            shown_in_line(path)
+        );
     }
     let file = read_text(path, MAX_TEXTS)?;
     let is_json = matches!(ending.as_str(), "jsonl" | "ndjson");
     let parsed = |(number, line): (usize, &str)| match is_json {
-        true => parse(line).with_context(|| format!("{}, line {}", shown(path), number + 1)),
+        true => parse(line).with_context(|| format!("{}, line {}", shown_in_line(path), number + 1)),
         false => Ok(Line::Texts(vec![line.to_owned()])),
     };
     let lines: Vec<Line> = file.lines().enumerate().map(parsed).collect::<Result<_, _>>()?;
-    ensure!(!lines.is_empty(), "{} has no line", shown(path));
+    ensure!(!lines.is_empty(), "{} has no line", shown_in_line(path));
     Ok(lines)
 }
 
@@ -95,7 +93,7 @@ pub(crate) fn read_texts(path: &Path, field: &str) -> anyhow::Result<Vec<Vec<Str
     let texts = |(number, line)| match line {
         Line::Texts(texts) => Ok(texts),
         Line::Object(object) => {
-            field_of(object, field).with_context(|| format!("{}, line {}", shown(path), number + 1))
+            field_of(object, field).with_context(|| format!("{}, line {}", shown_in_line(path), number + 1))
         }
     };
     lines(path)?.into_iter().enumerate().map(texts).collect()
@@ -112,18 +110,27 @@ fn field_of(mut object: Map<String, Value>, field: &str) -> anyhow::Result<Vec<S
 /// A system's name, and what it wrote for each example.
 pub(crate) type Written = (String, Vec<String>);
 
+/// Refuses two systems of one name.
+pub(crate) fn check_names(systems: &[Written]) -> anyhow::Result<()> {
+    for (at, (name, _)) in systems.iter().enumerate() {
+        let is_new = systems[..at].iter().all(|(other, _)| other != name);
+        ensure!(is_new, "there are two systems called {:?}; name one of them, as NAME=FILE", in_line(name));
+    }
+    Ok(())
+}
+
 /// What systems wrote for the examples, from a file: a text a line in the examples' order, or JSON Lines, whose objects
 /// may have an `id` and stand in any order. The objects' `field` has the text; where none is named, that is `summary`,
 /// or, where there is no such field, each field but `id` is a system.
 pub(crate) fn read_predictions(file: &Named, field: Option<&str>, loaded: &Loaded) -> anyhow::Result<Vec<Written>> {
     let (path, examples) = (&file.path, &loaded.examples);
     let lines = lines(path)?;
-    let stem = || path.file_stem().map_or_else(|| shown(path), |stem| stem.to_string_lossy().into_owned());
+    let stem = || path.file_stem().map_or_else(|| shown_in_line(path), |stem| stem.to_string_lossy().into_owned());
     let name = file.name.clone().unwrap_or_else(stem);
     let of_object = match (lines.first(), field) {
         (Some(Line::Object(object)), None) if !object.contains_key("summary") => {
             let names: Vec<String> = object.keys().filter(|name| *name != "id").cloned().collect();
-            ensure!(!names.is_empty(), "{}, line 1: no field but id, where texts are expected", shown(path));
+            ensure!(!names.is_empty(), "{}, line 1: no field but id, where texts are expected", shown_in_line(path));
             Some(names)
         }
         _ => None,
@@ -134,7 +141,7 @@ pub(crate) fn read_predictions(file: &Named, field: Option<&str>, loaded: &Loade
     let mut texts: Vec<Vec<Option<String>>> = vec![vec![None; examples.len()]; names.len()];
     let count = lines.len();
     for (number, line) in lines.into_iter().enumerate() {
-        let at = || format!("{}, line {}", shown(path), number + 1);
+        let at = || format!("{}, line {}", shown_in_line(path), number + 1);
         let (place, fields) = match line {
             Line::Texts(found) => (number, vec![found]),
             Line::Object(mut object) => {
@@ -182,7 +189,11 @@ pub(crate) fn read_predictions(file: &Named, field: Option<&str>, loaded: &Loade
         let listed = missing.iter().take(LISTED).cloned().collect::<Vec<_>>().join(", ");
         let lacking =
             if missing.is_empty() { String::new() } else { format!("; none for {listed}{}", more(missing.len())) };
-        bail!("{} has {count} texts for {} dialogues{rows}{lacking}; give one for each", shown(path), examples.len());
+        bail!(
+            "{} has {count} texts for {} dialogues{rows}{lacking}; give one for each",
+            shown_in_line(path),
+            examples.len()
+        );
     }
     let is_alone = names.len() == 1;
     let named = |field: String| match (&file.name, &of_object) {

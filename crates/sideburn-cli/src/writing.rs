@@ -58,7 +58,8 @@ pub(crate) struct WritingArgs {
     /// What draws follow from
     #[arg(long, value_name = "NUMBER")]
     pub(crate) seed: Option<u64>,
-    /// What to compute in; int8, on the CPU, takes about a quarter of the memory and less than half the time of f32
+    /// What to compute in; int8, on the CPU, takes less than half the time of f32, and a quarter of the memory for
+    /// weights once they are packed
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     pub(crate) compute: Compute,
     /// Where to compute: flex (the CPU), wgpu, vulkan, metal or cuda, with :INDEX behind a GPU's

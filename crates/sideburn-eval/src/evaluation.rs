@@ -160,13 +160,7 @@ impl Evaluation {
 
     /// What was measured of any system, in the order it first came.
     pub(crate) fn score_names(&self) -> Vec<&str> {
-        let mut names: Vec<&str> = Vec::new();
-        for scored in self.systems.iter().flat_map(|system| &system.scores) {
-            if !names.contains(&scored.mean.name.as_str()) {
-                names.push(&scored.mean.name);
-            }
-        }
-        names
+        names_of(self.systems.iter().flat_map(|system| &system.scores).map(|scored| &scored.mean))
     }
 
     fn scored(&self, Values { name, is_share, values }: Values) -> Result<Scored, EvalError> {
@@ -195,6 +189,17 @@ impl System {
     pub fn score(&self, name: &str) -> Option<&Scored> {
         self.scores.iter().find(|scored| scored.mean.name == name)
     }
+}
+
+/// The names of means, each once, in the order they first come.
+pub(crate) fn names_of<'a>(means: impl Iterator<Item = &'a Mean>) -> Vec<&'a str> {
+    let mut names: Vec<&str> = Vec::new();
+    for Mean { name, .. } in means {
+        if !names.contains(&name.as_str()) {
+            names.push(name);
+        }
+    }
+    names
 }
 
 /// A number as people read it: a share of 1 in percent.

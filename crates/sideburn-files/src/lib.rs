@@ -52,6 +52,6 @@ pub use error::FileError;
 #[cfg(feature = "fs")]
 pub use hub_cache::cache_blobs;
 pub use lfs::is_lfs_pointer;
-pub use printable::{Printable, printable, printable_lines};
+pub use printable::{Printable, count, grouped, printable, printable_lines};
 #[cfg(feature = "fs")]
 pub use read::{MAX_CONFIG, open_regular, read_capped, read_text};

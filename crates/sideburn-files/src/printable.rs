@@ -32,6 +32,28 @@ pub fn printable_lines(text: &str) -> String {
     text.split('\n').map(|line| printable(line).to_string()).collect::<Vec<_>>().join("\n")
 }
 
+/// The digits of a whole number in groups of three.
+///
+/// ```
+/// assert_eq!(sideburn_files::grouped(1_234_567), "1,234,567");
+/// assert_eq!(sideburn_files::grouped(12), "12");
+/// ```
+pub fn grouped(number: impl fmt::Display) -> String {
+    let digits = number.to_string();
+    let groups = digits.as_bytes().rchunks(3).rev().map(|group| str::from_utf8(group).unwrap_or_default());
+    groups.collect::<Vec<_>>().join(",")
+}
+
+/// A number with what it counts.
+///
+/// ```
+/// assert_eq!(sideburn_files::count(1, "site"), "1 site");
+/// assert_eq!(sideburn_files::count(2_000, "site"), "2,000 sites");
+/// ```
+pub fn count(number: usize, what: &str) -> String {
+    format!("{} {what}{}", grouped(number), if number == 1 { "" } else { "s" })
+}
+
 /// What [`printable`] gives: it shows itself by `{}`.
 #[derive(Clone, Debug)]
 pub struct Printable<'a>(Cow<'a, str>);

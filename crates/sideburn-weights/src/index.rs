@@ -12,7 +12,7 @@ use crate::error::WeightsError;
 use crate::unique_map::UniqueMap;
 
 /// The index of a sharded model: which tensor is in which file. The name of every file has been checked: it is a plain relative
-/// path, of a file that ends in `.safetensors`.
+/// path, of a file that ends in `.safetensors`, or in `.bin` if the index is of those.
 #[derive(Debug)]
 pub struct ShardIndex {
     pub(crate) weight_map: BTreeMap<String, String>,

@@ -15,7 +15,7 @@ use sideburn::prelude::*;
 
 use crate::report::{Finding, shown};
 use crate::source::DataArgs;
-use crate::texts::{Named, Written, read_predictions};
+use crate::texts::{Named, Written, check_names, read_predictions};
 use crate::writing::WritingArgs;
 
 /// Evaluate summaries: those in files, or those that a model writes, without adapters and with each of them
@@ -90,17 +90,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Evaluated> {
     for file in &args.predictions {
         systems.extend(read_predictions(file, args.field.as_deref(), &loaded)?);
     }
-    for (at, (name, _)) in systems.iter().enumerate() {
-        ensure!(
-            systems[..at].iter().all(|(other, _)| other != name),
-            "there are two systems called {name:?}; name one of them, as NAME=FILE"
-        );
-        ensure!(
-            name != "id",
-            "a system cannot be called id, which predictions.jsonl has for ids; give it as NAME=FILE"
-        );
-    }
+    check_names(&systems)?;
     let names: Vec<&str> = systems.iter().map(|(name, _)| name.as_str()).collect();
+    ensure!(
+        !names.contains(&"id"),
+        "a system cannot be called id, which predictions.jsonl has for ids; give it as NAME=FILE"
+    );
     let given = scores::read(&args.scores, &loaded.examples, &names)?;
     let rouge = RougeScorer::all().with_stemmer(args.stemmer);
     let bootstrap = BootstrapConfig { samples: args.samples, seed, ..BootstrapConfig::default() };

@@ -9,8 +9,7 @@ use sideburn::eval::{ScoreError, Values};
 use sideburn::files::read_text;
 use sideburn::prelude::*;
 
-use crate::report::in_line;
-use crate::texts::shown;
+use crate::report::{in_line, shown_in_line};
 
 const MAX_SCORES: u64 = 1 << 30;
 
@@ -46,7 +45,7 @@ pub(super) fn read(paths: &[PathBuf], examples: &[Example], systems: &[&str]) ->
         let file = read_text(path, MAX_SCORES)?;
         let mut any = false;
         for (number, line) in file.lines().enumerate() {
-            let at = || format!("{}, line {}", shown(path), number + 1);
+            let at = || format!("{}, line {}", shown_in_line(path), number + 1);
             let line: Line = serde_json::from_str(line).with_context(|| {
                 format!("{}: no line of scores, such as {{\"id\": \"test_0\", \"system\": \"lora\", \"scores\": {{\"fluency\": 4}}}}", at())
             })?;
@@ -69,7 +68,7 @@ pub(super) fn read(paths: &[PathBuf], examples: &[Example], systems: &[&str]) ->
                 ensure!(known.is_none(), "{}: a second {:?} of {:?}", at(), in_line(&name), in_line(&id));
             }
         }
-        ensure!(any, "{} has no scores", shown(path));
+        ensure!(any, "{} has no scores", shown_in_line(path));
     }
     Ok(given)
 }

@@ -2,12 +2,14 @@
 
 use std::fmt::{self, Write};
 
+use sideburn_files::{count, grouped};
+
 use crate::{
     evaluation::{Evaluation, System, shown},
     words::{Words, speakers},
 };
 
-use super::{Marked, count, escape::Escaped, grouped, look};
+use super::{Marked, escape::Escaped, look};
 
 pub(super) fn write_dialogues(page: &mut String, evaluation: &Evaluation) -> fmt::Result {
     write!(

@@ -7,6 +7,8 @@ mod results;
 
 use std::fmt::{self, Write};
 
+use sideburn_files::{count, grouped};
+
 use crate::{report::Report, words};
 
 use escape::Escaped;
@@ -97,18 +99,6 @@ fn write_method(page: &mut String, report: &Report) -> fmt::Result {
         )?;
     }
     writeln!(page, "</section>")
-}
-
-/// `1 system`, `2 systems`.
-fn count(number: usize, what: &str) -> String {
-    format!("{} {what}{}", grouped(number), if number == 1 { "" } else { "s" })
-}
-
-/// Digits in groups of three.
-fn grouped(number: usize) -> String {
-    let digits = number.to_string();
-    let groups = digits.as_bytes().rchunks(3).rev().map(|group| str::from_utf8(group).unwrap_or_default());
-    groups.collect::<Vec<_>>().join(",")
 }
 
 /// The number of a system's colour and mark: there are six of each.

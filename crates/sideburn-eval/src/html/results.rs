@@ -2,14 +2,16 @@
 
 use std::fmt::{self, Write};
 
+use sideburn_files::{count, grouped};
+
 use crate::{
-    evaluation::{Difference, Mean, shown},
+    evaluation::{Difference, Mean, names_of, shown},
     report::Report,
     slices::Slicing,
     statistics::Statistics,
 };
 
-use super::{count, escape::Escaped, grouped, look, plot};
+use super::{escape::Escaped, look, plot};
 
 /// The p-value below which a difference is taken for one.
 const SIGNIFICANT: f64 = 0.05;
@@ -31,6 +33,16 @@ fn open_table(page: &mut String, label: &str, class: &str) -> fmt::Result {
 fn interval(mean: &Mean) -> String {
     let ends = [mean.interval.low, mean.interval.high].map(|value| shown(value, mean.is_share));
     format!("<b>{mean}</b> <small>[{:.2}, {:.2}]</small>", ends[0], ends[1])
+}
+
+/// The cell of a mean, with the number of what it is of unless that is `all`.
+fn write_mean(page: &mut String, mean: Option<&Mean>, all: Option<usize>) -> fmt::Result {
+    let Some(mean) = mean else { return write!(page, "<td class=\"n\">–</td>") };
+    write!(page, "<td class=\"n\">{}", interval(mean))?;
+    if Some(mean.interval.n) != all {
+        write!(page, " <small>n {}</small>", grouped(mean.interval.n))?;
+    }
+    write!(page, "</td>")
 }
 
 /// What the first score says, in sentences.
@@ -176,12 +188,7 @@ pub(super) fn write_differences(page: &mut String, report: &Report) -> fmt::Resu
 
 pub(super) fn write_statistics(page: &mut String, report: &Report) -> fmt::Result {
     open(page, "texts", "Texts")?;
-    let mut names: Vec<&str> = Vec::new();
-    for mean in report.statistics.iter().flat_map(|statistics| &statistics.measures) {
-        if !names.contains(&mean.name.as_str()) {
-            names.push(&mean.name);
-        }
-    }
+    let names = names_of(report.statistics.iter().flat_map(|statistics| &statistics.measures));
     open_table(page, "Statistics of the texts", "plain")?;
     write!(page, "<thead><tr><th scope=\"col\">Texts of</th>")?;
     for name in &names {
@@ -194,17 +201,7 @@ pub(super) fn write_statistics(page: &mut String, report: &Report) -> fmt::Resul
         let class = row.checked_sub(1).map_or_else(|| "people".to_owned(), |place| format!("c{}", look(place)));
         write!(page, "<tr><th scope=\"row\"><span class=\"{class}\">{}</span></th>", Escaped(name))?;
         for name in &names {
-            match measures.iter().find(|mean| mean.name == *name) {
-                Some(mean) => {
-                    write!(
-                        page,
-                        "<td class=\"n\">{} <small>n {}</small></td>",
-                        interval(mean),
-                        grouped(mean.interval.n)
-                    )?;
-                }
-                None => write!(page, "<td class=\"n\">–</td>")?,
-            }
+            write_mean(page, measures.iter().find(|mean| mean.name == *name), None)?;
         }
         write!(page, "<td class=\"n\">{}</td></tr>", grouped(*empty))?;
     }
@@ -252,20 +249,8 @@ pub(super) fn write_slices(page: &mut String, report: &Report) -> fmt::Result {
                 }
                 write!(page, "<td><span class=\"c{}\">{}</span></td>", look(row), Escaped(&of_system.system))?;
                 for name in &names {
-                    match of_system.scores.iter().find(|mean| mean.name == *name) {
-                        Some(mean) if mean.interval.n == slice.n => {
-                            write!(page, "<td class=\"n\">{}</td>", interval(mean))?
-                        }
-                        Some(mean) => {
-                            write!(
-                                page,
-                                "<td class=\"n\">{} <small>n {}</small></td>",
-                                interval(mean),
-                                grouped(mean.interval.n)
-                            )?;
-                        }
-                        None => write!(page, "<td class=\"n\">–</td>")?,
-                    }
+                    let mean = of_system.scores.iter().find(|mean| mean.name == *name);
+                    write_mean(page, mean, Some(slice.n))?;
                 }
                 write!(page, "</tr>")?;
             }
