@@ -170,6 +170,47 @@ pub(crate) fn jsonl() -> Vec<Vec<u8>> {
     vec![one.into(), three.into(), array.into()]
 }
 
+pub(crate) const TOML: &[&[u8]] = &[
+    b"template = ",
+    b"\"\"\"",
+    b"'''",
+    b"\\u001b",
+    b"\\U0010FFFF",
+    b"{dialogue}",
+    b"{summary}",
+    b"{{",
+    b"}",
+    b"[a.b]",
+    b"1e400",
+];
+
+pub(crate) fn template() -> Vec<Vec<u8>> {
+    vec![
+        b"template = \"\"\"\nSummarize:\n{dialogue}\n\"\"\"\n".to_vec(),
+        b"# For a decoder.\r\ntemplate = '### Input: {dialogue} {topic} ### Summary: {summary}'\r\n".to_vec(),
+        "Fasse zusammen, gr\u{f6}\u{df}tenteils:\n{dialogue}\n".into(),
+    ]
+}
+
+/// Two answers, one of which differs from any other.
+pub(crate) const OTHER_VERDICT: [&str; 2] = [r#"{"score": 5}"#, r#"{"score": 1}"#];
+
+pub(crate) fn verdict() -> Vec<Vec<u8>> {
+    vec![
+        br#"{"score": 4, "reason": "One fact is missing."}"#.to_vec(),
+        b"<think>{\"score\": 1}</think>\n```json\n{\"reason\": \"All \\\"there\\\" }.\", \"score\": 5}\n```".to_vec(),
+    ]
+}
+
+pub(crate) fn ratings() -> Vec<Vec<u8>> {
+    let lines = [
+        r#"{"id": "test_0", "system": "lora", "scores": {"relevance": 4, "fluency": 4.5}, "reasons": {"fluency": "a"}}"#,
+        r#"{"id": "test_1", "scores": {}, "failed": {"relevance": "empty"}}"#,
+        r#"{"system": "lora", "means": {"relevance": {"mean": 4.0, "n": 1}}}"#,
+    ];
+    vec![lines.join("\n").into()]
+}
+
 pub(crate) fn tokenizer() -> Vec<Vec<u8>> {
     files(&["crates/sideburn-data/testdata/tokenizer.json"])
 }

@@ -4,7 +4,8 @@ use std::fmt::Display;
 use std::path::Path;
 
 use rawzip::{CompressionMethod, ZipArchiveWriter};
-use sideburn_data::{Columns, DataError, Dataset, Loaded, Tokenizer, TokenizerFiles, parse_csv, parse_jsonl};
+use sideburn_data::{Columns, DataError, Dataset, Loaded, Template, Tokenizer, TokenizerFiles, parse_csv, parse_jsonl};
+use sideburn_judge::{Rating, Verdict};
 use sideburn_quant::{Packed, QuantizationConfig};
 use sideburn_weights::{ModelFiles, SafetensorsFile, Tensor, TensorSource, TorchFile, safetensors_bytes};
 
@@ -41,6 +42,9 @@ pub const TARGETS: &[Target] = &[
     },
     Target { name: "csv", run: csv, seeds: seeds::csv, words: seeds::CSV, memory: 64 },
     Target { name: "jsonl", run: jsonl, seeds: seeds::jsonl, words: seeds::JSON, memory: 64 },
+    Target { name: "template", run: template, seeds: seeds::template, words: seeds::TOML, memory: 64 },
+    Target { name: "verdict", run: verdict, seeds: seeds::verdict, words: seeds::JSON, memory: 64 },
+    Target { name: "ratings", run: ratings, seeds: seeds::ratings, words: seeds::JSON, memory: 64 },
     // The library compiles patterns and tables that the file asks for.
     Target { name: "tokenizer", run: tokenizer, seeds: seeds::tokenizer, words: seeds::JSON, memory: 4096 },
     Target {
@@ -157,7 +161,6 @@ fn pickle(bytes: &[u8]) {
 }
 
 /// Has bytes read as a file on a disk, for what reads files only.
-#[cfg(feature = "models")]
 fn as_file<T>(bytes: &[u8], name: &str, read: impl FnOnce(&Path) -> T) -> T {
     thread_local! {
         // One for all inputs: to make a folder takes longer than most inputs do.
@@ -188,6 +191,36 @@ fn rows(parse: impl Fn(&Path, &[u8], &Columns) -> Result<Loaded, DataError>, byt
         assert_eq!(again.expect("a strict reading passed"), loaded);
     } else if let Some(loaded) = checked(again, bytes) {
         assert!(!loaded.examples.is_empty() && loaded.rows >= loaded.examples.len() + loaded.skipped.len());
+    }
+}
+
+/// What is around a prompt, in a file of either kind. A text has a place in it.
+fn template(bytes: &[u8]) {
+    for name in ["template.toml", "template.txt"] {
+        if let Some(template) = checked(as_file(bytes, name, |path| Template::from_file(path)), bytes) {
+            let fields = [("dialogue".to_owned(), "a: b".to_owned())].into();
+            if let Some(prompt) = checked(template.render(&fields), bytes) {
+                assert!(prompt.contains("a: b"), "{prompt:?}");
+            }
+        }
+    }
+}
+
+/// What a judge answers. One that was told by the text to answer twice has not answered.
+fn verdict(bytes: &[u8]) {
+    let answer = String::from_utf8_lossy(bytes);
+    if let Some(verdict) = checked(Verdict::parse(&answer), bytes) {
+        assert!((1..=5).contains(&verdict.score), "{}", verdict.score);
+        assert!(
+            Verdict::parse(&format!("{answer} {}", seeds::OTHER_VERDICT[usize::from(verdict.score == 5)])).is_err()
+        );
+    }
+}
+
+fn ratings(bytes: &[u8]) {
+    if let Some(ratings) = checked(as_file(bytes, "ratings.jsonl", |path| Rating::read(path)), bytes) {
+        let mut scores = ratings.iter().flat_map(|rating| rating.scores.values());
+        assert!(scores.all(|score| (1.0..=5.0).contains(score)));
     }
 }
 
