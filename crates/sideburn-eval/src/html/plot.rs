@@ -3,6 +3,8 @@
 
 use std::fmt::{self, Write};
 
+use sideburn_files::grouped;
+
 use crate::{evaluation::shown, slices::Slice};
 
 use super::{escape::Escaped, look};
@@ -215,7 +217,7 @@ pub(super) fn write_chart(page: &mut String, score: &str, by: &str, slices: &[Sl
             bottom + 17.0,
             slice.name,
             bottom + 33.0,
-            slice.n
+            grouped(slice.n)
         )?;
     }
     let shift = (width * 0.5 / lines.len().max(1) as f64).min(14.0);

@@ -5,6 +5,7 @@ use std::fmt::{self, Write};
 use sideburn_files::{count, grouped};
 
 use crate::{
+    Interval,
     evaluation::{Difference, Mean, names_of, shown},
     report::Report,
     slices::Slicing,
@@ -29,10 +30,15 @@ fn open_table(page: &mut String, label: &str, class: &str) -> fmt::Result {
     )
 }
 
+/// `[39.66, 43.90]`, shares of 1 in percent.
+fn range(interval: &Interval, is_share: bool) -> String {
+    let [low, high] = [interval.low, interval.high].map(|value| shown(value, is_share));
+    format!("[{low:.2}, {high:.2}]")
+}
+
 /// `41.83 <small>[39.66, 43.90]</small>`.
 fn interval(mean: &Mean) -> String {
-    let ends = [mean.interval.low, mean.interval.high].map(|value| shown(value, mean.is_share));
-    format!("<b>{mean}</b> <small>[{:.2}, {:.2}]</small>", ends[0], ends[1])
+    format!("<b>{mean}</b> <small>{}</small>", range(&mean.interval, mean.is_share))
 }
 
 /// The cell of a mean, with the number of what it is of unless that is `all`.
@@ -56,17 +62,24 @@ pub(super) fn write_findings(page: &mut String, report: &Report) -> fmt::Result 
     writeln!(page, "<ul class=\"findings\" aria-label=\"Findings\">")?;
     writeln!(
         page,
-        "<li><b class=\"large\">{mean}</b> {} of <b>{}</b>{} <small>({mean:#}, n {})</small></li>",
+        "<li><b class=\"large\">{mean}</b> {} of <b>{}</b>{} <small>{}, n {}</small></li>",
         Escaped(name),
         Escaped(&best.name),
         if evaluation.systems.len() > 1 { ", the highest" } else { "" },
+        range(&mean.interval, mean.is_share),
         grouped(mean.interval.n),
     )?;
     for difference in report.differences.iter().filter(|difference| difference.score == name) {
         let Difference { first, second, comparison, is_share, .. } = difference;
         let points = shown(comparison.difference.mean, *is_share);
         let (first, second) = (Escaped(first), Escaped(second));
-        let detail = format!("<small>({difference})</small>");
+        let interval = &comparison.difference;
+        let detail = format!(
+            "<small>{}, p {:.3}, n {}</small>",
+            range(interval, *is_share),
+            comparison.p_value,
+            grouped(interval.n)
+        );
         let points = format!("<b class=\"large\">{points:+.2}</b>");
         match comparison.p_value < SIGNIFICANT {
             true => writeln!(page, "<li>{points} <b>{first}</b> against <b>{second}</b> {detail}</li>")?,
@@ -201,7 +214,7 @@ pub(super) fn write_statistics(page: &mut String, report: &Report) -> fmt::Resul
         let class = row.checked_sub(1).map_or_else(|| "people".to_owned(), |place| format!("c{}", look(place)));
         write!(page, "<tr><th scope=\"row\"><span class=\"{class}\">{}</span></th>", Escaped(name))?;
         for name in &names {
-            write_mean(page, measures.iter().find(|mean| mean.name == *name), None)?;
+            write_mean(page, measures.iter().find(|mean| mean.name == *name), Some(report.evaluation.examples.len()))?;
         }
         write!(page, "<td class=\"n\">{}</td></tr>", grouped(*empty))?;
     }
