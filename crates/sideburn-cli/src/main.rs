@@ -1,5 +1,5 @@
-//! `sideburn`: looks into adapters, merges, combines and converts them, plans memory, quantises models, holds them against
-//! reference numbers, summarises, scores and evaluates summaries, looks into data sets, pushes adapters, and lists devices.
+//! `sideburn`: trains adapters, looks into them, merges, combines and converts them, plans memory, quantises models, holds them
+//! against reference numbers, summarises, scores and evaluates summaries, looks into data sets, pushes adapters, and lists devices.
 
 #![forbid(unsafe_code)]
 
@@ -23,6 +23,7 @@ mod rouge;
 mod source;
 mod summarize;
 mod texts;
+mod train;
 mod verify;
 mod writing;
 
@@ -35,6 +36,10 @@ use crate::report::Report;
 
 const EXAMPLES: &str = "\
 Examples:
+  An adapter, from the small model and the data of the repository; then one of your own, and on where a run has stopped:
+    sideburn train
+    sideburn train --set model=flan-t5-base --set data=dialogsum --set num_train_epochs=3 --set eval_strategy=epoch
+    sideburn train --resume out/train
   What is in an adapter, and how strong it is at each site:
     sideburn adapter inspect my-adapter --sites
   Whether it fits a base model:
@@ -72,9 +77,9 @@ Examples:
     sideburn devices
 
 Exit status: 0 if all is well, 1 if a check fails, a part of an adapter cannot be read or a text cannot be summarised or
-judged, 2 if a command cannot be run, or evaluate or judge was stopped before all was done.";
+judged, 2 if a command cannot be run, or train, evaluate or judge was stopped before all was done.";
 
-/// Looks into adapters of Hugging Face peft, merges, combines and converts them, quantises and verifies models, counts,
+/// Trains adapters of Hugging Face peft, looks into them, merges, combines and converts them, quantises and verifies models, counts,
 /// converts and splits data sets, summarises, scores and evaluates
 ///
 /// Models and adapters are directories as transformers and peft write them, or ids on the Hugging Face hub: OWNER/NAME, or
@@ -99,6 +104,7 @@ enum Command {
     /// Count, convert and split data sets
     #[command(subcommand)]
     Data(data::Command),
+    Train(train::Args),
     Quantize(quantize::Args),
     Rouge(rouge::Args),
     #[cfg(feature = "judge")]
@@ -123,6 +129,7 @@ fn main() -> ExitCode {
         Command::Adapter(command) => adapter::run(command),
         Command::Plan(args) => plan::run(&args).map(Report::new),
         Command::Data(command) => data::run(command),
+        Command::Train(args) => train::run(&args),
         Command::Quantize(args) => quantize::run(&args).map(Report::new),
         Command::Rouge(args) => rouge::run(&args).map(Report::new),
         #[cfg(feature = "judge")]

@@ -2,10 +2,23 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Schedule, TrainError};
+use crate::{Schedule, TrainError, settings};
+
+/// When something is done in a run: `eval_strategy` and `save_strategy` of `transformers`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Strategy {
+    /// Never.
+    #[default]
+    No,
+    /// After so many steps each, and at the end.
+    Steps,
+    /// At the end of each epoch, and of the run.
+    Epoch,
+}
 
 /// The settings of a run; names and defaults are those of `transformers.TrainingArguments` (PyTorch's AdamW alone would
-/// decay by 0.01), but for `max_steps`, which has no default here.
+/// decay by 0.01), but for `max_steps`, which has no default here, and `logging_steps`, which is 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainConfig {
     /// Steps of the optimiser.
@@ -33,9 +46,46 @@ pub struct TrainConfig {
     pub gradient_accumulation_steps: u64,
     /// What all random draws follow from.
     pub seed: u64,
+    /// The share of all steps over which the learning rate rises from zero, rounded up to whole steps; instead of
+    /// `warmup_steps`.
+    pub warmup_ratio: f64,
+    /// A step that is logged comes after so many.
+    pub logging_steps: u64,
+    /// When the model is evaluated.
+    pub eval_strategy: Strategy,
+    /// Steps from one evaluation to the next.
+    pub eval_steps: u64,
+    /// When a checkpoint is written. Unless it is never, one is at the end and where a run is stopped, too.
+    pub save_strategy: Strategy,
+    /// Steps from one checkpoint to the next.
+    pub save_steps: u64,
+    /// How many checkpoints are kept, the last ones; the one that was evaluated best is kept beside them. None keeps all.
+    pub save_total_limit: Option<u64>,
+    /// Whether the model has the weights at the end that were evaluated best. Each that is better than all before has a
+    /// checkpoint.
+    pub load_best_model_at_end: bool,
+    /// By which metric of the evaluation a model is better than another: `loss` if none is named.
+    pub metric_for_best_model: Option<String>,
+    /// Whether more of it is better. If nothing is said, it is, unless the metric's name ends in `loss` or `perplexity`.
+    pub greater_is_better: Option<bool>,
+    /// The run ends after so many evaluations without one that is better than all before.
+    pub early_stopping_patience: Option<u64>,
+    /// By how much an evaluation must be better for that.
+    pub early_stopping_threshold: f64,
 }
 
 impl TrainConfig {
+    /// The settings that may be others where a run goes on: what comes of it does not depend on them.
+    pub const MAY_CHANGE: [&str; 7] = [
+        "logging_steps",
+        "eval_strategy",
+        "eval_steps",
+        "save_strategy",
+        "save_steps",
+        "save_total_limit",
+        "early_stopping_patience",
+    ];
+
     /// The defaults, for `max_steps` steps.
     pub fn new(max_steps: u64) -> Self {
         Self {
@@ -51,18 +101,46 @@ impl TrainConfig {
             loraplus_lr_ratio: 1.0,
             gradient_accumulation_steps: 1,
             seed: 42,
+            warmup_ratio: 0.0,
+            logging_steps: 1,
+            eval_strategy: Strategy::No,
+            eval_steps: 500,
+            save_strategy: Strategy::Steps,
+            save_steps: 500,
+            save_total_limit: None,
+            load_best_model_at_end: false,
+            metric_for_best_model: None,
+            greater_is_better: None,
+            early_stopping_patience: None,
+            early_stopping_threshold: 0.0,
         }
+    }
+
+    /// Steps over which the learning rate rises from zero.
+    fn warmup(&self) -> u64 {
+        match self.warmup_steps {
+            0 => (self.warmup_ratio * self.max_steps as f64).ceil() as u64,
+            steps => steps,
+        }
+    }
+
+    /// The metric by which a model is better than another, without `eval_` before it, and whether more of it is better.
+    pub(crate) fn best_metric(&self) -> (&str, bool) {
+        let metric = self.metric_for_best_model.as_deref().unwrap_or("loss");
+        let metric = metric.strip_prefix("eval_").unwrap_or(metric);
+        let less_is_better = ["loss", "perplexity"].iter().any(|ending| metric.ends_with(ending));
+        (metric, self.greater_is_better.unwrap_or(!less_is_better))
     }
 
     /// The learning rate of a step, from 0.
     pub fn learning_rate_at(&self, step: u64) -> f64 {
-        self.learning_rate * self.lr_scheduler_type.factor(step, self.warmup_steps, self.max_steps)
+        self.learning_rate * self.lr_scheduler_type.factor(step, self.warmup(), self.max_steps)
     }
 
-    /// Refuses values that mean nothing.
+    /// Refuses values that mean nothing, and such as cannot be together.
     ///
     /// # Errors
-    /// If a number is out of its range; the error names the field.
+    /// If a number is out of its range, or a setting wants another that is not there; the error names the field.
     pub fn validate(&self) -> Result<(), TrainError> {
         let not_negative = |number: f64| number.is_finite() && number >= 0.0;
         let fields = [
@@ -92,7 +170,61 @@ impl TrainConfig {
         ];
         match fields.into_iter().find(|(_, _, valid, _)| !valid) {
             Some((field, found, _, expected)) => Err(TrainError::InvalidSetting { field, found, expected }),
+            None => self.check_loop(),
+        }
+    }
+
+    fn check_loop(&self) -> Result<(), TrainError> {
+        let above_zero = [
+            ("max_steps", Some(self.max_steps)),
+            ("logging_steps", Some(self.logging_steps)),
+            ("eval_steps", Some(self.eval_steps)),
+            ("save_steps", Some(self.save_steps)),
+            ("save_total_limit", self.save_total_limit),
+            ("early_stopping_patience", self.early_stopping_patience),
+        ];
+        if let Some((field, _)) = above_zero.into_iter().find(|(_, number)| *number == Some(0)) {
+            return Err(TrainError::InvalidSetting { field, found: 0.0, expected: "at least 1" });
+        }
+        for (field, found, valid, expected) in [
+            ("warmup_ratio", self.warmup_ratio, (0.0..=1.0).contains(&self.warmup_ratio), "a number from 0 to 1"),
+            (
+                "early_stopping_threshold",
+                self.early_stopping_threshold,
+                self.early_stopping_threshold.is_finite() && self.early_stopping_threshold >= 0.0,
+                "a number of at least 0",
+            ),
+        ] {
+            if !valid {
+                return Err(TrainError::InvalidSetting { field, found, expected });
+            }
+        }
+        if self.warmup_steps > 0 && self.warmup_ratio > 0.0 {
+            let (steps, ratio) = (self.warmup_steps, self.warmup_ratio);
+            return Err(TrainError::Contradiction {
+                message: format!("`warmup_steps` is {steps} and `warmup_ratio` is {ratio}; give one of them"),
+            });
+        }
+        let wants_evaluation = [
+            ("load_best_model_at_end", self.load_best_model_at_end),
+            ("metric_for_best_model", self.metric_for_best_model.is_some()),
+            ("early_stopping_patience", self.early_stopping_patience.is_some()),
+        ];
+        match wants_evaluation.into_iter().find(|(_, is_set)| *is_set && self.eval_strategy == Strategy::No) {
+            Some((field, _)) => Err(TrainError::Contradiction {
+                message: format!(
+                    "`{field}` is set and `eval_strategy` is \"no\", so that there is no best model; set \
+                     `eval_strategy` to \"steps\" or \"epoch\""
+                ),
+            }),
             None => Ok(()),
         }
+    }
+
+    /// Refuses to go on with a run of other settings, but for those that say only what is told of it and kept.
+    pub(crate) fn check_same(&self, run: &Self) -> Result<(), TrainError> {
+        let fields = |config: &Self| serde_json::to_value(config).expect("a struct of plain fields");
+        let differences = settings::differences(&fields(run), &fields(self), &Self::MAY_CHANGE);
+        if differences.is_empty() { Ok(()) } else { Err(TrainError::OtherRun { differences }) }
     }
 }

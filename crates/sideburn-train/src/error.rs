@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use sideburn_adapters::AdapterError;
+use sideburn_files::FileError;
 use sideburn_kernels::OutOfMemory;
+use sideburn_weights::WeightsError;
 
 type Source = Box<dyn std::error::Error + Send + Sync>;
 
@@ -21,6 +23,76 @@ pub enum TrainError {
         /// What would be right.
         expected: &'static str,
     },
+    /// Settings that cannot be together.
+    #[error("{message}")]
+    Contradiction {
+        /// Which, and what to do.
+        message: String,
+    },
+    /// A setting that does not exist.
+    #[error("no setting is called `{name}`{}", hint(nearest))]
+    UnknownSetting {
+        /// What it was called.
+        name: String,
+        /// The setting that may have been meant.
+        nearest: Option<String>,
+    },
+    /// A setting of another type.
+    #[error("`{name}` is {found}: {expected}; without it, it is {before}")]
+    IllTyped {
+        /// The setting.
+        name: String,
+        /// What was given.
+        found: String,
+        /// What it can be.
+        expected: String,
+        /// What it would be if nothing were given.
+        before: String,
+    },
+    /// A metric that no evaluation finds.
+    #[error("`metric_for_best_model` is {metric}, and an evaluation finds {}{}", known.join(", "), hint(nearest))]
+    UnknownMetric {
+        /// What it was called.
+        metric: String,
+        /// What an evaluation finds.
+        known: Vec<String>,
+        /// The one that may have been meant.
+        nearest: Option<String>,
+    },
+    /// An evaluation that failed.
+    #[error("the evaluation failed: {source}")]
+    Evaluation {
+        /// The error of the data or the model.
+        source: Source,
+    },
+    /// A run that is to go on with something else than what it began with.
+    #[error("the run cannot go on with what it did not begin with: {}; begin another one", differences.join(", "))]
+    OtherRun {
+        /// What differs.
+        differences: Vec<String>,
+    },
+    /// A directory that is not one to begin or to go on with.
+    #[error("{}: {message}", path.display())]
+    RunDirectory {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        message: String,
+    },
+    /// A checkpoint that is not as it was written.
+    #[error("{}: the checkpoint cannot be used: {message}", path.display())]
+    Checkpoint {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A file or directory that cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Tensors that cannot be read or written.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
     /// A model of which nothing trains.
     #[error("no parameter is trainable; attach an adapter, or unfreeze the base, before training")]
     NothingToTrain,
@@ -102,4 +174,8 @@ pub enum TrainError {
         /// The reason.
         source: std::io::Error,
     },
+}
+
+fn hint(nearest: &Option<String>) -> String {
+    nearest.as_ref().map_or_else(String::new, |name| format!("; the nearest name is `{name}`"))
 }

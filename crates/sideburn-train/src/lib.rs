@@ -8,6 +8,8 @@
 //! * [`TrainConfig`] says how, in the words of `transformers.TrainingArguments`.
 //! * An [`Observer`] sees each finished step and the model, and can stop: [`ProgressLine`] draws it, [`JsonLinesLog`]
 //!   writes it down.
+//! * A [`RunDir`] is where a run is kept, and a [`RunRecorder`] keeps it there: an observer that logs, evaluates and writes
+//!   checkpoints, from which the run goes on to the same bits.
 //! * [`Differentiate`] is where gradients come from: a function from a batch to losses, or something of your own.
 //!
 //! The loss of a step is the sum over its target tokens divided by their number, over all micro-batches together, so
@@ -51,28 +53,38 @@
 
 #![forbid(unsafe_code)]
 
+mod checkpoint;
 mod config;
 mod decay;
 mod differentiate;
 mod error;
+mod evaluate;
 mod gradients;
 mod observe;
 mod optimizer;
 #[cfg(feature = "progress")]
 mod progress;
 mod record;
+mod recorder;
 mod run;
+mod run_dir;
 mod schedule;
+mod settings;
+mod tensorboard;
 mod trainer;
 
-pub use config::TrainConfig;
+pub use config::{Strategy, TrainConfig};
 pub use differentiate::{Differentiate, Differentiated, StepInfo};
 pub use error::TrainError;
+pub use evaluate::{Evaluated, Sample, evaluate_loss};
 pub use observe::{ChromeTrace, Control, JsonLinesLog, Observer, RunInfo};
 pub use optimizer::Moments;
 #[cfg(feature = "progress")]
 pub use progress::ProgressLine;
 pub use record::StepRecord;
+pub use recorder::{Restored, RunRecorder};
 pub use run::{Run, RunState};
+pub use run_dir::RunDir;
 pub use schedule::Schedule;
+pub use settings::with_settings;
 pub use trainer::{TrainReport, Trainer};

@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use sideburn_adapters::ParameterReport;
 use sideburn_kernels::{ChromeEvents, record_profile, take_profile};
 
@@ -32,12 +32,12 @@ pub enum Control {
 
 /// Someone who watches a run: told of each step, shown the model, and able to stop it.
 pub trait Observer<M> {
-    /// The run is about to begin.
+    /// The run is about to begin. Told to stop, it makes no step.
     ///
     /// # Errors
     /// Whatever keeps it from beginning.
-    fn begin(&mut self, _info: &RunInfo) -> Result<(), TrainError> {
-        Ok(())
+    fn begin(&mut self, _info: &RunInfo) -> Result<Control, TrainError> {
+        Ok(Control::GoOn)
     }
 
     /// A step is finished. `run` and `model` are as the step left them: what is saved of them now can be
@@ -47,21 +47,20 @@ pub trait Observer<M> {
     /// If the observer cannot do its work; training stops.
     fn step(&mut self, record: &StepRecord, run: &Run<M>, model: &M) -> Result<Control, TrainError>;
 
-    /// The last step is made, or someone has stopped the run. Not called after an error.
+    /// The last step is made, or someone has stopped the run. Not called after an error. An observer may put another model
+    /// of the run in the place of the last, with the run as it was then.
     ///
     /// # Errors
     /// If the observer cannot do its work.
-    fn end(&mut self, _run: &Run<M>, _model: &M) -> Result<(), TrainError> {
+    fn end(&mut self, _run: &mut Run<M>, _model: &mut M) -> Result<(), TrainError> {
         Ok(())
     }
 }
 
-/// A log with a JSON object a line, one for each step.
+/// A log with a JSON object a line, one for each step, without what the step took: it is the same in every run of the same
+/// settings.
 #[derive(Debug)]
-pub struct JsonLinesLog {
-    path: PathBuf,
-    writer: BufWriter<File>,
-}
+pub struct JsonLinesLog(StepLines);
 
 impl JsonLinesLog {
     /// Opens a log; missing directories are made. A run that begins takes the place of what is there, one that is resumed
@@ -70,71 +69,126 @@ impl JsonLinesLog {
     /// # Errors
     /// If the file cannot be written.
     pub fn create(path: impl AsRef<Path>) -> Result<Self, TrainError> {
-        let path = path.as_ref().to_owned();
-        let made = path.parent().map_or(Ok(()), std::fs::create_dir_all);
-        let open = |()| OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-        match made.and_then(open) {
-            Ok(file) => Ok(Self { path, writer: BufWriter::new(file) }),
-            Err(source) => Err(TrainError::Log { path, source }),
-        }
+        StepLines::open(path.as_ref(), "").map(Self)
     }
-}
 
-/// Cuts a log behind the records of the steps before `first_step`.
-fn keep_steps(file: &mut File, first_step: u64) -> io::Result<()> {
-    #[derive(Deserialize)]
-    struct Step {
-        step: u64,
+    /// Writes a line of something else about a step.
+    pub(crate) fn write(&mut self, line: &impl Serialize) -> Result<(), TrainError> {
+        self.0.write(serde_json::to_string(line).expect("plain fields, and maps with text as keys"))
     }
-    let (mut kept, mut lines) = (0, BufReader::new(&mut *file));
-    let mut line = Vec::new();
-    while lines.read_until(b'\n', &mut line)? > 0 {
-        let is_before = serde_json::from_slice(&line).is_ok_and(|Step { step }| step < first_step);
-        // A record whose end is missing is that of a step that is made again.
-        if !is_before || line.last() != Some(&b'\n') {
-            break;
+
+    /// Cuts the log behind the lines about the steps before `first_step`.
+    pub(crate) fn keep_steps(&mut self, first_step: u64) -> Result<(), TrainError> {
+        #[derive(Deserialize)]
+        struct Step {
+            step: u64,
         }
-        kept += line.len() as u64;
-        line.clear();
+        self.0.keep_steps(first_step, |line| serde_json::from_slice(line).ok().map(|Step { step }| step))
     }
-    file.set_len(kept)?;
-    file.seek(SeekFrom::Start(kept)).map(drop)
+
+    /// Makes what is written durable.
+    pub(crate) fn sync(&mut self) -> Result<(), TrainError> {
+        self.0.sync()
+    }
 }
 
 impl<M> Observer<M> for JsonLinesLog {
-    fn begin(&mut self, info: &RunInfo) -> Result<(), TrainError> {
-        let kept = keep_steps(self.writer.get_mut(), info.first_step);
-        kept.map_err(|source| TrainError::Log { path: self.path.clone(), source })
+    fn begin(&mut self, info: &RunInfo) -> Result<Control, TrainError> {
+        self.keep_steps(info.first_step)?;
+        Ok(Control::GoOn)
     }
 
     fn step(&mut self, record: &StepRecord, _: &Run<M>, _: &M) -> Result<Control, TrainError> {
-        let mut line = serde_json::to_string(record).expect("a record of plain numbers");
-        line.push('\n');
-        // Flushed at once, so that the log of a run that dies ends with its last whole step.
-        let written = self.writer.write_all(line.as_bytes()).and_then(|()| self.writer.flush());
-        written.map_err(|source| TrainError::Log { path: self.path.clone(), source })?;
+        self.write(record)?;
         Ok(Control::GoOn)
+    }
+}
+
+/// A file of lines that are each about a step, in order, perhaps behind a heading.
+#[derive(Debug)]
+pub(crate) struct StepLines {
+    path: PathBuf,
+    heading: &'static str,
+    writer: BufWriter<File>,
+}
+
+impl StepLines {
+    /// Opens a file; missing directories are made.
+    pub(crate) fn open(path: &Path, heading: &'static str) -> Result<Self, TrainError> {
+        let path = path.to_owned();
+        let made = path.parent().map_or(Ok(()), std::fs::create_dir_all);
+        let open = |()| OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        match made.and_then(open) {
+            Ok(file) => Ok(Self { path, heading, writer: BufWriter::new(file) }),
+            Err(source) => Err(TrainError::Log { path, source }),
+        }
+    }
+
+    fn failed(&self) -> impl Fn(io::Error) -> TrainError + use<> {
+        let path = self.path.clone();
+        move |source| TrainError::Log { path: path.clone(), source }
+    }
+
+    /// Cuts the file behind the lines about the steps before `first_step`. A line whose end is missing is that of a step that
+    /// is made again.
+    pub(crate) fn keep_steps(
+        &mut self,
+        first_step: u64,
+        step_of: impl Fn(&[u8]) -> Option<u64>,
+    ) -> Result<(), TrainError> {
+        let (failed, heading) = (self.failed(), self.heading);
+        let cut = |file: &mut File| -> io::Result<u64> {
+            file.seek(SeekFrom::Start(0))?;
+            let (mut kept, mut lines) = (0, BufReader::new(&mut *file));
+            let mut line = Vec::new();
+            while lines.read_until(b'\n', &mut line)? > 0 {
+                let is_heading = kept == 0 && !heading.is_empty() && line == heading.as_bytes();
+                if !is_heading && (step_of(&line).is_none_or(|step| step >= first_step) || line.last() != Some(&b'\n'))
+                {
+                    break;
+                }
+                kept += line.len() as u64;
+                line.clear();
+            }
+            file.set_len(kept)?;
+            file.seek(SeekFrom::Start(kept))
+        };
+        let kept = cut(self.writer.get_mut()).map_err(&failed)?;
+        if kept == 0 && !heading.is_empty() {
+            self.writer.write_all(heading.as_bytes()).and_then(|()| self.writer.flush()).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Writes a line. Flushed at once, so that the file of a run that dies ends with its last whole step.
+    pub(crate) fn write(&mut self, mut line: String) -> Result<(), TrainError> {
+        line.push('\n');
+        self.writer.write_all(line.as_bytes()).and_then(|()| self.writer.flush()).map_err(self.failed())
+    }
+
+    pub(crate) fn sync(&mut self) -> Result<(), TrainError> {
+        self.writer.get_ref().sync_data().map_err(self.failed())
     }
 }
 
 /// Observes nothing where there is nobody.
 impl<M, O: Observer<M>> Observer<M> for Option<O> {
-    fn begin(&mut self, info: &RunInfo) -> Result<(), TrainError> {
-        self.as_mut().map_or(Ok(()), |observer| observer.begin(info))
+    fn begin(&mut self, info: &RunInfo) -> Result<Control, TrainError> {
+        self.as_mut().map_or(Ok(Control::GoOn), |observer| observer.begin(info))
     }
 
     fn step(&mut self, record: &StepRecord, run: &Run<M>, model: &M) -> Result<Control, TrainError> {
         self.as_mut().map_or(Ok(Control::GoOn), |observer| observer.step(record, run, model))
     }
 
-    fn end(&mut self, run: &Run<M>, model: &M) -> Result<(), TrainError> {
+    fn end(&mut self, run: &mut Run<M>, model: &mut M) -> Result<(), TrainError> {
         self.as_mut().map_or(Ok(()), |observer| observer.end(run, model))
     }
 }
 
 /// Leaves what the observer has noted with its owner.
 impl<M, O: Observer<M>> Observer<M> for &mut O {
-    fn begin(&mut self, info: &RunInfo) -> Result<(), TrainError> {
+    fn begin(&mut self, info: &RunInfo) -> Result<Control, TrainError> {
         (**self).begin(info)
     }
 
@@ -142,7 +196,7 @@ impl<M, O: Observer<M>> Observer<M> for &mut O {
         (**self).step(record, run, model)
     }
 
-    fn end(&mut self, run: &Run<M>, model: &M) -> Result<(), TrainError> {
+    fn end(&mut self, run: &mut Run<M>, model: &mut M) -> Result<(), TrainError> {
         (**self).end(run, model)
     }
 }

@@ -57,12 +57,12 @@ impl Default for ProgressLine {
 }
 
 impl<M> Observer<M> for ProgressLine {
-    fn begin(&mut self, info: &RunInfo) -> Result<(), TrainError> {
+    fn begin(&mut self, info: &RunInfo) -> Result<Control, TrainError> {
         self.bar.set_length(info.max_steps);
         self.bar.set_position(info.first_step);
         self.bar.reset_eta();
         self.bar.set_draw_target(ProgressDrawTarget::stderr());
-        Ok(())
+        Ok(Control::GoOn)
     }
 
     fn step(&mut self, record: &StepRecord, _: &Run<M>, _: &M) -> Result<Control, TrainError> {

@@ -18,7 +18,8 @@ pub struct StepRecord {
     pub grad_norm: f64,
     /// Source and target tokens of the step, without padding.
     pub tokens: usize,
-    /// How long the step took.
+    /// How long the step took. It is not written down, since it is another one in each run.
+    #[serde(skip)]
     pub seconds: f64,
 }
 

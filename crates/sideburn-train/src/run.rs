@@ -189,6 +189,13 @@ impl<M: Adapters> Run<M> {
         self.hooks.finish(model);
     }
 
+    /// The model as [`finish`](Self::finish) would leave it, if the run ended here.
+    pub fn finished(&self, model: &M) -> M {
+        let mut finished = model.clone();
+        self.hooks.clone().finish(&mut finished);
+        finished
+    }
+
     /// The gradient with that of what methods add to the loss, and the numbers of the step.
     fn measure(
         &self,

@@ -84,7 +84,8 @@ impl<'a, M: Adapters> Trainer<'a, M> {
     /// have come of the run without a break.
     ///
     /// # Errors
-    /// As [`train`](Self::train), and if the state is that of another model, or of a run with other settings.
+    /// As [`train`](Self::train), and if the state is that of another model, or of a run with other settings. Those that say
+    /// only what is logged, evaluated and kept, and when, may be others.
     pub fn resume<B, D>(
         self,
         state: RunState,
@@ -96,11 +97,8 @@ impl<'a, M: Adapters> Trainer<'a, M> {
         B: Batch,
         D: Into<Source>,
     {
-        if state.config != self.config {
-            let message = format!("it was run with {:?}, and is to go on with {:?}", state.config, self.config);
-            return Err(TrainError::State { message });
-        }
-        let run = Run::resume(model, state)?;
+        self.config.check_same(&state.config)?;
+        let run = Run::resume(model, RunState { config: self.config.clone(), ..state })?;
         self.go_on(run, model, batches, token_losses)
     }
 
@@ -136,9 +134,13 @@ impl<'a, M: Adapters> Trainer<'a, M> {
             max_steps: self.config.max_steps,
             parameters: ParameterReport::of(model),
         };
-        self.observers.iter_mut().try_for_each(|observer| observer.begin(&info))?;
-        let mut report = TrainReport::default();
         let mut control = Control::GoOn;
+        for observer in &mut self.observers {
+            if observer.begin(&info)? == Control::Stop {
+                control = Control::Stop;
+            }
+        }
+        let mut report = TrainReport::default();
         while !run.is_over() && control == Control::GoOn {
             let (step, started, count) = (run.next_step(), Instant::now(), self.config.gradient_accumulation_steps);
             let micro_batches: Vec<B> = (step * count..(step + 1) * count)

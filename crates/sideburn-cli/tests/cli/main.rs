@@ -41,6 +41,7 @@ mod plan;
 mod quantize;
 mod rouge;
 mod summarize;
+mod train;
 mod verify;
 
 /// The program, which asks no hub and has an empty cache.

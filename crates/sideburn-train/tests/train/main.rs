@@ -2,9 +2,12 @@
 
 mod adalora;
 mod export_to_peft;
+mod killing;
 mod observing;
 mod quantized;
 mod resuming;
+mod run_dir;
 mod schedules;
+mod settings;
 mod stopping;
 mod trajectories;

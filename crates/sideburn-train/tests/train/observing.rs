@@ -36,9 +36,9 @@ struct StopBelow {
 }
 
 impl Observer<T5> for StopBelow {
-    fn begin(&mut self, info: &RunInfo) -> Result<(), TrainError> {
+    fn begin(&mut self, info: &RunInfo) -> Result<Control, TrainError> {
         self.begun = Some(*info);
-        Ok(())
+        Ok(Control::GoOn)
     }
 
     fn step(&mut self, _: &StepRecord, _: &Run<T5>, model: &T5) -> Result<Control, TrainError> {
@@ -48,7 +48,7 @@ impl Observer<T5> for StopBelow {
         Ok(if loss < self.bound { Control::Stop } else { Control::GoOn })
     }
 
-    fn end(&mut self, run: &Run<T5>, _: &T5) -> Result<(), TrainError> {
+    fn end(&mut self, run: &mut Run<T5>, _: &mut T5) -> Result<(), TrainError> {
         self.ended = Some(run.next_step());
         Ok(())
     }
