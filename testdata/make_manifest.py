@@ -20,6 +20,7 @@ MAKERS = {
     "make_falcon.py": TRANSFORMERS,
     "make_generation_goldens.py": {"transformers": "4.57.6 and 4.52.4", **TORCH},
     "make_quant.py": {**TRANSFORMERS, "bitsandbytes": "0.50.2"},
+    "make_optimizers.py": {"transformers": "5.24.0", "bitsandbytes": "0.50.2", "safetensors": "0.8.0", "numpy": "2.4.6", **TORCH},
     "make_torch_files.py": {"safetensors": "0.8.0", **TORCH},
     "make_torch_model.py": {"transformers": "4.52.4", **TORCH},
     # Sideburn itself, held against peft by check_adapter_with_peft.py.
@@ -126,6 +127,7 @@ def goldens(out):
         base = f"falcon/{path.name.split('__')[0]}"
         yield f"falcon/trajectory/{path.name}", {"maker": "make_falcon.py", "base": base, "tolerance": TOLERANCE}
     yield "generation", {"maker": "make_generation_goldens.py", "tolerance": TOLERANCE}
+    yield "optimizers", {"maker": "make_optimizers.py", "tolerance": 1e-5}
     yield "torch", {"maker": "make_torch_files.py", "tolerance": 0}
     yield "torch_model", {"maker": "make_torch_model.py", "tolerance": 0}
     yield "embed_tokens", {"maker": "peft", "tolerance": TOLERANCE}

@@ -30,6 +30,7 @@
 //! The mask of a [`Dropout`] is the same on every device, element for element.
 //!
 //! [`adamw_steps`] and [`norm`] are for optimisers: they work outside of autodiff, on many tensors at once.
+//! [`adamw_8bit_step`] keeps the moments in 8 bits.
 //!
 //! An operation of another crate can have kernels and a backward pass, too: [`fused`] chooses between a kernel and its
 //! composed form, `checked` sees to it that a GPU could compile it, and [`record`] puts an operation on autodiff's tape.
@@ -56,6 +57,7 @@ mod runtime;
 #[cfg(feature = "gpu")]
 pub use gpu::checked::{Outputs, checked};
 pub use ops::adamw::{AdamWStep, AdamWUpdate, adamw_step, adamw_steps, adamw_undo, norm};
+pub use ops::adamw_8bit::{Moment8Bit, adamw_8bit_step};
 pub use ops::attention::{Projections, Visibility, attention, self_attention};
 pub use ops::dropout::{add_dropout, dropout};
 pub use ops::embedding::embedding;

@@ -1,6 +1,6 @@
 //! 8-bit dynamic blockwise quantisation, which double quantisation applies to the absmax of 4-bit blocks.
 
-use crate::code::dynamic_map;
+use crate::code::DynamicMap;
 
 /// Values in blocks, each with its largest absolute value and 8-bit codes between -1 and 1 (Dettmers et al., 2022,
 /// "8-bit Optimizers via Block-wise Quantization", section 2.1); `quantize_blockwise` of bitsandbytes.
@@ -10,40 +10,22 @@ pub struct Blockwise {
     pub codes: Vec<u8>,
     /// The largest absolute value of each block.
     pub absmax: Vec<f32>,
-    /// What the codes stand for, in ascending order: the [dynamic map](dynamic_map), or what a file has in its place.
+    /// What the codes stand for, in ascending order: the signed [`DynamicMap`], or what a file has in its place.
     pub code: Box<[f32; 256]>,
     /// Values in a block; the last may be short.
     pub block_size: usize,
 }
 
-/// Steps of the table through which bitsandbytes' CPU kernel looks codes up.
-const STEPS: f32 = 65_535.0;
-
 impl Blockwise {
-    /// Quantises finite values, code for code as bitsandbytes' CPU kernel (`quantize_cpu_impl` of `csrc/cpu_ops.cpp`): a
-    /// value is first rounded to one of 65,536 steps between -1 and 1, then to the nearest code.
+    /// Quantises finite values by the signed [`DynamicMap`], code for code as bitsandbytes does on the CPU.
     ///
     /// # Panics
     /// If the blocks have no values.
     pub fn quantize(values: &[f32], block_size: usize) -> Self {
-        let code = dynamic_map();
-        let bounds: [f32; 255] = std::array::from_fn(|index| 0.5 * (code[index] + code[index + 1]));
-        let (mut codes, mut absmax) = (Vec::with_capacity(values.len()), Vec::new());
-        for block in values.chunks(block_size) {
-            let largest = block.iter().fold(0f32, |largest, x| largest.max(x.abs()));
-            absmax.push(largest);
-            if largest == 0.0 {
-                codes.extend(block.iter().map(|_| 0));
-                continue;
-            }
-            let inverse = 1.0 / largest;
-            codes.extend(block.iter().map(|x| {
-                let step = (((x * inverse).clamp(-1.0, 1.0) + 1.0) * 0.5 * STEPS + 0.5) as u16;
-                let rounded = -1.0 + (2.0 * f32::from(step)) / STEPS;
-                bounds.partition_point(|bound| *bound < rounded) as u8
-            }));
-        }
-        Self { codes, absmax, code: Box::new(*code), block_size }
+        let (map, mut codes) = (DynamicMap::signed(), vec![0; values.len()]);
+        let blocks = values.chunks(block_size).zip(codes.chunks_mut(block_size));
+        let absmax = blocks.map(|(block, codes)| map.quantize(block, codes)).collect();
+        Self { codes, absmax, code: Box::new(*map.values()), block_size }
     }
 
     /// The values that the codes stand for.

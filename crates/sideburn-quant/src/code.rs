@@ -112,13 +112,46 @@ impl fmt::Display for QuantType {
     }
 }
 
-/// The signed 8-bit dynamic map, `create_dynamic_map()` of bitsandbytes' `functional.py`, in ascending order (Dettmers, 2016,
-/// section 2): an exponent of as many bits as there are leading zeros, the rest a fraction.
-pub fn dynamic_map() -> &'static [f32; 256] {
-    static MAP: LazyLock<[f32; 256]> = LazyLock::new(|| {
-        let mut map = vec![0.0, 1.0];
+/// An 8-bit dynamic map, `create_dynamic_map` of bitsandbytes' `functional.py` (Dettmers, 2016, section 2): an exponent of as
+/// many bits as there are leading zeros, the rest a fraction.
+///
+/// ```
+/// use sideburn_quant::DynamicMap;
+///
+/// let mut codes = [0; 3];
+/// let absmax = DynamicMap::signed().quantize(&[2.0, -0.5, 0.0], &mut codes);
+/// let values = codes.map(|code| DynamicMap::signed().values()[usize::from(code)] * absmax);
+/// assert_eq!(values[0], 2.0);
+/// assert!((values[1] + 0.5).abs() < 0.02);
+/// assert_eq!(values[2], 0.0);
+/// ```
+#[derive(Debug)]
+pub struct DynamicMap {
+    values: [f32; 256],
+    /// The nearest code to each of 65,536 steps between -1 and 1.
+    nearest: Vec<u8>,
+}
+
+/// Steps of the table through which bitsandbytes' CPU kernel looks codes up.
+const STEPS: f32 = 65_535.0;
+
+impl DynamicMap {
+    /// That of values of both signs, between -1 and 1.
+    pub fn signed() -> &'static Self {
+        static MAP: LazyLock<DynamicMap> = LazyLock::new(|| DynamicMap::new(true));
+        &MAP
+    }
+
+    /// That of values from 0 to 1, in steps half as wide.
+    pub fn unsigned() -> &'static Self {
+        static MAP: LazyLock<DynamicMap> = LazyLock::new(|| DynamicMap::new(false));
+        &MAP
+    }
+
+    fn new(signed: bool) -> Self {
+        let mut values = vec![0.0, 1.0];
         for exponent in 0..7 {
-            let items = 1usize << exponent;
+            let items = 1usize << (exponent + i32::from(!signed));
             // `torch.linspace(0.1, 1, items + 1)` counts from both ends towards the middle, and rounds once.
             let step = (1.0 - 0.1f32) / items as f32;
             let boundary = |index: usize| match index < items.div_ceil(2) {
@@ -128,11 +161,46 @@ pub fn dynamic_map() -> &'static [f32; 256] {
             let scale = 10f64.powi(exponent - 6) as f32;
             for index in 0..items {
                 let mean = scale * ((boundary(index) + boundary(index + 1)) / 2.0);
-                map.extend([mean, -mean]);
+                values.push(mean);
+                if signed {
+                    values.push(-mean);
+                }
             }
         }
-        map.sort_by(f32::total_cmp);
-        map.try_into().expect("254 values of seven exponents, and two more")
-    });
-    &MAP
+        values.sort_by(f32::total_cmp);
+        let values: [f32; 256] = values.try_into().expect("254 values of seven exponents, and two more");
+        let bounds: [f32; 255] = std::array::from_fn(|index| 0.5 * (values[index] + values[index + 1]));
+        let nearest = (0..=u16::MAX).map(|step| {
+            let rounded = -1.0 + (2.0 * f32::from(step)) / STEPS;
+            bounds.partition_point(|bound| *bound < rounded) as u8
+        });
+        Self { values, nearest: nearest.collect() }
+    }
+
+    /// What the codes stand for, in ascending order.
+    pub fn values(&self) -> &[f32; 256] {
+        &self.values
+    }
+
+    /// Quantises a block of finite values, code for code as bitsandbytes' CPU kernel (`quantize_cpu_impl` of
+    /// `csrc/cpu_ops.cpp`), and returns the largest absolute value of it, by which codes are to be multiplied. A value is first
+    /// rounded to one of 65,536 steps between -1 and 1, then to the nearest code; a block of zeros has codes of 0.
+    ///
+    /// # Panics
+    /// If there is not a code for each value.
+    #[inline]
+    pub fn quantize(&self, block: &[f32], codes: &mut [u8]) -> f32 {
+        assert_eq!(block.len(), codes.len(), "every value has a code");
+        let absmax = block.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+        if absmax == 0.0 {
+            codes.fill(0);
+            return absmax;
+        }
+        let inverse = 1.0 / absmax;
+        for (code, x) in codes.iter_mut().zip(block) {
+            let step = (((x * inverse).clamp(-1.0, 1.0) + 1.0) * 0.5 * STEPS + 0.5) as u16;
+            *code = self.nearest[usize::from(step)];
+        }
+        absmax
+    }
 }

@@ -40,7 +40,7 @@ mod packed;
 mod state;
 
 pub use blockwise::Blockwise;
-pub use code::{BLOCK_SIZES, QuantType, dynamic_map};
+pub use code::{BLOCK_SIZES, DynamicMap, QuantType};
 pub use config::QuantizationConfig;
 pub use error::QuantError;
 pub use four_bit::{Absmax, FourBit};

@@ -22,7 +22,7 @@ use sideburn_files::{AtomicDir, MAX_CONFIG, open_regular, read_text, write_atomi
 use sideburn_weights::{Dtype, SafetensorsFile, TensorSource, write_safetensors};
 
 use crate::recorder::trained_adapters;
-use crate::{Moments, Run, RunState, TrainConfig, TrainError};
+use crate::{Run, RunState, TrainConfig, TrainError};
 
 /// The layout of the files.
 const FORMAT: u32 = 1;
@@ -100,18 +100,16 @@ pub(crate) fn steps_in(run: &Path) -> Result<Vec<u64>, TrainError> {
 
 /// Writes a checkpoint, whole or not at all.
 pub(crate) fn write<M: Adapters>(path: &Path, model: &M, run: &Run<M>, state: &TrainerState) -> Result<(), TrainError> {
-    let RunState { moments, adapters, .. } = run.state(model);
+    let RunState { optimizer, adapters, .. } = run.state(model);
     let staged = AtomicDir::create(path)?;
     let file = |name: &str| staged.path().join(name);
     let trained = parameters(model).into_iter().filter(Parameter::is_trainable);
     let tensors = trained.map(|parameter| (parameter.whole_name(), to_file(&values(parameter.tensor).into_data())));
     write_safetensors(file(MODEL), tensors, Some([("format".to_owned(), "pt".to_owned())].into()))?;
-    let moments = moments.into_iter().flat_map(|(name, Moments { first, second, time })| {
-        let step = TensorData::from([i64::from(time)]);
-        [("exp_avg", first), ("exp_avg_sq", second), ("step", step)]
-            .map(|(part, data)| (format!("{name}/{part}"), to_file(&data)))
+    let tensors = optimizer.iter().flat_map(|(parameter, parts)| {
+        parts.iter().map(move |(part, data)| (format!("{parameter}/{part}"), to_file(data)))
     });
-    write_safetensors(file(OPTIMIZER), moments, None)?;
+    write_safetensors(file(OPTIMIZER), tensors, None)?;
     if !adapters.is_empty() {
         let tensors = adapters.iter().flat_map(|(adapter, state)| {
             state.iter().map(move |(name, data)| (format!("{adapter}/{name}"), to_file(data)))
@@ -197,20 +195,11 @@ pub(crate) fn load<M: Adapters>(path: &Path, state: &TrainerState, model: &mut M
     if let Some(name) = tensors.keys().next() {
         return Err(broken(format!("{MODEL} has {name}, which is not trained")));
     }
-    let mut moments = BTreeMap::<String, BTreeMap<String, TensorData>>::new();
+    let mut optimizer = BTreeMap::<String, BTreeMap<String, TensorData>>::new();
     for (name, data) in read(&path.join(OPTIMIZER))? {
         let (parameter, part) = name.rsplit_once('/').ok_or_else(|| broken(format!("{OPTIMIZER} has {name}")))?;
-        moments.entry(parameter.to_owned()).or_default().insert(part.to_owned(), data);
+        optimizer.entry(parameter.to_owned()).or_default().insert(part.to_owned(), data);
     }
-    let moments = moments.into_iter().map(|(name, mut parts)| {
-        let mut part =
-            |part: &str| parts.remove(part).ok_or_else(|| broken(format!("{OPTIMIZER} has no {name}/{part}")));
-        let (first, second, step) = (part("exp_avg")?, part("exp_avg_sq")?, part("step")?);
-        let time = step.iter::<i64>().next().and_then(|time| u32::try_from(time).ok());
-        let time = time.ok_or_else(|| broken(format!("{name}/step is no number of updates")))?;
-        Ok((name, Moments { first, second, time }))
-    });
-    let moments = moments.collect::<Result<_, TrainError>>()?;
     let mut adapters = BTreeMap::<String, BTreeMap<String, TensorData>>::new();
     if path.join(METHODS).exists() {
         for (name, data) in read(&path.join(METHODS))? {
@@ -223,7 +212,7 @@ pub(crate) fn load<M: Adapters>(path: &Path, state: &TrainerState, model: &mut M
             *param = values.clone();
         }
     });
-    Ok(RunState { config: state.config.clone(), step: state.global_step, moments, adapters })
+    Ok(RunState { config: state.config.clone(), step: state.global_step, optimizer, adapters })
 }
 
 /// The values of a parameter, without a graph.

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Schedule, TrainError, settings};
+use crate::schedule::learning_rate;
+use crate::{Optim, OptimArgs, Schedule, ScheduleOptions, TrainError, settings};
 
 /// When something is done in a run: `eval_strategy` and `save_strategy` of `transformers`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,18 +26,24 @@ pub struct TrainConfig {
     pub max_steps: u64,
     /// The learning rate after the warm-up.
     pub learning_rate: f64,
-    /// Decoupled weight decay; biases, relative position biases among them, and norms are not decayed.
+    /// The optimiser.
+    pub optim: Optim,
+    /// What some optimisers take beside the learning rate.
+    pub optim_args: OptimArgs,
+    /// Weight decay, which is decoupled but for `sgd`; biases, relative position biases among them, and norms are not decayed.
     pub weight_decay: f64,
-    /// The decay of AdamW's first moment.
+    /// The decay of AdamW's first moment, and what Lion's moment counts for in an update.
     pub adam_beta1: f64,
-    /// The decay of AdamW's second moment.
+    /// The decay of AdamW's second moment, and of Lion's moment.
     pub adam_beta2: f64,
     /// What AdamW adds to the root of the second moment.
     pub adam_epsilon: f64,
     /// The norm to which the gradient of all parameters together is clipped; 0 switches clipping off.
     pub max_grad_norm: f64,
-    /// How the learning rate goes after the warm-up.
+    /// How the learning rate goes.
     pub lr_scheduler_type: Schedule,
+    /// What some schedules take.
+    pub lr_scheduler_kwargs: ScheduleOptions,
     /// Steps over which the learning rate rises from zero.
     pub warmup_steps: u64,
     /// What the learning rate of LoRA's second factor B is multiplied by: LoRA+ (Hayou et al., 2024), which recommends 16
@@ -91,12 +98,15 @@ impl TrainConfig {
         Self {
             max_steps,
             learning_rate: 5e-5,
+            optim: Optim::AdamwTorch,
+            optim_args: OptimArgs::default(),
             weight_decay: 0.0,
             adam_beta1: 0.9,
             adam_beta2: 0.999,
             adam_epsilon: 1e-8,
             max_grad_norm: 1.0,
             lr_scheduler_type: Schedule::Linear,
+            lr_scheduler_kwargs: ScheduleOptions::default(),
             warmup_steps: 0,
             loraplus_lr_ratio: 1.0,
             gradient_accumulation_steps: 1,
@@ -117,7 +127,7 @@ impl TrainConfig {
     }
 
     /// Steps over which the learning rate rises from zero.
-    fn warmup(&self) -> u64 {
+    pub(crate) fn warmup(&self) -> u64 {
         match self.warmup_steps {
             0 => (self.warmup_ratio * self.max_steps as f64).ceil() as u64,
             steps => steps,
@@ -133,8 +143,16 @@ impl TrainConfig {
     }
 
     /// The learning rate of a step, from 0.
+    ///
+    /// ```
+    /// use sideburn_train::TrainConfig;
+    ///
+    /// let config = TrainConfig { learning_rate: 1.0, warmup_steps: 2, ..TrainConfig::new(6) };
+    /// let rates: Vec<f64> = (0..6).map(|step| config.learning_rate_at(step)).collect();
+    /// assert_eq!(rates, [0.0, 0.5, 1.0, 0.75, 0.5, 0.25]);
+    /// ```
     pub fn learning_rate_at(&self, step: u64) -> f64 {
-        self.learning_rate * self.lr_scheduler_type.factor(step, self.warmup(), self.max_steps)
+        learning_rate(self, step)
     }
 
     /// Refuses values that mean nothing, and such as cannot be together.
@@ -161,6 +179,13 @@ impl TrainConfig {
                 "a number above 0",
             ),
             ("max_grad_norm", self.max_grad_norm, not_negative(self.max_grad_norm), "a number of at least 0"),
+            (
+                "optim_args.momentum",
+                self.optim_args.momentum,
+                (0.0..1.0).contains(&self.optim_args.momentum)
+                    && (self.optim == Optim::Sgd || self.optim_args == OptimArgs::default()),
+                "a number in [0, 1) with `sgd`, and nothing with another `optim`",
+            ),
             (
                 "gradient_accumulation_steps",
                 self.gradient_accumulation_steps as f64,
@@ -217,7 +242,7 @@ impl TrainConfig {
                      `eval_strategy` to \"steps\" or \"epoch\""
                 ),
             }),
-            None => Ok(()),
+            None => ScheduleOptions::validate(self),
         }
     }
 

@@ -4,7 +4,7 @@
 //! # Overview
 //!
 //! * A [`Run`] is a run between two steps: [`Run::step`] makes one, [`Run::state`] says what is needed to go on.
-//! * [`Trainer::train`] is the loop over it: micro-batches, backward pass, global-norm clipping, AdamW, schedule.
+//! * [`Trainer::train`] is the loop over it: micro-batches, backward pass, global-norm clipping, optimiser, schedule.
 //! * [`TrainConfig`] says how, in the words of `transformers.TrainingArguments`.
 //! * An [`Observer`] sees each finished step and the model, and can stop: [`ProgressLine`] draws it, [`JsonLinesLog`]
 //!   writes it down.
@@ -61,6 +61,7 @@ mod error;
 mod evaluate;
 mod gradients;
 mod observe;
+mod optim;
 mod optimizer;
 #[cfg(feature = "progress")]
 mod progress;
@@ -78,13 +79,13 @@ pub use differentiate::{Differentiate, Differentiated, StepInfo};
 pub use error::TrainError;
 pub use evaluate::{Evaluated, Sample, evaluate_loss};
 pub use observe::{ChromeTrace, Control, JsonLinesLog, Observer, RunInfo};
-pub use optimizer::Moments;
+pub use optim::{Optim, OptimArgs};
 #[cfg(feature = "progress")]
 pub use progress::ProgressLine;
 pub use record::StepRecord;
 pub use recorder::{Restored, RunRecorder};
 pub use run::{Run, RunState};
 pub use run_dir::RunDir;
-pub use schedule::Schedule;
+pub use schedule::{Ramp, Schedule, ScheduleOptions};
 pub use settings::with_settings;
 pub use trainer::{TrainReport, Trainer};

@@ -12,7 +12,7 @@ use sideburn_kernels::{OutOfMemory, Span};
 
 use crate::differentiate::{Differentiate, Differentiated, StepInfo};
 use crate::gradients::{add, global_norm, of_parameters};
-use crate::optimizer::{Moments, Optimizer};
+use crate::optimizer::Optimizer;
 use crate::{StepRecord, TrainConfig, TrainError};
 
 /// A training run over a model, between two steps: its settings, how far it is, the optimiser, and what the methods of the
@@ -64,8 +64,11 @@ pub struct RunState {
     pub config: TrainConfig,
     /// The next step, from 0.
     pub step: u64,
-    /// AdamW's moments of each parameter that has been updated.
-    pub moments: BTreeMap<String, Moments>,
+    /// What the optimiser remembers of each parameter that has been updated, by the names of PyTorch, `transformers` and
+    /// bitsandbytes: `step`, the number of its updates, and of `adamw_torch` `exp_avg` and `exp_avg_sq`, of `adafactor`
+    /// `exp_avg_sq_row [rows, 1]` and `exp_avg_sq_col [1, columns]`, or of a vector `exp_avg_sq`, of `lion_32bit` `state1`, of
+    /// `sgd` with momentum `momentum_buffer`, of `adamw_bnb_8bit` `state1` and `state2`, and in 8 bits `absmax1` and `absmax2`.
+    pub optimizer: BTreeMap<String, BTreeMap<String, TensorData>>,
     /// What the methods of adapters remember from step to step, by the names of the adapters.
     pub adapters: BTreeMap<String, BTreeMap<String, TensorData>>,
 }
@@ -86,12 +89,13 @@ impl<M: Adapters> Run<M> {
             return Err(TrainError::NothingToTrain);
         }
         let hooks = TrainingHooks::begin(model, config.max_steps)?;
+        let optimizer = Optimizer::new(config, model);
         Ok(Self {
             config: config.clone(),
             step: 0,
-            optimizer: Optimizer::new(config, model),
-            // They must be kept if something else than the optimiser writes to them.
-            keeps_copies: trainable < all.div_ceil(2) || !hooks.is_empty(),
+            // They must be kept if something else than the optimiser writes to them, or it cannot take its update back.
+            keeps_copies: trainable < all.div_ceil(2) || !hooks.is_empty() || !optimizer.can_undo(),
+            optimizer,
             hooks,
             good: None,
         })
@@ -104,7 +108,7 @@ impl<M: Adapters> Run<M> {
     pub fn resume(model: &M, state: RunState) -> Result<Self, TrainError> {
         let mut run = Self::begin(model, &state.config)?;
         run.step = state.step;
-        run.optimizer.restore(model, state.moments)?;
+        run.optimizer.restore(model, state.optimizer)?;
         run.hooks.restore(model, state.adapters)?;
         Ok(run)
     }
@@ -114,7 +118,7 @@ impl<M: Adapters> Run<M> {
         RunState {
             config: self.config.clone(),
             step: self.step,
-            moments: self.optimizer.state(model),
+            optimizer: self.optimizer.state(model),
             adapters: self.hooks.state(),
         }
     }
@@ -135,7 +139,7 @@ impl<M: Adapters> Run<M> {
     }
 
     /// Makes one step over these micro-batches: the gradient of the mean loss over all their tokens that have one, clipping,
-    /// AdamW at the scheduled rate.
+    /// the optimiser at the scheduled rate.
     ///
     /// # Errors
     /// If the model fails, or a loss or gradient is not finite; see [`Trainer::train`](crate::Trainer::train) for what the

@@ -60,9 +60,9 @@ impl<'a, M: Adapters> Trainer<'a, M> {
     /// or a loss or gradient is not finite.
     ///
     /// After a loss or gradient that is not finite, `model` has the last weights that gave a finite one: the update
-    /// before the failing step is taken back. Where less than half of the model is trained, as with adapters, a copy of
-    /// these weights is kept, and they are the very same. Otherwise a second copy of the model would be too dear, and the
-    /// update is worked out again from the optimiser's moments: the weights are the same but for rounding, a few units in
+    /// before the failing step is taken back. Where less than half of the model is trained, as with adapters, or another
+    /// optimiser than `adamw_torch` trains it, a copy of these weights is kept, and they are the very same. Otherwise a second
+    /// copy of the model would be too dear, and the update is worked out again from AdamW's moments: the weights are the same but for rounding, a few units in
     /// the last place of an element or of its update, whichever is larger. The first step after a run is resumed has no
     /// update before it, and leaves the weights as they were. After any other error `model` has the weights of the last
     /// finished step.

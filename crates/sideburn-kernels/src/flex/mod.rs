@@ -4,6 +4,7 @@
 //! so that results do not depend on the number of threads.
 
 mod adamw;
+pub(crate) mod adamw_8bit;
 mod attention;
 mod dropout;
 mod embedding;

@@ -6,6 +6,7 @@
 //! operation.
 
 pub(crate) mod adamw;
+pub(crate) mod adamw_8bit;
 pub(crate) mod attention;
 pub(crate) mod dropout;
 pub(crate) mod embedding;

@@ -4,6 +4,7 @@ mod adalora;
 mod export_to_peft;
 mod killing;
 mod observing;
+mod optimizers;
 mod quantized;
 mod resuming;
 mod run_dir;

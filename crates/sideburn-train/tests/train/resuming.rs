@@ -126,11 +126,11 @@ fn moments_have_names_that_do_not_change() {
     let (first, again) = (state(with_lora()), state(with_lora()));
     assert_eq!(first, again);
     let name = "default:encoder.block.0.layer.0.SelfAttention.q.lora_A.weight";
-    assert_eq!(first.moments[name].time, 1);
-    assert_eq!(first.moments.len(), 12, "{:?}", first.moments.keys());
+    assert_eq!(first.optimizer[name]["step"].as_slice::<i64>().unwrap(), [1]);
+    assert_eq!(first.optimizer.len(), 12, "{:?}", first.optimizer.keys());
     let full = state(base().unfreeze());
-    assert!(full.moments.contains_key("shared.weight"), "{:?}", full.moments.keys());
-    assert!(full.moments.contains_key("decoder.block.0.layer.2.DenseReluDense.wi.weight"));
+    assert!(full.optimizer.contains_key("shared.weight"), "{:?}", full.optimizer.keys());
+    assert!(full.optimizer.contains_key("decoder.block.0.layer.2.DenseReluDense.wi.weight"));
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn states_of_other_runs_are_refused() {
     let mut other = base();
     other.attach("default", LoraConfig { r: 2, ..LoraConfig::new(["q", "v"]) }, Key::from_seed(8)).unwrap();
     let error = refused(&other, state.clone());
-    assert!(error.contains("lora_A.weight has the shape [2, 16], its moments have [4, 16]"), "{error}");
+    assert!(error.contains("lora_A.weight has the shape [2, 16], its state \"exp_avg\" has [4, 16]"), "{error}");
     let adapters = [("default".to_owned(), [("x".to_owned(), [1.0f32].into())].into())].into();
     let error = refused(&model, RunState { adapters, ..state.clone() });
     assert!(error.contains("the training of the adapter \"default\" cannot go on"), "{error}");
@@ -159,7 +159,7 @@ fn states_of_other_runs_are_refused() {
         (format!("{layer}.kept"), TensorData::from([1.0f32; 4]), "holds no truth values"),
     ] {
         let adapters = [("default".to_owned(), [(name, data)].into())].into();
-        let error = refused(&with_adalora(), RunState { adapters, moments: [].into(), ..state.clone() });
+        let error = refused(&with_adalora(), RunState { adapters, optimizer: [].into(), ..state.clone() });
         assert!(error.contains(said), "{said:?} is not in: {error}");
     }
 

@@ -162,8 +162,8 @@ fn steps() {
         println!("{name}: {trained:?}");
         // Losses in 16 bits have three digits.
         assert!(trained[2] < trained[0], "{name}: {trained:?} do not fall");
-        let moments = run.state(&model).moments;
-        assert!(moments.values().all(|moments| moments.first.dtype() == DType::F32), "{name}");
+        let optimizer = run.state(&model).optimizer;
+        assert!(optimizer.values().all(|state| state["exp_avg"].dtype() == DType::F32), "{name}");
         let decoding = model.start_decoding(batch.prompts(), Pass::evaluate()).unwrap();
         assert_eq!(written(decoding, &model.generation_config(3)).len(), batch.prompts().len(), "{name}");
     }

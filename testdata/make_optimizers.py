@@ -1,0 +1,109 @@
+"""Writes OUT/optimizers/: fifty updates by each optimiser, and fifty factors of each schedule, as transformers' Trainer makes them.
+
+    OMP_NUM_THREADS=1 python make_optimizers.py OUT
+
+Gradients are exact in f32 and follow from step and element, so that no rounding of one update reaches the next one's gradient.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch.nn import Parameter
+from transformers import TrainingArguments, get_scheduler
+from transformers.trainer import Trainer
+
+STEPS = 50
+# A matrix whose state bitsandbytes keeps in 8 bits, with a short last block, and a norm, which is not decayed.
+SHAPES = {"shared.weight": (95, 48), "decoder.final_layer_norm.weight": (48,)}
+
+OPTIMIZERS = {
+    "adamw_torch": {},
+    "adafactor": {},
+    "lion_32bit": {},
+    "sgd": {"optim_args": "momentum=0.9"},
+    "adamw_bnb_8bit": {},
+}
+
+SCHEDULES = [
+    ("linear", {}),
+    ("cosine", {}),
+    ("cosine", {"num_cycles": 1.25}),
+    ("cosine_with_restarts", {}),
+    ("cosine_with_restarts", {"num_cycles": 3}),
+    ("constant", {}),
+    ("constant_with_warmup", {}),
+    ("polynomial", {}),
+    ("polynomial", {"power": 2.0, "lr_end": 1e-4}),
+    ("inverse_sqrt", {}),
+    ("inverse_sqrt", {"timescale": 5}),
+    ("warmup_stable_decay", {"num_decay_steps": 15}),
+    ("warmup_stable_decay", {"num_decay_steps": 20, "decay_type": "1-sqrt", "warmup_type": "cosine", "min_lr_ratio": 0.1}),
+    ("warmup_stable_decay", {"num_decay_steps": 10, "num_stable_steps": 20, "decay_type": "linear", "warmup_type": "1-sqrt"}),
+]
+
+
+def whole(shape, step):
+    """Whole numbers between -1000 and 1000 that look random."""
+    i = np.arange(np.prod(shape), dtype=np.int64)
+    return (i * 7919 + step * 104729 + (i * i) % 1009 * (step + 3)) % 2001 - 1000
+
+
+def exact(shape, step):
+    """Of magnitudes from 2^-8 to 2^-1: exact in f32."""
+    i = np.arange(np.prod(shape), dtype=np.int64)
+    return torch.tensor((whole(shape, step) * 2.0 ** (i % 8 - 18)).astype(np.float32).reshape(shape))
+
+
+def optimizers(out):
+    tensors = {}
+    for name, options in OPTIMIZERS.items():
+        args = TrainingArguments("/tmp/none", optim=name, learning_rate=1e-2, weight_decay=0.1, use_cpu=True, **options)
+        parameters = {key: Parameter(exact(shape, 1000)) for key, shape in SHAPES.items()}
+        groups = [
+            {"params": [value], "weight_decay": 0.0 if "norm" in key else args.weight_decay}
+            for key, value in parameters.items()
+        ]
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
+        optimizer = kind(groups, **options)
+        for step in range(STEPS):
+            for key, value in parameters.items():
+                value.grad = exact(SHAPES[key], step)
+            optimizer.step()
+            if step + 1 in (1, 10, STEPS):
+                for key, value in parameters.items():
+                    tensors[f"{name}.{step + 1}.{key}"] = value.detach().clone()
+        for key, value in parameters.items():
+            for part, state in optimizer.state[value].items():
+                if torch.is_tensor(state) and state.ndim > 0 and not part.startswith("qmap"):
+                    tensors[f"{name}.state.{key}.{part}"] = state.clone().contiguous()
+    save_file(tensors, out / "updates.safetensors")
+
+
+def schedules(out):
+    cases = []
+    for name, kwargs in SCHEDULES:
+        for warmup in (0, 7):
+            optimizer = torch.optim.SGD([Parameter(torch.zeros(1))], lr=2e-3)
+            schedule = get_scheduler(name, optimizer, warmup, STEPS, scheduler_specific_kwargs=dict(kwargs))
+            rates = []
+            for _ in range(STEPS):
+                rates.append(optimizer.param_groups[0]["lr"])
+                optimizer.step()
+                schedule.step()
+            cases.append({"name": name, "kwargs": kwargs, "warmup_steps": warmup, "rates": rates})
+    lines = ",\n".join(json.dumps(case) for case in cases)
+    (out / "schedules.json").write_text(f"[\n{lines}\n]\n")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    folder = Path(sys.argv[1]) / "optimizers"
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    optimizers(folder)
+    schedules(folder)
