@@ -5,6 +5,7 @@
 //! * `many_adapters`: layers with one adapter and with 35, of which one is active, and attaching one more.
 //! * `lora_step`: a LoRA training step of FLAN-T5-small's architecture, in tokens per second.
 //! * `step_memory`: peak memory and time of a LoRA step, here and with Burn's `apply_lora`.
+//! * `checkpointing`: peak memory and time of a LoRA step with and without activation checkpointing, T5 and Falcon.
 //! * `allocations`: what a step asks the allocator for, and where.
 //! * `adamw`: norm, clipping and update over 77 million parameters, and Burn's.
 //! * `full_step`: peak memory and time of full fine-tuning steps.

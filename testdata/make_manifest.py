@@ -20,7 +20,7 @@ MAKERS = {
     "make_falcon.py": TRANSFORMERS,
     "make_generation_goldens.py": {"transformers": "4.57.6 and 4.52.4", **TORCH},
     "make_quant.py": {**TRANSFORMERS, "bitsandbytes": "0.50.2"},
-    "make_optimizers.py": {"transformers": "5.24.0", "bitsandbytes": "0.50.2", "safetensors": "0.8.0", "numpy": "2.4.6", **TORCH},
+    "make_optimizers.py": {**TRANSFORMERS, "transformers": "5.24.0", "peft": "0.21.2", "bitsandbytes": "0.50.2"},
     "make_torch_files.py": {"safetensors": "0.8.0", **TORCH},
     "make_torch_model.py": {"transformers": "4.52.4", **TORCH},
     # Sideburn itself, held against peft by check_adapter_with_peft.py.

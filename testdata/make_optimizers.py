@@ -1,6 +1,7 @@
-"""Writes OUT/optimizers/: fifty updates by each optimiser, and fifty factors of each schedule, as transformers' Trainer makes them.
+"""Writes OUT/optimizers/: fifty updates by each optimiser, fifty rates of each schedule, and the losses of fifty steps with label
+smoothing and with noise on the embedded tokens, as transformers' Trainer makes them.
 
-    OMP_NUM_THREADS=1 python make_optimizers.py OUT
+    OMP_NUM_THREADS=1 python make_optimizers.py OUT    # reads t5_gated_untied/ and trajectory/ here
 
 Gradients are exact in f32 and follow from step and element, so that no rounding of one update reaches the next one's gradient.
 """
@@ -11,10 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch.nn import Parameter
-from transformers import TrainingArguments, get_scheduler
+from transformers import T5ForConditionalGeneration, TrainingArguments, get_scheduler
 from transformers.trainer import Trainer
+from transformers.trainer_pt_utils import LabelSmoother
+
+HERE = Path(__file__).parent
 
 STEPS = 50
 # A matrix whose state bitsandbytes keeps in 8 bits, with a short last block, and a norm, which is not decayed.
@@ -99,6 +104,72 @@ def schedules(out):
     (out / "schedules.json").write_text(f"[\n{lines}\n]\n")
 
 
+def mix(z):
+    """SplitMix64, as `Key` of sideburn-batch."""
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return z ^ (z >> 31)
+
+
+GOLDEN = 0x9E3779B97F4A7C15
+
+
+def fold_in(key, part):
+    return mix(key ^ mix((part * GOLDEN + 0xD1B54A32D192ED03) % 2**64))
+
+
+def fold_in_name(key, name):
+    value = 0xCBF29CE484222325
+    for byte in name.encode():
+        value = (value ^ byte) * 0x100000001B3 % 2**64
+    return fold_in(key, value)
+
+
+def noise(step, reader, lengths, shape, alpha):
+    """What Sideburn draws for a step of a run with seed 42; `transformers` draws from PyTorch's generator."""
+    key = fold_in(fold_in(fold_in_name(mix((42 + GOLDEN) % 2**64), "step"), step), 0)
+    key = fold_in_name(fold_in_name(key, "neftune"), reader)
+    out, element, width = torch.zeros(shape), 0, shape[2]
+    for row, length in enumerate(lengths):
+        size = alpha / (length * width) ** 0.5
+        for place in range(length):
+            for column in range(width):
+                bits = mix((key + (element + 1) * GOLDEN) % 2**64)
+                out[row, place, column] = (2.0 * ((bits >> 11) * 2.0**-53) - 1.0) * size
+                element += 1
+    return out
+
+
+def losses(out):
+    batches = load_file(HERE / "trajectory/t5_gated_untied__lora/batches.safetensors")
+    cases = {}
+    for name, smoothing, alpha in [("label_smoothing", 0.1, None), ("neftune", 0.0, 5.0)]:
+        base = T5ForConditionalGeneration.from_pretrained(HERE / "t5_gated_untied")
+        adapter = HERE / "trajectory/t5_gated_untied__lora/initial_adapter"
+        model = PeftModel.from_pretrained(base, adapter, is_trainable=True).train()
+        trained = [value for value in model.parameters() if value.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.01)
+        found = {"losses": [], "grad_norms": []}
+        for step in range(STEPS):
+            ids, mask, labels = (batches[f"{key}.{step % 4}"] for key in ("input_ids", "attention_mask", "labels"))
+            inputs = {"input_ids": ids, "decoder_input_ids": base._shift_right(labels)}
+            if alpha is not None:
+                lengths = {"encoder": mask.sum(1), "decoder": (labels != -100).sum(1)}
+                embedded = {half: base.shared(x) for half, x in zip(lengths, inputs.values())}
+                for half, x in embedded.items():
+                    x += noise(step, f"{half}.embed_tokens", lengths[half].tolist(), x.shape, alpha)
+                inputs = {"inputs_embeds": embedded["encoder"], "decoder_inputs_embeds": embedded["decoder"]}
+            output = base(attention_mask=mask, labels=labels, **inputs)
+            loss = LabelSmoother(smoothing)(output, labels) if smoothing else output.loss
+            optimizer.zero_grad()
+            loss.backward()
+            found["losses"].append(loss.item())
+            found["grad_norms"].append(torch.nn.utils.get_total_norm([value.grad for value in trained]).item())
+            optimizer.step()
+        cases[name] = found
+    (out / "losses.json").write_text(json.dumps(cases) + "\n")
+
+
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
@@ -107,3 +178,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     optimizers(folder)
     schedules(folder)
+    losses(folder)

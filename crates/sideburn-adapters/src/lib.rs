@@ -51,6 +51,7 @@ mod base;
 mod base_weight;
 mod burn_modules;
 mod carried;
+mod checkpoint;
 mod choose;
 mod combine;
 mod embedding;
@@ -87,6 +88,7 @@ mod watch;
 
 pub use adapters::Adapters;
 pub use base_weight::{BaseWeight, Precision};
+pub use checkpoint::Boundary;
 pub use combine::Combination;
 pub use embedding::{AdaptedTable, AdaptedVector};
 pub use error::{AdapterError, Misshapen};

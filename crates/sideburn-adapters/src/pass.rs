@@ -6,6 +6,7 @@ use std::sync::Arc;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use sideburn_kernels::{Dropout, Key};
 
+use crate::checkpoint::Checkpoints;
 use crate::watch::Watch;
 
 /// The mode of one forward pass.
@@ -30,6 +31,10 @@ pub struct Pass {
     rows: Option<Arc<[Option<String>]>>,
     /// What layers tell of numbers that are not finite, if they are to look.
     watch: Option<Watch>,
+    label_smoothing: f64,
+    neftune_noise_alpha: Option<f64>,
+    /// Where the tape is cut, if blocks are to run again in the backward pass.
+    pub(crate) checkpoints: Option<Checkpoints>,
 }
 
 #[derive(Clone, Debug)]
@@ -41,12 +46,40 @@ struct Draws {
 impl Pass {
     /// A pass without dropout.
     pub const fn evaluate() -> Self {
-        Self { draws: None, rows: None, watch: None }
+        Self::new(None)
     }
 
     /// A pass with dropout, every mask of which is a function of `key` and of its place in the pass.
     pub const fn train(key: Key) -> Self {
-        Self { draws: Some(Draws { key, next: 0 }), rows: None, watch: None }
+        Self::new(Some(Draws { key, next: 0 }))
+    }
+
+    const fn new(draws: Option<Draws>) -> Self {
+        Self { draws, rows: None, watch: None, label_smoothing: 0.0, neftune_noise_alpha: None, checkpoints: None }
+    }
+
+    /// The same pass in which a token's loss is `1 - factor` of its own and `factor` of the mean over the vocabulary:
+    /// `label_smoothing_factor` of `transformers`.
+    pub fn with_label_smoothing(self, factor: f64) -> Self {
+        Self { label_smoothing: factor, ..self }
+    }
+
+    /// What part of a token's loss is the mean over the vocabulary.
+    pub const fn label_smoothing(&self) -> f64 {
+        self.label_smoothing
+    }
+
+    /// The same pass with noise on the embedded tokens, if it trains (NEFTune; Jain et al., 2023): `neftune_noise_alpha` of
+    /// `transformers`.
+    pub fn with_neftune_noise(self, alpha: f64) -> Self {
+        Self { neftune_noise_alpha: Some(alpha), ..self }
+    }
+
+    /// The size of that noise, and the key that it is drawn from where tokens are embedded for `reader`, a half of the model
+    /// or all of it.
+    pub fn neftune_noise(&self, reader: &str) -> Option<(f64, Key)> {
+        let key = self.draws.as_ref()?.key.fold_in_name("neftune").fold_in_name(reader);
+        Some((self.neftune_noise_alpha?, key))
     }
 
     /// The same pass with another choice of adapters: row `i` of the batch runs with the adapter called `rows[i]`, whether
@@ -121,6 +154,11 @@ impl<'p> TokenPass<'p> {
     /// The pass over tokens that belong to these rows of the batch.
     pub(crate) fn new(pass: &'p mut Pass, token_rows: impl FnOnce() -> Vec<usize>, device: &Device) -> Self {
         let routes = pass.rows.as_ref().map(|rows| Arc::new(Routes::new(rows, &token_rows(), device)));
+        Self { pass, routes }
+    }
+
+    /// The pass over tokens that run with these adapters.
+    pub(crate) fn with_routes(pass: &'p mut Pass, routes: Option<Arc<Routes>>) -> Self {
         Self { pass, routes }
     }
 

@@ -74,8 +74,7 @@ impl DecoderOnly for Falcon {
         tokens: &mut CausalTokens<'_>,
         pass: &mut TokenPass<'_>,
     ) -> Result<Tensor<2>, FalconError> {
-        let blocks = self.blocks.iter().enumerate();
-        let x = blocks.fold(x, |x, (index, block)| block.forward(index, x, tokens, pass));
+        let x = tokens.run_blocks(&self.blocks, x, pass, Block::forward);
         Ok(self.final_norm.forward(x, pass))
     }
 }

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 
+use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
 use sideburn_adapters::{AdaptedTable, AdapterError, Adapters, Pass, TokenPass};
 use sideburn_batch::{PromptBatch, TokenRows};
@@ -85,6 +86,36 @@ impl CausalTokens<'_> {
     /// The place of the first token of each row among all of its row.
     pub fn first_places(&self) -> &[usize] {
         &self.first
+    }
+
+    /// Runs blocks one after the other, each by `forward(block, index, x, tokens, pass)`, from `x [tokens, width]` on; with
+    /// [checkpoints](Pass::with_checkpoints), if the pass has them and nothing stands before the rows.
+    pub fn run_blocks<B: Module + Send + Sync + 'static>(
+        &mut self,
+        blocks: &[B],
+        x: Tensor<2>,
+        pass: &mut TokenPass<'_>,
+        forward: impl Fn(&B, usize, Tensor<2>, &mut CausalTokens<'_>, &mut TokenPass<'_>) -> Tensor<2>
+        + Copy
+        + Send
+        + Sync
+        + 'static,
+    ) -> Tensor<2> {
+        let blocks = blocks.iter().enumerate();
+        if !pass.has_checkpoints() || self.prefix.is_some() || !matches!(self.memory, Memory::None) {
+            return blocks.fold(x, |x, (index, block)| forward(block, index, x, self, pass));
+        }
+        let begun = pass.boundary(x);
+        let last = blocks.fold(begun, |x, (index, block)| {
+            let (first, position, visibility) = (self.first.clone(), self.position.clone(), self.visibility.clone());
+            pass.checkpointed(vec![x], block, move |block, inputs, pass| {
+                let (first, position, visibility) = (first.clone(), position.clone(), visibility.clone());
+                let mut tokens = CausalTokens { first, position, visibility, prefix: None, memory: Memory::None };
+                let x = inputs.into_iter().next().expect("the input that was given");
+                forward(block, index, x, &mut tokens, pass)
+            })
+        });
+        last.into_tensor()
     }
 
     /// Lets the tokens `x [tokens, width]` of a block look at what they see: `[tokens, width]`.

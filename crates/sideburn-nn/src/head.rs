@@ -1,5 +1,6 @@
 //! The output head: a layer of its own, or the embedding.
 
+use burn::tensor::activation::log_softmax;
 use burn::tensor::{Tensor, TensorData};
 use sideburn_adapters::{AdaptedLinear, AdaptedTable, TokenPass};
 use sideburn_batch::TokenRows;
@@ -29,7 +30,8 @@ impl<'a> Head<'a> {
     }
 
     /// The negative log-likelihood of every token of `targets`, end to end, where `hidden [tokens, width]` has the state
-    /// that is to write it: `[tokens]`, in nats. A head without adapters never forms its logits.
+    /// that is to write it: `[tokens]`, in nats, with the label smoothing of the pass. A head without adapters never forms its
+    /// logits.
     pub fn token_losses(self, hidden: Tensor<2>, targets: &TokenRows, pass: &mut TokenPass<'_>) -> Tensor<1> {
         let labels: Vec<i32> = targets.ids().iter().map(|id| *id as i32).collect();
         let labels = Tensor::from_data(TensorData::new(labels, [targets.tokens()]), &hidden.device());
@@ -37,9 +39,16 @@ impl<'a> Head<'a> {
             Self::Own(head) => head.plain_weight(pass),
             Self::Tied(embedding) => embedding.plain_table(pass),
         };
-        match plain {
-            Some(weight) => linear_cross_entropy(hidden, weight, labels, 0.0),
-            None => cross_entropy(self.logits(hidden, pass), labels),
-        }
+        let smoothing = pass.label_smoothing();
+        let Some(weight) = plain else {
+            let logits = self.logits(hidden, pass);
+            let losses = cross_entropy(logits.clone(), labels);
+            if smoothing == 0.0 {
+                return losses;
+            }
+            let of_all = log_softmax(logits.cast(losses.dtype()), 1).mean_dim(1).squeeze_dim::<1>(1);
+            return losses.mul_scalar(1.0 - smoothing) - of_all.mul_scalar(smoothing);
+        };
+        linear_cross_entropy(hidden, weight, labels, smoothing)
     }
 }

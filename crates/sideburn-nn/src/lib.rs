@@ -69,4 +69,4 @@ pub use norm::{LayerNorm, RmsNorm};
 pub use one_embedding::OneEmbedding;
 pub use position::{Alibi, Position, Positions, Rotary, Rotation};
 pub use sideburn_quant::{QuantType, Quantization, QuantizationConfig};
-pub use tokens::{behind, check_ids, embed, places_behind, shift_right};
+pub use tokens::{add_noise, behind, check_ids, embed, places_behind, shift_right};

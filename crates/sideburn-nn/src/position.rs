@@ -42,7 +42,7 @@ pub enum Position {
 
 impl Position {
     /// What is added to scores.
-    pub(crate) fn bias(&self) -> Option<Tensor<2>> {
+    pub fn bias(&self) -> Option<Tensor<2>> {
         match self {
             Self::Bias(bias) | Self::OfKeys(bias) => Some(bias.clone()),
             Self::None | Self::Rotary(_) => None,

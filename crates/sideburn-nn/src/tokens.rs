@@ -1,9 +1,9 @@
 //! Token ids on their way into a model, and virtual tokens in front of them.
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Int, Tensor, TensorData};
 use sideburn_adapters::{AdaptedTable, TokenPass};
 use sideburn_batch::TokenRows;
-use sideburn_kernels::RowLayout;
+use sideburn_kernels::{RowLayout, elements};
 
 use crate::NnError;
 
@@ -29,7 +29,8 @@ pub fn shift_right(target: &TokenRows, start: u32) -> TokenRows {
     TokenRows::from_rows(shifted).expect("rows of the same lengths as the target's")
 }
 
-/// The embedded tokens of `rows`, `[tokens, width]`, as `layout` lays them out; places of no row hold the token `filler`.
+/// The embedded tokens of `rows`, `[tokens, width]`, as `layout` lays them out, with the [noise](add_noise) of the pass; places
+/// of no row hold the token `filler`.
 ///
 /// # Errors
 /// If a token id is outside the vocabulary.
@@ -41,7 +42,35 @@ pub fn embed(
     pass: &TokenPass<'_>,
 ) -> Result<Tensor<2>, NnError> {
     check_ids(rows, table.shape()[0])?;
-    Ok(table.rows(layout.ids(rows, filler), pass))
+    Ok(add_noise(table.rows(layout.ids(rows, filler), pass), "embed_tokens", layout, pass))
+}
+
+/// The embedded tokens `x [tokens, width]` of all rows that `layout` lays out, with the noise that the pass has for `reader`, if
+/// it has any (NEFTune; Jain et al., 2023, algorithm 1): to each element of a row of `n` tokens is added a number that is uniform
+/// between `-alpha / sqrt(n width)` and `alpha / sqrt(n width)`.
+///
+/// `n` is the number of tokens of the row, as in the paper; in `transformers` it is that of the longest row of the batch, whose
+/// padding counts. Element `i` of the noise, counted over the tokens of all rows, follows from the key of the pass alone.
+pub fn add_noise(x: Tensor<2>, reader: &str, layout: &RowLayout, pass: &TokenPass<'_>) -> Tensor<2> {
+    let Some((alpha, key)) = pass.neftune_noise(reader) else { return x };
+    let [tokens, width] = x.dims();
+    // The number of each token among those of all rows, and how large its noise may be.
+    let mut places: Vec<Option<(u64, f64)>> = vec![None; tokens];
+    let numbered = (0..layout.rows()).flat_map(|row| {
+        let row = layout.row(row);
+        let size = alpha / ((row.len() * width) as f64).sqrt();
+        row.map(move |place| (place, size))
+    });
+    for (number, (place, size)) in numbered.enumerate() {
+        places[place] = Some((number as u64, size));
+    }
+    let noise = elements(tokens * width, |element| {
+        let (token, column) = (element as usize / width, element % width as u64);
+        places[token]
+            .map_or(0.0, |(number, size)| ((2.0 * key.uniform(number * width as u64 + column) - 1.0) * size) as f32)
+    });
+    let noise = Tensor::from_data(TensorData::new(noise, [tokens, width]), (&x.device(), x.dtype()));
+    x + noise
 }
 
 /// The rows of `x`, which `own` lays out, each behind the same tokens `first [n, width]`: a matrix as `layout` lays it out,

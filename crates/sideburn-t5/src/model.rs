@@ -6,7 +6,7 @@ use sideburn_adapters::{AdaptedLinear, AdaptedModel, AdaptedTable, AdapterSet, K
 use sideburn_batch::{PromptBatch, TokenRows};
 use sideburn_generate::GenerationConfig;
 use sideburn_kernels::{RowLayout, Visibility};
-use sideburn_nn::{Head, KeysValues, behind, check_ids, places_behind, shift_right};
+use sideburn_nn::{Head, KeysValues, add_noise, behind, check_ids, places_behind, shift_right};
 
 use crate::T5Error;
 use crate::config::T5Config;
@@ -127,7 +127,9 @@ impl T5 {
     /// What the decoder's blocks see of the encoded rows.
     pub(crate) fn cross(&self, encoded: &Encoded, pass: &mut Pass) -> Result<Cross, T5Error> {
         let pass = &mut self.adapters.enter(pass, &encoded.layout)?;
-        Ok(self.decoder.cross(&encoded.hidden, &encoded.layout, pass))
+        // All blocks look at it.
+        let hidden = pass.boundary(encoded.hidden.clone()).into_tensor();
+        Ok(self.decoder.cross(&hidden, &encoded.layout, pass))
     }
 
     /// The logits `[tokens, vocab_size]` of the decoder's hidden states.
@@ -171,7 +173,7 @@ impl T5 {
         pass: &TokenPass<'_>,
     ) -> Result<Tensor<2>, T5Error> {
         check_ids(rows, self.config.vocab_size)?;
-        Ok(self.shared.rows_as(half, layout.ids(rows, self.filler()), pass))
+        Ok(add_noise(self.shared.rows_as(half, layout.ids(rows, self.filler()), pass), half, layout, pass))
     }
 
     /// What stands where a batch has no token.

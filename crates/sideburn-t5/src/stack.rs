@@ -2,7 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use sideburn_adapters::{AdaptedTable, Key, TokenPass, random_weight};
+use sideburn_adapters::{AdaptedTable, Boundary, Key, TokenPass, random_weight};
 use sideburn_kernels::{Dropout, RowLayout, Visibility, add_dropout, embedding};
 use sideburn_nn::{Attention, FeedForward, KeysValues, Position, RmsNorm};
 
@@ -42,10 +42,9 @@ pub(crate) struct Cross {
 }
 
 impl Cross {
-    /// Scores of the tokens that `queries` lays out.
-    fn scores(&self, heads: usize, queries: &RowLayout) -> Scores {
-        // Positions in the source and in the target do not relate.
-        Scores { positions: vec![Position::None], visibility: Visibility::full(heads, queries, &self.layout) }
+    /// What the tokens see that `queries` lays out.
+    fn visibility(&self, heads: usize, queries: &RowLayout) -> Visibility {
+        Visibility::full(heads, queries, &self.layout)
     }
 }
 
@@ -53,6 +52,34 @@ impl Cross {
 fn add(hidden: Tensor<2>, output: Tensor<2>, dropout: Option<Dropout>) -> Tensor<2> {
     let dtype = if output.dtype() == DType::F32 { DType::F32 } else { hidden.dtype() };
     add_dropout(hidden.cast(dtype), output.cast(dtype), dropout)
+}
+
+impl Block {
+    /// What the block makes of the hidden states. `attend` lets the tokens with these projections look at each other; what they
+    /// see of the encoder is `seen`, in the decoder.
+    fn forward(
+        &self,
+        mut hidden: Tensor<2>,
+        attend: impl FnOnce(Tensor<2>, &mut TokenPass<'_>) -> Tensor<2>,
+        seen: Option<(KeysValues, &Visibility)>,
+        dropout: f64,
+        pass: &mut TokenPass<'_>,
+    ) -> Tensor<2> {
+        let normed = self.self_norm.forward(hidden.clone(), pass);
+        let output = attend(self.self_attention.projections(normed, pass), pass);
+        hidden = add(hidden, output, pass.next_dropout(dropout));
+
+        if let (Some(attention), Some(norm), Some((seen, visibility))) = (&self.cross_attention, &self.cross_norm, seen)
+        {
+            let queries = attention.queries(norm.forward(hidden.clone(), pass), pass);
+            // Positions in the source and in the target do not relate.
+            let output = attention.look_at(queries, seen, &Position::None, visibility, pass);
+            hidden = add(hidden, output, pass.next_dropout(dropout));
+        }
+
+        let output = self.feed_forward.forward(self.feed_forward_norm.forward(hidden.clone(), pass), pass);
+        add(hidden, output, pass.next_dropout(dropout))
+    }
 }
 
 impl Stack {
@@ -97,35 +124,66 @@ impl Stack {
         pass: &mut TokenPass<'_>,
         mut cache: Option<&mut dyn FnMut(usize, KeysValues) -> KeysValues>,
     ) -> Tensor<2> {
-        let cross = cross.map(|cross| (cross, cross.scores(own.visibility.heads, &own.visibility.queries)));
+        let seen = cross.map(|cross| (cross, cross.visibility(own.visibility.heads, &own.visibility.queries)));
         let mut hidden = pass.dropout(x, self.dropout);
-        for (index, block) in self.blocks.iter().enumerate() {
-            let normed = block.self_norm.forward(hidden.clone(), pass);
-            let attention = &block.self_attention;
-            let projections = attention.projections(normed, pass);
-            let output = match &mut cache {
-                None => attention.among_themselves(projections, own.position(index), &own.visibility, pass),
-                Some(cache) => {
-                    let (queries, fresh) = attention.split(projections, own.position(index));
-                    attention.look_at(queries, cache(index, fresh), own.position(index), &own.visibility, pass)
-                }
-            };
-            hidden = add(hidden, output, pass.next_dropout(self.dropout));
-
-            if let (Some(attention), Some(norm), Some((cross, scores))) =
-                (&block.cross_attention, &block.cross_norm, &cross)
-            {
-                let seen = cross.blocks[index].clone();
-                let queries = attention.queries(norm.forward(hidden.clone(), pass), pass);
-                let output = attention.look_at(queries, seen, scores.position(index), &scores.visibility, pass);
-                hidden = add(hidden, output, pass.next_dropout(self.dropout));
+        if pass.has_checkpoints() && cache.is_none() {
+            hidden = self.run_checkpointed(hidden, own, seen.as_ref(), pass);
+        } else {
+            for (index, block) in self.blocks.iter().enumerate() {
+                let position = own.position(index);
+                let attend = |projections, pass: &mut TokenPass<'_>| {
+                    let attention = &block.self_attention;
+                    match &mut cache {
+                        None => attention.among_themselves(projections, position, &own.visibility, pass),
+                        Some(cache) => {
+                            let (queries, fresh) = attention.split(projections, position);
+                            attention.look_at(queries, cache(index, fresh), position, &own.visibility, pass)
+                        }
+                    }
+                };
+                let seen = seen.as_ref().map(|(cross, visibility)| (cross.blocks[index].clone(), visibility));
+                hidden = block.forward(hidden, attend, seen, self.dropout, pass);
             }
-
-            let output = block.feed_forward.forward(block.feed_forward_norm.forward(hidden.clone(), pass), pass);
-            hidden = add(hidden, output, pass.next_dropout(self.dropout));
         }
         let normed = self.final_norm.forward(hidden, pass);
         pass.dropout(normed, self.dropout)
+    }
+
+    /// Runs the blocks so that each is run again in the backward pass.
+    fn run_checkpointed(
+        &self,
+        hidden: Tensor<2>,
+        own: &Scores,
+        seen: Option<&(&Cross, Visibility)>,
+        pass: &mut TokenPass<'_>,
+    ) -> Tensor<2> {
+        let biases: Vec<Boundary> = own.positions.iter().filter_map(Position::bias).map(|x| pass.boundary(x)).collect();
+        let mut hidden = pass.boundary(hidden);
+        for (index, block) in self.blocks.iter().enumerate() {
+            let mut inputs = vec![hidden];
+            inputs.extend(biases.get(index).or(biases.first()).cloned());
+            if let Some((Cross { blocks, .. }, _)) = seen {
+                let KeysValues { keys, values } = blocks[index].clone();
+                inputs.extend([keys, values].map(|part| pass.boundary(part)));
+            }
+            let visibility = own.visibility.clone();
+            let of_encoded = seen.map(|(_, visibility)| visibility.clone());
+            let dropout = self.dropout;
+            hidden = pass.checkpointed(inputs, block, move |block, inputs, pass| {
+                let mut inputs = inputs.into_iter();
+                let mut next = || inputs.next().expect("as many inputs as were given");
+                let (hidden, position) = (next(), Position::Bias(next()));
+                let seen = of_encoded.as_ref().map(|visibility| {
+                    let (keys, values) = (next(), next());
+                    (KeysValues { keys, values }, visibility)
+                });
+                let attend = |projections, pass: &mut TokenPass<'_>| {
+                    block.self_attention.among_themselves(projections, &position, &visibility, pass)
+                };
+                block.forward(hidden, attend, seen, dropout, pass)
+            });
+        }
+        hidden.into_tensor()
     }
 
     /// The biases of keys from `back` places before their query to `ahead` places behind it, each

@@ -46,6 +46,17 @@ pub struct TrainConfig {
     pub lr_scheduler_kwargs: ScheduleOptions,
     /// Steps over which the learning rate rises from zero.
     pub warmup_steps: u64,
+    /// What part of a token's loss is the mean over the vocabulary, instead of that of its label (Szegedy et al., 2015). The
+    /// losses of steps have it, evaluation has not. `transformers` takes the mean of each micro-batch by itself, and smooths in
+    /// evaluation, too.
+    pub label_smoothing_factor: f64,
+    /// The size of the noise on embedded tokens (NEFTune; Jain et al., 2023, who take 5 to 15); none by default. Each element of
+    /// a row of `n` tokens gets a number between `-alpha / sqrt(n width)` and `alpha / sqrt(n width)`; `transformers` counts
+    /// the padding of the row in `n`.
+    pub neftune_noise_alpha: Option<f64>,
+    /// Whether each transformer block keeps only what goes in, and is run again in the backward pass. Gradients are the same, to
+    /// the last bit on the CPU.
+    pub gradient_checkpointing: bool,
     /// What the learning rate of LoRA's second factor B is multiplied by: LoRA+ (Hayou et al., 2024), which recommends 16
     /// with half the learning rate. 1 is LoRA.
     pub loraplus_lr_ratio: f64,
@@ -83,7 +94,8 @@ pub struct TrainConfig {
 
 impl TrainConfig {
     /// The settings that may be others where a run goes on: what comes of it does not depend on them.
-    pub const MAY_CHANGE: [&str; 7] = [
+    pub const MAY_CHANGE: [&str; 8] = [
+        "gradient_checkpointing",
         "logging_steps",
         "eval_strategy",
         "eval_steps",
@@ -108,6 +120,9 @@ impl TrainConfig {
             lr_scheduler_type: Schedule::Linear,
             lr_scheduler_kwargs: ScheduleOptions::default(),
             warmup_steps: 0,
+            label_smoothing_factor: 0.0,
+            neftune_noise_alpha: None,
+            gradient_checkpointing: false,
             loraplus_lr_ratio: 1.0,
             gradient_accumulation_steps: 1,
             seed: 42,
@@ -177,6 +192,18 @@ impl TrainConfig {
                 self.loraplus_lr_ratio,
                 self.loraplus_lr_ratio > 0.0 && self.loraplus_lr_ratio.is_finite(),
                 "a number above 0",
+            ),
+            (
+                "label_smoothing_factor",
+                self.label_smoothing_factor,
+                (0.0..1.0).contains(&self.label_smoothing_factor),
+                "a number in [0, 1)",
+            ),
+            (
+                "neftune_noise_alpha",
+                self.neftune_noise_alpha.unwrap_or(0.0),
+                not_negative(self.neftune_noise_alpha.unwrap_or(0.0)),
+                "a number of at least 0",
             ),
             ("max_grad_norm", self.max_grad_norm, not_negative(self.max_grad_norm), "a number of at least 0"),
             (

@@ -6,7 +6,7 @@ use std::time::Instant;
 use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
-use sideburn_adapters::{Adapters, BaseWeight, Key, ParameterReport, TrainingHooks, Weight};
+use sideburn_adapters::{Adapters, BaseWeight, ParameterReport, TrainingHooks, Weight};
 use sideburn_batch::Batch;
 use sideburn_kernels::{OutOfMemory, Span};
 
@@ -152,8 +152,7 @@ impl<M: Adapters> Run<M> {
     ) -> Result<StepRecord, TrainError> {
         let (step, started) = (self.step, Instant::now());
         let loss_tokens = micro_batches.iter().map(Batch::loss_tokens).sum();
-        let key = Key::from_seed(self.config.seed).fold_in_name("step").fold_in(step);
-        let info = StepInfo { step, loss_tokens, key };
+        let info = StepInfo { config: &self.config, step, loss_tokens, first_micro_batch: 0 };
         let differentiated =
             token_losses.gradient(model, micro_batches, &info).map_err(|source| TrainError::Step { step, source })?;
         let (numbers, gradients) = self.measure(model, differentiated)?;
@@ -253,7 +252,11 @@ impl Measured {
     }
 
     /// Reads them: the one time in a step that a GPU is waited for.
-    fn read(&self, scale: Tensor<1>, &StepInfo { step, loss_tokens, .. }: &StepInfo) -> Result<Numbers, TrainError> {
+    fn read(
+        &self,
+        scale: Tensor<1>,
+        &StepInfo { step, loss_tokens, .. }: &StepInfo<'_>,
+    ) -> Result<Numbers, TrainError> {
         let read = Tensor::cat(vec![self.all.clone(), scale], 0).try_into_data();
         let read = read.map_err(|source| match OutOfMemory::of(&source.to_string(), &self.all.device()) {
             Some(memory) => TrainError::OutOfMemory { step, memory },

@@ -122,7 +122,8 @@ impl Settings {
         )?)
     }
 
-    /// With `KEY=VALUE`s in the place of what was said before. A key with a full stop is a field of `adapter` or `generation`.
+    /// With `KEY=VALUE`s in the place of what was said before. A key with a full stop is a field of a setting that
+    /// has fields, such as `adapter`.
     pub(crate) fn with_flags(self, flags: &[String]) -> anyhow::Result<Self> {
         flags.iter().try_fold(self, |settings, flag| {
             let Some((key, value)) = flag.split_once('=') else {
@@ -138,10 +139,11 @@ impl Settings {
             let (name, value) = match key.split_once('.') {
                 None => (key, value),
                 Some((table, field)) => {
-                    let mut fields = match table {
-                        "adapter" => settings.adapter.clone(),
-                        "generation" => settings.generation.clone(),
-                        _ => bail!("--set {}: only `adapter` and `generation` have fields", in_line(flag)),
+                    let all = serde_json::to_value(&settings)?;
+                    let Some(mut fields) = all.get(table).and_then(Value::as_object).cloned() else {
+                        let tables = all.as_object().into_iter().flatten().filter(|(_, value)| value.is_object());
+                        let tables: Vec<String> = tables.map(|(name, _)| format!("`{name}`")).collect();
+                        bail!("--set {}: `{table}` has no fields; only {} have", in_line(flag), tables.join(", "))
                     };
                     fields.insert(field.to_owned(), value);
                     (table, Value::Object(fields))

@@ -133,7 +133,13 @@ fn settings_that_cannot_be_are_refused_before_anything_is_read() {
         ("learning_rat=1", "no setting is called `learning_rat`; the nearest name is `learning_rate`"),
         ("seed=many", "`seed` is \"many\""),
         ("seed", "write KEY=VALUE"),
-        ("model.name=x", "only `adapter` and `generation` have fields"),
+        (
+            "model.name=x",
+            "`model` has no fields; only `adapter`, `generation`, `lr_scheduler_kwargs`, `optim_args` have",
+        ),
+        ("lr_scheduler_kwargs.power=2", "`lr_scheduler_kwargs.power` is 2, expected nothing"),
+        ("optim_args.momentum=0.9", "`optim_args.momentum` is 0.9, expected a number in [0, 1) with `sgd`"),
+        ("optim=adam", "unknown variant `adam`, expected one of `adamw_torch`"),
         ("num_train_epochs=0", "`num_train_epochs` is 0, expected a number above 0"),
         ("per_device_train_batch_size=0", "`per_device_train_batch_size` is 0, expected at least 1"),
         ("predict_with_generate=true", "`predict_with_generate` is set and `eval_strategy` is \"no\""),
@@ -218,7 +224,10 @@ fn a_signal_ends_a_run_that_goes_on_to_the_same_adapter() {
     assert!(!broken.join("final").exists());
 
     let refused = run_resumed(&broken, &["learning_rate=1"]);
-    assert_contains(&refused.stderr, &["a run goes on with the settings that it began with, but for logging_steps, "]);
+    assert_contains(
+        &refused.stderr,
+        &["a run goes on with the settings that it began with, but for gradient_checkpointing, "],
+    );
     let resumed = run_resumed(&broken, &["save_steps=25"]);
     assert_eq!(resumed.code, 0, "{}", resumed.stderr);
     assert!(broken.join("checkpoint-50/manifest.json").exists());

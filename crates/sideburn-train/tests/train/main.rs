@@ -1,6 +1,7 @@
 //! The training loop against `torch` and `peft`, how it stops, and how it goes on.
 
 mod adalora;
+mod checkpointing;
 mod export_to_peft;
 mod killing;
 mod observing;

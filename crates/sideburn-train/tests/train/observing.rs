@@ -78,18 +78,15 @@ impl Differentiate<T5, PromptBatch> for TwoWorkers {
         &self,
         model: &T5,
         micro_batches: &[PromptBatch],
-        info: &StepInfo,
+        info: &StepInfo<'_>,
     ) -> Result<Differentiated, Box<dyn Error + Send + Sync>> {
         let (mut sum, mut losses) = (GradientsAccumulator::new(), Vec::new());
         for worker in 0..2 {
             let copy = model.clone();
             for (index, batch) in micro_batches.iter().enumerate().skip(worker).step_by(2) {
                 // Every micro-batch has its own draws, wherever it is worked on.
-                let info = StepInfo { key: info.key.fold_in(index as u64), ..*info };
-                let one = |model: &T5, batch: &PromptBatch, _: &mut Pass| {
-                    model.token_losses(batch, &mut Pass::train(info.key))
-                };
-                let part = one.gradient(&copy, std::slice::from_ref(batch), &info)?;
+                let info = StepInfo { first_micro_batch: index, ..*info };
+                let part = T5::token_losses.gradient(&copy, std::slice::from_ref(batch), &info)?;
                 losses.extend(part.losses);
                 sum.accumulate(model, part.gradients);
             }

@@ -63,7 +63,7 @@ impl Differentiate<T5, PromptBatch> for Given {
         &self,
         model: &T5,
         _: &[PromptBatch],
-        info: &StepInfo,
+        info: &StepInfo<'_>,
     ) -> Result<Differentiated, Box<dyn Error + Send + Sync>> {
         let (mut gradients, device) = (GradientsParams::new(), model.device().inner());
         for parameter in parameters(model).into_iter().filter(|parameter| NAMES.contains(&parameter.name.as_str())) {

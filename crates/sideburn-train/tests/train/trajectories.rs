@@ -7,8 +7,8 @@ use std::convert::Infallible;
 
 use burn::module::Module;
 use burn::tensor::Device;
-use sideburn_adapters::methods::{LoraConfig, PTuningConfig, PrefixTuningConfig};
-use sideburn_adapters::{Adapters, Key};
+use sideburn_adapters::methods::{LoraConfig, LoraInit, PTuningConfig, PrefixTuningConfig};
+use sideburn_adapters::{Adapters, Key, Pass};
 use sideburn_batch::{PromptBatch, TokenRows};
 use sideburn_falcon::Falcon;
 use sideburn_t5::{LanguageModel, T5, T5Config};
@@ -163,6 +163,53 @@ fn accumulation_is_weighted_by_target_tokens() {
     let config = TrainConfig { gradient_accumulation_steps: 2, ..settings() };
     let model = check("t5_gated_untied", "lora_accum2", config);
     check_final_adapter(&model, "trajectory/t5_gated_untied__lora_accum2");
+}
+
+/// Fifty steps with label smoothing, and with noise on the embedded tokens, which the golden draws as a run does.
+#[test]
+fn label_smoothing_and_noise() {
+    let text = std::fs::read_to_string(sideburn_testing::path("optimizers/losses.json")).unwrap();
+    let golden: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let tolerance = sideburn_testing::golden("optimizers").tolerance;
+    let (max_steps, batches) = (50, batches("t5_gated_untied__lora"));
+    for (name, config) in [
+        ("label_smoothing", TrainConfig { label_smoothing_factor: 0.1, max_steps, ..settings() }),
+        ("neftune", TrainConfig { neftune_noise_alpha: Some(5.0), max_steps, ..settings() }),
+    ] {
+        let device = Device::flex().autodiff();
+        let mut model = T5::from_dir(sideburn_testing::path("t5_gated_untied"), &device).unwrap();
+        let initial = sideburn_testing::path("trajectory/t5_gated_untied__lora/initial_adapter");
+        model.load_adapter("default", initial).unwrap();
+        let report = train(&mut model, config, &batches);
+        let numbers = |of: &str| -> Vec<f64> { serde_json::from_value(golden[name][of].clone()).unwrap() };
+        let expected = numbers("losses").into_iter().zip(numbers("grad_norms"));
+        assert_eq!(report.steps.len(), 50);
+        let mut worst = 0f64;
+        for (record, (loss, norm)) in report.steps.iter().zip(expected) {
+            let difference = (record.loss - loss).abs() / loss;
+            worst = worst.max(difference);
+            assert!(difference <= tolerance, "{name}, step {}: {} is not {loss}", record.step, record.loss);
+            let difference = (record.grad_norm - norm).abs() / norm;
+            assert!(difference <= 10.0 * tolerance, "{name}: norm {} is not {norm}", record.grad_norm);
+        }
+        println!("{name}: losses differ by at most {worst:e} relative");
+    }
+}
+
+/// A head with an adapter makes its logits first: the losses are those of the head with the adapter merged.
+#[test]
+fn label_smoothing_of_an_adapted_head() {
+    let device = Device::flex();
+    let mut model = T5::from_dir(sideburn_testing::path("t5_gated_untied"), &device).unwrap();
+    let lora = LoraConfig { init_lora_weights: LoraInit::Random, ..LoraConfig::new(["lm_head"]) };
+    model.attach("default", lora, Key::from_seed(8)).unwrap();
+    let (batch, mut pass) = (&batches("t5_gated_untied__lora")[0], Pass::evaluate().with_label_smoothing(0.1));
+    let adapted = values(model.token_losses(batch, &mut pass).unwrap());
+    let plain = values(model.token_losses(batch, &mut Pass::evaluate()).unwrap());
+    model.merge().unwrap();
+    let merged = values(model.token_losses(batch, &mut pass).unwrap());
+    assert!(sideburn_testing::relative_difference(&adapted, &merged) <= 1e-5);
+    assert!(sideburn_testing::relative_difference(&adapted, &plain) > 1e-2, "it was smoothed");
 }
 
 #[test]
