@@ -11,6 +11,7 @@
 //!   text, and serializes.
 //! * A [`Report`] is that and what follows from it: tests between systems, statistics of their texts, scores over parts
 //!   of the examples. It is a page, too: [`Report::to_html`].
+//! * [`curves_to_html`] is a page of numbers over the steps of a run.
 //!
 //! # A complete program
 //!
@@ -51,6 +52,7 @@ pub use bootstrap::{BootstrapConfig, Interval, bootstrap};
 pub use comparison::{Comparison, compare};
 pub use error::{EvalError, ScoreError};
 pub use evaluation::{Difference, Evaluation, Mean, Scored, System};
+pub use html::{Curve, curves_to_html};
 pub use report::Report;
 pub use score::{Score, Values};
 pub use slices::{Slice, Slicing, SystemScores};

@@ -14,7 +14,8 @@ use serde::Serialize;
 use serde_json::Value;
 use sideburn::adapters::methods::MethodRegistry;
 use sideburn::data::{DataError, TokenizedSet};
-use sideburn::files::write_atomic;
+use sideburn::eval::{Curve, curves_to_html};
+use sideburn::files::{read_text, write_atomic};
 use sideburn::nn::read_generation_config;
 use sideburn::prelude::*;
 use sideburn::train::{
@@ -36,7 +37,7 @@ const SAMPLES: usize = 3;
 ///
 /// Without any flag, LoRA teaches the small T5 of the repository to summarise its sample of DialogSum. Settings are called as
 /// in transformers' TrainingArguments; --print-config shows all. The directory has the settings (config.toml), a log
-/// (training.jsonl, metrics.csv), checkpoints, and what was trained (best, final). After Ctrl-C, or a crash, --resume goes on
+/// (training.jsonl, metrics.csv, report.html), checkpoints, and what was trained (best, final). After Ctrl-C, or a crash, --resume goes on
 /// to the same result as without a break.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -127,7 +128,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Report> {
     let resume = format!("sideburn train --resume {}", shown_in_line(&path));
     let report =
         report.with_context(|| format!("the run ended before its end; what it has saved goes on with {resume}"))?;
-    if !recorder.finish(&model)? {
+    let is_complete = recorder.finish(&model)?;
+    write_report(&path)?;
+    if !is_complete {
         bail!("stopped; go on with {resume}");
     }
     if settings.adapter.is_empty() {
@@ -270,6 +273,21 @@ impl Data {
         found.samples = examples.iter().zip(&written).take(SAMPLES).map(sample).collect();
         Ok(found)
     }
+}
+
+/// Writes the numbers of a run as a page of curves.
+fn write_report(run: &Path) -> anyhow::Result<()> {
+    let mut curves: Vec<Curve> = Vec::new();
+    for line in read_text(run.join("metrics.csv"), u64::MAX)?.lines().skip(1) {
+        let mut fields = line.splitn(3, ',');
+        let (Some(step), Some(name), Some(value)) = (fields.next(), fields.next(), fields.next()) else { continue };
+        let (Ok(step), Ok(value)) = (step.parse(), value.parse()) else { continue };
+        match curves.iter_mut().find(|curve| curve.name == name) {
+            Some(curve) => curve.points.push((step, value)),
+            None => curves.push(Curve { name: name.to_owned(), points: vec![(step, value)] }),
+        }
+    }
+    Ok(write_atomic(run.join("report.html"), curves_to_html(&shown(run), &curves).as_bytes())?)
 }
 
 /// Puts the files of a model beside weights, so that they are a model directory.

@@ -206,8 +206,11 @@ impl Settings {
         ["loss", "perplexity"].into_iter().chain(rouge).collect()
     }
 
-    /// With steps in the place of epochs.
+    /// With steps in the place of epochs, and paths that are the same from everywhere.
     pub(crate) fn resolved(mut self, batches_per_epoch: usize) -> Self {
+        for path in [&mut self.model, &mut self.data].into_iter().flatten().filter(|path| path.exists()) {
+            *path = std::path::absolute(&*path).unwrap_or_else(|_| path.clone());
+        }
         if self.training.max_steps == 0 {
             let batches = self.num_train_epochs.take().unwrap_or(3.0) * batches_per_epoch as f64;
             let steps = (batches / self.training.gradient_accumulation_steps as f64).ceil();

@@ -57,6 +57,11 @@ fn the_settings_of_a_run_repeat_it() {
     assert_contains(&config, &["max_steps = 6\n", "[adapter]\n", "r = 4\n"]);
     assert!(!config.contains("num_train_epochs"), "{config}");
     assert!(bytes(&first, "events.out.tfevents").len() > 1000);
+    let report = String::from_utf8(bytes(&first, "report.html")).unwrap();
+    assert_contains(
+        &report,
+        &[">loss</text>", ">eval_rouge1</text>", ">tokens_per_second</text>", "<path class=\"line\" d=\"M"],
+    );
 
     let again = told(
         program().args(args!["train", "--config", first.join("config.toml"), "--output", &second]).output().unwrap(),

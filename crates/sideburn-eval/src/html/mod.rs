@@ -1,5 +1,6 @@
 //! A report as one page, which needs nothing beside it: no network, and no script but for sorting and searching.
 
+mod curves;
 mod dialogues;
 mod escape;
 mod plot;
@@ -11,6 +12,7 @@ use sideburn_files::{count, grouped};
 
 use crate::{report::Report, words};
 
+pub use curves::{Curve, curves_to_html};
 use escape::Escaped;
 
 const STYLE: &str = include_str!("page.css");
@@ -31,21 +33,28 @@ impl Report {
     }
 }
 
-fn write_page(page: &mut String, report: &Report) -> fmt::Result {
-    let evaluation = &report.evaluation;
-    let (systems, examples) = (evaluation.systems.len(), evaluation.examples.len());
-    let title = Escaped(&report.title);
+/// The beginning of a page, to the beginning of its body. `scripts` says which a browser may run in it.
+fn write_head(page: &mut String, title: &str, scripts: &str) -> fmt::Result {
     writeln!(
         page,
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; \
-         script-src 'sha256-{}'; img-src data:; base-uri 'none'; form-action 'none'\">\n\
+         script-src {scripts}; img-src data:; base-uri 'none'; form-action 'none'\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <meta name=\"color-scheme\" content=\"light dark\">\n<link rel=\"icon\" href=\"data:,\">\n\
-         <title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n\
-         <a class=\"skip\" href=\"#dialogues\">Skip to the dialogues</a>\n<header>\n<h1>{title}</h1>\n\
-         <p>{}, {}</p>",
-        SCRIPT_HASH.trim_end(),
+         <title>{}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>",
+        Escaped(title),
+    )
+}
+
+fn write_page(page: &mut String, report: &Report) -> fmt::Result {
+    let evaluation = &report.evaluation;
+    let (systems, examples) = (evaluation.systems.len(), evaluation.examples.len());
+    let title = Escaped(&report.title);
+    write_head(page, &report.title, &format!("'sha256-{}'", SCRIPT_HASH.trim_end()))?;
+    writeln!(
+        page,
+        "<a class=\"skip\" href=\"#dialogues\">Skip to the dialogues</a>\n<header>\n<h1>{title}</h1>\n<p>{}, {}</p>",
         count(systems, "system"),
         count(examples, "dialogue"),
     )?;

@@ -54,6 +54,16 @@ fn round_step(size: f64) -> f64 {
     [1.0, 2.0, 5.0, 10.0].map(|factor| factor * power).into_iter().find(|step| *step >= size * 0.999).unwrap_or(size)
 }
 
+/// A number of an axis whose numbers are so far from each other: `2e-4` where two digits behind the point are too few.
+fn tick_by(value: f64, step: f64) -> String {
+    if value == 0.0 || (0.01..1e6).contains(&step) {
+        return tick(value);
+    }
+    let text = format!("{value:.2e}");
+    let (digits, power) = text.split_once('e').unwrap_or((&text, "0"));
+    format!("{}e{power}", digits.trim_end_matches('0').trim_end_matches('.'))
+}
+
 /// A number of an axis.
 fn tick(value: f64) -> String {
     let text = format!("{value:.2}");
@@ -240,6 +250,46 @@ pub(super) fn write_chart(page: &mut String, score: &str, by: &str, slices: &[Sl
     write!(page, "</svg></figure>")
 }
 
+/// A curve over steps.
+pub(super) fn write_curve(page: &mut String, name: &str, points: &[(f64, f64)]) -> fmt::Result {
+    const SIZE: [f64; 2] = [420.0, 220.0];
+    const PLOT: [f64; 4] = [54.0, 26.0, 408.0, 192.0];
+    let [left, top, right, bottom] = PLOT;
+    let [across, up] = [Axis::over(points.iter().map(|point| point.0)), Axis::over(points.iter().map(|point| point.1))];
+    let x = |step: f64| left + (right - left) * across.at(step);
+    let y = |value: f64| bottom - (bottom - top) * up.at(value);
+    write!(
+        page,
+        "<figure><svg width=\"{w}\" height=\"{h}\" viewBox=\"0 0 {w} {h}\" role=\"img\" aria-label=\"{name} over steps; its ends \
+         are in the table below\"><text class=\"title\" x=\"{left}\" y=\"14\">{name}</text><path class=\"grid\" d=\"",
+        w = SIZE[0],
+        h = SIZE[1],
+        name = Escaped(name),
+    )?;
+    for value in up.ticks() {
+        write!(page, "M{left} {:.1}H{right}", y(value))?;
+    }
+    write!(page, "\"/>")?;
+    for value in up.ticks() {
+        let (at, text) = (y(value) + 4.0, tick_by(value, up.step));
+        write!(page, "<text x=\"{}\" y=\"{at:.1}\" text-anchor=\"end\">{text}</text>", left - 5.0)?;
+    }
+    for step in across.ticks() {
+        let (at, text) = (x(step), tick_by(step, across.step));
+        write!(page, "<text x=\"{at:.1}\" y=\"{}\" text-anchor=\"middle\">{text}</text>", bottom + 17.0)?;
+    }
+    write!(page, "<g class=\"f0\"><path class=\"line\" d=\"")?;
+    for (number, (step, value)) in points.iter().enumerate() {
+        write!(page, "{}{:.1} {:.1}", if number == 0 { "M" } else { "L" }, x(*step), y(*value))?;
+    }
+    write!(page, "\"/>")?;
+    // A point alone has no line.
+    if let [(step, value)] = points {
+        write_mark(page, 0, x(*step), y(*value))?;
+    }
+    write!(page, "</g></svg></figure>")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -255,6 +305,10 @@ mod tests {
         assert_eq!(axis(&[-1.5, 7.0]), (-5.0, 10.0, vec![-5.0, 0.0, 5.0, 10.0]));
         assert_eq!(axis(&[4.0]), (4.0, 5.0, vec![4.0, 5.0]));
         assert_eq!(axis(&[]).2, [0.0, 1.0]);
+        assert_eq!(
+            [tick_by(2e-4, 1e-4), tick_by(3e7, 1e7), tick_by(0.0, 1e-4), tick_by(2.5, 0.5)],
+            ["2e-4", "3e7", "0", "2.5"]
+        );
         assert_eq!([tick(0.0), tick(-0.001), tick(2.5), tick(100.0)], ["0", "0", "2.5", "100"]);
     }
 }
