@@ -2,6 +2,7 @@
 //!
 //! * `dialogsum_lora`: the main job. LoRA teaches a frozen T5 to summarise dialogues.
 //! * `compare_methods`: every method of fine-tuning on the same base and data, in a table.
+//! * `dialogsum_compare`: full fine-tuning, LoRA and prompt tuning from one base, with tests of how they differ, as a page.
 //! * `samsum_falcon_qlora`: the same for a decoder alone. QLoRA teaches a frozen Falcon in 4 bits to summarise chats.
 //! * `samsum_int8_lora`: the same over 8 bits. LoRA teaches a frozen T5 in LLM.int8() to summarise chats.
 //! * `pretrain_mini`: how the small T5 under `assets/t5-mini` was made.

@@ -1,4 +1,4 @@
-//! `compare_methods`, `samsum_falcon_qlora`, `samsum_int8_lora` and `pretrain_mini`.
+//! `compare_methods`, `dialogsum_compare`, `samsum_falcon_qlora`, `samsum_int8_lora` and `pretrain_mini`.
 
 use sideburn::data::{Dataset, Split};
 
@@ -19,6 +19,23 @@ fn methods_are_compared_in_a_table() {
     assert_eq!(rows, ["", "zero-shot", "lora", "prompt tuning"], "{table}");
     assert!(["lora", "prompt tuning"].iter().all(|method| is_adapter(&directory.path().join(method))));
     assert_ended(&run(args!["--methods", "laura"]), 1, &["no method \"laura\"", "\"lora\""]);
+}
+
+#[test]
+fn three_ways_are_compared_as_a_page() {
+    let directory = tempdir().unwrap();
+    let mut command = program("dialogsum_compare");
+    command.args(args!["--max-steps", "1", "--max-eval-samples", "3", "--output", directory.path()]);
+    let output = command.output().unwrap();
+    assert_ended(&output, 0, &[]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let page = fs::read_to_string(directory.path().join("report.html")).unwrap();
+    for name in ["zero-shot", "full fine-tuning", "LoRA", "prompt tuning"] {
+        assert!(text.contains(name) && page.contains(name), "{name}: {text}");
+    }
+    // What full fine-tuning and LoRA train, and the tests.
+    assert!(text.contains("2,558,464") && text.contains("147,456") && text.contains("p "), "{text}");
+    assert!(["full_fine-tuning", "LoRA", "prompt_tuning"].iter().all(|name| is_adapter(&directory.path().join(name))));
 }
 
 #[test]

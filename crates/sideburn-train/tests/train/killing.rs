@@ -38,7 +38,7 @@ fn a_run_that_is_killed_goes_on_to_the_same_bits() {
     };
     let clock = Instant::now();
     assert!(start(&whole).wait_with_output().unwrap().status.success());
-    let takes = clock.elapsed();
+    let mut takes = clock.elapsed();
     let check = |run: &Path| {
         for part in ["final", "best", "checkpoint-30"] {
             assert_eq!(files(&run.join(part)), files(&whole.join(part)), "{part}");
@@ -64,6 +64,8 @@ fn a_run_that_is_killed_goes_on_to_the_same_bits() {
                     None => std::thread::sleep(Duration::from_millis(1)),
                 }
             };
+            // How long a run takes depends on what else the machine does.
+            takes = takes.mul_f64(if ended.is_some() { 0.8 } else { 1.02 });
             if ended.is_none() {
                 process.kill().unwrap();
                 killed += 1;
