@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use burn::tensor::{Tensor, TensorData};
 use rayon::prelude::*;
+use sideburn_kernels::vectorized;
 
 /// The scores of what may follow some rows, `[rows, vocabulary]`, in the memory of this process.
 pub(crate) struct Scores {
@@ -31,14 +32,17 @@ impl Scores {
 
 /// The largest score; `None` if all are -inf or NaN.
 pub(crate) fn largest(scores: &[f32]) -> Option<f32> {
-    const LANES: usize = 16;
-    let mut best = [f32::NEG_INFINITY; LANES];
-    let (chunks, rest) = scores.as_chunks::<LANES>();
-    for chunk in chunks {
-        best.iter_mut().zip(chunk).for_each(|(best, score)| *best = if score > best { *score } else { *best });
-    }
-    let best = best.iter().chain(rest).fold(f32::NEG_INFINITY, |best, score| if *score > best { *score } else { best });
-    (best > f32::NEG_INFINITY).then_some(best)
+    const LANES: usize = 32;
+    let larger = |best: f32, score: f32| if score > best { score } else { best };
+    let largest = vectorized(|| {
+        let mut best = [f32::NEG_INFINITY; LANES];
+        let (chunks, rest) = scores.as_chunks::<LANES>();
+        for chunk in chunks {
+            best.iter_mut().zip(chunk).for_each(|(best, score)| *best = larger(*best, *score));
+        }
+        best.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger)
+    });
+    (largest > f32::NEG_INFINITY).then_some(largest)
 }
 
 /// The place of the largest score, the first of equals.
@@ -61,11 +65,7 @@ pub(crate) fn best_few(scores: &[f32], count: usize) -> Vec<(u32, f32)> {
     }
     let mut best: Vec<(u32, f32)> = Vec::with_capacity(count + 1);
     let mut least = f32::NEG_INFINITY;
-    for (chunk, first) in scores.chunks(AT_ONCE).zip((0..).step_by(AT_ONCE)) {
-        // Hardly any chunk has one: the others are passed over as a whole.
-        if !chunk.iter().fold(false, |some, score| some | (*score > least)) {
-            continue;
-        }
+    let mut look = |chunk: &[f32], first: u32| {
         for (score, token) in chunk.iter().zip(first..) {
             if *score > least {
                 let place = best.partition_point(|(_, better)| better >= score);
@@ -76,7 +76,19 @@ pub(crate) fn best_few(scores: &[f32], count: usize) -> Vec<(u32, f32)> {
                 }
             }
         }
-    }
+        least
+    };
+    let (chunks, rest) = scores.as_chunks::<AT_ONCE>();
+    vectorized(|| {
+        let mut least = f32::NEG_INFINITY;
+        for (chunk, first) in chunks.iter().zip((0..).step_by(AT_ONCE)) {
+            // Hardly any chunk has one: the others are passed over as a whole.
+            if chunk.iter().fold(false, |some, score| some | (*score > least)) {
+                least = look(chunk, first);
+            }
+        }
+    });
+    look(rest, (scores.len() - rest.len()) as u32);
     best
 }
 
@@ -101,15 +113,18 @@ fn log_sum_exp_from(scores: &[f32], largest: f32) -> f32 {
     // So many in `f32`, and their sums in `f64`: the vocabulary is long.
     const AT_ONCE: usize = 512;
     const LANES: usize = 8;
-    let mut sum = 0.0;
-    for scores in scores.chunks(AT_ONCE) {
-        let (chunks, rest) = scores.as_chunks::<LANES>();
-        let mut sums = [0f32; LANES];
-        for chunk in chunks {
-            sums.iter_mut().zip(chunk).for_each(|(sum, score)| *sum += exp(score - largest));
+    let sum = vectorized(|| {
+        let mut sum = 0.0;
+        for scores in scores.chunks(AT_ONCE) {
+            let (chunks, rest) = scores.as_chunks::<LANES>();
+            let mut sums = [0f32; LANES];
+            for chunk in chunks {
+                sums.iter_mut().zip(chunk).for_each(|(sum, score)| *sum += exp(score - largest));
+            }
+            sum += sums.into_iter().chain(rest.iter().map(|score| exp(score - largest))).map(f64::from).sum::<f64>();
         }
-        sum += sums.into_iter().chain(rest.iter().map(|score| exp(score - largest))).map(f64::from).sum::<f64>();
-    }
+        sum
+    });
     largest + sum.ln() as f32
 }
 
@@ -142,7 +157,7 @@ pub(crate) fn softmax(scores: &[f32]) -> Vec<f32> {
         // What is impossible has no probability at all.
         Some(normaliser) => {
             let probability = |score: &f32| if *score > f32::NEG_INFINITY { exp(score - normaliser) } else { 0.0 };
-            scores.iter().map(probability).collect()
+            vectorized(|| scores.iter().map(probability).collect())
         }
         None => vec![0.0; scores.len()],
     }

@@ -84,5 +84,6 @@ pub use runtime::precision::{MatmulPrecision, UnknownPrecision, matmul_precision
 pub use runtime::profile::{ChromeEvents, Event, Span, record_profile, take_profile};
 pub use runtime::refused::refused_kernels;
 pub use runtime::row_layout::{RowLayout, is_cpu};
+pub use runtime::vectorized::vectorized;
 pub use runtime::workers::{elements, on_workers};
 pub use sideburn_batch::{Dropout, Key};

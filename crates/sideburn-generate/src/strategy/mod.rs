@@ -128,7 +128,9 @@ impl Rules<'_> {
         if !self.processors.is_empty() {
             return self.each_log_probs(logits, rows, |_, scores| best_few(scores, count.min(scores.len())));
         }
-        self.each(logits, rows, |_, scores| best_few_log_probs(scores, count.min(scores.len())))
+        let best = |_, scores: &mut [f32]| best_few_log_probs(scores, count.min(scores.len()));
+        let best = Scores::read(logits).map(0..rows.len(), best).into_iter().zip(rows);
+        best.map(|(best, row)| if best.is_empty() { Err(no_token(row)) } else { Ok(best) }).collect()
     }
 
     fn each_of<R: Send, E>(

@@ -2,9 +2,10 @@
 
 use burn::tensor::Tensor;
 use sideburn_batch::Key;
+use sideburn_kernels::is_cpu;
 
 use super::{Decision, Rules, Strategy, last_tokens, no_token};
-use crate::scores::{best, draw, log_sum_exp, softmax};
+use crate::scores::{Scores, best, draw, log_sum_exp, softmax};
 use crate::{Decoder, GenerateError, Sequence};
 
 /// Always the most likely token, the first of equals.
@@ -58,14 +59,17 @@ impl<D: Decoder> Strategy<D> for Greedy {
     }
 }
 
-/// The most likely token of each row, found by the device, so that nothing else is read back.
+/// The most likely token of each row, which a GPU finds itself, so that nothing else is read back.
 fn most_likely<E>(logits: Tensor<2>, rows: &[Sequence]) -> Result<Vec<Chosen>, GenerateError<E>> {
-    let (scores, tokens) = logits.max_dim_with_indices(1);
-    let (scores, tokens) = (scores.into_data().convert::<f32>(), tokens.into_data());
-    let chosen = tokens.iter::<i64>().zip(scores.iter::<f32>()).zip(rows).map(|((token, score), row)| {
-        if score > f32::NEG_INFINITY { Ok((token as u32, None)) } else { Err(no_token(row)) }
-    });
-    chosen.collect()
+    let chosen: Vec<Option<u32>> = if is_cpu(&logits.device()) {
+        Scores::read(logits).map(0..rows.len(), |_, scores| best(scores))
+    } else {
+        let (scores, tokens) = logits.max_dim_with_indices(1);
+        let (scores, tokens) = (scores.into_data().convert::<f32>(), tokens.into_data());
+        let chosen = tokens.iter::<i64>().zip(scores.iter::<f32>());
+        chosen.map(|(token, score)| (score > f32::NEG_INFINITY).then_some(token as u32)).collect()
+    };
+    chosen.into_iter().zip(rows).map(|(token, row)| Ok((token.ok_or_else(|| no_token(row))?, None))).collect()
 }
 
 /// Draws each token with its probability: multinomial sampling.

@@ -9,7 +9,7 @@ use sideburn_batch::Dropout;
 
 use super::products::{Before, Mat, MatMut, Parts, Workers, product};
 use super::rotary::turn;
-use super::simd::{LINE, dots, exp, fetch_ahead, largest, sum, vector_fn};
+use super::simd::{add_weighted, dots_in_cache, exp, fetch, largest, sum, vector_fn};
 use super::{Primitive, are_f32, contiguous, matrix};
 use crate::ops::attention::{AttentionKernels, Columns, Form, SelfForm, Visibility};
 use crate::runtime::memory::Buffer;
@@ -102,6 +102,15 @@ struct Heads<'a> {
 /// Keys that decoding looks at together: their sums do not wait for each other.
 const KEYS: usize = 4;
 
+/// How many keys ahead memory is asked for.
+const AHEAD: usize = 8;
+
+/// Rows that look at the same keys in one task of decoding, so that these are read once for all of them.
+const ROWS: usize = 4;
+
+/// Values that a task of decoding reads at least, where there are few: fewer take no longer than finding somebody to share them with.
+const SHARED_FROM: usize = 98_304;
+
 impl<'a> Heads<'a> {
     /// Of queries, keys and values in matrices of their own.
     fn of_matrices(parts: [&'a Primitive; 3], bias: Option<&'a Primitive>, form: &'a Form) -> Self {
@@ -170,7 +179,7 @@ impl<'a> Heads<'a> {
         let mut out = if self.visibility.queries.has_padding() { Buffer::zeros(size) } else { Buffer::new(size) };
         let parts = Parts::new(&mut out, tokens, columns);
         if reads_one_query(self.visibility, self.dropout) && self.cos_sin.is_none() {
-            self.each_row(|row| self.decode(row, parts));
+            self.decode(parts);
         } else {
             self.each(|group| group.forward(parts));
         }
@@ -218,42 +227,67 @@ impl<'a> Heads<'a> {
         }
     }
 
-    /// Runs `task` for each row.
-    fn each_row(&self, task: impl Fn(usize) + Send + Sync) {
-        (0..self.visibility.queries.rows()).into_par_iter().with_max_len(1).for_each(task);
-    }
-
-    /// A row with one query: all heads together, so that keys and values are read as they lie.
-    fn decode(&self, row: usize, out: Parts<'_>) {
-        let (heads, width, token) = (self.visibility.heads, self.width, self.visibility.queries.row(row).start);
+    /// Rows with one query each. Those that look at the same keys have a task together, or, where there are few, some of their heads
+    /// have one.
+    fn decode(&self, out: Parts<'_>) {
         let keys = &self.visibility.keys;
-        let seen = self.visibility.seen(0, keys.lengths()[row]);
-        let places = match keys.scattered_row(row) {
-            Some(places) => Places::Scattered(places),
-            None => Places::From(keys.row(row).start),
-        };
-        let q = self.parts[0].row(token);
-        let queries: Vec<&[f32]> = (0..heads).map(|head| &q[self.of_queries(head)]).collect();
-        let mut weights = Buffer::new(heads * seen);
-        for key in (0..seen).step_by(KEYS) {
-            let count = (seen - key).min(KEYS);
-            // At the end the last key is looked at several times.
-            let keys: [&[f32]; KEYS] =
-                std::array::from_fn(|index| self.parts[1].row(places.of(key + index.min(count - 1))));
-            let mut weights = weights.chunks_exact_mut(seen);
-            for (kv_head, queries) in queries.chunks_exact(self.together()).enumerate() {
-                let keys = keys.map(|k| &k[self.of_keys(1, kv_head)]);
-                for (q, weights) in queries.iter().zip(&mut weights) {
-                    let [scores] = dots([*q], keys);
-                    let weights = weights[key..key + count].iter_mut();
-                    weights.zip(scores).for_each(|(weight, score)| *weight = self.scale * score);
-                }
+        let mut groups: Vec<Range<usize>> = Vec::new();
+        for row in 0..self.visibility.queries.rows() {
+            match groups.last_mut() {
+                Some(group) if group.len() < ROWS && keys.is_same_row(group.start, row) => group.end = row + 1,
+                _ => groups.push(row..row + 1),
             }
         }
-        // SAFETY: each task has its own row.
-        let mut out = unsafe { out.part(token..token + 1, 0..heads * width) };
-        let out = out.row(0);
-        mix_one_query(self, out, &mut weights, places, seen);
+        let values = 2 * keys.columns() * self.kv_heads * self.width;
+        let parts = if groups.len() < 4 { (values / SHARED_FROM).clamp(1, self.kv_heads) } else { 1 };
+        let each = self.kv_heads.div_ceil(parts);
+        let task = |index: usize| {
+            let first = index % parts * each;
+            self.decode_rows(groups[index / parts].clone(), first..(first + each).min(self.kv_heads), out);
+        };
+        match groups.len() * parts {
+            1 => task(0),
+            tasks => (0..tasks).into_par_iter().with_max_len(1).for_each(task),
+        }
+    }
+
+    /// Rows with one query each that look at the same keys: the heads that look through these heads of keys, all together, so that
+    /// keys and values are read as they lie.
+    fn decode_rows(&self, rows: Range<usize>, kv_heads: Range<usize>, out: Parts<'_>) {
+        if kv_heads.is_empty() {
+            return;
+        }
+        let (keys, together) = (&self.visibility.keys, self.together());
+        let heads = kv_heads.start * together..kv_heads.end * together;
+        let seen = self.visibility.seen(0, keys.lengths()[rows.start]);
+        let places = match keys.scattered_row(rows.start) {
+            Some(places) => Places::Scattered(places),
+            None => Places::From(keys.row(rows.start).start),
+        };
+        let token = |row: usize| self.visibility.queries.row(row).start;
+        let of_row = |row: usize| {
+            let q = self.parts[0].row(token(row));
+            heads.clone().map(move |head| &q[self.of_queries(head)])
+        };
+        let queries: Vec<&[f32]> = rows.clone().flat_map(of_row).collect();
+        let mut weights = Buffer::new(queries.len() * seen);
+        let mut mixed = Buffer::zeros(queries.len() * self.width);
+        look(self, &mut mixed, &mut weights, &queries, heads.clone(), places, seen);
+        let columns = heads.start * self.width..heads.end * self.width;
+        for (row, mixed) in rows.zip(mixed.chunks_exact(columns.len())) {
+            // SAFETY: each task has its own rows and heads.
+            let mut out = unsafe { out.part(token(row)..token(row) + 1, columns.clone()) };
+            out.row(0).copy_from_slice(mixed);
+        }
+    }
+
+    /// Asks for what is looked at soon of a head of the keys (part 1) or values (part 2), the place of `key` being looked at now: a bit
+    /// at a time, since no more than a few lines can be on their way.
+    #[inline(always)]
+    fn fetch(&self, part: usize, kv_head: usize, places: Places<'_>, key: usize, seen: usize) {
+        for key in key + AHEAD..(key + AHEAD + KEYS).min(seen) {
+            fetch(&self.parts[part].row(places.of(key))[self.of_keys(part, kv_head)]);
+        }
     }
 
     /// The bias of a head.
@@ -562,44 +596,105 @@ vector_fn! {
 }
 
 vector_fn! {
-    /// The scores of one query, head after head, to weights, and what these make of the values of `seen` keys.
-    fn mix_one_query(heads: &Heads<'_>, out: &mut [f32], weights: &mut [f32], places: Places<'_>, seen: usize) {
-        for (head, weights) in weights.chunks_exact_mut(seen).enumerate() {
-            let inverse = exponentials(weights, heads.bias_row(head), heads.visibility, 0);
-            weights.iter_mut().for_each(|weight| *weight *= inverse);
-        }
-        out.fill(0.0);
-        let whole = seen / KEYS * KEYS;
+    /// What the `queries` of some rows, each with these heads, make of the `seen` keys that all of them look at, `[rows, heads, width]`,
+    /// added to `out`; `weights [rows, heads, seen]` are overwritten.
+    fn look(
+        all: &Heads<'_>,
+        out: &mut [f32],
+        weights: &mut [f32],
+        queries: &[&[f32]],
+        heads: Range<usize>,
+        places: Places<'_>,
+        seen: usize,
+    ) {
+        let (count, whole) = (heads.len(), seen / KEYS * KEYS);
         for key in (0..whole).step_by(KEYS) {
-            let values: [&[f32]; KEYS] = std::array::from_fn(|index| heads.parts[2].row(places.of(key + index)));
-            add_values(heads, out, values, weights, key, seen);
+            add_scores::<KEYS>(all, weights, queries, heads.clone(), places, key, seen);
         }
         for key in whole..seen {
-            add_values(heads, out, [heads.parts[2].row(places.of(key))], weights, key, seen);
+            add_scores::<1>(all, weights, queries, heads.clone(), places, key, seen);
+        }
+        for (index, weights) in weights.chunks_exact_mut(seen).enumerate() {
+            let inverse = exponentials(weights, all.bias_row(heads.start + index % count), all.visibility, 0);
+            weights.iter_mut().for_each(|weight| *weight *= inverse);
+        }
+        for key in (0..whole).step_by(KEYS) {
+            add_values::<KEYS>(all, out, weights, heads.clone(), places, key, seen);
+        }
+        for key in whole..seen {
+            add_values::<1>(all, out, weights, heads.clone(), places, key, seen);
         }
     }
 }
 
-/// Adds the values of `N` keys from `key` on, one after the other, each times its weight.
+/// Writes the scores of `N` keys from `key` on, two rows at a time.
 #[inline(always)]
-fn add_values<const N: usize>(
-    heads: &Heads<'_>,
-    out: &mut [f32],
-    values: [&[f32]; N],
-    weights: &[f32],
+fn add_scores<const N: usize>(
+    all: &Heads<'_>,
+    weights: &mut [f32],
+    queries: &[&[f32]],
+    heads: Range<usize>,
+    places: Places<'_>,
     key: usize,
     seen: usize,
 ) {
-    let mut weights = weights.chunks_exact(seen);
-    for (kv_head, out) in out.chunks_exact_mut(heads.together() * heads.width).enumerate() {
-        let values = values.map(|v| &v[heads.of_keys(2, kv_head)]);
-        values.iter().for_each(|v| v.chunks(LINE).for_each(fetch_ahead));
-        for (out, weights) in out.chunks_exact_mut(heads.width).zip(&mut weights) {
-            let weights: [f32; N] = std::array::from_fn(|index| weights[key + index]);
-            let values = values.map(|v| &v[..out.len()]);
-            for (place, out) in out.iter_mut().enumerate() {
-                for index in 0..N {
-                    *out += weights[index] * values[index][place];
+    let count = heads.len();
+    let keys: [&[f32]; N] = std::array::from_fn(|index| all.parts[1].row(places.of(key + index)));
+    for (index, head) in heads.enumerate() {
+        let kv_head = head / all.together();
+        if N == KEYS && head % all.together() == 0 {
+            all.fetch(1, kv_head, places, key, seen);
+        }
+        let keys = keys.map(|k| &k[all.of_keys(1, kv_head)]);
+        let mut write = |row: usize, scores: [f32; N]| {
+            let weights = &mut weights[(row * count + index) * seen + key..][..N];
+            weights.iter_mut().zip(scores).for_each(|(weight, score)| *weight = all.scale * score);
+        };
+        let rows = queries.len() / count;
+        for row in (0..rows - rows % 2).step_by(2) {
+            let [first, second] =
+                dots_in_cache([queries[row * count + index], queries[(row + 1) * count + index]], keys);
+            write(row, first);
+            write(row + 1, second);
+        }
+        if rows % 2 == 1 {
+            let [scores] = dots_in_cache([queries[(rows - 1) * count + index]], keys);
+            write(rows - 1, scores);
+        }
+    }
+}
+
+/// Adds the values of `N` keys from `key` on, one after the other, each times its weight, to two rows at a time.
+#[inline(always)]
+fn add_values<const N: usize>(
+    all: &Heads<'_>,
+    out: &mut [f32],
+    weights: &[f32],
+    heads: Range<usize>,
+    places: Places<'_>,
+    key: usize,
+    seen: usize,
+) {
+    let (count, width) = (heads.len(), all.width);
+    let values: [&[f32]; N] = std::array::from_fn(|index| all.parts[2].row(places.of(key + index)));
+    for (index, head) in heads.enumerate() {
+        let kv_head = head / all.together();
+        if N == KEYS && head % all.together() == 0 {
+            all.fetch(2, kv_head, places, key, seen);
+        }
+        let values = values.map(|v| &v[all.of_keys(2, kv_head)]);
+        let weights = |row: usize| {
+            let weights = &weights[(row * count + index) * seen + key..][..N];
+            std::array::from_fn(|key| weights[key])
+        };
+        for (pair, out) in out.chunks_mut(2 * count * width).enumerate() {
+            let (first, second) = out.split_at_mut(count * width);
+            let first = &mut first[index * width..][..width];
+            match second {
+                [] => add_weighted([first], [weights(2 * pair)], values),
+                second => {
+                    let second = &mut second[index * width..][..width];
+                    add_weighted([first, second], [weights(2 * pair), weights(2 * pair + 1)], values);
                 }
             }
         }

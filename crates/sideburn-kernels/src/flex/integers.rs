@@ -4,6 +4,9 @@
 //! (`vpdpbusd`): the weight is moved up by 128, and 128 times the sum of the other side is taken away in the end. AVX2 adds pairs of
 //! such products in 16 bits and saturates (`vpmaddubsw`): there the weight's absolute values are multiplied with the other side,
 //! which is given the weight's signs, and no pair is too large.
+//!
+//! A few rows are multiplied with rows of the weight as these lie. For more, some rows of the weight are first laid side by side, four
+//! integers of each in turn (a *panel*): then a sum is a lane of a register from beginning to end, and lanes are not added up.
 
 use std::sync::OnceLock;
 
@@ -43,16 +46,23 @@ impl Instructions {
     }
 
     /// Gives the dot products of `n` rows of `x` and `out` rows of `weight`, each of `width` integers, to `write(i, j, products)`:
-    /// those of row `i` of `x` with a few rows of the weight from `j` on, rounded to the nearest float. No integer of `x` may
-    /// be -128.
+    /// those of row `i` of `x` with a few rows of the weight from `j` on, rounded to the nearest float. `sums` are those of the
+    /// integers of each row of `x`, none of which may be -128.
     pub(super) fn dots(
         self,
         [n, out, width]: [usize; 3],
         x: &[i8],
+        sums: &[i32],
         weight: &[i8],
         mut write: impl FnMut(usize, usize, &[f32]),
     ) {
         assert_eq!([x.len(), weight.len()], [n * width, out * width], "as many integers as rows of {width} have");
+        assert_eq!(sums.len(), n, "a sum for each row");
+        #[cfg(target_arch = "x86_64")]
+        if self.takes_panels(n, width) {
+            // SAFETY: whoever takes panels has AVX2.
+            return unsafe { self.panels([n, out, width], x, sums, weight, write) };
+        }
         for first in (0..n).step_by(BLOCK) {
             let end = (first + BLOCK).min(n);
             for j in (0..out).step_by(COLUMNS) {
@@ -75,6 +85,82 @@ impl Instructions {
                     }
                     i += rows;
                 }
+            }
+        }
+    }
+
+    /// Whether so many rows of this width are worth panels.
+    #[cfg(target_arch = "x86_64")]
+    fn takes_panels(self, n: usize, width: usize) -> bool {
+        self != Self::Any && n >= PANELS_FROM && (GROUP..=MOST).contains(&width)
+    }
+
+    /// The products of all rows of `x` with one panel after the other.
+    ///
+    /// # Safety
+    /// The machine must have AVX2.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2")]
+    unsafe fn panels(
+        self,
+        [n, out, width]: [usize; 3],
+        x: &[i8],
+        sums: &[i32],
+        weight: &[i8],
+        mut write: impl FnMut(usize, usize, &[f32]),
+    ) {
+        /// Rows of `x` at once.
+        const ROWS: usize = 8;
+        let whole = width / GROUP * GROUP;
+        let rest = |row: usize| &x[row * width + whole..(row + 1) * width];
+        let of_rest = |row: usize| rest(row).iter().copied().map(i32::from).sum::<i32>();
+        let sums: Vec<i32> = sums.iter().enumerate().map(|(row, sum)| sum - of_rest(row)).collect();
+        let mut panel = vec![0; PANEL * whole];
+        let (mut products, mut floats) = ([[0; PANEL]; ROWS], [0.0; PANEL]);
+        for j in (0..out).step_by(PANEL) {
+            let columns = (out - j).min(PANEL);
+            let weight = &weight[j * width..(j + columns) * width];
+            // SAFETY: there are some rows of the width, and there is room for `PANEL` of them.
+            unsafe { avx2::arrange(weight, width, whole, if self == Self::Avx2 { 0 } else { -128 }, &mut panel) };
+            let mut i = 0;
+            while i < n {
+                let rows = 1 << (n - i).ilog2().min(ROWS.ilog2());
+                macro_rules! tile {
+                    ($rows:literal) => {{
+                        // Functions that take closures, such as `map`, are not compiled for AVX2, and are not inlined here.
+                        let mut of_x: [&[i8]; $rows] = [&[]; $rows];
+                        for row in 0..$rows {
+                            of_x[row] = &x[(i + row) * width..][..whole];
+                        }
+                        let sums = sums[i..].first_chunk().expect("a sum for each row");
+                        let to = products.first_chunk_mut().expect("no more rows than that");
+                        // SAFETY: the machine has what the functions are compiled for; the panel has `PANEL` rows of the whole
+                        // groups.
+                        match self {
+                            Self::Avx512Vnni => unsafe { avx512vnni::panel(of_x, sums, &panel, to) },
+                            Self::AvxVnni => unsafe { avxvnni::panel(of_x, sums, &panel, to) },
+                            _ => unsafe { avx2::panel(of_x, &panel, to) },
+                        }
+                    }};
+                }
+                match rows {
+                    8 => tile!(8),
+                    4 => tile!(4),
+                    2 => tile!(2),
+                    _ => tile!(1),
+                }
+                for row in 0..rows {
+                    if whole < width {
+                        for (sum, weight) in products[row].iter_mut().zip(weight.chunks_exact(width)) {
+                            *sum += dot(rest(i + row), &weight[whole..]);
+                        }
+                    }
+                    for (float, sum) in floats.iter_mut().zip(&products[row]) {
+                        *float = *sum as f32;
+                    }
+                    write(i + row, j, &floats[..columns]);
+                }
+                i += rows;
             }
         }
     }
@@ -134,6 +220,14 @@ const BLOCK: usize = 32;
 /// Rows of a weight that are multiplied at once.
 const COLUMNS: usize = 4;
 
+/// Rows of `x` from which panels are worth arranging.
+#[cfg(target_arch = "x86_64")]
+const PANELS_FROM: usize = 4;
+
+/// Rows of a weight in a panel.
+#[cfg(target_arch = "x86_64")]
+const PANEL: usize = 32;
+
 /// Integers that are multiplied together.
 const GROUP: usize = 64;
 
@@ -144,11 +238,84 @@ fn dot(x: &[i8], y: &[i8]) -> i32 {
     x.iter().zip(y).map(|(x, y)| i32::from(*x) * i32::from(*y)).sum()
 }
 
+/// The sums of `x` with all rows of a panel, where `multiply(total, weight, x)` adds products of four integers in each lane. It is not
+/// a function, since it must be compiled for what `multiply` is compiled for.
+#[cfg(target_arch = "x86_64")]
+macro_rules! panel_of_256_bits {
+    ($x:ident, $panel:ident, $out:ident, $multiply:ident) => {{
+        /// Rows of `x`, and registers of rows of the panel, at once: there are 16 registers.
+        const ROWS: usize = 4;
+        const EACH: usize = 2;
+        for (out, x) in $out.chunks_mut(ROWS).zip($x.chunks(ROWS)) {
+            for first in (0..PANEL).step_by(8 * EACH) {
+                let mut totals = [[_mm256_setzero_si256(); EACH]; ROWS];
+                for (place, of_panel) in $panel.chunks_exact(4 * PANEL).enumerate() {
+                    let mut weights = [_mm256_setzero_si256(); EACH];
+                    for index in 0..EACH {
+                        // SAFETY: there are 128 integers.
+                        weights[index] =
+                            unsafe { _mm256_loadu_si256(of_panel.as_ptr().add(4 * first + 32 * index).cast()) };
+                    }
+                    for row in 0..ROWS.min(N) {
+                        // SAFETY: a panel has as many fours as each `x`, of which there are a power of two.
+                        let four = unsafe { x.get_unchecked(row).as_ptr().cast::<i32>().add(place).read_unaligned() };
+                        let four = _mm256_set1_epi32(four);
+                        for index in 0..EACH {
+                            totals[row][index] = $multiply(totals[row][index], weights[index], four);
+                        }
+                    }
+                }
+                for (out, totals) in out.iter_mut().zip(totals) {
+                    for (index, totals) in totals.into_iter().enumerate() {
+                        // SAFETY: there is room for 8 sums.
+                        unsafe { _mm256_storeu_si256(out.as_mut_ptr().add(first + 8 * index).cast(), totals) };
+                    }
+                }
+            }
+        }
+    }};
+}
+
 #[cfg(target_arch = "x86_64")]
 mod avx512vnni {
     use std::arch::x86_64::*;
 
-    use super::{COLUMNS, GROUP, fetch_ahead};
+    use super::{COLUMNS, GROUP, PANEL, fetch_ahead};
+
+    /// The sums of `x` with all rows of a panel that were moved up; `sums` are those of each `x` alone.
+    ///
+    /// # Safety
+    /// All of `x` must be as long as the first, whole groups, and `panel` as long as [`PANEL`] of them.
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    pub(super) unsafe fn panel<const N: usize>(
+        x: [&[i8]; N],
+        sums: &[i32; N],
+        panel: &[i8],
+        out: &mut [[i32; PANEL]; N],
+    ) {
+        let mut totals = [[_mm512_setzero_si512(); 2]; N];
+        for (place, of_panel) in panel.chunks_exact(4 * PANEL).enumerate() {
+            // SAFETY: there are 128 integers.
+            let low = unsafe { _mm512_loadu_si512(of_panel.as_ptr().cast()) };
+            // SAFETY: as above.
+            let high = unsafe { _mm512_loadu_si512(of_panel.as_ptr().add(64).cast()) };
+            for row in 0..N {
+                // SAFETY: the panel has as many fours as `x`.
+                let four = unsafe { x[row].as_ptr().cast::<i32>().add(place).read_unaligned() };
+                let four = _mm512_set1_epi32(four);
+                totals[row][0] = _mm512_dpbusd_epi32(totals[row][0], low, four);
+                totals[row][1] = _mm512_dpbusd_epi32(totals[row][1], high, four);
+            }
+        }
+        for row in 0..N {
+            let moved = _mm512_set1_epi32(128 * sums[row]);
+            for half in 0..2 {
+                let sums = _mm512_sub_epi32(totals[row][half], moved);
+                // SAFETY: there is room for two times 16.
+                unsafe { _mm512_storeu_si512(out[row].as_mut_ptr().add(16 * half).cast(), sums) };
+            }
+        }
+    }
 
     /// # Safety
     /// All slices must be as long as the first, whole groups.
@@ -193,7 +360,24 @@ mod avx512vnni {
 mod avxvnni {
     use std::arch::x86_64::*;
 
-    use super::{COLUMNS, fetch_ahead};
+    use super::{COLUMNS, PANEL, fetch_ahead};
+
+    /// The sums of `x` with all rows of a panel that were moved up; `sums` are those of each `x` alone.
+    ///
+    /// # Safety
+    /// All of `x` must be as long as the first, whole groups, and `panel` as long as [`PANEL`] of them.
+    #[target_feature(enable = "avx2,avxvnni")]
+    pub(super) unsafe fn panel<const N: usize>(
+        x: [&[i8]; N],
+        sums: &[i32; N],
+        panel: &[i8],
+        out: &mut [[i32; PANEL]; N],
+    ) {
+        panel_of_256_bits!(x, panel, out, _mm256_dpbusd_avx_epi32);
+        for (row, totals) in out.iter_mut().enumerate() {
+            totals.iter_mut().for_each(|total| *total -= 128 * sums[row]);
+        }
+    }
 
     /// # Safety
     /// All slices must be as long as the first, whole groups.
@@ -231,7 +415,73 @@ mod avxvnni {
 mod avx2 {
     use std::arch::x86_64::*;
 
-    use super::{COLUMNS, fetch_ahead};
+    use super::{COLUMNS, GROUP, PANEL, fetch_ahead};
+
+    /// Writes rows of a weight, of the first `whole` integers of each, to a panel: the first four of each row, then the next four.
+    /// `flip` is -128 where they are to be moved up. Behind the last row there are copies of it.
+    ///
+    /// # Safety
+    /// `weight` must be rows of this width, one at least, `whole` whole groups within it, and `panel` as long as [`PANEL`] of them.
+    #[target_feature(enable = "avx2")]
+    pub(super) unsafe fn arrange(weight: &[i8], width: usize, whole: usize, flip: i8, panel: &mut [i8]) {
+        const ROWS: usize = 8;
+        let (last, flip) = (weight.len() / width - 1, _mm256_set1_epi8(flip));
+        for first in (0..PANEL).step_by(ROWS) {
+            let rows: [*const i8; ROWS] = std::array::from_fn(|row| {
+                // SAFETY: the row is in the weight.
+                unsafe { weight.as_ptr().add((first + row).min(last) * width) }
+            });
+            for place in (0..whole).step_by(32) {
+                let mut fours = [flip; ROWS];
+                for row in 0..ROWS {
+                    if place.is_multiple_of(GROUP) {
+                        // The same rows of the next panel.
+                        _mm_prefetch::<_MM_HINT_T1>(rows[row].wrapping_add(PANEL * width + place));
+                    }
+                    // SAFETY: 32 integers from `place` on are in the row.
+                    let of_row = unsafe { _mm256_loadu_si256(rows[row].add(place).cast()) };
+                    fours[row] = _mm256_xor_si256(of_row, flip);
+                }
+                for (index, fours) in turned(fours).into_iter().enumerate() {
+                    // SAFETY: the panel has room for the fours of all rows up to `whole`.
+                    let to = unsafe { panel.as_mut_ptr().add((place / 4 + index) * 4 * PANEL + 4 * first) };
+                    // SAFETY: as above.
+                    unsafe { _mm256_storeu_si256(to.cast(), fours) };
+                }
+            }
+        }
+    }
+
+    /// Eight times eight words, rows for columns.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn turned([a, b, c, d, e, f, g, h]: [__m256i; 8]) -> [__m256i; 8] {
+        let pairs = |x, y| (_mm256_unpacklo_epi32(x, y), _mm256_unpackhi_epi32(x, y));
+        let fours = |(low, high), (other_low, other_high)| {
+            let [first, second] = [_mm256_unpacklo_epi64(low, other_low), _mm256_unpackhi_epi64(low, other_low)];
+            [first, second, _mm256_unpacklo_epi64(high, other_high), _mm256_unpackhi_epi64(high, other_high)]
+        };
+        let (upper, lower) = (fours(pairs(a, b), pairs(c, d)), fours(pairs(e, f), pairs(g, h)));
+        std::array::from_fn(|column| match column {
+            0..4 => _mm256_permute2x128_si256::<0x20>(upper[column], lower[column]),
+            _ => _mm256_permute2x128_si256::<0x31>(upper[column - 4], lower[column - 4]),
+        })
+    }
+
+    /// The sums of `x` with all rows of a panel.
+    ///
+    /// # Safety
+    /// All of `x` must be as long as the first, whole groups, and `panel` as long as [`PANEL`] of them.
+    #[target_feature(enable = "avx2")]
+    pub(super) unsafe fn panel<const N: usize>(x: [&[i8]; N], panel: &[i8], out: &mut [[i32; PANEL]; N]) {
+        let ones = _mm256_set1_epi16(1);
+        let multiply = |total, weight, x| {
+            // Of at most 2 * 128 * 127.
+            let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weight), _mm256_sign_epi8(x, weight));
+            _mm256_add_epi32(total, _mm256_madd_epi16(pairs, ones))
+        };
+        panel_of_256_bits!(x, panel, out, multiply);
+    }
 
     /// The sums of the lanes of each.
     #[inline]
@@ -305,9 +555,11 @@ mod tests {
     }
 
     fn assert_exact([n, out, width]: [usize; 3], x: &[i8], weight: &[i8]) {
+        let row = |row: usize| x[row * width..(row + 1) * width].iter().map(|x| i32::from(*x)).sum();
+        let sums: Vec<i32> = (0..n).map(row).collect();
         for instructions in Instructions::all() {
             let mut found = vec![f32::NAN; n * out];
-            instructions.dots([n, out, width], x, weight, |i, j, products| {
+            instructions.dots([n, out, width], x, &sums, weight, |i, j, products| {
                 found[i * out + j..][..products.len()].copy_from_slice(products);
             });
             for (place, found) in found.iter().enumerate() {
@@ -320,9 +572,17 @@ mod tests {
 
     #[test]
     fn all_machines_give_the_exact_products() {
-        for shape in
-            [[1, 1, 1], [1, 5, 64], [2, 4, 63], [3, 9, 70], [4, 3, 0], [7, 6, 192], [33, 11, 130], [2, 3, 70_000]]
-        {
+        for shape in [
+            [1, 1, 1],
+            [1, 5, 64],
+            [2, 4, 63],
+            [3, 9, 70],
+            [4, 3, 0],
+            [7, 6, 192],
+            [33, 11, 130],
+            [15, 70, 128],
+            [2, 3, 70_000],
+        ] {
             let [n, out, width] = shape;
             assert_exact(shape, &integers(n * width, 1, -127), &integers(out * width, 2, -128));
         }

@@ -23,10 +23,10 @@ const BLOCK: usize = 256;
 /// is all that costs.
 const FEW: usize = 8;
 
-/// The same for weights of more than 4 MiB: packing them takes them out of the caches and back, which with 32 rows takes longer than
-/// multiplying does.
+/// The same for weights of more than 256 KiB: packing takes them out of the first caches and back, which made a product of 32 rows
+/// take a quarter to a half longer.
 const FEW_OF_LARGE: usize = 64;
-const LARGE: usize = 1 << 20;
+const LARGE: usize = 1 << 16;
 
 /// A layer whose tensors are in row-major order, with the rows that each of its branches is for.
 type Layer = LinearOp<Primitive, Vec<usize>, Primitive>;

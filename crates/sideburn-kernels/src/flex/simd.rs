@@ -1,29 +1,8 @@
 //! Loops that the compiler turns into vector instructions, and sums and exponentials made for them.
 
-/// Runs `task` compiled for the widest vectors that both this crate knows and the machine has.
-///
-/// `task` is to be a plain loop: what it calls must be inlined to profit.
-#[inline(always)]
-pub(crate) fn vectorized<R>(task: impl FnOnce() -> R) -> R {
-    #[cfg(target_arch = "x86_64")]
-    if has_avx2() {
-        // SAFETY: the machine has what the function is compiled for.
-        return unsafe { with_avx2(task) };
-    }
-    task()
-}
-
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn with_avx2<R>(task: impl FnOnce() -> R) -> R {
-    task()
-}
-
-#[cfg(target_arch = "x86_64")]
-#[inline]
-pub(crate) fn has_avx2() -> bool {
-    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
-}
+pub(crate) use crate::runtime::vectorized::has_avx2;
+pub(crate) use crate::runtime::vectorized::vectorized;
 
 /// Defines a function that is compiled twice, for the widest vectors that this crate knows and for any machine, and
 /// calls the one that the machine can run. For loops too large to be inlined into [`vectorized`].
@@ -41,7 +20,7 @@ macro_rules! vector_fn {
             }
 
             #[cfg(target_arch = "x86_64")]
-            if $crate::flex::simd::has_avx2() {
+            if $crate::runtime::vectorized::has_avx2() {
                 // SAFETY: the machine has what the function is compiled for.
                 return unsafe { avx2($($arg),*) };
             }
@@ -87,17 +66,27 @@ pub(crate) fn largest(values: &[f32]) -> f32 {
 const AHEAD: usize = 2048;
 
 /// Asks for the line of memory that is read a while after this one, where all of it is read one after the other.
-///
+#[inline(always)]
+fn fetch_ahead(line: &[f32]) {
+    fetch_line(line.as_ptr().wrapping_add(AHEAD));
+}
+
+/// Asks for memory that is read soon.
+#[inline(always)]
+pub(crate) fn fetch(values: &[f32]) {
+    values.chunks(LINE).for_each(|line| fetch_line(line.as_ptr()));
+}
+
 /// Into the second cache: in the first there is no place for as many lines as are on their way (with eight rows,
 /// weights came a third faster than when asked into the first, and more than twice as fast as when not asked for).
 #[inline(always)]
-pub(crate) fn fetch_ahead(line: &[f32]) {
+fn fetch_line(line: *const f32) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         // SAFETY: every such machine has the instruction, and it may be given any address: it changes nothing but
         // caches.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().wrapping_add(AHEAD).cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = line;
@@ -110,12 +99,23 @@ pub(crate) const LINE: usize = 16;
 /// to end, and each of their values is loaded once. Each product is summed in the same order whatever `M` and `N` are.
 #[inline]
 pub(crate) fn dots<const M: usize, const N: usize>(x: [&[f32]; M], y: [&[f32]; N]) -> [[f32; N]; M] {
+    dots_of::<M, N, true>(x, y)
+}
+
+/// The same where all is in cache.
+#[inline(always)]
+pub(crate) fn dots_in_cache<const M: usize, const N: usize>(x: [&[f32]; M], y: [&[f32]; N]) -> [[f32; N]; M] {
+    dots_of::<M, N, false>(x, y)
+}
+
+#[inline(always)]
+fn dots_of<const M: usize, const N: usize, const FETCH: bool>(x: [&[f32]; M], y: [&[f32]; N]) -> [[f32; N]; M] {
     let length = y[0].len();
     assert!(x.iter().all(|x| x.len() == length) && y.iter().all(|y| y.len() == length), "slices of one length");
     #[cfg(target_arch = "x86_64")]
     if has_avx2() {
         // SAFETY: the machine has what the function is compiled for, and the slices have one length.
-        return unsafe { dots_avx2(x, y) };
+        return unsafe { dots_avx2::<M, N, FETCH>(x, y) };
     }
     x.map(|x| y.map(|y| sum([x, y], |[x, y]| x * y)))
 }
@@ -123,15 +123,24 @@ pub(crate) fn dots<const M: usize, const N: usize>(x: [&[f32]; M], y: [&[f32]; N
 /// # Safety
 /// The slices must have one length.
 #[cfg(target_arch = "x86_64")]
+#[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn dots_avx2<const M: usize, const N: usize>(x: [&[f32]; M], y: [&[f32]; N]) -> [[f32; N]; M] {
-    use std::arch::x86_64::{_mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps, _mm256_storeu_ps};
+unsafe fn dots_avx2<const M: usize, const N: usize, const FETCH: bool>(
+    x: [&[f32]; M],
+    y: [&[f32]; N],
+) -> [[f32; N]; M] {
+    use std::arch::x86_64::{
+        _mm_add_ps, _mm_storeu_ps, _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_hadd_ps,
+        _mm256_loadu_ps, _mm256_setzero_ps,
+    };
+    /// Sums whose lanes are added up together.
+    const TOGETHER: usize = 4;
     let whole = y[0].len() / LINE * LINE;
     // The compiler keeps these in registers, which it does not with arrays of floats.
     let mut sums = [[_mm256_setzero_ps(); N]; M];
     for line in (0..whole).step_by(LINE) {
-        for y in y {
-            fetch_ahead(&y[line..]);
+        if FETCH {
+            y.iter().for_each(|y| fetch_ahead(&y[line..]));
         }
         for start in [line, line + LANES] {
             let mut of_y = [_mm256_setzero_ps(); N];
@@ -149,16 +158,91 @@ unsafe fn dots_avx2<const M: usize, const N: usize>(x: [&[f32]; M], y: [&[f32]; 
         }
     }
     let mut out = [[0.0; N]; M];
-    for row in 0..M {
-        for column in 0..N {
-            let mut lanes = [0f32; LANES];
-            // SAFETY: there is room for the lanes.
-            unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sums[row][column]) };
-            let rest: f32 = x[row][whole..].iter().zip(&y[column][whole..]).map(|(x, y)| x * y).sum();
-            out[row][column] = lanes.iter().sum::<f32>() + rest;
+    for (sums, out) in sums.as_flattened().chunks(TOGETHER).zip(out.as_flattened_mut().chunks_mut(TOGETHER)) {
+        let of = |index: usize| sums.get(index).copied().unwrap_or(_mm256_setzero_ps());
+        let halves = _mm256_hadd_ps(_mm256_hadd_ps(of(0), of(1)), _mm256_hadd_ps(of(2), of(3)));
+        let totals = _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves));
+        let mut lanes = [0f32; TOGETHER];
+        // SAFETY: there is room for the lanes.
+        unsafe { _mm_storeu_ps(lanes.as_mut_ptr(), totals) };
+        out.copy_from_slice(&lanes[..out.len()]);
+    }
+    if whole < y[0].len() {
+        for (out, x) in out.iter_mut().zip(x) {
+            for (out, y) in out.iter_mut().zip(y) {
+                *out += x[whole..].iter().zip(&y[whole..]).map(|(x, y)| x * y).sum::<f32>();
+            }
         }
     }
     out
+}
+
+/// Adds `N` slices, one after the other, each times its weight, to each of `M` others. All have one length. What is added to one of
+/// them depends on neither `M` nor on how slices are parted.
+#[inline(always)]
+pub(crate) fn add_weighted<const M: usize, const N: usize>(
+    out: [&mut [f32]; M],
+    weights: [[f32; N]; M],
+    values: [&[f32]; N],
+) {
+    let length = values[0].len();
+    assert!(
+        out.iter().all(|out| out.len() == length) && values.iter().all(|values| values.len() == length),
+        "slices of one length"
+    );
+    #[cfg(target_arch = "x86_64")]
+    if has_avx2() {
+        // SAFETY: the machine has what the function is compiled for, and the slices have one length.
+        return unsafe { add_weighted_avx2(out, weights, values) };
+    }
+    for (out, weights) in out.into_iter().zip(weights) {
+        for (weight, values) in weights.into_iter().zip(values) {
+            out.iter_mut().zip(values).for_each(|(out, value)| *out += weight * value);
+        }
+    }
+}
+
+/// # Safety
+/// The slices must have one length.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn add_weighted_avx2<const M: usize, const N: usize>(
+    out: [&mut [f32]; M],
+    weights: [[f32; N]; M],
+    values: [&[f32]; N],
+) {
+    use std::arch::x86_64::{_mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps};
+    let whole = values[0].len() / LANES * LANES;
+    // The compiler keeps these in registers, which it does not with what `map` makes.
+    let mut lanes = [[_mm256_setzero_ps(); N]; M];
+    for row in 0..M {
+        for index in 0..N {
+            lanes[row][index] = _mm256_set1_ps(weights[row][index]);
+        }
+    }
+    for start in (0..whole).step_by(LANES) {
+        let mut of_values = [_mm256_setzero_ps(); N];
+        for index in 0..N {
+            // SAFETY: `start + LANES` is at most the length of each slice.
+            of_values[index] = unsafe { _mm256_loadu_ps(values[index].as_ptr().add(start)) };
+        }
+        for row in 0..M {
+            // SAFETY: as above.
+            let mut sums = unsafe { _mm256_loadu_ps(out[row].as_ptr().add(start)) };
+            for index in 0..N {
+                sums = _mm256_fmadd_ps(lanes[row][index], of_values[index], sums);
+            }
+            // SAFETY: as above.
+            unsafe { _mm256_storeu_ps(out[row].as_mut_ptr().add(start), sums) };
+        }
+    }
+    for (out, weights) in out.into_iter().zip(weights) {
+        for (weight, values) in weights.into_iter().zip(values) {
+            let rest = out[whole..].iter_mut().zip(&values[whole..]);
+            rest.for_each(|(out, value)| *out = weight.mul_add(*value, *out));
+        }
+    }
 }
 
 /// `e^x` within 2 units in the last place, without branches or calls, so that loops over it vectorise (after Cephes

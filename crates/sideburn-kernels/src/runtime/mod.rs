@@ -13,4 +13,5 @@ pub(crate) mod precision;
 pub(crate) mod profile;
 pub(crate) mod refused;
 pub(crate) mod row_layout;
+pub(crate) mod vectorized;
 pub(crate) mod workers;

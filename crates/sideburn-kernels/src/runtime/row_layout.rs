@@ -170,6 +170,11 @@ impl RowLayout {
         self.scattered.as_ref().map(|places| &places[row][..])
     }
 
+    /// Whether two rows are the same tokens.
+    pub(crate) fn is_same_row(&self, a: usize, b: usize) -> bool {
+        self.scattered.is_none() && self.row(a) == self.row(b)
+    }
+
     /// Whether these are rows that may share tokens: [rows of another layout](Self::rows_of), scattered ones, or ones
     /// that [end together](Self::ending_at).
     pub(crate) fn is_shared(&self) -> bool {

@@ -231,6 +231,25 @@ fn rows_may_share_their_keys() {
     }
 }
 
+/// Rows that look at the same keys are computed together, and long ones some heads at a time: to the same bits.
+#[test]
+fn rows_that_share_their_keys_are_as_they_are_apart() {
+    let (device, looking) = (Device::flex(), [0, 0, 0, 0, 0, 1, 1]);
+    let (keys, queries) = (RowLayout::packed(&[1700, 3], &device), RowLayout::packed(&[1; 7], &device));
+    let [q, k, v] = [7, 1703, 1703].map(|rows| f32s(rows as u64, [rows, 60], &device));
+    let attend = |k: &Tensor<2>, v: &Tensor<2>, keys: &RowLayout| {
+        let visibility = Visibility::full(3, &queries, keys);
+        values(attention(q.clone(), k.clone(), v.clone(), None, &visibility, None))
+    };
+    let copies = |x: &Tensor<2>| Tensor::cat(looking.map(|row| x.clone().slice([keys.row(row)])).to_vec(), 0);
+    let apart = RowLayout::packed(&looking.map(|row| keys.lengths()[row]), &device);
+    let shared = attend(&k, &v, &keys.rows_of(&looking));
+    assert_near("shared keys", &shared, &attend(&copies(&k), &copies(&v), &apart), 1e-5);
+    if kernel_mode() == KernelMode::Fused {
+        assert_eq!(shared, attend(&copies(&k), &copies(&v), &apart));
+    }
+}
+
 #[test]
 #[should_panic(expected = "rows that share their keys have no gradient")]
 fn shared_keys_have_no_gradient() {

@@ -9,13 +9,15 @@ use sideburn_quant::{INT8_PRODUCT_SCALE, Int8Rows};
 use super::{Codes, Packed};
 use crate::flex::integers::Instructions;
 use crate::flex::products::{Before, Mat, MatMut, Parts, Workers, product};
-use crate::flex::simd::vector_fn;
+use crate::flex::simd::{vector_fn, vectorized};
 use crate::ops::packed::Inputs;
 use crate::runtime::memory::Buffer;
 
 /// What becomes of `x`: integers, and the columns with outliers as they are.
 struct Rounded {
     rows: Int8Rows,
+    /// Of each row's integers.
+    sums: Vec<i32>,
     /// `[n, outliers]`.
     outliers: Vec<f32>,
 }
@@ -43,7 +45,7 @@ pub(super) fn forward(y: Parts<'_>, x: Mat<'_>, inputs: Inputs, weights: &[(Rang
     // Fewer products take no longer than finding somebody to share them with. How many threads there are does not matter: sums
     // over outliers are sums of floats.
     let tasks = (n * all * input / (1 << 16)).clamp(1, MOST_TASKS);
-    let count = all.div_ceil(tasks).next_multiple_of(4);
+    let count = all.div_ceil(tasks).next_multiple_of(32);
     let tasks: Vec<Task<'_>> = weights.iter().flat_map(|(columns, weight)| tasks_of(columns, weight, count)).collect();
     let run = |task: &Task<'_>| {
         // SAFETY: each task has its own columns.
@@ -87,6 +89,10 @@ vector_fn! {
     }
 }
 
+fn sum_of_row(codes: &[i8]) -> i32 {
+    vectorized(|| codes.iter().map(|code| i32::from(*code)).sum())
+}
+
 impl Rounded {
     fn new(x: Mat<'_>, inputs: Inputs) -> Self {
         let [n, input] = x.shape();
@@ -96,13 +102,15 @@ impl Rounded {
         };
         let outliers = (0..n).flat_map(|row| rows.outlier_columns.iter().map(move |column| x.row(row)[*column]));
         let outliers = outliers.collect();
-        Self { rows, outliers }
+        let row = |row: usize| sum_of_row(&rows.codes[row * input..(row + 1) * input]);
+        let sums = (0..n).map(row).collect();
+        Self { rows, sums, outliers }
     }
 
     fn multiply(&self, y: &mut MatMut<'_>, input: usize, task: &Task<'_>) {
         let Task { integers, scb, instructions, .. } = task;
         let (n, out) = (self.rows.absmax.len(), scb.len());
-        instructions.dots([n, out, input], &self.rows.codes, integers, |i, j, products| {
+        instructions.dots([n, out, input], &self.rows.codes, &self.sums, integers, |i, j, products| {
             let (y, scb, absmax) =
                 (&mut y.row(i)[j..j + products.len()], &scb[j..j + products.len()], self.rows.absmax[i]);
             for ((y, product), scb) in y.iter_mut().zip(products).zip(scb) {
