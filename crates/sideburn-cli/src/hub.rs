@@ -14,6 +14,11 @@ pub(crate) fn model(name: &Path) -> anyhow::Result<PathBuf> {
     if name.exists() { Ok(name.to_owned()) } else { Ok(hub()?.model(name)?) }
 }
 
+/// A directory with the configuration of a model, in the same way; of a repository nothing else is fetched.
+pub(crate) fn config_of(name: &Path) -> anyhow::Result<PathBuf> {
+    if name.exists() { Ok(name.to_owned()) } else { Ok(hub()?.config_of(name)?) }
+}
+
 /// The directory of an adapter, in the same way.
 pub(crate) fn adapter(name: &Path) -> anyhow::Result<PathBuf> {
     if name.exists() { Ok(name.to_owned()) } else { Ok(hub()?.adapter(name)?) }

@@ -13,20 +13,21 @@ use sideburn::nn::{ModelDir, QuantizationConfig};
 use sideburn::plan::{BatchShape, MemoryPlan, Place, plan_training};
 use sideburn::prelude::*;
 
+use crate::hub;
 use crate::report::{Finding, grouped, in_line, shown, table};
 
 /// Work out how much memory a training run takes: base, adapter, optimiser, activations, peak
 ///
-/// Nothing is loaded or downloaded: config.json is enough. The peak is held against the memory that is left on this machine;
+/// Nothing is loaded: config.json is enough, and all that is fetched of a model on the hub. The peak is held against the memory that is left on this machine;
 /// fails if it does not fit there. Without an adapter it is what the base takes, and what loading it takes.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Directory of the model, or its config.json
-    #[arg(long, value_name = "DIR|CONFIG")]
+    /// Directory of the model, its config.json, or its id on the hub
+    #[arg(long, value_name = "DIR|CONFIG|ID")]
     model: PathBuf,
-    /// The adapter that is trained: a directory or an adapter_config.json as peft writes it, or such an object itself:
-    /// '{"peft_type": "LORA", "r": 16, "lora_alpha": 32, "target_modules": ["q", "v"]}'
-    #[arg(long, value_name = "DIR|CONFIG|JSON")]
+    /// The adapter that is trained: a directory or an adapter_config.json as peft writes it, an id on the hub, or such an
+    /// object itself: '{"peft_type": "LORA", "r": 16, "lora_alpha": 32, "target_modules": ["q", "v"]}'
+    #[arg(long, value_name = "DIR|CONFIG|ID|JSON")]
     adapter: Option<String>,
     /// What the linear layers are packed in [default: as config.json says]
     #[arg(long, value_enum)]
@@ -82,10 +83,8 @@ struct OfBackend {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Planned> {
     ensure!(args.batch > 0 && args.seq > 0, "--batch {} and --seq {}: give at least 1", args.batch, args.seq);
-    let config = match args.model.is_dir() {
-        true => ModelDir::new(&args.model).config_path(),
-        false => args.model.clone(),
-    };
+    let config = hub::config_of(&args.model)?;
+    let config = if config.is_dir() { ModelDir::new(&config).config_path() } else { config };
     let mut model = AutoModel::random(&config, Key::from_seed(0), &parse_device("flex")?.autodiff())?;
     let quantization = match args.quantization {
         None => QuantizationConfig::of_model(&sideburn::nn::read_json(&config)?).with_context(|| shown(&config))?,
@@ -137,8 +136,8 @@ fn method(adapter: &str) -> anyhow::Result<Arc<dyn Method>> {
         let fields = serde_json::from_str(adapter).context("--adapter is no JSON object")?;
         return methods.read(&fields).context("--adapter");
     }
-    let path = Path::new(adapter);
-    let file = if path.is_dir() { path.join("adapter_config.json") } else { path.to_owned() };
+    let path = hub::adapter(Path::new(adapter))?;
+    let file = if path.is_dir() { path.join("adapter_config.json") } else { path };
     Ok(methods.read_file(&file)?)
 }
 

@@ -43,19 +43,11 @@ pub(crate) fn snapshot(hub: &Hub, id: &RepoId, kind: Kind) -> Result<PathBuf, Hu
     };
     let fetch = Fetch { remote, repo, commit };
     fetch.one(kind.config(), head)?;
-    let mut found = None;
-    for file in kind.weights() {
-        if fetch.one_if_there(file)? {
-            found = Some(*file);
-            break;
-        }
+    if kind.weights().is_empty() {
+        // The branch stays where it was: of this commit there may be nothing else in the cache.
+        return Ok(fetch.repo.snapshot(&fetch.commit));
     }
-    let weights = found.ok_or_else(|| fetch.no_file(kind.weights()[0]))?;
-    if weights.ends_with(".index.json") {
-        let path = fetch.repo.snapshot(&fetch.commit).join(weights);
-        let index = ShardIndex::parse(&read_capped(&path, MAX_INDEX)?, &path)?;
-        index.shards().into_iter().try_for_each(|shard| fetch.one(shard, None))?;
-    }
+    fetch.weights(kind)?;
     for file in kind.companions() {
         fetch.one_if_there(file)?;
     }
@@ -74,6 +66,24 @@ struct Fetch<'a> {
 impl Fetch<'_> {
     fn no_file(&self, file: &str) -> HubError {
         HubError::NoFile { id: self.remote.id.to_string(), file: file.to_owned() }
+    }
+
+    /// The first file of weights that is there, and the shards that it names.
+    fn weights(&self, kind: Kind) -> Result<(), HubError> {
+        let mut found = None;
+        for file in kind.weights() {
+            if self.one_if_there(file)? {
+                found = Some(*file);
+                break;
+            }
+        }
+        let weights = found.ok_or_else(|| self.no_file(kind.weights()[0]))?;
+        if weights.ends_with(".index.json") {
+            let path = self.repo.snapshot(&self.commit).join(weights);
+            let index = ShardIndex::parse(&read_capped(&path, MAX_INDEX)?, &path)?;
+            index.shards().into_iter().try_for_each(|shard| self.one(shard, None))?;
+        }
+        Ok(())
     }
 
     /// A file that must be there. `head` is what the hub has said of it, if it has.

@@ -207,6 +207,8 @@ fn expected(file: &str) -> &'static str {
     match file {
         "config.json" => "it is no model of transformers, or an adapter alone",
         "adapter_config.json" => "it is no adapter of peft",
-        _ => "only safetensors are read, and adapter_model.bin; are there others on another revision?",
+        "model.safetensors" => "nor has it pytorch_model.bin, or an index of either; is it on another revision?",
+        "adapter_model.safetensors" => "nor has it adapter_model.bin; is it on another revision?",
+        _ => "what is there names it, and so the repository is damaged; is it whole on another revision?",
     }
 }

@@ -18,6 +18,8 @@ pub const COMPANIONS: [&str; 10] = [
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Model,
+    /// The configuration of a model alone.
+    Config,
     Adapter,
 }
 
@@ -25,15 +27,22 @@ impl Kind {
     /// The file without which it is none.
     pub(crate) fn config(self) -> &'static str {
         match self {
-            Self::Model => "config.json",
+            Self::Model | Self::Config => "config.json",
             Self::Adapter => "adapter_config.json",
         }
     }
 
-    /// The files of weights, of which the first that is there is wanted. One whose name ends in `.index.json` names others.
+    /// The files of weights, of which the first that is there is wanted, if there are any. One whose name ends in `.index.json`
+    /// names others.
     pub(crate) fn weights(self) -> &'static [&'static str] {
         match self {
-            Self::Model => &["model.safetensors", "model.safetensors.index.json"],
+            Self::Model => &[
+                "model.safetensors",
+                "model.safetensors.index.json",
+                "pytorch_model.bin",
+                "pytorch_model.bin.index.json",
+            ],
+            Self::Config => &[],
             Self::Adapter => &["adapter_model.safetensors", "adapter_model.bin"],
         }
     }
@@ -43,7 +52,7 @@ impl Kind {
     pub(crate) fn companions(self) -> &'static [&'static str] {
         match self {
             Self::Model => &COMPANIONS,
-            Self::Adapter => &[],
+            Self::Config | Self::Adapter => &[],
         }
     }
 }

@@ -18,6 +18,14 @@ impl Hub {
         self.find(name.as_ref(), Kind::Model)
     }
 
+    /// A directory with the `config.json` of a model, in the same way: nothing else is fetched of a repository.
+    ///
+    /// # Errors
+    /// As for [`model`](Self::model).
+    pub fn config_of(&self, name: impl AsRef<Path>) -> Result<PathBuf, HubError> {
+        self.find(name.as_ref(), Kind::Config)
+    }
+
     /// The directory of an adapter of `peft`, in the same way.
     ///
     /// # Errors

@@ -94,9 +94,9 @@ impl Hub {
         };
         let commit = id.commit().map(str::to_owned).or_else(|| repo.reference(id.revision()));
         let commit = commit.filter(|commit| repo.has(commit, kind.config())).ok_or_else(|| lacks(kind.config()))?;
-        match kind.weights().iter().any(|file| repo.has(&commit, file)) {
-            true => Ok(repo.snapshot(&commit)),
-            false => Err(lacks(kind.weights()[0])),
+        match kind.weights() {
+            [first, ..] if !kind.weights().iter().any(|file| repo.has(&commit, file)) => Err(lacks(first)),
+            _ => Ok(repo.snapshot(&commit)),
         }
     }
 

@@ -15,7 +15,8 @@
 //! ```
 //!
 //! * Only the files that loading needs are fetched, all of one commit: `config.json`, `generation_config.json`, those of the
-//!   tokenizer, `model.safetensors` or the shards that its index names; of an adapter its configuration and tensors.
+//!   tokenizer, `model.safetensors` or the shards that its index names, where there are none `pytorch_model.bin` or its shards;
+//!   of an adapter its configuration and tensors.
 //! * Each is checked against its size and hash (SHA-256, or git's SHA-1 of small files) before it has its name in the cache.
 //!   What is half there, of a process that was killed, goes on from there.
 //! * Processes that want the same file wait for each other, those of Python too.

@@ -66,6 +66,25 @@ fn an_id_stands_where_a_directory_does() {
 }
 
 #[test]
+fn a_plan_fetches_the_configuration_alone() {
+    let server = hub(golden(BASE), golden(ADAPTER));
+    let cache = tempdir().unwrap();
+    let flags = |model: &Path, adapter: &Path| args!["plan", "--model", model, "--adapter", adapter, "--json"];
+    let planned = |run: Run| -> Value {
+        // Whether it fits depends on the machine.
+        assert!(run.code <= 1, "{}", run.stderr);
+        serde_json::from_str(&run.stdout).unwrap()
+    };
+    let found = planned(with_hub(&server, cache.path(), flags(Path::new("some/model"), Path::new("some/lora"))));
+    let expected = planned(run(flags(&golden(BASE), &golden(ADAPTER))));
+    for field in ["parameters", "trainable", "base_float_bytes", "adapter_bytes", "loading_bytes"] {
+        assert_eq!(found[field], expected[field], "{field}");
+    }
+    let of_model = server.take_lines().into_iter().filter(|line| line.contains("/some/model/"));
+    assert!(of_model.clone().count() > 0 && of_model.into_iter().all(|line| line.ends_with("/config.json")));
+}
+
+#[test]
 fn a_summary_with_a_model_of_the_hub() {
     let mini = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/t5-mini");
     let server = hub(mini.clone(), golden(ADAPTER));

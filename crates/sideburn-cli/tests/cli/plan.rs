@@ -82,7 +82,10 @@ fn a_plan_is_what_loading_gives() {
 #[test]
 fn what_cannot_be_planned_is_told() {
     let base = golden(BASE);
-    assert_contains(&error(args!["plan", "--model", "no-such-model"]), &["no-such-model", "does not exist"]);
+    assert_contains(
+        &error(args!["plan", "--model", "no-such-model"]),
+        &["no-such-model is no directory here", "HF_HUB_OFFLINE"],
+    );
     assert_contains(&error(args!["plan", "--model", base, "--batch", "0"]), &["--batch 0"]);
     assert_contains(&error(args!["plan", "--model", base, "--adapter", "{"]), &["--adapter is no JSON"]);
     assert_contains(&error(args!["plan", "--model", base, "--adapter", lora(r#"["nothing"]"#)]), &["[\"nothing\"]"]);

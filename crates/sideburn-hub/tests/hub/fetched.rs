@@ -85,6 +85,36 @@ fn shards_are_those_of_the_index() {
 }
 
 #[test]
+fn a_pickle_is_fetched_where_there_is_no_safetensors() {
+    let mut files = model();
+    files.remove("model.safetensors");
+    let stage = Stage::new(files);
+    let directory = stage.hub().model(ID).unwrap();
+    assert_eq!(fs::read(directory.join("pytorch_model.bin")).unwrap(), b"never wanted");
+    for absent in ["model.safetensors", "model.safetensors.index.json"] {
+        assert!(stage.repo().join(".no_exist").join(COMMIT).join(absent).is_file(), "{absent}");
+    }
+    // Without a network it is found in the cache.
+    let offline = stage.hub_with(HubConfig { offline: true, ..stage.config() });
+    assert_eq!(offline.model(ID).unwrap(), directory);
+}
+
+#[test]
+fn shards_of_a_pickle_are_those_of_its_index() {
+    let mut files = model();
+    ["model.safetensors", "pytorch_model.bin"].iter().for_each(|name| drop(files.remove(name)));
+    let names = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"];
+    let index = format!(r#"{{"weight_map": {{"a": "{}", "b": "{}"}}}}"#, names[0], names[1]);
+    let played = |content: &[u8], etag| Played { content: content.to_vec(), etag, is_large: false };
+    files.insert("pytorch_model.bin.index.json", played(index.as_bytes(), "index-1"));
+    files.insert(names[0], played(b"first", "shard-1"));
+    files.insert(names[1], played(b"second", "shard-2"));
+    let stage = Stage::new(files);
+    let directory = stage.hub().model(ID).unwrap();
+    assert_eq!(names.map(|name| fs::read(directory.join(name)).unwrap()), [b"first".to_vec(), b"second".to_vec()]);
+}
+
+#[test]
 fn an_index_does_not_lead_out_of_the_repository() {
     let mut files = model();
     files.remove("model.safetensors");
@@ -93,6 +123,21 @@ fn an_index_does_not_lead_out_of_the_repository() {
     let stage = Stage::new(files);
     let error = stage.hub().model(ID).unwrap_err().to_string();
     assert!(error.contains("evil.safetensors") && error.contains("leaves the directory"), "{error}");
+}
+
+#[test]
+fn a_configuration_is_fetched_alone() {
+    let stage = Stage::new(model());
+    let directory = stage.hub().config_of(ID).unwrap();
+    let names: Vec<_> = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["config.json"]);
+    assert!(stage.storage.requests().is_empty());
+    // No half of a model is found without a network.
+    let offline = stage.hub_with(HubConfig { offline: true, ..stage.config() });
+    assert!(offline.model(ID).is_err());
+    // The whole goes on from there.
+    assert_eq!(stage.hub().model(ID).unwrap(), directory);
+    assert_eq!(offline.config_of(ID).unwrap(), directory);
 }
 
 #[test]

@@ -53,10 +53,10 @@ fn what_is_not_there() {
     assert!(error("someone/other").contains("has no such repository"), "{}", error("someone/other"));
 
     let mut files = model();
-    files.remove("model.safetensors");
+    ["model.safetensors", "pytorch_model.bin"].iter().for_each(|name| drop(files.remove(name)));
     let stage = Stage::new(files);
     let error = stage.hub().model(ID).unwrap_err().to_string();
-    assert!(error.starts_with("someone/tiny-t5 has no model.safetensors; only safetensors are read"), "{error}");
+    assert!(error.starts_with("someone/tiny-t5 has no model.safetensors; nor has it pytorch_model.bin"), "{error}");
 }
 
 #[test]
