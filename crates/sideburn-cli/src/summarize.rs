@@ -16,7 +16,7 @@ use sideburn::{ManyConfig, Texts, TextsError, generate_many, stream_text};
 use crate::hub;
 use crate::interrupt::stop_on_signals;
 use crate::report::{for_terminal, in_line, is_closed, shown, tell};
-use crate::writing::WritingArgs;
+use crate::writing::{Writer, WritingArgs};
 
 /// Summarise texts with a model, with or without adapters
 ///
@@ -103,13 +103,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
     }
     // Nothing is computed before all is there.
     let adapters = args.adapter.iter().map(|name| hub::adapter(name)).collect::<anyhow::Result<Vec<_>>>()?;
-    let mut model = args.writing.open(&directory)?;
-    let tokenizer = Tokenizer::from_dir(&directory)?;
-    tokenizer.check_fits(model.vocab_size())?;
-    let (template, config) = args.writing.ways(&model, &directory)?;
+    let writer = args.writing.open(&directory)?;
     let stop = stop_on_signals()?;
     let fields = |source: &Source| Fields::from([("dialogue".to_owned(), source.text.clone())]);
-    let prompts = args.writing.prompts(&sources.iter().map(fields).collect::<Vec<_>>(), &tokenizer, &template)?;
+    let prompts = writer.prompts(sources.iter().map(fields))?;
+    let Writer { mut model, tokenizer, config, .. } = writer;
 
     if let ([prompt], [_], OutputFormat::Text) = (&prompts[..], &names[..], args.output_format) {
         if let Some(adapter) = adapters.first() {

@@ -87,8 +87,8 @@ pub(crate) fn template(text: &str) -> Result<Template, DataError> {
 }
 
 impl WritingArgs {
-    /// Reads the model onto the device, to compute as the flags say.
-    pub(crate) fn open(&self, directory: &Path) -> anyhow::Result<AutoModel> {
+    /// Reads the model and its tokenizer, to write as its files say, and before them the flags.
+    pub(crate) fn open(&self, directory: &Path) -> anyhow::Result<Writer> {
         let mut model = open_on(directory, &self.device)?;
         if self.compute == Compute::Int8 {
             ensure!(
@@ -97,11 +97,14 @@ impl WritingArgs {
             );
             model.compute_in_int8()?;
         }
-        Ok(model)
+        let tokenizer = Tokenizer::from_dir(directory)?;
+        tokenizer.check_fits(model.vocab_size())?;
+        let (template, config) = self.ways(&model, directory)?;
+        Ok(Writer { model, tokenizer, template, config, max_source_length: self.max_source_length })
     }
 
     /// The prompt, and how the model writes: as its files say, and before them the flags.
-    pub(crate) fn ways(&self, model: &AutoModel, directory: &Path) -> anyhow::Result<(Template, GenerationConfig)> {
+    fn ways(&self, model: &AutoModel, directory: &Path) -> anyhow::Result<(Template, GenerationConfig)> {
         let own = model.default_generation_config();
         let (template, mut config) = match &self.task {
             None => {
@@ -147,24 +150,32 @@ impl WritingArgs {
         }
         Ok((template, config))
     }
+}
 
+/// A model that writes.
+pub(crate) struct Writer {
+    pub(crate) model: AutoModel,
+    pub(crate) tokenizer: Tokenizer,
+    /// The prompt.
+    pub(crate) template: Template,
+    pub(crate) config: GenerationConfig,
+    max_source_length: usize,
+}
+
+impl Writer {
     /// The token ids of each prompt. Tells how many were cut.
-    pub(crate) fn prompts(
-        &self,
-        texts: &[Fields],
-        tokenizer: &Tokenizer,
-        template: &Template,
-    ) -> anyhow::Result<Vec<Vec<u32>>> {
+    pub(crate) fn prompts(&self, texts: impl IntoIterator<Item = Fields>) -> anyhow::Result<Vec<Vec<u32>>> {
         let mut cut = 0;
-        let mut prompt = |fields: &Fields| {
-            let encoded = tokenizer.encode_prompt(&template.render(fields)?, Some(self.max_source_length))?;
+        let prompt = |fields: Fields| {
+            let encoded =
+                self.tokenizer.encode_prompt(&self.template.render(&fields)?, Some(self.max_source_length))?;
             cut += usize::from(encoded.cut > 0);
             anyhow::Ok(encoded.ids)
         };
-        let prompts = texts.iter().map(&mut prompt).collect::<anyhow::Result<_>>()?;
+        let prompts: Vec<_> = texts.into_iter().map(prompt).collect::<anyhow::Result<_>>()?;
         if cut > 0 {
             let limit = self.max_source_length;
-            tell!("warning: {cut} of {} texts are longer than {limit} tokens and were cut\n", texts.len());
+            tell!("warning: {cut} of {} texts are longer than {limit} tokens and were cut\n", prompts.len());
         }
         Ok(prompts)
     }

@@ -18,6 +18,7 @@ use crate::hub;
 use crate::interrupt::stop_on_signals;
 use crate::report::{for_terminal, shown, tell};
 use crate::texts::{Named, Written};
+use crate::writing::Writer;
 
 /// What is kept in the output directory until all is written.
 const UNFINISHED: &str = "unfinished.jsonl";
@@ -82,12 +83,9 @@ pub(super) fn summaries(args: &Args, directory: &Path, examples: &[Example]) -> 
     let directory = &hub::model(directory)?;
     let adapters =
         args.adapter.iter().map(|adapter| hub::adapter(&adapter.path)).collect::<anyhow::Result<Vec<_>>>()?;
-    let mut model = args.writing.open(directory)?;
-    let tokenizer = Tokenizer::from_dir(directory)?;
-    tokenizer.check_fits(model.vocab_size())?;
-    let (template, config) = args.writing.ways(&model, directory)?;
-    let fields: Vec<Fields> = examples.iter().map(|example| example.fields.clone()).collect();
-    let prompts = args.writing.prompts(&fields, &tokenizer, &template)?;
+    let writer = args.writing.open(directory)?;
+    let prompts = writer.prompts(examples.iter().map(|example| example.fields.clone()))?;
+    let Writer { mut model, tokenizer, template, config, .. } = writer;
     // The longest first, so that prompts of about one length are answered together.
     let mut order: Vec<usize> = (0..prompts.len()).collect();
     order.sort_by_key(|at| (std::cmp::Reverse(prompts[*at].len()), *at));
