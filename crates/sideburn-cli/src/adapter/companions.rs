@@ -29,7 +29,8 @@ pub(crate) struct LeftOut {
     pub(crate) reason: String,
 }
 
-/// Copies the companions in the directory `base` to the directory `output`.
+/// Copies the companions in the directory `base` to the directory `output`, which is being made: what a model has been saved with
+/// there, such as `generation_config.json`, gives way to what the base has.
 ///
 /// # Errors
 /// If a file cannot be read or written.
@@ -68,6 +69,10 @@ fn inside(root: &Path, path: &Path) -> Result<PathBuf, String> {
 
 /// Copies the content of a file, and nothing else of it: the copy has the permissions of a new file.
 fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::remove_file(to) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     io::copy(&mut File::open(from)?, &mut File::create_new(to)?)?;
     Ok(())
 }

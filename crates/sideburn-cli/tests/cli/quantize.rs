@@ -17,6 +17,19 @@ fn quantised_models_are_models() {
         let model = AutoModel::from_dir(&output, &Device::flex()).unwrap();
         assert_eq!(model.linears().iter().filter(|(_, linear)| linear.weight().packed().is_some()).count(), 32);
     }
+    // How the model writes is what the base has, to the byte.
+    let base = directory.path().join("base");
+    fs::create_dir(&base).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(golden(BASE).join(file), base.join(file)).unwrap();
+    }
+    let text = "{\"num_beams\":   3}";
+    fs::write(base.join("generation_config.json"), text).unwrap();
+    let output = directory.path().join("with generation");
+    let found = json(0, args!["quantize", "--model", base, "--to", "nf4", "--output", output]);
+    assert_eq!(found["copied"], json!(["generation_config.json"]));
+    assert_eq!(fs::read_to_string(output.join("generation_config.json")).unwrap(), text);
+
     let fp4 = directory.path().join("fp4");
     let message = error(args!["quantize", "--model", fp4, "--to", "nf4", "--output", directory.path().join("again")]);
     assert_contains(&message, &["fp4", "config.json", "the model is quantised already"]);
