@@ -42,7 +42,7 @@ impl AdaptedTable {
     fn read(&self, reader: Option<&str>, ids: Tensor<1, Int>, pass: &TokenPass<'_>) -> Tensor<2> {
         let rows = |ids: &Tensor<1, Int>, routed| {
             let rules = self.bound(routed, reader);
-            let rows = embedding(self.table_in(&rules, pass), ids.clone());
+            let rows = in_dtype(embedding(self.table_in(&rules, pass), ids.clone()), self.dtype());
             rules.iter().fold(rows, |rows, rule| rule.rows(rows, ids))
         };
         let rows = match pass.routes() {
@@ -76,16 +76,16 @@ impl AdaptedTable {
         }
     }
 
-    /// The table, if it is floats and all that there is to the output head in this pass.
+    /// The table as it is held, if that is floats and all that there is to the output head in this pass.
     pub fn plain_table(&self, pass: &TokenPass<'_>) -> Option<Tensor<2>> {
         let of_table = self.slots.iter().filter(|ruled| !ruled.slot.is_of_reader());
-        (!is_adapted(of_table, pass) && self.weight.packed().is_none()).then(|| self.weight.dense())
+        self.weight.floats().filter(|_| !is_adapted(of_table, pass)).map(Param::val)
     }
 
     /// The whole table, with whatever stands in for it. Adapters that rows choose have nothing here, which
     /// [`AdapterSet::enter`](crate::AdapterSet::enter) sees to.
     pub fn value(&self, pass: &TokenPass<'_>) -> Tensor<2> {
-        self.table_in(&self.bound(None, None), pass).dense()
+        in_dtype(self.table_in(&self.bound(None, None), pass).dense(), self.dtype())
     }
 
     /// The table, or what stands in for it, as it is read or multiplied in this pass.
@@ -115,7 +115,7 @@ impl AdaptedTable {
 
     /// The dtype of its rows, in which the model computes.
     pub fn dtype(&self) -> DType {
-        self.weight.operand().dtype()
+        self.weight.dtype()
     }
 
     /// The table of the base.

@@ -98,7 +98,11 @@ impl AdaptedLinear {
 
     /// The layer step by step, whatever the adapters do.
     fn forward_by_steps(&self, x: Tensor<2>, bound: &[Vec<AtLinearBound<'_>>], pass: &mut TokenPass<'_>) -> Tensor<2> {
-        let base = Computed { weight: self.weight.operand_in(pass), bias: self.bias.as_ref().map(BaseWeight::dense) };
+        let base = Computed {
+            weight: self.weight.operand_in(pass),
+            bias: self.bias.as_ref().map(BaseWeight::dense),
+            dtype: self.weight.dtype(),
+        };
         let Some(routes) = pass.routes() else {
             return forward(x, &base.replaced(&bound[0]).unwrap_or(base), &bound[0], pass);
         };
@@ -121,10 +125,10 @@ impl AdaptedLinear {
         self.weight.dtype()
     }
 
-    /// The weight `[out, in]`, if it is floats and `x W^T` is all that the layer does in this pass.
+    /// The weight `[out, in]` as it is held, if that is floats and `x W^T` is all that the layer does in this pass.
     pub fn plain_weight(&self, pass: &TokenPass<'_>) -> Option<Tensor<2>> {
-        let is_plain = !is_adapted(&self.slots, pass) && self.bias.is_none() && self.weight.packed().is_none();
-        is_plain.then(|| self.weight.dense())
+        let is_plain = !is_adapted(&self.slots, pass) && self.bias.is_none();
+        self.weight.floats().filter(|_| is_plain).map(Param::val)
     }
 
     /// `[out, in]`, without initialising the weight.
@@ -214,6 +218,8 @@ struct Computed {
     weight: Matrix,
     /// `[1, out]`.
     bias: Option<Tensor<2>>,
+    /// That of the base, whatever stands in for its weight.
+    dtype: DType,
 }
 
 impl Computed {
@@ -225,9 +231,9 @@ impl Computed {
             bias: after.bias.or(before.bias),
         });
         (weight.is_some() || bias.is_some()).then(|| {
-            // The layer computes in the dtype of its base, whatever stands in for the weight.
-            let dtype = self.weight.dtype();
+            let dtype = self.dtype;
             Self {
+                dtype,
                 weight: weight.map_or_else(|| self.weight.clone(), |weight| in_dtype(weight, dtype).into()),
                 bias: bias.map(|bias| in_dtype(bias, dtype)).or_else(|| self.bias.clone()),
             }

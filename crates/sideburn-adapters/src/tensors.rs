@@ -11,15 +11,9 @@ pub(crate) fn to_file<const D: usize>(tensor: Tensor<D>, shape: Vec<usize>) -> w
     weights::Tensor::from_f32(shape, &values).expect("as many values as the shape of the tensor says")
 }
 
-/// A frozen parameter on `device` with `values` in row-major order.
-pub(crate) fn frozen_param<const D: usize>(
-    values: Vec<f32>,
-    shape: &[usize],
-    device: &Device,
-    dtype: DType,
-) -> Param<Tensor<D>> {
-    let tensor = Tensor::from_data(TensorData::new(values, shape.to_vec()), (device, dtype));
-    Param::initialized(ParamId::new(), tensor).no_grad()
+/// A frozen parameter on `device` with these values.
+pub(crate) fn frozen_param<const D: usize>(data: TensorData, device: &Device, dtype: DType) -> Param<Tensor<D>> {
+    Param::initialized(ParamId::new(), Tensor::from_data(data, (device, dtype))).no_grad()
 }
 
 /// What tensors of adapters are made in, whatever the base is in: so are their gradients and the optimiser's moments. What

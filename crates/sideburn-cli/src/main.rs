@@ -16,6 +16,7 @@ mod model;
 mod plan;
 #[cfg(feature = "hub")]
 mod push;
+mod quantization;
 mod quantize;
 mod reference;
 mod report;

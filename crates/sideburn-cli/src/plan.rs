@@ -9,11 +9,13 @@ use clap::ValueEnum;
 use serde::Serialize;
 use sideburn::adapters::methods::MethodRegistry;
 use sideburn::adapters::{Method, available_memory};
-use sideburn::nn::{ModelDir, QuantizationConfig};
+use sideburn::nn::{ModelDir, QuantizationConfig, stored_dtype};
 use sideburn::plan::{BatchShape, MemoryPlan, Place, plan_training};
 use sideburn::prelude::*;
+use sideburn::weights::Dtype;
 
 use crate::hub;
+use crate::quantization::MaybeTo;
 use crate::report::{Finding, grouped, in_line, shown, table};
 
 /// Work out how much memory a training run takes: base, adapter, optimiser, activations, peak
@@ -31,7 +33,14 @@ pub(crate) struct Args {
     adapter: Option<String>,
     /// What the linear layers are packed in [default: as config.json says]
     #[arg(long, value_enum)]
-    quantization: Option<To>,
+    quantization: Option<MaybeTo>,
+    /// What embeddings, heads and other matrices that are not packed are held in beside packed ones [default: as config.json says
+    /// that they are stored, or float32]
+    #[arg(long, value_enum)]
+    dtype: Option<FloatType>,
+    /// Pack what transformers keeps in float32, too: wo of T5
+    #[arg(long)]
+    pack_kept: bool,
     /// Rows of a micro-batch
     #[arg(long, default_value_t = 8)]
     batch: usize,
@@ -43,17 +52,12 @@ pub(crate) struct Args {
     target_seq: usize,
 }
 
-#[derive(Clone, Copy, Debug, Serialize, ValueEnum)]
-#[serde(rename_all = "snake_case")]
-enum To {
-    /// Floats, 4 bytes each
-    None,
-    /// 4 bits with double quantisation, as in QLoRA
-    Nf4,
-    /// 4 bits: floating-point numbers
-    Fp4,
-    /// 8 bits: LLM.int8()
-    Int8,
+/// What floats are held in.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum FloatType {
+    Float32,
+    Float16,
+    Bfloat16,
 }
 
 #[derive(Serialize)]
@@ -86,13 +90,19 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Planned> {
     let config = hub::config_of(&args.model)?;
     let config = if config.is_dir() { ModelDir::new(&config).config_path() } else { config };
     let mut model = AutoModel::random(&config, Key::from_seed(0), &parse_device("flex")?.autodiff())?;
+    let fields = sideburn::nn::read_json(&config)?;
     let quantization = match args.quantization {
-        None => QuantizationConfig::of_model(&sideburn::nn::read_json(&config)?).with_context(|| shown(&config))?,
-        Some(To::None) => None,
-        Some(To::Nf4) => Some(Quantization::NF4.into()),
-        Some(To::Fp4) => Some(Quantization::FP4.into()),
-        Some(To::Int8) => Some(Quantization::INT8.into()),
+        None => QuantizationConfig::of_model(&fields).with_context(|| shown(&config))?,
+        Some(MaybeTo(to)) => to.map(|to| to.quantization().into()),
     };
+    let dtype = match args.dtype {
+        None => stored_dtype(&fields),
+        Some(FloatType::Float32) => Some(Dtype::F32),
+        Some(FloatType::Float16) => Some(Dtype::F16),
+        Some(FloatType::Bfloat16) => Some(Dtype::BF16),
+    };
+    let keep_in_fp32_modules = !args.pack_kept;
+    let quantization = quantization.map(|config| QuantizationConfig { dtype, keep_in_fp32_modules, ..config });
     let parameters = ParameterReport::of(&model).all;
     if let Some(adapter) = &args.adapter {
         model.attach_read("adapter", method(adapter)?, Key::from_seed(0))?;

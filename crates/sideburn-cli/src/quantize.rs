@@ -4,7 +4,6 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
-use clap::ValueEnum;
 use serde::Serialize;
 use sideburn::adapters::Precision;
 use sideburn::files::AtomicDir;
@@ -13,14 +12,15 @@ use sideburn::prelude::*;
 use crate::adapter::companions::{Copied, LeftOut, copy_companions};
 use crate::hub;
 use crate::loading::with_progress;
+use crate::quantization::To;
 use crate::report::{Finding, in_line, shown, table};
 
 /// Quantise the linear layers of a model as bitsandbytes does, and write the model that results
 ///
 /// The output is a directory that transformers and Sideburn load as it is: config.json with its quantization_config, the packed
 /// weights in model.safetensors, and the tokenizer's files where the model has them. Layers are packed as they are read, so that
-/// the model need not fit into memory unquantised. The output head and what transformers keeps in f32 (wo of T5) are left as
-/// they are, in f32. 4 bits are in blocks of 64 with double quantisation.
+/// the model need not fit into memory unquantised. The output head, embeddings and what transformers keeps in f32 (wo of T5) are
+/// left as they are: matrices of 16 bits in 16 bits. 4 bits are in blocks of 64 with double quantisation.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Directory of the model, which is not quantised yet, or its id on the hub
@@ -32,27 +32,6 @@ pub(crate) struct Args {
     /// Directory to write to; not that of the model
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
-}
-
-#[derive(Clone, Copy, Serialize, ValueEnum)]
-#[serde(rename_all = "snake_case")]
-enum To {
-    /// 4 bits: quantiles of the normal distribution, as in QLoRA
-    Nf4,
-    /// 4 bits: floating-point numbers
-    Fp4,
-    /// 8 bits: LLM.int8()
-    Int8,
-}
-
-impl To {
-    fn quantization(self) -> Quantization {
-        match self {
-            Self::Nf4 => Quantization::NF4,
-            Self::Fp4 => Quantization::FP4,
-            Self::Int8 => Quantization::INT8,
-        }
-    }
 }
 
 #[derive(Serialize)]
@@ -98,15 +77,13 @@ impl Finding for Quantized {}
 
 impl fmt::Display for Quantized {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let to = match self.to {
-            To::Nf4 => "nf4",
-            To::Fp4 => "fp4",
-            To::Int8 => "int8",
-        };
         let copied = if self.copied.is_empty() { "nothing".to_owned() } else { self.copied.join(", ") };
         let mut rows = vec![
             ["written".to_owned(), in_line(&self.output)],
-            ["packed".to_owned(), format!("{} linear layers in {to}; {} stay in f32", self.packed, self.left)],
+            [
+                "packed".to_owned(),
+                format!("{} linear layers in {}; {} stay floats", self.packed, self.to.name(), self.left),
+            ],
             ["weights".to_owned(), format!("{:.1} MB", self.bytes as f64 / 1e6)],
             ["copied".to_owned(), copied],
         ];

@@ -18,8 +18,9 @@ const ANGLES: &str = "rotary_emb.inv_freq";
 
 impl Falcon {
     /// Reads a model directory: `config.json`, `generation_config.json` if there is one, and `model.safetensors` or
-    /// `pytorch_model.bin`, or shards with an index. The weights are frozen and in `f32`; see [`from_source`](Self::from_source). Linear layers that
-    /// bitsandbytes has quantised (`quantization_config`) stay packed in 4 or 8 bits.
+    /// `pytorch_model.bin`, or shards with an index. The weights are frozen and in `f32`; see [`from_source`](Self::from_source). Linear
+    /// layers that bitsandbytes has quantised (`quantization_config`) stay packed in 4 or 8 bits, and matrices beside them in
+    /// the 16 bits that they may be stored in.
     ///
     /// # Errors
     /// If a file is missing or broken, the weights are quantised by another method, or a tensor is missing, unexpected or
@@ -29,8 +30,9 @@ impl Falcon {
     }
 
     /// Reads the directory of an unquantised model, and packs its linear layers in 4 or 8 bits as they are read: all but
-    /// `lm_head`, as `transformers` does, or those that the configuration names. In memory is the packed model, and a few
-    /// tensors as they are stored.
+    /// `lm_head`, as `transformers` does, or those that the configuration names. In memory is the packed model, and two
+    /// tensors as they are stored. Other matrices stay in the 16 bits that they may be stored in, if the configuration does not
+    /// say otherwise; what is computed is `f32`.
     ///
     /// ```no_run
     /// use burn::tensor::Device;
@@ -76,12 +78,14 @@ impl Falcon {
         device: &Device,
     ) -> Result<Self, FalconError> {
         let source = OneEmbedding::of(source, EMBEDDINGS, HEAD)?;
-        if source.has_own_head() || source.is_head_alone() {
-            config.tie_word_embeddings = !source.has_own_head();
-        }
+        config.tie_word_embeddings = source.is_tied(config.tie_word_embeddings);
         let mut model = Self::random(&config, Key::from_seed(0), device);
-        let tied = config.tie_word_embeddings;
-        model.load_base_quantized(&source, |name| placed(&source, tied, name), quantization)?;
+        let is_tied = config.tie_word_embeddings;
+        model.load_base_quantized(
+            &source,
+            |name| source.name_of(name, is_tied).filter(|name| !name.ends_with(ANGLES)),
+            quantization,
+        )?;
         Ok(model)
     }
 
@@ -94,14 +98,5 @@ impl Falcon {
         let files = ModelDir::new(directory.as_ref());
         let save = |weights: &Path| Ok(self.save_base(weights, precision)?);
         files.write(self.config().to_json(), &self.generation, self.quantization(), save)
-    }
-}
-
-/// The model's name for a tensor of the checkpoint, if the model has a place for it.
-fn placed<'n>(source: &OneEmbedding<'_>, tied: bool, name: &'n str) -> Option<&'n str> {
-    match source.name_of(name) {
-        Some(HEAD) if tied => None,
-        Some(name) if name.ends_with(ANGLES) => None,
-        name => name,
     }
 }

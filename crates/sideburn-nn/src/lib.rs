@@ -64,7 +64,7 @@ pub use fields::{
 pub use generation_config::{generation_config_fields, read_generation_config};
 pub use head::Head;
 pub use language_model::LanguageModel;
-pub use model_dir::{ModelDir, Task, read_json};
+pub use model_dir::{ModelDir, Task, read_json, stored_dtype};
 pub use norm::{LayerNorm, RmsNorm};
 pub use one_embedding::OneEmbedding;
 pub use position::{Alibi, Position, Positions, Rotary, Rotation};

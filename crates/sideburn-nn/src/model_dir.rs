@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use sideburn_files::{AtomicDir, FileError, MAX_CONFIG, read_text, write_atomic};
 use sideburn_generate::GenerationConfig;
 use sideburn_quant::QuantizationConfig;
-use sideburn_weights::ModelFiles;
+use sideburn_weights::{Dtype, ModelFiles};
 
 use crate::NnError;
 use crate::fields::shown;
@@ -45,7 +45,8 @@ impl ModelDir {
         read_json(&self.config_path())
     }
 
-    /// Writes a directory that appears whole or not at all: `config.json`, with how the weights are quantised if they are,
+    /// Writes a directory that appears whole or not at all: `config.json`, with how the weights are quantised and what the rest
+    /// is held in if they are,
     /// `generation_config.json`, and the weights, which `save` writes to the path that it is given.
     ///
     /// # Errors
@@ -60,6 +61,12 @@ impl ModelDir {
         let directory = AtomicDir::create(&self.0)?;
         if let Some(quantization) = quantization {
             config.insert("quantization_config".to_owned(), quantization.to_json());
+            let dtype = match quantization.dtype {
+                Some(Dtype::BF16) => "bfloat16",
+                Some(Dtype::F16) => "float16",
+                _ => "float32",
+            };
+            config.insert("dtype".to_owned(), dtype.into());
         }
         for (name, fields) in [(CONFIG, config), (GENERATION_CONFIG, generation_config_fields(generation))] {
             let text = serde_json::to_string_pretty(&fields).expect("a JSON value is always printable");
@@ -151,6 +158,17 @@ impl ModelDir {
         };
         let generation = read_generation_config(&fields, own).map_err(invalid)?;
         Ok(Some(Task { prefix, generation }))
+    }
+}
+
+/// What a parsed `config.json` says that floats are stored in: its `dtype`, or `torch_dtype` of older files.
+pub fn stored_dtype(config: &Value) -> Option<Dtype> {
+    let dtype = ["dtype", "torch_dtype"].iter().find_map(|name| config.get(name)?.as_str())?;
+    match dtype {
+        "float32" => Some(Dtype::F32),
+        "float16" => Some(Dtype::F16),
+        "bfloat16" => Some(Dtype::BF16),
+        _ => None,
     }
 }
 

@@ -78,21 +78,17 @@ impl<'a> OneEmbedding<'a> {
         Ok(found(embedding, own_head, read))
     }
 
-    /// Whether there is a head that is not a copy of the embedding.
-    pub fn has_own_head(&self) -> bool {
-        self.own_head
+    /// Whether the head is the embedding, given what `tie_word_embeddings` says: a head of its own is none, and a checkpoint
+    /// that has the embedding as the head alone has one for both.
+    pub fn is_tied(&self, tie_word_embeddings: bool) -> bool {
+        self.embedding == self.head || tie_word_embeddings && !self.own_head
     }
 
-    /// Whether the embedding is stored as the head alone.
-    pub fn is_head_alone(&self) -> bool {
-        self.embedding == self.head
-    }
-
-    /// The model's name for a tensor of the checkpoint; none for copies.
-    pub fn name_of<'n>(&self, name: &'n str) -> Option<&'n str> {
+    /// The model's name for a tensor of the checkpoint; none for copies of the embedding, of which a tied head is one.
+    pub fn name_of<'n>(&self, name: &'n str, is_tied: bool) -> Option<&'n str> {
         match name {
             name if name == self.embedding => Some(self.names[0]),
-            name if self.names.contains(&name) => None,
+            name if self.names.contains(&name) || is_tied && name == self.head => None,
             name => Some(name),
         }
     }

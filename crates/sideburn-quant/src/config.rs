@@ -1,6 +1,7 @@
 //! `quantization_config` of `config.json`.
 
 use serde_json::{Map, Value, json};
+use sideburn_weights::Dtype;
 
 use crate::code::QuantType;
 use crate::error::QuantError;
@@ -14,11 +15,17 @@ pub struct QuantizationConfig {
     pub quantization: Quantization,
     /// `llm_int8_skip_modules`: the sites that are not, in place of those that `transformers` leaves out by itself.
     pub llm_int8_skip_modules: Option<Vec<String>>,
+    /// Whether layers stay floats that the family of models keeps in `f32`, such as `wo` of T5, as in `transformers`. To pack them,
+    /// too, is what `_keep_in_fp32_modules = None` does there: FLAN-T5-XXL in 8 bits takes 11.4 GB instead of 17.4.
+    pub keep_in_fp32_modules: bool,
+    /// `dtype` of `from_pretrained`: what matrices of floats beside packed ones are held in, embeddings and heads. `None` is as a
+    /// checkpoint has them. What is computed is `f32`. `quantization_config` does not say it.
+    pub dtype: Option<Dtype>,
 }
 
 impl From<Quantization> for QuantizationConfig {
     fn from(quantization: Quantization) -> Self {
-        Self { quantization, llm_int8_skip_modules: None }
+        Self { quantization, llm_int8_skip_modules: None, keep_in_fp32_modules: true, dtype: None }
     }
 }
 
@@ -96,7 +103,7 @@ impl QuantizationConfig {
                 serde_json::from_value(list.clone()).map_err(|_| ill_typed("llm_int8_skip_modules", list, expected))?,
             ),
         };
-        Ok(Self { quantization, llm_int8_skip_modules })
+        Ok(Self { llm_int8_skip_modules, ..quantization.into() })
     }
 
     /// The object that `transformers` writes as `quantization_config`.

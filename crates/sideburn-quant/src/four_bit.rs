@@ -6,6 +6,7 @@ use sideburn_weights::Dtype;
 use crate::blockwise::{Blockwise, torch_mean};
 use crate::code::{BLOCK_SIZES, QuantType};
 use crate::error::QuantError;
+use crate::values::Values;
 
 /// Values that a task quantises: whole blocks of every size, and whole bytes.
 const TASK: usize = 1 << 16;
@@ -110,26 +111,28 @@ impl FourBit {
     /// is none of [`BLOCK_SIZES`].
     ///
     /// # Panics
-    /// If there are not as many values as the shape says.
-    pub fn quantize(
+    /// If there are not as many values as the shape says, or a stored tensor is none of floats.
+    pub fn quantize<'a>(
         name: &str,
-        values: &[f32],
+        values: impl Into<Values<'a>>,
         shape: [usize; 2],
         quant_type: QuantType,
         block_size: usize,
         double_quant: bool,
     ) -> Result<Self, QuantError> {
-        assert_eq!(values.len(), shape[0] * shape[1], "as many values as the shape {shape:?} says");
+        let (values, count) = (values.into(), shape[0] * shape[1]);
+        assert_eq!(values.len(), count, "as many values as the shape {shape:?} says");
         check_block_size(name, block_size)?;
-        let mut codes = vec![0u8; values.len().div_ceil(2)];
-        let mut absmax = vec![0f32; values.len().div_ceil(block_size)];
+        let mut codes = vec![0u8; count.div_ceil(2)];
+        let mut absmax = vec![0f32; count.div_ceil(block_size)];
         let (bounds, order) = (quant_type.bounds(), quant_type.order());
         codes
             .par_chunks_mut(TASK / 2)
             .zip(absmax.par_chunks_mut(TASK / block_size))
-            .zip(values.par_chunks(TASK))
-            .try_for_each(|((codes, absmax), values)| {
-                let mut indices = [0u8; 4096];
+            .enumerate()
+            .try_for_each(|(task, (codes, absmax))| {
+                let (mut indices, mut store) = ([0u8; 4096], Vec::new());
+                let values = values.part(task * TASK..((task + 1) * TASK).min(count), &mut store);
                 for (index, (absmax, block)) in absmax.iter_mut().zip(values.chunks(block_size)).enumerate() {
                     *absmax = bucketize(block, block.len() == block_size, &bounds, &mut indices).ok_or(())?;
                     let codes = &mut codes[index * block_size / 2..];
@@ -244,7 +247,9 @@ fn nested(absmax: Vec<f32>) -> Option<Absmax> {
 }
 
 /// The error for values of rows of `columns` among which there is one that is not finite.
-pub(crate) fn not_finite(name: &str, values: &[f32], columns: usize) -> QuantError {
+pub(crate) fn not_finite(name: &str, values: Values<'_>, columns: usize) -> QuantError {
+    let mut store = Vec::new();
+    let values = values.part(0..values.len(), &mut store);
     let found = values.iter().position(|x| !x.is_finite()).expect("a value that is not finite");
     let (tensor, value) = (name.to_owned(), values[found].to_string());
     QuantError::NotFinite { tensor, row: found / columns, column: found % columns, value }

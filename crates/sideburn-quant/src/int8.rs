@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use crate::error::QuantError;
 use crate::four_bit::not_finite;
+use crate::values::Values;
 
 /// A matrix `[rows, columns]` of 8-bit integers, each row with its largest absolute value, for which 127 stands (Dettmers et
 /// al., 2022, "LLM.int8()", section 2).
@@ -28,6 +29,9 @@ pub struct Int8 {
 /// `1 / 127^2` as bitsandbytes has it on the CPU, a digit of which is missing (`int8_mm_dequant` in its
 /// `backends/default/ops.py`): 1.8e-5 more than it should be.
 pub const INT8_PRODUCT_SCALE: f32 = 6.200_124e-5;
+
+/// Values that a task quantises.
+const TASK: usize = 1 << 16;
 
 /// Rows of what an LLM.int8() layer is applied to, as the integers that it multiplies.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,18 +63,29 @@ impl Int8 {
     ///
     /// # Panics
     /// If there are not as many values as the shape says.
-    pub fn quantize(name: &str, values: &[f32], shape: [usize; 2]) -> Result<Self, QuantError> {
-        assert_eq!(values.len(), shape[0] * shape[1], "as many values as the shape {shape:?} says");
-        let Int8Rows { codes, absmax, .. } = Int8Rows::quantize(values, shape[1], 0.0);
-        if absmax.iter().any(|absmax| !absmax.is_finite()) {
-            if values.iter().any(|x| !x.is_finite()) {
-                return Err(not_finite(name, values, shape[1]));
+    pub fn quantize<'a>(name: &str, values: impl Into<Values<'a>>, shape: [usize; 2]) -> Result<Self, QuantError> {
+        let (values, [rows, columns]) = (values.into(), shape);
+        assert_eq!(values.len(), rows * columns, "as many values as the shape {shape:?} says");
+        let (mut codes, mut scb) = (vec![0i8; rows * columns], vec![0f32; rows]);
+        let many = (TASK / columns.max(1)).max(1);
+        let tasks = codes.par_chunks_mut((many * columns).max(1)).zip(scb.par_chunks_mut(many)).enumerate();
+        tasks.for_each(|(task, (codes, scb))| {
+            let (mut store, start) = (Vec::new(), task * many * columns);
+            let part = Int8Rows::quantize(values.part(start..start + codes.len(), &mut store), columns, 0.0);
+            codes.copy_from_slice(&part.codes);
+            scb.copy_from_slice(&part.absmax);
+        });
+        if scb.iter().any(|absmax| !absmax.is_finite()) {
+            let mut store = Vec::new();
+            let floats = values.part(0..rows * columns, &mut store);
+            if floats.iter().any(|x| !x.is_finite()) {
+                return Err(not_finite(name, values, columns));
             }
-            let largest = values.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+            let largest = floats.iter().fold(0f32, |largest, x| largest.max(x.abs()));
             let detail = format!("its largest absolute value is {largest}, above the range of f16, 65504");
             return Err(QuantError::OutOfRange { tensor: name.to_owned(), detail });
         }
-        Ok(Self { shape, codes, scb: absmax })
+        Ok(Self { shape, codes, scb })
     }
 
     /// `[rows, columns]`.

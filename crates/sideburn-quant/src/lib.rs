@@ -38,6 +38,7 @@ mod four_bit;
 mod int8;
 mod packed;
 mod state;
+mod values;
 
 pub use blockwise::Blockwise;
 pub use code::{BLOCK_SIZES, DynamicMap, QuantType};
@@ -46,3 +47,4 @@ pub use error::QuantError;
 pub use four_bit::{Absmax, FourBit};
 pub use int8::{INT8_PRODUCT_SCALE, Int8, Int8Rows};
 pub use packed::{Packed, Quantization};
+pub use values::Values;

@@ -4,6 +4,7 @@ use crate::code::QuantType;
 use crate::error::QuantError;
 use crate::four_bit::FourBit;
 use crate::int8::Int8;
+use crate::values::Values;
 
 /// What to quantise weights to.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -73,10 +74,10 @@ impl Packed {
     /// Those of [`FourBit::quantize`] and [`Int8::quantize`].
     ///
     /// # Panics
-    /// If there are not as many values as the shape says.
-    pub fn quantize(
+    /// If there are not as many values as the shape says, or a stored tensor is none of floats.
+    pub fn quantize<'a>(
         name: &str,
-        values: &[f32],
+        values: impl Into<Values<'a>>,
         shape: [usize; 2],
         quantization: Quantization,
     ) -> Result<Self, QuantError> {

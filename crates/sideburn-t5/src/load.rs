@@ -21,8 +21,9 @@ const UNUSED: &str = "decoder.block.0.layer.1.EncDecAttention.relative_attention
 
 impl T5 {
     /// Reads a model directory: `config.json`, `generation_config.json` if there is one, and `model.safetensors` or
-    /// `pytorch_model.bin`, or shards with an index. The weights are frozen and in `f32`; see [`from_source`](Self::from_source). Linear layers that
-    /// bitsandbytes has quantised (`quantization_config`) stay packed in 4 or 8 bits.
+    /// `pytorch_model.bin`, or shards with an index. The weights are frozen and in `f32`; see [`from_source`](Self::from_source). Linear
+    /// layers that bitsandbytes has quantised (`quantization_config`) stay packed in 4 or 8 bits, and matrices beside them in
+    /// the 16 bits that they may be stored in.
     ///
     /// # Errors
     /// If a file is missing or broken, the weights are quantised by another method, or a tensor is missing, unexpected or
@@ -33,7 +34,8 @@ impl T5 {
 
     /// Reads the directory of an unquantised model, and packs its linear layers in 4 or 8 bits as they are read: all but
     /// `wo` and `lm_head`, as `transformers` does, or those that the configuration names. In memory is the packed model, and
-    /// a few tensors as they are stored.
+    /// two tensors as they are stored. Other matrices stay in the 16 bits that they may be stored in, if the configuration does
+    /// not say otherwise; what is computed is `f32`.
     ///
     /// ```no_run
     /// use burn::tensor::Device;
@@ -84,14 +86,18 @@ impl T5 {
             return Err(T5Error::NoDecoder { path: source.path().to_owned() });
         }
         let source = OneEmbedding::of(source, EMBEDDINGS, HEAD)?;
-        if source.has_own_head() || source.is_head_alone() {
+        let is_tied = source.is_tied(config.tie_word_embeddings);
+        if is_tied != config.tie_word_embeddings {
             // Whether the output is scaled stays what the configuration says.
             config.scale_decoder_outputs = Some(config.scales_decoder_outputs());
-            config.tie_word_embeddings = !source.has_own_head();
+            config.tie_word_embeddings = is_tied;
         }
         let mut model = Self::random(&config, Key::from_seed(0), device);
-        let tied = config.tie_word_embeddings;
-        model.load_base_quantized(&source, |name| placed(&source, tied, name), quantization)?;
+        model.load_base_quantized(
+            &source,
+            |name| source.name_of(name, is_tied).filter(|name| *name != UNUSED),
+            quantization,
+        )?;
         Ok(model)
     }
 
@@ -106,14 +112,5 @@ impl T5 {
         let files = ModelDir::new(directory.as_ref());
         let save = |weights: &Path| Ok(self.save_base(weights, precision)?);
         files.write(self.config().to_json(), &self.generation, self.quantization(), save)
-    }
-}
-
-/// The model's name for a tensor of the checkpoint, if the model has a place for it.
-fn placed<'n>(source: &OneEmbedding<'_>, tied: bool, name: &'n str) -> Option<&'n str> {
-    match source.name_of(name) {
-        Some(UNUSED) => None,
-        Some(HEAD) if tied => None,
-        name => name,
     }
 }

@@ -280,7 +280,7 @@ fn broken_weight<M: Adapters>(model: &M) -> Option<String> {
         if weight.packed().is_some() || weight.is_trainable() {
             return false;
         }
-        let floats = weight.dense().inner();
+        let floats = weight.operand().dense().inner();
         (floats.clone() - floats).sum().into_scalar::<f32>() != 0.0
     };
     let broken = |(name, weight): (String, Weight<'_>)| {

@@ -1,7 +1,9 @@
 //! A tensor outside any framework, and the conversions between floating-point types.
 
+use std::ops::Range;
 use std::path::Path;
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use safetensors::Dtype;
 
@@ -137,6 +139,21 @@ impl Tensor {
         Self::new(dtype, self.shape.clone(), bytes)
     }
 
+    /// Adds some of the elements to `values` as `f32`, as [`to_f32`](Self::to_f32) has them.
+    ///
+    /// # Errors
+    /// Those of [`to_f32`](Self::to_f32).
+    ///
+    /// # Panics
+    /// If there are no such elements.
+    pub fn extend_f32(&self, elements: Range<usize>, values: &mut Vec<f32>) -> Result<(), WeightsError> {
+        let size = self.bytes.len() / self.shape.iter().product::<usize>().max(1);
+        match extend_f32(values, self.dtype, &self.bytes[elements.start * size..elements.end * size]) {
+            true => Ok(()),
+            false => Err(WeightsError::NotFloat { what: self.describe(), found: self.dtype }),
+        }
+    }
+
     fn describe(&self) -> String {
         format!("a tensor of shape {:?}", self.shape)
     }
@@ -157,9 +174,19 @@ impl Tensor {
 
 /// Adds the elements of `bytes` as `f32`, and returns whether they are floats.
 pub(crate) fn extend_f32(values: &mut Vec<f32>, dtype: Dtype, bytes: &[u8]) -> bool {
+    const FEW: usize = 256;
     match dtype {
         Dtype::F32 => values.extend(decode(bytes, f32::from_le_bytes)),
-        Dtype::F16 => values.extend(decode(bytes, |b| f16::from_le_bytes(b).to_f32())),
+        Dtype::F16 => {
+            // Many at a time, for which a machine may have instructions.
+            let (mut halves, mut floats) = (Vec::with_capacity(FEW), [0f32; FEW]);
+            for bytes in bytes.chunks(2 * FEW) {
+                halves.clear();
+                halves.extend(decode(bytes, f16::from_le_bytes));
+                halves.convert_to_f32_slice(&mut floats[..halves.len()]);
+                values.extend_from_slice(&floats[..halves.len()]);
+            }
+        }
         Dtype::BF16 => values.extend(decode(bytes, |b| bf16::from_le_bytes(b).to_f32())),
         Dtype::F64 => values.extend(decode(bytes, |b| f64::from_le_bytes(b) as f32)),
         _ => return false,

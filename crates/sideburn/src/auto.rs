@@ -84,7 +84,7 @@ macro_rules! families {
 
         impl AutoModel {
             /// Reads a model directory onto `device`. The weights are frozen and in `f32`; linear layers that bitsandbytes
-            /// has quantised stay packed in 4 or 8 bits.
+            /// has quantised stay packed in 4 or 8 bits, and matrices beside them in the 16 bits that they may be stored in.
             ///
             /// # Errors
             /// If the family is not here, a file is missing or broken, or the weights do not fit or are quantised by
@@ -94,8 +94,8 @@ macro_rules! families {
             }
 
             /// Reads the directory of an unquantised model onto `device`, and packs its linear layers in 4 or 8 bits as
-            /// they are read, all but those that `transformers` leaves out. In memory is the packed model, and a few
-            /// tensors as they are stored.
+            /// they are read, all but those that `transformers` leaves out. In memory is the packed model, and two
+            /// tensors as they are stored. Other matrices stay in the 16 bits that they may be stored in.
             ///
             /// ```no_run
             /// use sideburn::prelude::*;

@@ -99,9 +99,16 @@ pub fn plan_training<M: LanguageModel>(
     let mut floats = width * (all + targets + if shape.encoder_decoder { prompts } else { 0 });
     let mut modules: BTreeMap<&str, Vec<(&str, &AdaptedLinear)>> = BTreeMap::new();
     for (name, weight) in &weights {
-        if let (Weight::Linear(linear), true) = (weight, name != shape.head) {
-            let (module, part) = name.rsplit_once('.').unwrap_or(("", name.as_str()));
-            modules.entry(module).or_default().push((part, *linear));
+        match weight {
+            Weight::Linear(linear) if name != shape.head => {
+                let (module, part) = name.rsplit_once('.').unwrap_or(("", name.as_str()));
+                modules.entry(module).or_default().push((part, *linear));
+            }
+            // A norm keeps its input, and one with a bias what is centred, too.
+            Weight::Vector(vector) => {
+                floats += (model.tokens_at(name, prompts as usize, targets as usize) * vector.len()) as u64;
+            }
+            _ => {}
         }
     }
     let mut largest = 0;

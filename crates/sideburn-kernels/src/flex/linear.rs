@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use burn::backend::tensor::IntTensor;
 use burn::backend::{Flex, TensorMetadata};
+use burn::tensor::DType;
 use rayon::prelude::*;
 
 use super::dropout::masked;
@@ -14,6 +15,7 @@ use super::{Primitive, are_f32, contiguous, indices, matrix, values};
 use crate::ops::linear::{
     Inputs, Kept, LayerGradients, Layers, LinearGradients, LinearKernels, LinearOp, Linears, LowRank, columns,
 };
+use crate::ops::matrix::Matrix;
 use crate::runtime::memory::Buffer;
 
 /// Rows that a task of the low-rank branches takes at once.
@@ -34,7 +36,7 @@ type Branch = LowRank<Primitive, Vec<usize>>;
 
 impl LinearKernels for Flex {
     fn try_linears((x, layers): Layers<Flex>) -> Result<Primitive, Layers<Flex>> {
-        if !are_f32([&x].into_iter().chain(layers.floats())) {
+        if !are_f32([&x]) || !are_taken(&layers) {
             return Err((x, layers));
         }
         let (n, x) = (x.shape()[0], contiguous(x));
@@ -65,7 +67,13 @@ impl LinearKernels for Flex {
     }
 
     fn try_linears_backward((inputs, gradient): Kept<Flex>) -> Result<LinearGradients<Flex>, Kept<Flex>> {
-        if !are_f32(inputs.x.iter().chain(inputs.layers.floats()).chain([&gradient])) {
+        let gives_half = |(layer, wanted): (&LinearOp<Primitive, _>, &LinearOp<bool, ()>)| {
+            wanted.weight() && !are_f32(layer.weight.iter().filter_map(Matrix::floats))
+        };
+        if !are_f32(inputs.x.iter().chain([&gradient]))
+            || !are_taken(&inputs.layers)
+            || inputs.layers.0.iter().zip(&inputs.wanted.layers).any(gives_half)
+        {
             return Err((inputs, gradient));
         }
         let Inputs { x, layers, wanted } = inputs;
@@ -142,6 +150,15 @@ impl LinearKernels for Flex {
     }
 }
 
+/// Whether the kernels take layers: branches in `f32`, and weights in that or in 16 bits.
+fn are_taken(layers: &Linears<Flex>) -> bool {
+    let is_taken = |weight: &Primitive| matches!(weight.dtype(), DType::F32 | DType::F16 | DType::BF16);
+    layers.0.iter().all(|layer| {
+        let factors = layer.branches.iter().flat_map(|branch| [&branch.a, &branch.b]);
+        layer.weight.iter().filter_map(Matrix::floats).all(is_taken) && are_f32(factors)
+    })
+}
+
 /// The layers of an operation on `n` rows.
 fn prepared(layers: Linears<Flex>, n: usize) -> Vec<Layer> {
     layers.0.into_iter().map(|layer| layer.map(contiguous, |rows| ascending(rows, n), |codes| codes)).collect()
@@ -155,20 +172,22 @@ fn ascending(rows: IntTensor<Flex>, n: usize) -> Vec<usize> {
     rows
 }
 
-/// Every weight of floats with the columns of its layer among those of all.
+/// Every weight in `f32` with the columns of its layer among those of all.
 fn weights(layers: &[Layer]) -> impl Iterator<Item = (Range<usize>, Mat<'_>)> {
     let weight = |(layer, columns): (_, _)| {
         let LinearOp { weight, .. }: &Layer = layer;
-        Some((columns, matrix(weight.as_ref()?.floats()?)))
+        let floats = weight.as_ref()?.floats().filter(|floats| floats.dtype() == DType::F32)?;
+        Some((columns, matrix(floats)))
     };
     layers.iter().zip(columns(layers)).filter_map(weight)
 }
 
-/// Every packed weight with the columns of its layer among those of all.
+/// Every other weight, packed or in 16 bits, with the columns of its layer among those of all.
 fn packed_weights(layers: &[Layer]) -> impl Iterator<Item = (Range<usize>, Packed<'_>)> {
     let weight = |(layer, columns): (_, _)| {
         let LinearOp { weight, .. }: &Layer = layer;
-        Some((columns, Packed::new(weight.as_ref()?.packed()?)))
+        let weight = weight.as_ref()?;
+        Some((columns, weight.packed().map(Packed::new).or_else(|| Packed::of_halves(weight.floats()?))?))
     };
     layers.iter().zip(columns(layers)).filter_map(weight)
 }

@@ -1,12 +1,16 @@
 //! Cross-entropy on the CPU: softmax rows in one pass, and the output head a chunk of classes at a time.
 
+use std::ops::Range;
+
 use burn::backend::tensor::IntTensor;
 use burn::backend::{Flex, TensorMetadata};
+use burn::tensor::DType;
 use rayon::prelude::*;
 
+use super::packed::Packed;
 use super::products::{Before, Mat, MatMut, Parts, Workers, product};
 use super::simd::{exp, largest, sum, vectorized};
-use super::{Primitive, indices, matrix, overwritable, values};
+use super::{Primitive, are_f32, contiguous, indices, matrix, overwritable, values};
 use crate::ops::loss::LossKernels;
 use crate::runtime::memory::Buffer;
 
@@ -26,6 +30,14 @@ fn row_major<const N: usize>((floats, labels): Labelled<N>) -> Result<([Primitiv
         Ok(floats) => Ok((floats, indices(labels))),
         Err(floats) => Err((floats, labels)),
     }
+}
+
+/// The same of hidden states in `f32` and a weight in that or in 16 bits.
+fn head_inputs(([hidden, weight], labels): Labelled<2>) -> Result<([Primitive; 2], Vec<usize>), Labelled<2>> {
+    if !are_f32([&hidden]) || !matches!(weight.dtype(), DType::F32 | DType::F16 | DType::BF16) {
+        return Err(([hidden, weight], labels));
+    }
+    Ok(([hidden, weight].map(contiguous), indices(labels)))
 }
 
 impl LossKernels for Flex {
@@ -56,21 +68,18 @@ impl LossKernels for Flex {
     }
 
     fn try_head(inputs: Labelled<2>, smoothing: f64) -> Result<Primitive, Labelled<2>> {
-        let ([hidden, weight], labels) = row_major(inputs)?;
-        let head = Head { hidden: &hidden, weight: &weight, labels: &labels, smoothing: smoothing as f32 };
-        Ok(head.run(false).0)
+        let ([hidden, weight], labels) = head_inputs(inputs)?;
+        Ok(Head::new(&hidden, &weight, &labels, smoothing).run(false).0)
     }
 
     fn try_head_and_gradient(inputs: Labelled<2>, smoothing: f64) -> Result<[Primitive; 2], Labelled<2>> {
-        let ([hidden, weight], labels) = row_major(inputs)?;
-        let head = Head { hidden: &hidden, weight: &weight, labels: &labels, smoothing: smoothing as f32 };
-        Ok(head.run(true).into())
+        let ([hidden, weight], labels) = head_inputs(inputs)?;
+        Ok(Head::new(&hidden, &weight, &labels, smoothing).run(true).into())
     }
 
     fn try_head_backward_weight(inputs: Labelled<3>, smoothing: f64) -> Result<Primitive, Labelled<3>> {
         let ([hidden, weight, gradient], labels) = row_major(inputs)?;
-        let head = Head { hidden: &hidden, weight: &weight, labels: &labels, smoothing: smoothing as f32 };
-        Ok(head.backward_weight(values(&gradient)))
+        Ok(Head::new(&hidden, &weight, &labels, smoothing).backward_weight(values(&gradient)))
     }
 }
 
@@ -83,10 +92,47 @@ fn softmax_normaliser(row: &[f32]) -> (f32, f32) {
 
 /// An output head with the labels of its rows.
 struct Head<'a> {
-    hidden: &'a Primitive,
-    weight: &'a Primitive,
+    hidden: Mat<'a>,
+    weight: Weight<'a>,
     labels: &'a [usize],
     smoothing: f32,
+}
+
+/// The weight `[classes, d]` of a head.
+#[derive(Clone, Copy)]
+enum Weight<'a> {
+    Floats(Mat<'a>),
+    /// Floats in 16 bits, which are widened a few rows at a time.
+    Halves(Packed<'a>),
+}
+
+impl<'a> Weight<'a> {
+    fn new(weight: &'a Primitive) -> Self {
+        Packed::of_halves(weight).map_or_else(|| Self::Floats(matrix(weight)), Self::Halves)
+    }
+
+    fn classes(&self) -> usize {
+        match self {
+            Self::Floats(floats) => floats.shape()[0],
+            Self::Halves(halves) => halves.shape()[0],
+        }
+    }
+
+    /// Some of its rows: as they lie, or widened into `store`.
+    fn rows<'s>(&self, range: Range<usize>, store: &'s mut Option<Buffer>) -> Mat<'s>
+    where
+        'a: 's,
+    {
+        match self {
+            Self::Floats(floats) => floats.rows(range),
+            Self::Halves(halves) => {
+                let (rows, d) = (range.len(), halves.shape()[1]);
+                let store = store.get_or_insert_with(|| Buffer::new(rows * d));
+                halves.unpack_rows(range, 0..d, &mut store[..rows * d]);
+                Mat::new(&store[..rows * d], rows, d)
+            }
+        }
+    }
 }
 
 /// What some classes contribute to a few rows: the state of softmaxes on their way.
@@ -101,11 +147,15 @@ struct Partial {
     mixed: Option<Buffer>,
 }
 
-impl Head<'_> {
+impl<'a> Head<'a> {
+    fn new(hidden: &'a Primitive, weight: &'a Primitive, labels: &'a [usize], smoothing: f64) -> Self {
+        Self { hidden: matrix(hidden), weight: Weight::new(weight), labels, smoothing: smoothing as f32 }
+    }
+
     /// The loss of each row and, if it is asked for, its gradient with respect to the hidden state.
     fn run(&self, gradient: bool) -> (Primitive, Primitive) {
         let [n, d] = [self.labels.len(), self.hidden.shape()[1]];
-        let classes = self.weight.shape()[0];
+        let classes = self.weight.classes();
         let row_blocks = n.div_ceil(ROWS).max(1);
         // How the work is shared out is a function of the sizes alone, and so is how sums are rounded.
         let shares = TASKS.div_ceil(row_blocks).min(classes.div_ceil(CHUNK)).max(1);
@@ -122,12 +172,13 @@ impl Head<'_> {
 
         let mut losses = Buffer::new(n);
         let mut of_hidden = Buffer::new(if gradient { n * d } else { 0 });
-        let (hidden, weight) = (matrix(self.hidden), matrix(self.weight));
+        let mut store = None;
         // The mean of the rows of the weight, which smoothing pulls to.
         let mean = (gradient && self.smoothing > 0.0).then(|| {
             let mut mean = vec![0f32; d];
             for class in 0..classes {
-                mean.iter_mut().zip(weight.row(class)).for_each(|(mean, w)| *mean += w / classes as f32);
+                let row = self.weight.rows(class..class + 1, &mut store).row(0);
+                mean.iter_mut().zip(row).for_each(|(mean, w)| *mean += w / classes as f32);
             }
             mean
         });
@@ -138,8 +189,8 @@ impl Head<'_> {
             // A NaN must not be hidden: it is in a sum, whatever the maximum.
             let scales: Vec<f32> = parts.iter().map(|part| (part.max[index] - max).exp()).collect();
             let sum: f32 = parts.iter().zip(&scales).map(|(part, scale)| part.sum[index] * scale).sum();
-            let label = weight.row(self.labels[row]);
-            let logit = vectorized(|| super::simd::sum([hidden.row(row), label], |[x, w]| x * w));
+            let label = self.weight.rows(self.labels[row]..self.labels[row] + 1, &mut store).row(0);
+            let logit = vectorized(|| super::simd::sum([self.hidden.row(row), label], |[x, w]| x * w));
             let normaliser = max + sum.ln();
             let total: f32 = parts.iter().map(|part| part.total[index]).sum();
             losses[row] = if self.smoothing > 0.0 {
@@ -164,9 +215,9 @@ impl Head<'_> {
     }
 
     /// Goes through some of the classes for some of the rows.
-    fn partial(&self, rows: std::ops::Range<usize>, classes: std::ops::Range<usize>, gradient: bool) -> Partial {
+    fn partial(&self, rows: Range<usize>, classes: Range<usize>, gradient: bool) -> Partial {
         let (size, d) = (rows.len(), self.hidden.shape()[1]);
-        let (hidden, weight) = (matrix(self.hidden).rows(rows), matrix(self.weight));
+        let (hidden, mut store) = (self.hidden.rows(rows), None);
         let mut partial = Partial {
             max: vec![f32::NEG_INFINITY; size],
             sum: vec![0.0; size],
@@ -178,7 +229,7 @@ impl Head<'_> {
         for first in classes.step_by(CHUNK) {
             let count = CHUNK.min(end - first);
             let logits = &mut logits[..size * count];
-            let weight = weight.rows(first..first + count);
+            let weight = self.weight.rows(first..first + count, &mut store);
             let to = MatMut::new(logits, size, count);
             product(to, hidden, weight.t(), 1.0, Before::Forgotten, Workers::One);
             vectorized(|| {
@@ -212,8 +263,8 @@ impl Head<'_> {
     /// The gradient of the weight, with logits worked out once more: each task has some of the classes.
     fn backward_weight(&self, gradient: &[f32]) -> Primitive {
         let [n, d] = [self.labels.len(), self.hidden.shape()[1]];
-        let classes = self.weight.shape()[0];
-        let (hidden, weight) = (matrix(self.hidden), matrix(self.weight));
+        let (Weight::Floats(weight), hidden) = (self.weight, self.hidden) else { unreachable!("it is in `f32`") };
+        let classes = weight.shape()[0];
         // The logarithm of each row's normaliser, from its plain loss.
         let losses = Head { smoothing: 0.0, ..*self }.run(false).0;
         let normalisers: Vec<f32> = (0..n)

@@ -48,7 +48,7 @@ fn indices(x: IntTensor<Flex>) -> Vec<usize> {
 
 /// The tensor in row-major order, so that [`values`] can borrow it.
 fn contiguous(x: Primitive) -> Primitive {
-    if x.as_slice::<f32>().is_some() { x } else { x.to_contiguous() }
+    if x.layout().contiguous_offsets().is_some() { x } else { x.to_contiguous() }
 }
 
 fn values(x: &Primitive) -> &[f32] {

@@ -1,4 +1,4 @@
-//! Products with packed weights on the CPU.
+//! Products with packed weights on the CPU, and with floats of 16 bits, which are unpacked in the same way.
 //!
 //! Codes are unpacked tile by tile on the way into a product; nothing dense is kept. For a few rows of `x` they are
 //! multiplied as they are looked up. All that is summed in floats is summed in an order that follows from shapes alone.
@@ -11,6 +11,9 @@ mod rounded;
 
 use std::ops::Range;
 
+use burn::backend::TensorMetadata;
+use burn::tensor::{DType, bf16, f16};
+use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 use sideburn_quant::FourBit;
 
@@ -47,6 +50,8 @@ pub(super) struct Packed<'a> {
 enum Codes<'a> {
     FourBit { bytes: &'a [u8], table: &'static [f32; 16], block_size: usize, absmax: Absmax<'a> },
     Int8 { integers: &'a [i8], scb: &'a [f32] },
+    Bf16(&'a [bf16]),
+    F16(&'a [f16]),
 }
 
 #[derive(Clone, Copy)]
@@ -121,6 +126,28 @@ impl<'a> Packed<'a> {
         Self { shape: packed.form.shape, codes, inputs, instructions, of_integers }
     }
 
+    /// A weight of floats in 16 bits, in row-major order; `None` of others.
+    pub(super) fn of_halves(floats: &'a Primitive) -> Option<Self> {
+        let codes = match floats.dtype() {
+            DType::BF16 => Codes::Bf16(floats.as_slice().expect("a contiguous tensor")),
+            DType::F16 => Codes::F16(floats.as_slice().expect("a contiguous tensor")),
+            _ => return None,
+        };
+        let (instructions, of_integers) = (Instructions::best(), integers::Instructions::best());
+        let shape = [floats.shape()[0], floats.shape()[1]];
+        Some(Self { shape, codes, inputs: Inputs::Floats, instructions, of_integers })
+    }
+
+    /// `[out, in]`.
+    pub(super) fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    /// Whether codes are multiplied as they are looked up.
+    fn is_looked_up(&self) -> bool {
+        self.is_grouped() && matches!(self.codes, Codes::FourBit { .. } | Codes::Int8 { .. })
+    }
+
     /// Whether groups of codes begin at whole bytes and end within a block.
     fn is_grouped(&self) -> bool {
         self.shape[1].is_multiple_of(GROUP)
@@ -137,7 +164,7 @@ impl<'a> Packed<'a> {
     }
 
     /// The same on this thread.
-    fn unpack_rows(&self, rows: Range<usize>, columns: Range<usize>, to: &mut [f32]) {
+    pub(super) fn unpack_rows(&self, rows: Range<usize>, columns: Range<usize>, to: &mut [f32]) {
         let (width, mut scales) = (columns.len(), Vec::new());
         for (row, to) in rows.zip(to.chunks_exact_mut(width.max(1))) {
             let start = row * self.shape[1] + columns.start;
@@ -156,6 +183,8 @@ impl<'a> Packed<'a> {
                     }
                 }
                 Codes::Int8 { integers, scb } => scaled(to, &integers[start..start + width], scb[row] * (1.0 / 127.0)),
+                Codes::Bf16(floats) => widened(to, &floats[start..start + width]),
+                Codes::F16(floats) => floats[start..start + width].convert_to_f32_slice(to),
             }
         }
     }
@@ -204,6 +233,12 @@ vector_fn! {
 }
 
 vector_fn! {
+    fn widened(to: &mut [f32], floats: &[bf16]) {
+        to.iter_mut().zip(floats).for_each(|(to, x)| *to = f32::from_bits(u32::from(x.to_bits()) << 16));
+    }
+}
+
+vector_fn! {
     /// Adds four rows, each times a factor.
     fn add_four(to: &mut [f32], rows: [&[f32]; 4], factors: [f32; 4]) {
         let [a, b, c, d] = rows;
@@ -241,7 +276,7 @@ fn with_floats(y: Parts<'_>, columns: &Range<usize>, x: Mat<'_>, weight: &Packed
         }
         return;
     }
-    let arranged = weight.is_grouped().then(|| weight.arranged(x));
+    let arranged = weight.is_looked_up().then(|| weight.arranged(x));
     tiles(out, tile_rows(FEW_TASK, input)).into_par_iter().with_max_len(1).for_each(|rows| {
         let mut y = part(&rows);
         match &arranged {
@@ -250,8 +285,16 @@ fn with_floats(y: Parts<'_>, columns: &Range<usize>, x: Mat<'_>, weight: &Packed
                 let mut dense = Buffer::new(input);
                 for (index, row) in rows.enumerate() {
                     weight.unpack_rows(row..row + 1, 0..input, &mut dense);
-                    for i in 0..n {
-                        y.row(i)[index] = dots([x.row(i)], [&dense])[0][0];
+                    let mut i = 0;
+                    while i < n {
+                        let mut write = |products: &[[f32; 1]]| {
+                            products.iter().enumerate().for_each(|(row, product)| y.row(i + row)[index] = product[0]);
+                            products.len()
+                        };
+                        i += match n - i {
+                            1..=3 => write(&dots([x.row(i)], [&dense])),
+                            _ => write(&dots::<4, 1>(std::array::from_fn(|row| x.row(i + row)), [&dense])),
+                        };
                     }
                 }
             }
@@ -319,7 +362,7 @@ impl Packed<'_> {
         for (row, to) in arranged.chunks_exact_mut(input.max(1)).enumerate() {
             let x = x.row(row);
             match self.codes {
-                Codes::Int8 { .. } => to.copy_from_slice(x),
+                Codes::Int8 { .. } | Codes::Bf16(_) | Codes::F16(_) => to.copy_from_slice(x),
                 Codes::FourBit { .. } => {
                     for (to, x) in to.as_chunks_mut::<GROUP>().0.iter_mut().zip(x.as_chunks::<GROUP>().0) {
                         for (index, pair) in x.as_chunks::<2>().0.iter().enumerate() {
@@ -398,6 +441,7 @@ impl Packed<'_> {
                 };
                 sums.map(|sum: f32| sum * (scb[row] * (1.0 / 127.0)))
             }
+            Codes::Bf16(_) | Codes::F16(_) => unreachable!("floats are not looked up"),
         }
     }
 }

@@ -8,7 +8,7 @@ use burn::backend::{
     Autodiff, Backend, BackendTensor, Dispatch, DispatchAutodiffContext, DispatchTensor, DispatchTensorKind,
     ExtensionType, TensorMetadata, backend_extension,
 };
-use burn::tensor::{IndexingUpdateOp, Int, Shape, Slice, Tensor};
+use burn::tensor::{DType, IndexingUpdateOp, Int, Shape, Slice, Tensor};
 use sideburn_batch::Dropout;
 
 use super::adamw::in_dtype;
@@ -38,7 +38,7 @@ pub struct LowRank<F = Tensor<2>, I = Tensor<1, Int>> {
 /// float tensors, of the rows of branches, and of the codes of a packed weight.
 #[derive(Clone, Debug)]
 pub struct LinearOp<F = Tensor<2>, I = Tensor<1, Int>, C = I> {
-    /// `W [out, in]`. Without it the branches are all there is.
+    /// `W [out, in]`, in the dtype of `x`, or in 16 bits where that is in `f32`. Without it the branches are all there is.
     pub weight: Option<Matrix<F, C>>,
     /// What is added.
     pub branches: Vec<LowRank<F, I>>,
@@ -47,7 +47,8 @@ pub struct LinearOp<F = Tensor<2>, I = Tensor<1, Int>, C = I> {
 /// A linear layer without bias, `x W^T`.
 ///
 /// # Shapes
-/// `x [n, in]`, `weight [out, in]` (as PyTorch stores it) give `[n, out]`.
+/// `x [n, in]`, `weight [out, in]` (as PyTorch stores it) give `[n, out]`. The weight is in the dtype of `x`, or in 16 bits where
+/// that is in `f32`: then it is widened a tile at a time.
 ///
 /// # Panics
 /// If the shapes do not fit.
@@ -336,7 +337,7 @@ impl<B: Backend> LinearGradients<B> {
 
 fn composed<B: MatmulOps>(x: &FloatTensor<B>, layers: &Linears<B>) -> FloatTensor<B> {
     let n = x.shape()[0];
-    if let Some(weights) = together(&layers.0) {
+    if let Some(weights) = together::<B>(&layers.0, x.dtype()) {
         let mut y = B::products(x.clone(), weights);
         for (layer, columns) in layers.0.iter().zip(columns(&layers.0)) {
             for branch in &layer.branches {
@@ -359,10 +360,10 @@ fn composed<B: MatmulOps>(x: &FloatTensor<B>, layers: &Linears<B>) -> FloatTenso
     side_by_side::<B>(layers.0.iter().map(layer).collect())
 }
 
-/// The weights of several layers that can be multiplied in one product: floats, with branches for all rows.
-fn together<B: Backend>(layers: &[Layer<B>]) -> Option<Many<B>> {
+/// The weights of several layers that can be multiplied in one product: floats in this dtype, with branches for all rows.
+fn together<B: Backend>(layers: &[Layer<B>], dtype: DType) -> Option<Many<B>> {
     let weight = |layer: &Layer<B>| {
-        let weight = layer.weight.as_ref()?.floats()?;
+        let weight = layer.weight.as_ref()?.floats().filter(|weight| weight.dtype() == dtype)?;
         layer.branches.iter().all(|branch| branch.rows.is_none()).then(|| weight.clone())
     };
     if layers.len() > 1 { layers.iter().map(weight).collect::<Option<_>>().map(Many) } else { None }

@@ -36,7 +36,8 @@ pub fn cross_entropy(logits: Tensor<2>, labels: Tensor<1, Int>) -> Tensor<1> {
 /// hidden states in 16 bits are in `f32`.
 ///
 /// # Shapes
-/// `hidden [n, d]`, `weight [classes, d]`, `labels [n]` with values in `0..classes`, give `[n]`, in nats.
+/// `hidden [n, d]`, `weight [classes, d]`, `labels [n]` with values in `0..classes`, give `[n]`, in nats. A weight in 16 bits may
+/// meet hidden states in `f32`.
 ///
 /// # Panics
 /// If the shapes do not fit, `smoothing` is not in `[0, 1]`, or, on the CPU, a label is no class.

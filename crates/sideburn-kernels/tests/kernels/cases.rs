@@ -315,6 +315,12 @@ pub(crate) fn packed_weights(check: Check<'_>) {
             adapted_linear(x[0].clone(), weight, branch)
         });
     }
+    // In 16 bits, beside `x` in more.
+    check("linears in 16 bits", &[input(1, [n, d]), input(4, [r, d]), input(5, [out, r])], &|x| {
+        let weight = tensor(&numbers(2, out * d), [out, d], &x[0].device(), DType::F16);
+        let branch = LowRank { a: x[1].clone(), b: x[2].clone(), scale: 0.7, dropout: None, rows: None };
+        adapted_linear(x[0].clone(), weight, branch)
+    });
 }
 
 pub(crate) fn attention_of_tokens_to_each_other(check: Check<'_>) {

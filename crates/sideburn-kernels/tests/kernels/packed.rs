@@ -3,11 +3,13 @@
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use proptest::prelude::*;
-use sideburn_kernels::{LinearOp, LowRank, Matrix, PackedMatrix, adapted_linears, embedding, linear};
+use sideburn_kernels::{
+    LinearOp, LowRank, Matrix, PackedMatrix, adapted_linears, embedding, linear, linear_cross_entropy,
+};
 use sideburn_quant::{INT8_PRODUCT_SCALE, Packed, QuantType, Quantization};
 use sideburn_weights::{SafetensorsFile, TensorSource};
 
-use crate::loops::{bits, check, numbers, values};
+use crate::loops::{bits, check, numbers, tensor, values};
 
 fn quantize(weight: &[f64], shape: [usize; 2], quantization: Quantization) -> Packed {
     let weight: Vec<f32> = weight.iter().map(|x| *x as f32).collect();
@@ -91,6 +93,56 @@ proptest! {
             ];
             adapted_linears(x[0].clone().reshape([n, d]), layers).reshape([n * outs.iter().sum::<usize>()])
         });
+    }
+}
+
+/// Numbers that are exact in 16 bits, as the loops take them and on a device.
+fn halves(seed: u64, shape: [usize; 2], dtype: DType) -> (Vec<f64>, impl Fn(&Device) -> Tensor<2>) {
+    let rounded = tensor(&numbers(seed, shape[0] * shape[1]), shape, &Device::flex(), dtype);
+    let exact = values(rounded);
+    (exact.clone(), move |device: &Device| tensor(&exact, shape, device, dtype))
+}
+
+/// A weight in 16 bits beside `x` in 32, which is widened on the way: a layer, alone and beside another with a branch.
+#[test]
+fn a_weight_in_16_bits_is_the_loops() {
+    for dtype in [DType::BF16, DType::F16] {
+        for (n, d, out) in [(1, 3, 2), (3, 64, 5), (7, 96, 9), (16, 33, 3), (17, 64, 40), (40, 130, 7)] {
+            let (exact, weight) = halves(2, [out, d], dtype);
+            check(
+                &[numbers(1, n * d)],
+                |x| crate::loops::linear(&x[0], &exact, d),
+                |x| {
+                    let x = x[0].clone().reshape([n, d]);
+                    let weight = weight(&x.device()).cast(if x.dtype() == DType::F64 { DType::F64 } else { dtype });
+                    linear(x, weight).reshape([n * out])
+                },
+            );
+        }
+    }
+}
+
+/// A head in 16 bits: losses and the gradient of the hidden state.
+#[test]
+fn a_head_in_16_bits_is_the_loops() {
+    let d = 5;
+    for dtype in [DType::BF16, DType::F16] {
+        for (n, classes, smoothing) in [(1, 3, 0.0), (4, 700, 0.1), (150, 40, 0.0)] {
+            let (exact, weight) = halves(2, [classes, d], dtype);
+            let labels: Vec<usize> = (0..n).map(|row| row * 7 % classes).collect();
+            let reference = |x: &[Vec<f64>]| crate::loops::linear_cross_entropy(&x[0], &exact, &labels, d, smoothing);
+            check(&[numbers(1, n * d)], reference, |x| {
+                let x = x[0].clone().reshape([n, d]);
+                let weight = weight(&x.device()).cast(if x.dtype() == DType::F64 { DType::F64 } else { dtype });
+                let labels: Vec<i32> = labels.iter().map(|label| *label as i32).collect();
+                linear_cross_entropy(
+                    x.clone(),
+                    weight,
+                    Tensor::from_data(TensorData::new(labels, [n]), &x.device()),
+                    smoothing,
+                )
+            });
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use sideburn_quant::{Absmax, BLOCK_SIZES, FourBit, Packed, QuantType, Quantization};
-use sideburn_weights::{SafetensorsFile, safetensors_bytes};
+use sideburn_weights::{Dtype, SafetensorsFile, Tensor, safetensors_bytes};
 
 /// A matrix of a shape of up to 70 x 300, with numbers of all sizes and zeros among them.
 fn matrix() -> impl Strategy<Value = ([usize; 2], Vec<f32>)> {
@@ -96,6 +96,28 @@ fn results_do_not_depend_on_threads() {
     let alone = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap().install(quantized);
     let three = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap().install(quantized);
     assert_eq!(alone, three);
+}
+
+/// What a file stores is quantised as the floats that it stands for, and what is not finite is named in the same way.
+#[test]
+fn stored_tensors_are_quantised_as_their_floats() {
+    let shape = [300, 257];
+    let values: Vec<f32> =
+        (0..shape[0] * shape[1]).map(|x| (x as f32 * 0.37).sin() * (1.0 + (x % 977) as f32)).collect();
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::F64] {
+        let stored = Tensor::from_f32(shape.to_vec(), &values).unwrap().cast(dtype).unwrap();
+        let mut floats = stored.to_f32().unwrap();
+        for quantization in [Quantization::NF4, Quantization::FP4, Quantization::INT8] {
+            let expected = Packed::quantize("w", &floats, shape, quantization).unwrap();
+            assert_eq!(Packed::quantize("w", &stored, shape, quantization).unwrap(), expected, "{dtype:?}");
+        }
+        floats[257 * 280 + 3] = f32::NAN;
+        let broken = Tensor::from_f32(shape.to_vec(), &floats).unwrap().cast(dtype).unwrap();
+        for quantization in [Quantization::NF4, Quantization::INT8] {
+            let message = Packed::quantize("w", &broken, shape, quantization).unwrap_err().to_string();
+            assert!(message.contains("\"w\" has NaN in row 280, column 3"), "{message}");
+        }
+    }
 }
 
 #[test]

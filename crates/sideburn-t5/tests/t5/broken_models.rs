@@ -3,10 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use burn::tensor::Device;
-use sideburn_t5::T5;
-use sideburn_weights::{Dtype, SafetensorsFile, Tensor, TensorSource, write_safetensors};
+use sideburn_adapters::{Adapters, Key};
+use sideburn_t5::{Quantization, QuantizationConfig, T5, T5Config};
+use sideburn_weights::{
+    Dtype, ModelFiles, SafetensorsFile, Tensor, TensorInfo, TensorSource, WeightsError, write_safetensors,
+};
 use tempfile::TempDir;
 
 /// A copy of a tiny model, to be broken.
@@ -40,6 +44,35 @@ impl Model {
 
     fn error(&self) -> String {
         self.load().expect_err("a broken model")
+    }
+}
+
+/// The tensors of a model, one of whose shards is cut in the middle when ten of them have been read.
+struct Cut<'a> {
+    source: &'a ModelFiles,
+    shard: PathBuf,
+    reads: AtomicUsize,
+}
+
+impl TensorSource for Cut<'_> {
+    fn path(&self) -> &Path {
+        self.source.path()
+    }
+
+    fn names(&self) -> Box<dyn ExactSizeIterator<Item = &str> + '_> {
+        self.source.names()
+    }
+
+    fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.source.info(name)
+    }
+
+    fn read(&self, name: &str) -> Result<Tensor, WeightsError> {
+        if self.reads.fetch_add(1, Ordering::Relaxed) == 10 {
+            let file = std::fs::OpenOptions::new().write(true).open(&self.shard).unwrap();
+            file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+        }
+        self.source.read(name)
     }
 }
 
@@ -147,6 +180,26 @@ fn shards() {
     index("model-00002-of-00002.safetensors");
     std::fs::remove_file(model.file("model.safetensors")).unwrap();
     assert!(model.load().is_ok());
+
+    // A shard that is cut while the tensors before are packed: the error names it, and there is no model.
+    let whole = std::fs::read(model.file("model-00002-of-00002.safetensors")).unwrap();
+    let files = ModelFiles::open(model.0.path()).unwrap();
+    let source =
+        Cut { source: &files, shard: model.file("model-00002-of-00002.safetensors"), reads: AtomicUsize::new(0) };
+    let config = T5Config::from_file(model.file("config.json")).unwrap();
+    let error = T5::from_source(config.clone(), &source, &Device::flex()).unwrap_err().to_string();
+    assert!(error.contains("model-00002-of-00002.safetensors"), "{error}");
+    std::fs::write(model.file("model-00002-of-00002.safetensors"), &whole).unwrap();
+    let source = Cut { reads: AtomicUsize::new(0), ..source };
+    fn own(name: &str) -> Option<&str> {
+        Some(name)
+    }
+    let mut packed = T5::random(&config, Key::from_seed(0), &Device::flex());
+    let nf4 = QuantizationConfig::from(Quantization::NF4);
+    let error = packed.load_base_quantized(&source, own, &nf4).unwrap_err().to_string();
+    assert!(error.contains("model-00002-of-00002.safetensors"), "{error}");
+    std::fs::write(model.file("model-00002-of-00002.safetensors"), &whole).unwrap();
+    assert!(T5::from_dir_quantized(model.0.path(), Quantization::NF4, &Device::flex()).is_ok());
 
     for outside in ["../model-00002-of-00002.safetensors", "/etc/model.safetensors", "missing.safetensors"] {
         index(outside);

@@ -10,9 +10,9 @@ use burn::tensor::{Device, Tensor};
 use sideburn_adapters::methods::LoraConfig;
 use sideburn_adapters::{AdaptedModel, Adapters, Key, LoftqConfig, ParameterReport, Pass, Precision, Weight};
 use sideburn_t5::{LanguageModel, QuantType, Quantization, QuantizationConfig, T5, T5Config};
-use sideburn_weights::{ModelFiles, SafetensorsFile, Tensor as Stored, TensorSource, write_safetensors};
+use sideburn_weights::{Dtype, ModelFiles, SafetensorsFile, Tensor as Stored, TensorSource, write_safetensors};
 
-use sideburn_testing::{Golden, golden, goldens, max_difference, path, values};
+use sideburn_testing::{Entry, Golden, golden, goldens, max_difference, path, values};
 
 const BASE: &str = "t5_gated_untied";
 
@@ -146,14 +146,20 @@ fn all_methods_work_over_packed_bases() {
     let adapters = goldens("adapters").into_iter().filter(|entry| entry.base == BASE).map(|entry| entry.path);
     let adapters: Vec<String> = adapters.filter(|adapter| path(adapter).join("adapter_config.json").exists()).collect();
     assert!(adapters.len() > 20);
-    for entry in goldens("quant") {
-        let packed_base = T5::from_dir(path(&entry.path), &device).unwrap();
+    let read = |entry: Entry| (T5::from_dir(path(&entry.path), &device).unwrap(), entry.path);
+    let mut bases: Vec<(T5, String)> = goldens("quant").into_iter().map(read).collect();
+    // With embedding, head and `wo` in 16 bits beside what is packed.
+    let half = in_bf16();
+    let half = T5::from_dir_quantized(half.path(), Quantization::NF4, &device).unwrap();
+    bases.push((half, "a base in bf16".to_owned()));
+    for (packed_base, base) in bases {
         let mut dense_base = packed_base.clone();
-        for (_, linear) in dense_base.linears_mut() {
-            let floats = linear.weight().dense();
-            linear.weight_mut().replace(floats);
+        for (_, weight) in dense_base.weights_mut() {
+            let floats = weight.as_weight().weight().dense();
+            weight.into_weight_mut().replace(floats);
         }
         assert!(packed(&dense_base).is_empty());
+        assert_eq!(dense_base.base_bytes(None).floats, 4 * ParameterReport::of(&dense_base).all);
         for name in &adapters {
             let run = |base: &T5| {
                 let mut model = base.clone();
@@ -171,13 +177,90 @@ fn all_methods_work_over_packed_bases() {
                 (values(loss)[0], gradients)
             };
             let ((loss, found), (expected_loss, expected)) = (run(&packed_base), run(&dense_base));
-            assert!((loss - expected_loss).abs() <= 1e-5 * expected_loss, "{name} over {}: {loss}", entry.path);
+            assert!((loss - expected_loss).abs() <= 1e-5 * expected_loss, "{name} over {base}: {loss}");
             let largest = expected.iter().fold(0f32, |largest, x| largest.max(x.abs()));
             assert!(largest > 0.0, "{name} trains something");
             let difference = max_difference(&found, &expected) / largest;
-            assert!(difference <= 2e-4, "{name} over {}: gradients differ by {difference:e}", entry.path);
+            assert!(difference <= 2e-4, "{name} over {base}: gradients differ by {difference:e}");
         }
     }
+}
+
+/// The unquantised base with all its tensors in bf16.
+fn in_bf16() -> tempfile::TempDir {
+    changed(BASE, |tensors| tensors.iter_mut().for_each(|(_, tensor)| *tensor = tensor.to_bf16().unwrap()))
+}
+
+/// What is not packed stays in 16 bits if it is stored so, or if that is asked for, and computes the same: widening is exact.
+#[test]
+fn floats_beside_packed_weights_stay_in_16_bits() {
+    const WO: &str = "encoder.block.0.layer.1.DenseReluDense.wo.weight";
+    const NORM: &str = "encoder.final_layer_norm.weight";
+    let half = in_bf16();
+    let read = |directory: &std::path::Path, config: QuantizationConfig| {
+        T5::from_dir_quantized(directory, config, &Device::flex()).unwrap()
+    };
+    let asked = |dtype| QuantizationConfig { dtype: Some(dtype), ..Quantization::NF4.into() };
+    let wide = read(half.path(), asked(Dtype::F32));
+    let narrow = read(half.path(), Quantization::NF4.into());
+    assert!(max_difference(&logits(&narrow), &logits(&wide)) <= 1e-5 * deviation(&logits(&wide)));
+    assert_eq!(narrow.fingerprint(), wide.fingerprint());
+    let (bytes, before) = (narrow.base_bytes(None), wide.base_bytes(None));
+    assert_eq!(bytes.packed, before.packed);
+    let vectors: usize = narrow
+        .weights()
+        .iter()
+        .map(|(_, weight)| weight.weight().shape())
+        .filter(|shape| shape.len() == 1)
+        .map(|shape| shape[0])
+        .sum();
+    assert_eq!(2 * bytes.floats, before.floats + 4 * vectors as u64, "all but the scales of norms take half");
+    // Nothing is read to know that.
+    let outline = T5::random(narrow.config(), Key::from_seed(0), &Device::flex());
+    assert_eq!(outline.base_bytes(Some(&asked(Dtype::BF16))).floats, bytes.floats);
+
+    // Saved in 16 bits, and read again as it was.
+    let directory = tempfile::tempdir().unwrap();
+    let output = directory.path().join("model");
+    narrow.save_dir(&output, Precision::F32).unwrap();
+    let dtype = |directory: &std::path::Path, name: &str| {
+        SafetensorsFile::open(directory.join("model.safetensors")).unwrap().info(name).unwrap().dtype
+    };
+    assert_eq!(["shared.weight", "lm_head.weight", WO].map(|name| dtype(&output, name)), [Dtype::BF16; 3]);
+    assert_eq!(dtype(&output, NORM), Dtype::F32);
+    let again = T5::from_dir(&output, &Device::flex()).unwrap();
+    assert_eq!(again.base_bytes(None), bytes);
+    assert_eq!(logits(&again), logits(&narrow));
+    assert_eq!(again.quantization(), Some(asked(Dtype::BF16)));
+
+    // Rounded while it is read; what transformers keeps in f32 beside f16 stays so.
+    let rounded = read(&path(BASE), asked(Dtype::F16));
+    let other = directory.path().join("f16");
+    rounded.save_dir(&other, Precision::F32).unwrap();
+    let found = ["shared.weight", "lm_head.weight", WO].map(|name| dtype(&other, name));
+    assert_eq!(found, [Dtype::F16, Dtype::F16, Dtype::F32]);
+    let whole = read(&path(BASE), Quantization::NF4.into());
+    let difference = max_difference(&logits(&rounded), &logits(&whole)) / deviation(&logits(&whole));
+    assert!(difference > 0.0 && difference < 1e-2, "{difference}");
+}
+
+/// `_keep_in_fp32_modules = None` of transformers: `wo` is packed like any other layer, in memory; a file has it as floats, which
+/// transformers expects.
+#[test]
+fn what_is_kept_in_f32_can_be_packed() {
+    let config = QuantizationConfig { keep_in_fp32_modules: false, ..Quantization::INT8.into() };
+    let model = T5::from_dir_quantized(path(BASE), config.clone(), &Device::flex()).unwrap();
+    assert_eq!((packed(&model).len(), model.linears().len()), (36, 37));
+    let outline = T5::random(model.config(), Key::from_seed(0), &Device::flex());
+    assert_eq!(outline.base_bytes(Some(&config)).total(), model.base_bytes(None).total());
+    let kept = T5::from_dir_quantized(path(BASE), Quantization::INT8, &Device::flex()).unwrap();
+    let train = || Pass::train(Key::from_seed(0));
+    let difference = max_difference(&logits_in(&model, &mut train()), &logits_in(&kept, &mut train()));
+    assert!(difference > 0.0 && difference < 0.1 * deviation(&logits(&kept)), "{difference}");
+    let directory = tempfile::tempdir().unwrap();
+    let output = directory.path().join("model");
+    model.save_dir(&output, Precision::F32).unwrap();
+    assert_eq!(packed(&T5::from_dir(&output, &Device::flex()).unwrap()).len(), 32);
 }
 
 #[test]
