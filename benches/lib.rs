@@ -10,10 +10,13 @@
 //! * `adamw`: norm, clipping and update over 77 million parameters, and Burn's.
 //! * `full_step`: peak memory and time of full fine-tuning steps.
 //! * `large_base`: LoRA steps over frozen bases in 4 and 8 bits, at the size of Falcon-7B say.
+//! * `packed_linear`: a linear layer in 4 and 8 bits, beside unpacking it first, and `f32`.
 //! * `rouge`: ROUGE over a corpus.
 //! * `peer`: our side of `benches/peer/run.py`, which measures Sideburn beside Hugging Face.
 //!
 //! This library holds what several of them measure.
+
+pub mod clock;
 
 use std::convert::Infallible;
 

@@ -1,56 +1,52 @@
-//! A linear layer with a packed weight of 4096 x 4096, for 1 to 512 rows: against the same weight as floats, and against
-//! unpacking it first and multiplying then, forward alone and with the gradient of the input.
-//!
-//! "elem/s" is floating-point operations per second.
+//! A linear layer with a packed weight of 4096 x 4096, for 1 to 512 rows, forward and the gradient of the input: beside unpacking
+//! the weight first and multiplying then, and beside the same weight in `f32`. The three run in turns; of each the fewest
+//! milliseconds are printed, on the wall and of processor time, and how many times as long the others take.
+
+// A table is what it is for.
+#![allow(clippy::print_stdout)]
 
 use std::hint::black_box;
 
 use burn::tensor::{Device, Distribution, Tensor};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use sideburn::kernels::{Matrix, PackedMatrix, linear, on_workers};
 use sideburn::quant::{Packed, Quantization};
+use sideburn_benches::clock::{Seconds, fewest_in_turns};
 
 const SIZE: usize = 4096;
 
-fn packed_linear(criterion: &mut Criterion) {
+fn main() {
     let device = Device::flex().autodiff();
     let weight = Tensor::<2>::random([SIZE, SIZE], Distribution::Normal(0.0, 0.02), &device);
     let values: Vec<f32> = weight.to_data().try_into_vec().unwrap();
     let pack = |quantization| {
         let packed = Packed::quantize("weight", &values, [SIZE, SIZE], quantization).unwrap();
-        PackedMatrix::new(packed, 6.0, &device)
+        Matrix::from(PackedMatrix::new(packed, 6.0, &device).with_float_inputs())
     };
-    let (nf4, int8) = (pack(Quantization::NF4), pack(Quantization::INT8));
-    let weights: [(&str, Matrix); 4] = [
-        ("f32", weight.into()),
-        ("nf4", nf4.into()),
-        ("int8", int8.clone().with_float_inputs().into()),
-        ("llm.int8", int8.into()),
-    ];
-    let mut group = criterion.benchmark_group("packed_linear");
-    group.sample_size(10);
-    for rows in [1, 4, 16, 64, 512] {
-        let x = Tensor::<2>::random([rows, SIZE], Distribution::Normal(0.0, 1.0), &device);
-        let plain = x.clone().inner();
-        let tracked = x.require_grad();
-        let both = |weight: Matrix| linear(tracked.clone(), weight).sum().backward();
-        for (name, weight) in &weights {
-            let flops = 2 * rows * SIZE * SIZE;
-            group.throughput(Throughput::Elements(flops as u64));
-            let forward = || on_workers(&device, || black_box(linear(plain.clone(), weight.clone())));
-            group.bench_function(format!("{rows}/{name}/forward"), |bencher| bencher.iter(forward));
-            group.throughput(Throughput::Elements(2 * flops as u64));
-            let both_ways = || on_workers(&device, || black_box(both(weight.clone())));
-            group.bench_function(format!("{rows}/{name}/forward and backward"), |bencher| bencher.iter(both_ways));
-            if *name == "nf4" || *name == "int8" {
-                let dense_first = || on_workers(&device, || black_box(both(weight.dense().into())));
-                let name = format!("{rows}/{name} unpacked first/forward and backward");
-                group.bench_function(name, |bencher| bencher.iter(dense_first));
-            }
+    let packed = [("nf4", pack(Quantization::NF4)), ("int8", pack(Quantization::INT8))];
+    let floats = Matrix::from(weight);
+    println!("rows  weight   packed, ms (processor)   unpacked first   f32, times   of processor time");
+    for rows in [1, 4, 16, 64, 256, 512] {
+        let x = Tensor::<2>::random([rows, SIZE], Distribution::Normal(0.0, 1.0), &device).require_grad();
+        let both = |weight: Matrix| {
+            on_workers(&device, || drop(black_box(linear(x.clone(), weight).sum().backward())));
+        };
+        for (name, weight) in &packed {
+            let rounds = if rows < 64 { 15 } else { 7 };
+            let [packed, first, floats] = fewest_in_turns(
+                rounds,
+                [
+                    Box::new(|| both(weight.clone())),
+                    Box::new(|| both(weight.dense().into())),
+                    Box::new(|| both(floats.clone())),
+                ],
+            );
+            let times = |other: Seconds| (other.wall / packed.wall, other.processor / packed.processor);
+            let ((first, of_first), (floats, of_floats)) = (times(first), times(floats));
+            println!(
+                "{rows:4}  {name:6} {:8.1} ({:.1}) {first:12.2} {floats:10.2} {of_first:14.2} {of_floats:6.2}",
+                1e3 * packed.wall,
+                1e3 * packed.processor
+            );
         }
     }
-    group.finish();
 }
-
-criterion_group!(benches, packed_linear);
-criterion_main!(benches);
