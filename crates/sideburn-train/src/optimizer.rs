@@ -34,7 +34,7 @@ enum Memory {
     /// Tensors in the order of [`Optim::state`].
     Floats(Vec<Tensor<2>>),
     /// First and second moment.
-    EightBit([Moment8Bit; 2]),
+    EightBit(Box<[Moment8Bit; 2]>),
 }
 
 impl Optimizer {
@@ -76,9 +76,9 @@ impl Optimizer {
             let step = self.next_update(id, learning_rate);
             match self.memory.remove(&id).unwrap_or_else(|| self.nothing_yet(&parameter)) {
                 Memory::EightBit(moments) => {
-                    let (parameter, moments) = adamw_8bit_step(parameter, gradient, moments, scale.clone(), &step);
+                    let (parameter, moments) = adamw_8bit_step(parameter, gradient, *moments, scale.clone(), &step);
                     updated.insert(id, trained(id, parameter));
-                    self.memory.insert(id, Memory::EightBit(moments));
+                    self.memory.insert(id, Memory::EightBit(Box::new(moments)));
                 }
                 Memory::Floats(state) if self.is_adamw() => {
                     let moments = state.try_into().expect("two moments");
@@ -119,7 +119,7 @@ impl Optimizer {
         let (shape, device) = (parameter.dims(), parameter.device());
         if self.is_in_8_bits(shape) {
             let zeros = |map| Moment8Bit::zeros(shape[0] * shape[1], map, &device);
-            return Memory::EightBit([DynamicMap::signed(), DynamicMap::unsigned()].map(zeros));
+            return Memory::EightBit(Box::new([DynamicMap::signed(), DynamicMap::unsigned()].map(zeros)));
         }
         let dtype = if self.is_adamw() { parameter.dtype() } else { sum_dtype(parameter.dtype()) };
         let state = self.config.optim.state(&self.config.optim_args, shape);
@@ -157,7 +157,7 @@ impl Optimizer {
                     tensors.extend(names.map(str::to_owned).zip(state));
                 }
                 Memory::EightBit(moments) => {
-                    for ((name, absmax_name), moment) in names.zip(ABSMAX).zip(moments) {
+                    for ((name, absmax_name), moment) in names.zip(ABSMAX).zip(moments.iter()) {
                         let (codes, absmax) = moment.to_parts();
                         let blocks = absmax.len();
                         tensors.insert(name.to_owned(), TensorData::new(codes, shape));
@@ -218,7 +218,7 @@ impl Optimizer {
                 let absmax = absmax.map_err(|_| "has largest values that are no f32")?;
                 Ok::<_, String>(Moment8Bit::from_parts(codes, absmax, map, &device))
             };
-            Memory::EightBit([moment(0, DynamicMap::signed())?, moment(1, DynamicMap::unsigned())?])
+            Memory::EightBit(Box::new([moment(0, DynamicMap::signed())?, moment(1, DynamicMap::unsigned())?]))
         } else {
             let mut floats = |(name, shape): (&str, [usize; 2])| {
                 let data = next(name, &shape)?;

@@ -12,7 +12,7 @@ use sideburn_adapters::{Adapters, Key, Pass};
 use sideburn_batch::{PromptBatch, TokenRows};
 use sideburn_falcon::Falcon;
 use sideburn_t5::{LanguageModel, T5, T5Config};
-use sideburn_train::{Schedule, TrainConfig, TrainReport, Trainer};
+use sideburn_train::{Differentiate, Schedule, StepInfo, TrainConfig, TrainReport, Trainer};
 
 use sideburn_testing::{Golden, values};
 
@@ -284,6 +284,64 @@ fn accumulating_is_the_same_as_a_larger_batch() {
     };
     for (a, b) in run(2, &micro_batches).iter().zip(run(1, &[whole])) {
         assert!((a - b).abs() <= 1e-5 * b, "{a} is not {b}");
+    }
+}
+
+/// Eight rows of different lengths as one batch, as two of four, and as eight of one: the same gradient.
+#[test]
+fn gradients_do_not_depend_on_how_rows_are_shared_out() {
+    let key = Key::from_seed(5);
+    let row = |row: u64, most: u64| -> Vec<u32> {
+        let key = key.fold_in(row).fold_in(most);
+        let ids = (1..2 + key.below(0, most)).map(|at| 2 + key.below(at, 250) as u32);
+        ids.chain([1]).collect()
+    };
+    let config = settings();
+    for model in [None, Some(LoraConfig { init_lora_weights: LoraInit::Random, ..LoraConfig::new(["q", "v", "wo"]) })] {
+        let shape = T5Config {
+            vocab_size: 256,
+            d_model: 64,
+            d_kv: 16,
+            d_ff: 128,
+            num_layers: 2,
+            num_heads: 4,
+            dropout_rate: 0.0,
+            ..T5Config::default()
+        };
+        let base = T5::random(&shape, Key::from_seed(7), &Device::flex().autodiff());
+        let model = match model {
+            None => base.unfreeze(),
+            Some(lora) => {
+                let mut model = base;
+                model.attach("default", lora, Key::from_seed(8)).unwrap();
+                model
+            }
+        };
+        let gradients = |rows_of_a_batch: u64| {
+            let rows = |first: u64, most: u64| {
+                TokenRows::from_rows((first..first + rows_of_a_batch).map(|at| row(at, most))).unwrap()
+            };
+            let batch = |first: u64| PromptBatch::new(rows(first, 20), rows(first, 9)).unwrap();
+            let batches: Vec<PromptBatch> = (0..8).step_by(rows_of_a_batch as usize).map(batch).collect();
+            let loss_tokens = batches.iter().map(|batch| batch.targets().tokens()).sum();
+            let info = StepInfo { config: &config, step: 0, loss_tokens, first_micro_batch: 0 };
+            let found = T5::token_losses.gradient(&model, &batches, &info).unwrap();
+            let all = sideburn_adapters::parameters(&model);
+            let of = |parameter: &sideburn_adapters::Parameter<'_>| found.gradients.get::<2>(parameter.id());
+            all.iter().filter_map(of).map(values).collect::<Vec<Vec<f32>>>()
+        };
+        let whole = gradients(8);
+        assert!(whole.len() > 10);
+        // Relative to the whole gradient, as a step sees it.
+        let norm = |of: &[Vec<f32>]| of.iter().flatten().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        for rows in [4, 1] {
+            let parts = gradients(rows);
+            let less = |(a, b): (&Vec<f32>, &Vec<f32>)| a.iter().zip(b).map(|(a, b)| a - b).collect::<Vec<f32>>();
+            let difference: Vec<Vec<f32>> = parts.iter().zip(&whole).map(less).collect();
+            let relative = norm(&difference) / norm(&whole);
+            println!("batches of {rows}: the gradient differs by {relative:e} relative");
+            assert!(relative <= 1e-6, "batches of {rows}: {relative:e}");
+        }
     }
 }
 
