@@ -32,12 +32,14 @@ fn row_major<const N: usize>((floats, labels): Labelled<N>) -> Result<([Primitiv
     }
 }
 
-/// The same of hidden states in `f32` and a weight in that or in 16 bits.
-fn head_inputs(([hidden, weight], labels): Labelled<2>) -> Result<([Primitive; 2], Vec<usize>), Labelled<2>> {
-    if !are_f32([&hidden]) || !matches!(weight.dtype(), DType::F32 | DType::F16 | DType::BF16) {
-        return Err(([hidden, weight], labels));
-    }
-    Ok(([hidden, weight].map(contiguous), indices(labels)))
+/// Whether a head is taken: its hidden states are in `f32`, its weight in that or in 16 bits.
+fn is_head_taken(([hidden, weight], _): &Labelled<2>) -> bool {
+    are_f32([hidden]) && matches!(weight.dtype(), DType::F32 | DType::F16 | DType::BF16)
+}
+
+/// The hidden states and the weight in row-major order, and the classes of the labels.
+fn head_inputs((floats, labels): Labelled<2>) -> ([Primitive; 2], Vec<usize>) {
+    (floats.map(contiguous), indices(labels))
 }
 
 impl LossKernels for Flex {
@@ -68,12 +70,18 @@ impl LossKernels for Flex {
     }
 
     fn try_head(inputs: Labelled<2>, smoothing: f64) -> Result<Primitive, Labelled<2>> {
-        let ([hidden, weight], labels) = head_inputs(inputs)?;
+        if !is_head_taken(&inputs) {
+            return Err(inputs);
+        }
+        let ([hidden, weight], labels) = head_inputs(inputs);
         Ok(Head::new(&hidden, &weight, &labels, smoothing).run(false).0)
     }
 
     fn try_head_and_gradient(inputs: Labelled<2>, smoothing: f64) -> Result<[Primitive; 2], Labelled<2>> {
-        let ([hidden, weight], labels) = head_inputs(inputs)?;
+        if !is_head_taken(&inputs) {
+            return Err(inputs);
+        }
+        let ([hidden, weight], labels) = head_inputs(inputs);
         Ok(Head::new(&hidden, &weight, &labels, smoothing).run(true).into())
     }
 
