@@ -255,13 +255,13 @@ impl Data {
         let prompts: Vec<&Vec<u32>> = chosen.iter().map(|index| &set.examples[*index].prompt).collect();
         let config = ManyConfig::new(generation.clone());
         let written = generate_many(model, &self.tokenizer, &prompts, &config, |_| ControlFlow::Continue(()));
-        let written: Vec<String> = written
-            .into_iter()
-            .map(|texts| Ok(texts?.swap_remove(0)))
-            .collect::<Result<_, sideburn::TextsError<_>>>()?;
+        let mut predictions = Vec::new();
+        for texts in written {
+            predictions.push(texts?.swap_remove(0));
+        }
         let examples: Vec<Example> = chosen.iter().map(|index| examples[*index].clone()).collect();
         let rouge = RougeScorer::all().with_stemmer(true);
-        for scored in Score::score(&rouge, &examples, &written)? {
+        for scored in Score::score(&rouge, &examples, &predictions)? {
             let told: Vec<f64> = scored.values.into_iter().flatten().collect();
             found.metrics.insert(scored.name, told.iter().sum::<f64>() / told.len() as f64);
         }
@@ -270,7 +270,7 @@ impl Data {
             prediction: prediction.clone(),
             reference: example.targets.first().cloned().unwrap_or_default(),
         };
-        found.samples = examples.iter().zip(&written).take(SAMPLES).map(sample).collect();
+        found.samples = examples.iter().zip(&predictions).take(SAMPLES).map(sample).collect();
         Ok(found)
     }
 }
