@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::Read;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -173,15 +173,20 @@ impl Response {
     }
 }
 
-/// How long a server wants to be left alone: `Retry-After` in seconds, or of `RateLimit: "api";r=0;t=55` the time.
+/// How long a server wants to be left alone: `Retry-After` in seconds or as a date, or of `RateLimit: "api";r=0;t=55` the time.
 fn retry_after(response: &Response) -> Option<Duration> {
     let limit = || {
         let parts: Vec<&str> = response.header("ratelimit")?.split(';').map(str::trim).collect();
         let is_used_up = parts.contains(&"r=0");
         parts.iter().find_map(|part| part.strip_prefix("t=")).filter(|_| is_used_up)
     };
-    let seconds = response.header("retry-after").or_else(limit)?;
-    seconds.trim().parse().ok().map(Duration::from_secs)
+    let text = response.header("retry-after").or_else(limit)?.trim();
+    text.parse().ok().map(Duration::from_secs).or_else(|| {
+        let date = |text: &str| httpdate::parse_http_date(text).ok();
+        // By the server's own clock, if it tells the time.
+        let now = response.header("date").and_then(date).unwrap_or_else(SystemTime::now);
+        Some(date(text)?.duration_since(now).unwrap_or_default())
+    })
 }
 
 /// What the body of an error says: `{"error": "..."}`, `{"error": {"message": "..."}}`, `{"message": "..."}`, or a short text.

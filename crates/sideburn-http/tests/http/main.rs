@@ -150,6 +150,12 @@ fn pauses_grow_to_their_limit_and_a_server_may_ask_for_longer_ones() {
     };
     assert_eq!(pauses(&failure(Reply::new(502))), [1, 2, 4, 8, 8]);
     assert_eq!(pauses(&failure(Reply::new(429).header("retry-after", "60"))), [60; 5]);
+    // As a date, by the server's clock.
+    let dated =
+        |date: &str| Reply::new(429).header("date", "Tue, 15 Nov 1994 08:12:31 GMT").header("retry-after", date);
+    assert_eq!(pauses(&failure(dated("Tue, 15 Nov 1994 08:13:31 GMT"))), [60; 5]);
+    assert_eq!(pauses(&failure(dated("Tue, 15 Nov 1994 08:12:00 GMT"))), [1, 2, 4, 8, 8], "it is past");
+    assert_eq!(pauses(&failure(dated("tomorrow"))), [1, 2, 4, 8, 8]);
     assert_eq!(pauses(&failure(Reply::new(400))), [0; 0]);
 }
 
