@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use serde::Serialize;
 use sideburn::eval::{Comparison, Interval, bootstrap, compare};
 use sideburn::files::read_text;
@@ -12,13 +12,13 @@ use sideburn::prelude::*;
 use sideburn::rouge::Punkt;
 
 use crate::report::{Finding, shown_in_line, table};
-use crate::texts::read_texts;
+use crate::texts::Texts;
 
 /// Score texts against references by ROUGE, as Python's rouge_score does, with confidence intervals
 ///
 /// A file has one text on each line; one whose name ends in .jsonl has a JSON value on each line: a text, a list of
 /// texts (several references), or an object with a field that holds either. Only there can a text have lines, which are
-/// the sentences of ROUGE-Lsum. Of several references the best counts, score by score. With --against, a second system
+/// the sentences of ROUGE-Lsum, and objects may have an `id`, by which two files are matched if both have them. Of several references the best counts, score by score. With --against, a second system
 /// is scored on the same references, and the difference is given with the interval of a paired bootstrap and the
 /// p-value of an approximate randomisation test.
 #[derive(clap::Args)]
@@ -26,7 +26,7 @@ pub(crate) struct Args {
     /// What a system wrote
     #[arg(long, value_name = "FILE")]
     predictions: PathBuf,
-    /// What people wrote, in the same order; given several times, each text has several references
+    /// What people wrote, in the same order or with the same ids; given several times, each text has several references
     #[arg(long, value_name = "FILE", required = true)]
     references: Vec<PathBuf>,
     /// What another system wrote, to be compared with
@@ -87,19 +87,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Rouge> {
         scorer = scorer.with_sentences(punkt(args.punkt.clone())?);
     }
     let config = BootstrapConfig { samples: args.samples, seed: args.seed, ..BootstrapConfig::default() };
-    let mut references: Vec<Vec<String>> = Vec::new();
-    for (index, path) in args.references.iter().enumerate() {
-        let texts = read_texts(path, &args.field)?;
-        if index == 0 {
-            references = texts;
-            continue;
-        }
-        same_length(path, texts.len(), &args.references[0], references.len())?;
-        references.iter_mut().zip(texts).for_each(|(references, texts)| references.extend(texts));
+    let mut references = Texts::read(&args.references[0], &args.field)?;
+    for path in &args.references[1..] {
+        let texts = Texts::read(path, &args.field)?.in_order_of(&references)?;
+        references.texts.iter_mut().zip(texts).for_each(|(references, texts)| references.extend(texts));
     }
     let score = |path: &Path| -> anyhow::Result<Columns> {
-        let texts = read_texts(path, &args.field)?;
-        same_length(path, texts.len(), &args.references[0], references.len())?;
+        let texts = Texts::read(path, &args.field)?.in_order_of(&references)?;
         let one = |(line, texts): (usize, Vec<String>)| match <[String; 1]>::try_from(texts) {
             Ok([text]) => Ok(text),
             Err(texts) => {
@@ -107,7 +101,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Rouge> {
             }
         };
         let texts: Vec<String> = texts.into_iter().enumerate().map(one).collect::<Result<_, _>>()?;
-        let scores = scorer.score_corpus(&references, &texts).with_context(|| shown_in_line(path))?;
+        let scores = scorer.score_corpus(&references.texts, &texts).with_context(|| shown_in_line(path))?;
         Ok(Metric::STANDARD.map(|metric| (metric, scores.iter().map(|scores| scores[metric]).collect())).into())
     };
     let first = score(&args.predictions)?;
@@ -160,16 +154,6 @@ fn means(columns: &Columns, config: &BootstrapConfig) -> anyhow::Result<BTreeMap
         Ok((metric.name(), Mean { precision, recall, fmeasure, low, high, n }))
     };
     columns.iter().map(mean).collect()
-}
-
-fn same_length(path: &Path, found: usize, references: &Path, expected: usize) -> anyhow::Result<()> {
-    ensure!(
-        found == expected,
-        "{} has {found} lines, {} has {expected}; both need one for each text, in one order",
-        shown_in_line(path),
-        shown_in_line(references)
-    );
-    Ok(())
 }
 
 impl Finding for Rouge {}

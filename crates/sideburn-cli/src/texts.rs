@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, bail, ensure};
 use serde_json::{Map, Value};
-use sideburn::data::Loaded;
+use sideburn::data::{Loaded, is_python};
 use sideburn::files::read_text;
 
 use crate::report::{in_line, shown_in_line};
@@ -44,8 +44,9 @@ enum Line {
     Object(Map<String, Value>),
 }
 
-/// The lines of a file: of one that ends in .jsonl a JSON value each, else texts.
-fn lines(path: &Path) -> anyhow::Result<Vec<Line>> {
+/// The lines of a file, with their numbers: of one that ends in .jsonl a JSON value each, between which lines may be blank,
+/// else texts.
+fn lines(path: &Path) -> anyhow::Result<Vec<(usize, Line)>> {
     let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_ascii_lowercase();
     if let "csv" | "tsv" | "parquet" | "json" | "7z" = ending.as_str() {
         bail!(
@@ -55,18 +56,22 @@ fn lines(path: &Path) -> anyhow::Result<Vec<Line>> {
     }
     let file = read_text(path, MAX_TEXTS)?;
     let is_json = matches!(ending.as_str(), "jsonl" | "ndjson");
-    let parsed = |(number, line): (usize, &str)| match is_json {
-        true => parse(line).with_context(|| format!("{}, line {}", shown_in_line(path), number + 1)),
-        false => Ok(Line::Texts(vec![line.to_owned()])),
+    let parsed = |(number, line): (usize, &str)| {
+        let parsed = if is_json { parse(line) } else { texts_in(line.into()).map(Line::Texts) };
+        let parsed = parsed.with_context(|| format!("{}, line {number}", shown_in_line(path)))?;
+        Ok((number, parsed))
     };
-    let lines: Vec<Line> = file.lines().enumerate().map(parsed).collect::<Result<_, _>>()?;
+    let numbered = (1..).zip(file.lines()).filter(|(_, line)| !is_json || !line.trim().is_empty());
+    let lines: Vec<_> = numbered.map(parsed).collect::<anyhow::Result<_>>()?;
     ensure!(!lines.is_empty(), "{} has no line", shown_in_line(path));
     Ok(lines)
 }
 
 fn parse(line: &str) -> anyhow::Result<Line> {
-    ensure!(!line.trim_start().starts_with("{'"), "a Python dictionary, not JSON; write it with json.dumps");
-    let value: Value = serde_json::from_str(line).context("not JSON; a .jsonl file has a JSON value on each line")?;
+    let value: Value = match serde_json::from_str(line) {
+        Err(_) if is_python(line) => bail!("a Python dictionary, not JSON; write it with json.dumps"),
+        value => value.context("not JSON; a .jsonl file has a JSON value on each line")?,
+    };
     match value {
         Value::Object(object) => Ok(Line::Object(object)),
         other => texts_in(other).map(Line::Texts),
@@ -76,27 +81,73 @@ fn parse(line: &str) -> anyhow::Result<Line> {
 /// A text, or a list of texts.
 fn texts_in(value: Value) -> anyhow::Result<Vec<String>> {
     match value {
-        Value::String(text) => Ok(vec![text]),
+        Value::String(text) if !text.contains('\0') => Ok(vec![text]),
         Value::Array(texts) if !texts.is_empty() => {
             let text = |text| match text {
-                Value::String(text) => Ok(text),
+                Value::String(text) if !text.contains('\0') => Ok(text),
+                Value::String(_) => bail!("a NUL character, which no text has"),
                 other => bail!("a list with {other} in it, where texts are expected"),
             };
             texts.into_iter().map(text).collect()
         }
+        Value::String(_) => bail!("a NUL character, which no text has"),
         other => bail!("{other}, where a text or a list of texts is expected"),
     }
 }
 
-/// The texts of each line of a file, those of an object in its `field`.
-pub(crate) fn read_texts(path: &Path, field: &str) -> anyhow::Result<Vec<Vec<String>>> {
-    let texts = |(number, line)| match line {
-        Line::Texts(texts) => Ok(texts),
-        Line::Object(object) => {
-            field_of(object, field).with_context(|| format!("{}, line {}", shown_in_line(path), number + 1))
+/// The texts of each line of a file, and what the lines are called, if each is an object with an `id`.
+pub(crate) struct Texts {
+    path: PathBuf,
+    pub(crate) texts: Vec<Vec<String>>,
+    /// The place of each id.
+    ids: Option<HashMap<String, usize>>,
+}
+
+impl Texts {
+    /// Reads a file, whose objects have their texts in `field`.
+    pub(crate) fn read(path: &Path, field: &str) -> anyhow::Result<Self> {
+        let (lines, path) = (lines(path)?, path.to_owned());
+        let (mut texts, mut ids) = (Vec::with_capacity(lines.len()), HashMap::new());
+        for (number, line) in lines {
+            let at = || format!("{}, line {number}", shown_in_line(&path));
+            let found = match line {
+                Line::Texts(texts) => texts,
+                Line::Object(mut object) => {
+                    if let Some(id) = object.remove("id") {
+                        let id = id_of(&id);
+                        let known = ids.insert(id.clone(), texts.len());
+                        ensure!(known.is_none(), "{}: a second text for {:?}", at(), in_line(&id));
+                    }
+                    field_of(object, field).with_context(at)?
+                }
+            };
+            texts.push(found);
         }
-    };
-    lines(path)?.into_iter().enumerate().map(texts).collect()
+        let all_have = ids.len() == texts.len();
+        Ok(Self { path, texts, ids: all_have.then_some(ids) })
+    }
+
+    /// The same in the order of `references`: by the ids, where both have them, else as they are.
+    pub(crate) fn in_order_of(mut self, references: &Self) -> anyhow::Result<Vec<Vec<String>>> {
+        let [own, other] = [&self.path, &references.path].map(|path| shown_in_line(path));
+        let (found, expected) = (self.texts.len(), references.texts.len());
+        ensure!(
+            found == expected,
+            "{own} has {found} lines, {other} has {expected}; both need one for each text, in one order or with ids"
+        );
+        let (Some(ids), Some(known)) = (&self.ids, &references.ids) else { return Ok(self.texts) };
+        let mut ordered = vec![Vec::new(); expected];
+        for (id, place) in ids {
+            let to =
+                known.get(id).with_context(|| format!("{own} has a text for {:?}, {other} has none", in_line(id)))?;
+            ordered[*to] = std::mem::take(&mut self.texts[*place]);
+        }
+        Ok(ordered)
+    }
+}
+
+fn id_of(id: &Value) -> String {
+    id.as_str().map_or_else(|| id.to_string(), str::to_owned)
 }
 
 fn field_of(mut object: Map<String, Value>, field: &str) -> anyhow::Result<Vec<String>> {
@@ -128,7 +179,7 @@ pub(crate) fn read_predictions(file: &Named, field: Option<&str>, loaded: &Loade
     let stem = || path.file_stem().map_or_else(|| shown_in_line(path), |stem| stem.to_string_lossy().into_owned());
     let name = file.name.clone().unwrap_or_else(stem);
     let of_object = match (lines.first(), field) {
-        (Some(Line::Object(object)), None) if !object.contains_key("summary") => {
+        (Some((_, Line::Object(object))), None) if !object.contains_key("summary") => {
             let names: Vec<String> = object.keys().filter(|name| *name != "id").cloned().collect();
             ensure!(!names.is_empty(), "{}, line 1: no field but id, where texts are expected", shown_in_line(path));
             Some(names)
@@ -140,15 +191,15 @@ pub(crate) fn read_predictions(file: &Named, field: Option<&str>, loaded: &Loade
         examples.iter().enumerate().map(|(at, example)| (example.id.as_str(), at)).collect();
     let mut texts: Vec<Vec<Option<String>>> = vec![vec![None; examples.len()]; names.len()];
     let count = lines.len();
-    for (number, line) in lines.into_iter().enumerate() {
-        let at = || format!("{}, line {}", shown_in_line(path), number + 1);
+    for (place, (number, line)) in lines.into_iter().enumerate() {
+        let at = || format!("{}, line {number}", shown_in_line(path));
         let (place, fields) = match line {
-            Line::Texts(found) => (number, vec![found]),
+            Line::Texts(found) => (place, vec![found]),
             Line::Object(mut object) => {
                 let place = match object.remove("id") {
-                    None => number,
+                    None => place,
                     Some(id) => {
-                        let id = id.as_str().map_or_else(|| id.to_string(), str::to_owned);
+                        let id = id_of(&id);
                         *places.get(id.as_str()).with_context(|| {
                             let known: Vec<String> =
                                 examples.iter().take(LISTED).map(|example| in_line(&example.id)).collect();

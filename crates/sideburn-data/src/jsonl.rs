@@ -169,16 +169,48 @@ fn object(text: &str, path: &Path, line: u64, column: usize) -> Result<Map<Strin
     match serde_json::from_str(text) {
         Ok(Value::Object(object)) => Ok(object),
         Ok(other) => Err(DataError::NotAnObject { at: Place::new(path, line), found: kind(&other) }),
-        Err(_) if text.trim_start().starts_with("{'") => Err(DataError::PythonLiteral { at: Place::new(path, line) }),
+        Err(_) if is_python(text) => Err(DataError::PythonLiteral { at: Place::new(path, line) }),
         Err(error) => {
             // The parser's lines begin with the text: its "at line 1" would contradict the file's line number.
             let message = error.to_string();
-            let reason = message.split(" at line ").next().unwrap_or_default().to_owned();
+            let mut reason = message.split(" at line ").next().unwrap_or_default().to_owned();
+            if reason.contains("hex escape") {
+                reason += ", such as half of a surrogate pair without the other";
+            }
             let column = if error.line() <= 1 { column + error.column() } else { error.column() };
             let at = Place::new(path, line + error.line().saturating_sub(1) as u64);
             Err(DataError::Json { at, column, reason })
         }
     }
+}
+
+/// Whether a text that is no JSON looks like what Python prints of a dictionary or a list: with texts in single quotation
+/// marks, or with `None`, `True` and `False`.
+///
+/// ```
+/// use sideburn_data::is_python;
+///
+/// assert!(is_python("{'summary': \"It's late.\"}") && is_python(r#"{"summary": None}"#));
+/// assert!(!is_python(r#"{"summary": "It's None of"#));
+/// ```
+pub fn is_python(text: &str) -> bool {
+    let text = text.trim_start();
+    if !text.starts_with(['{', '[']) {
+        return false;
+    }
+    let (mut is_inside, mut is_escaped) = (false, false);
+    let is_outside = |c: &char| {
+        match c {
+            _ if is_escaped => is_escaped = false,
+            '\\' if is_inside => is_escaped = true,
+            '"' => is_inside = !is_inside,
+            _ => return !is_inside,
+        }
+        false
+    };
+    let outside: String = text.chars().filter(is_outside).collect();
+    let mut words = outside.split(|c: char| !c.is_alphanumeric());
+    outside.contains('\'') || words.any(|word| matches!(word, "None" | "True" | "False"))
 }
 
 #[cfg(test)]

@@ -103,7 +103,7 @@ pub use error::{DataError, Place};
 pub use example::{Example, Fields};
 #[cfg(feature = "fs")]
 pub use files::read_examples;
-pub use jsonl::parse_jsonl;
+pub use jsonl::{is_python, parse_jsonl};
 pub use lengths::Lengths;
 pub use loaded::{Loaded, Skipped};
 pub use parts::split_examples;

@@ -32,6 +32,32 @@ fn texts_are_scored_as_rouge_score_scores_them() {
 }
 
 #[test]
+fn objects_with_ids_stand_in_any_order() {
+    let directory = tempdir().unwrap();
+    let line = |id: &str, text: &str| format!("{{\"id\": {id}, \"summary\": \"{text}\"}}\n");
+    let references = write(&directory, "references.jsonl", &[line("1", "a b"), line("\"x\"", "c d")].concat());
+    let predictions =
+        write(&directory, "predictions.jsonl", &[line("\"x\"", "c d"), "\n".into(), line("1", "a b")].concat());
+    let found = json(0, args!["rouge", "--predictions", predictions, "--references", references]);
+    assert_eq!(found["rouge1"]["fmeasure"], 1.0);
+    // Where one side has none, the order counts.
+    let plain = write(&directory, "plain.txt", "c d\na b\n");
+    let found = json(0, args!["rouge", "--predictions", plain, "--references", predictions]);
+    assert_eq!(found["rouge1"]["fmeasure"], 1.0);
+    for (text, said) in [
+        ([line("1", "a"), line("1", "b")].concat(), "line 2: a second text for \"1\""),
+        ([line("1", "a"), line("2", "b")].concat(), "has a text for \"2\", "),
+        ([line("1", "a"), line("3", "\\u0000")].concat(), "line 2: a NUL character"),
+    ] {
+        let file = write(&directory, "file.jsonl", &text);
+        assert_contains(
+            &error(args!["rouge", "--predictions", file, "--references", references]),
+            &["file.jsonl", said],
+        );
+    }
+}
+
+#[test]
 fn two_systems_are_compared() {
     let directory = tempdir().unwrap();
     let lines = |text: &dyn Fn(usize) -> String| (0..40).map(|line| text(line) + "\n").collect::<String>();
@@ -63,6 +89,7 @@ fn what_is_wrong_with_the_files_is_said() {
     assert_contains(&wrong(&directory.path().join("missing.txt"), &two), &["missing.txt"]);
     for (text, said) in [
         ("{'a': 1}\n", "line 1: a Python dictionary, not JSON"),
+        ("\n{\"summary\": None}\n", "line 2: a Python dictionary, not JSON"),
         ("{\"a\": 1\n", "line 1: not JSON"),
         ("\"x\"\n3\n", "line 2: 3, where a text or a list of texts is expected"),
         ("{\"text\": \"x\"}\n", "no field \"summary\", only text; name one with --field"),
