@@ -145,7 +145,7 @@ impl GroupedSampler {
     ///
     /// For decoders alone on the CPU, whose rows lie behind each other in one matrix: a pack is a long row of `max_tokens` that
     /// has next to no room left, and in which no example sees another. On a GPU, which pads rows, choose
-    /// [`by_length`](Self::by_length).
+    /// [`by_padded_tokens`](Self::by_padded_tokens).
     ///
     /// ```
     /// use sideburn_data::{GroupedSampler, Sampler};
@@ -183,6 +183,44 @@ impl GroupedSampler {
         Ok(Self { batches, key })
     }
 
+    /// Batches that have at most `max_tokens` tokens with their padding, where example `i` has `lengths[i]`, of its prompt and of
+    /// its target ([`TokenizedSet::lengths`](crate::TokenizedSet::lengths)): as many rows as there are, times the longest of
+    /// both. Examples of like lengths come together; of equals, chance decides. An example of more is a batch of its own.
+    ///
+    /// For devices that pad rows to the longest of a batch, as GPUs do here: steps take about the same time and memory, and
+    /// little of it is padding.
+    ///
+    /// ```
+    /// use sideburn_data::{GroupedSampler, Sampler};
+    ///
+    /// // Two of 40 tokens, padded to 30 + 12; one of 100 alone.
+    /// let sampler = GroupedSampler::by_padded_tokens(&[[30, 10], [90, 10], [28, 12]], 100, 42)?;
+    /// assert_eq!(sampler.batches_per_epoch(), 2);
+    /// # Ok::<(), sideburn_data::DataError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If there are no examples, or `max_tokens` is zero.
+    pub fn by_padded_tokens(lengths: &[[usize; 2]], max_tokens: usize, seed: u64) -> Result<Self, DataError> {
+        let key = checked_key(lengths, max_tokens, seed)?;
+        let mut order = key.permutation(lengths.len());
+        order.sort_by_key(|example| lengths[*example]);
+        let (mut batches, mut longest) = (vec![Vec::new()], [0; 2]);
+        for example in order {
+            let batch: &mut Vec<usize> = batches.last_mut().expect("never empty");
+            let with: [usize; 2] = std::array::from_fn(|part| lengths[example][part].max(longest[part]));
+            let tokens = with[0].saturating_add(with[1]).saturating_mul(batch.len() + 1);
+            if tokens <= max_tokens || batch.is_empty() {
+                batch.push(example);
+                longest = with;
+            } else {
+                batches.push(vec![example]);
+                longest = lengths[example];
+            }
+        }
+        Ok(Self { batches, key })
+    }
+
     /// Batches of `batch_size` examples of about one length, where example `i` has the length `lengths[i]`; the last,
     /// of the longest, may be smaller. Of equals, chance decides.
     ///
@@ -198,7 +236,7 @@ impl GroupedSampler {
     }
 }
 
-fn checked_key(lengths: &[usize], batch_size: usize, seed: u64) -> Result<Key, DataError> {
+fn checked_key<T>(lengths: &[T], batch_size: usize, seed: u64) -> Result<Key, DataError> {
     match (lengths.len(), batch_size) {
         (0, _) | (_, 0) => Err(DataError::NoBatches { len: lengths.len(), batch_size, drop_last: false }),
         _ => Ok(order_key(seed)),
@@ -354,6 +392,20 @@ mod tests {
         }
 
         #[test]
+        fn padded_batches_keep_to_their_tokens(
+            lengths in prop::collection::vec([0usize..40, 0usize..20], 1..60),
+            max_tokens in 1usize..200,
+            seed: u64,
+            at in 0u64..1 << 40,
+        ) {
+            let sampler = GroupedSampler::by_padded_tokens(&lengths, max_tokens, seed).unwrap();
+            for batch in epoch(&sampler, lengths.len(), at) {
+                let longest = |part: usize| batch.iter().map(|example| lengths[*example][part]).max().unwrap();
+                prop_assert!(batch.len() == 1 || batch.len() * (longest(0) + longest(1)) <= max_tokens);
+            }
+        }
+
+        #[test]
         fn batches_are_of_one_length(
             lengths in prop::collection::vec(0usize..50, 1..60),
             batch_size in 1usize..20,
@@ -414,6 +466,10 @@ mod tests {
         assert!(GroupedSampler::by_tokens(&[], 4, 0).is_err() && GroupedSampler::by_tokens(&[1], 0, 0).is_err());
         assert!(GroupedSampler::packed(&[], 4, 0).is_err() && GroupedSampler::packed(&[1], 0, 0).is_err());
         assert_eq!(GroupedSampler::packed(&[usize::MAX, 1, 1], 2, 0).unwrap().batches_per_epoch(), 2);
+        assert!(GroupedSampler::by_padded_tokens(&[], 4, 0).is_err());
+        assert!(GroupedSampler::by_padded_tokens(&[[1, 1]], 0, 0).is_err());
+        let huge = [[usize::MAX; 2]; 2];
+        assert_eq!(GroupedSampler::by_padded_tokens(&huge, usize::MAX - 1, 0).unwrap().batches_per_epoch(), 2);
         assert!(GroupedSampler::by_length(&[], 4, 0).is_err() && GroupedSampler::by_length(&[1], 0, 0).is_err());
         assert_eq!(GroupedSampler::by_tokens(&[usize::MAX, usize::MAX], 1, 0).unwrap().batches_per_epoch(), 2);
     }

@@ -10,6 +10,7 @@ use crate::{
     error::DataError,
     example::Example,
     loaded::Grouped,
+    sampler::Sampler,
     template::Template,
     tokenizer::{Encoding, Tokenizer},
 };
@@ -152,6 +153,27 @@ impl TokenizedSet {
     /// [`GroupedSampler`](crate::GroupedSampler) makes batches by.
     pub fn token_counts(&self) -> Vec<usize> {
         self.examples.iter().map(|example| example.prompt.len() + example.target.len()).collect()
+    }
+
+    /// How many tokens the prompt and the target of each example have.
+    pub fn lengths(&self) -> Vec<[usize; 2]> {
+        self.examples.iter().map(|example| [example.prompt.len(), example.target.len()]).collect()
+    }
+
+    /// The share of padding among the tokens of an epoch of a sampler, on a device that pads the prompts and the targets of a
+    /// batch to the longest of each: 0 if nothing is padded.
+    pub fn padding(&self, sampler: &impl Sampler) -> f64 {
+        let lengths = self.lengths();
+        let (mut tokens, mut places) = (0usize, 0usize);
+        for step in 0..sampler.batches_per_epoch() as u64 {
+            let batch = sampler.batch(step);
+            for part in 0..2 {
+                let of_part = || batch.iter().map(|example| lengths[*example][part]);
+                tokens += of_part().sum::<usize>();
+                places += of_part().max().unwrap_or_default() * batch.len();
+            }
+        }
+        1.0 - tokens as f64 / places.max(1) as f64
     }
 
     /// The examples of these numbers (from 0) as a batch, in this order.

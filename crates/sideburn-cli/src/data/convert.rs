@@ -32,6 +32,9 @@ pub(crate) struct Converted {
     records: usize,
     examples: usize,
     skipped: usize,
+    #[serde(flatten)]
+    source: serde_json::Value,
+    seed: u64,
     output: PathBuf,
 }
 
@@ -39,14 +42,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Converted> {
     let (loaded, _) = args.data.read(Split::Train, args.seed)?;
     write_examples(&args.output, &loaded.examples, "summary")?;
     let (records, examples, skipped) = (loaded.rows, loaded.examples.len(), loaded.skipped.len());
-    Ok(Converted { records, examples, skipped, output: args.output.clone() })
+    let Args { data, output, seed } = args;
+    Ok(Converted { records, examples, skipped, source: data.record(), seed: *seed, output: output.clone() })
 }
 
 impl Finding for Converted {}
 
 impl fmt::Display for Converted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { records, examples, skipped, output } = self;
+        let Self { records, examples, skipped, output, .. } = self;
         let (records, examples) = (count(*records, "record"), count(*examples, "example"));
         writeln!(f, "{records}, {examples}, {} skipped: {}", grouped(*skipped), shown(output))
     }

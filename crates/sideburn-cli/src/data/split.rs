@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use anyhow::ensure;
+use anyhow::{bail, ensure};
 use serde::Serialize;
 use sideburn::data::{split_examples, write_examples};
 use sideburn::files::AtomicDir;
@@ -35,6 +35,9 @@ pub(crate) struct Args {
     seed: u64,
 }
 
+/// The endings of files that are data sets.
+const FORMATS: [&str; 6] = ["csv", "tsv", "json", "jsonl", "ndjson", "parquet"];
+
 #[derive(Clone)]
 struct Parts(Vec<(String, f64)>);
 
@@ -60,6 +63,8 @@ impl FromStr for Parts {
 #[derive(Serialize)]
 pub(crate) struct Divided {
     output: PathBuf,
+    #[serde(flatten)]
+    source: serde_json::Value,
     seed: u64,
     parts: Vec<Part>,
 }
@@ -76,6 +81,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Divided> {
     let Parts(parts) = &args.parts;
     let is_plain = args.format.chars().all(|c| c.is_ascii_alphanumeric());
     ensure!(is_plain, "--format is an ending such as csv, tsv, json, jsonl or parquet");
+    for (name, _) in parts {
+        let others = FORMATS.iter().filter(|format| **format != args.format);
+        if let Some(other) =
+            others.map(|format| args.output.join(format!("{name}.{format}"))).find(|other| other.exists())
+        {
+            bail!("{} is there, so that {name} would be there twice; delete it, or write elsewhere", shown(&other));
+        }
+    }
     let (loaded, _) = args.data.read(Split::Train, args.seed)?;
     let fractions: Vec<f64> = parts.iter().map(|(_, fraction)| *fraction).collect();
     let divided = split_examples(loaded.examples, &fractions, args.seed)?;
@@ -88,7 +101,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Divided> {
         found.push(Part { name: name.clone(), fraction: *fraction, examples: examples.len(), file });
     }
     staged.commit()?;
-    Ok(Divided { output: args.output.clone(), seed: args.seed, parts: found })
+    Ok(Divided { output: args.output.clone(), source: args.data.record(), seed: args.seed, parts: found })
 }
 
 impl Finding for Divided {}

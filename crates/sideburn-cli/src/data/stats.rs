@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::ensure;
 use serde::Serialize;
-use sideburn::data::{Lengths, Loaded, tokenize_watched};
+use sideburn::data::{GroupedSampler, Lengths, Loaded, TokenizedSet, tokenize_cached, tokenize_watched};
 use sideburn::prelude::*;
 
 use crate::hub;
@@ -16,8 +16,8 @@ use crate::writing::template;
 
 /// Count the examples of a data set, and show how long they are
 ///
-/// With the tokenizer of a model, lengths are tokens of prompts and targets, and limits are suggested: the 85th
-/// percentile of the prompts and the 90th of the targets. Without it, lengths are words of dialogues and references.
+/// With the tokenizer of a model, lengths are tokens of prompts and targets, limits are suggested (the 85th percentile of
+/// the prompts and the 90th of the targets), and it is shown how much of batches would be padding on a GPU. Without it, lengths are words of dialogues and references.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -29,6 +29,12 @@ pub(crate) struct Args {
     /// .txt or .toml [default: that of the data set]
     #[arg(long, value_name = "TEXT|NAME|FILE", requires = "model", value_parser = template)]
     template: Option<Template>,
+    /// Keeps the tokens in this directory, so that the next run need not make them again
+    #[arg(long, value_name = "DIR", requires = "model")]
+    token_cache: Option<PathBuf>,
+    /// Tokens of the batches whose padding is shown
+    #[arg(long, value_name = "TOKENS", default_value_t = 4096)]
+    batch_tokens: usize,
     /// Lines of each histogram
     #[arg(long, value_name = "COUNT", default_value_t = 12)]
     bins: usize,
@@ -44,6 +50,9 @@ const PERCENTILES: [f64; 6] = [5.0, 50.0, 85.0, 90.0, 95.0, 99.0];
 #[derive(Serialize)]
 pub(crate) struct Stats {
     title: String,
+    #[serde(flatten)]
+    source_of: serde_json::Value,
+    seed: u64,
     records: usize,
     examples: usize,
     skipped: Vec<SkippedRecord>,
@@ -57,6 +66,38 @@ pub(crate) struct Stats {
     target: Distribution,
     #[serde(skip_serializing_if = "Option::is_none")]
     suggest: Option<Suggested>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    padding: Option<Padding>,
+}
+
+/// Shares of padding among the tokens of batches on a device that pads rows, as GPUs do.
+#[derive(Serialize)]
+struct Padding {
+    /// What a batch has at most, in `by_budget`.
+    batch_tokens: usize,
+    by_budget: f64,
+    /// All prompts as long as the longest, and all targets.
+    to_longest: f64,
+    /// To 512 and 128 tokens, to which what is longer is cut.
+    to_defaults: f64,
+}
+
+impl Padding {
+    fn of(set: &TokenizedSet, batch_tokens: usize, seed: u64) -> anyhow::Result<Self> {
+        let lengths = set.lengths();
+        let Limits { max_source_length, max_target_length } = Limits::default();
+        let padding = |[source, target]: [usize; 2]| {
+            let tokens: usize = lengths.iter().map(|[own, of_target]| own.min(&source) + of_target.min(&target)).sum();
+            1.0 - tokens as f64 / ((source + target) * lengths.len()).max(1) as f64
+        };
+        let longest = [0, 1].map(|part| lengths.iter().map(|of| of[part]).max().unwrap_or_default());
+        Ok(Self {
+            batch_tokens,
+            by_budget: set.padding(&GroupedSampler::by_padded_tokens(&lengths, batch_tokens, seed)?),
+            to_longest: padding(longest),
+            to_defaults: padding([max_source_length, max_target_length]),
+        })
+    }
 }
 
 #[derive(Serialize)]
@@ -86,7 +127,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Stats> {
     ensure!((1..=1000).contains(&args.bins), "--bins is {}; give 1 to 1000", args.bins);
     let (Loaded { examples, rows, skipped, .. }, title) = args.data.read(Split::Train, args.seed)?;
     let words = |text: &str| text.split_whitespace().count();
-    let (mut suggest, unit) = (None, if args.model.is_some() { "tokens" } else { "words" });
+    let (mut suggest, mut padding, unit) = (None, None, if args.model.is_some() { "tokens" } else { "words" });
     let [source, target] = match &args.model {
         None => {
             let sources = examples.iter().map(|example| words(&example.source())).collect();
@@ -100,12 +141,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Stats> {
             };
             let tokenizer = Tokenizer::from_dir(hub::model(model)?)?;
             let shows = std::io::stderr().is_terminal();
-            let set = tokenize_watched(&examples, &tokenizer, &template, Limits::NONE, |done| {
+            let progress = |done| {
                 if shows {
                     let end = if done == examples.len() { "\n" } else { "" };
                     tell!("\r{} of {} tokenised{end}", grouped(done), grouped(examples.len()));
                 }
-            })?;
+            };
+            let set = match &args.token_cache {
+                Some(cache) => tokenize_cached(cache, &examples, &tokenizer, &template, Limits::NONE, progress)?,
+                None => tokenize_watched(&examples, &tokenizer, &template, Limits::NONE, progress)?,
+            };
+            padding = Some(Padding::of(&set, args.batch_tokens, args.seed)?);
             let Limits { max_source_length, max_target_length } = Limits::suggest(&set);
             suggest = Some(Suggested { max_source_length, max_target_length });
             let lengths =
@@ -117,6 +163,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Stats> {
     let counts = || examples.iter().map(|example| example.targets.len());
     Ok(Stats {
         title,
+        source_of: args.data.record(),
+        seed: args.seed,
         records: rows,
         examples: examples.len(),
         skipped: skipped
@@ -129,6 +177,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Stats> {
         source: distribution(source, args.bins),
         target: distribution(target, args.bins),
         suggest,
+        padding,
     })
 }
 
@@ -179,6 +228,17 @@ impl fmt::Display for Stats {
         }
         if let Some(Suggested { max_source_length, max_target_length }) = &self.suggest {
             writeln!(f, "\nsuggested: max_source_length {max_source_length}, max_target_length {max_target_length}")?;
+        }
+        if let Some(Padding { batch_tokens, by_budget, to_longest, to_defaults }) = &self.padding {
+            let [by_budget, to_longest, to_defaults] =
+                [by_budget, to_longest, to_defaults].map(|share| format!("{:.1} %", 100.0 * share));
+            let Limits { max_source_length, max_target_length } = Limits::default();
+            writeln!(
+                f,
+                "padding on a GPU: {by_budget} in batches of {} tokens, {to_longest} if all are as long as the longest, \
+                 {to_defaults} at {max_source_length} and {max_target_length}",
+                grouped(*batch_tokens)
+            )?;
         }
         Ok(())
     }

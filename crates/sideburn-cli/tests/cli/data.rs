@@ -1,5 +1,7 @@
 //! `sideburn data`.
 
+use std::process::Stdio;
+
 use super::*;
 
 const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/dialogsum-sample");
@@ -18,6 +20,10 @@ fn a_data_set_is_counted() {
     let percentile = |of: &str, at: usize| found[of]["percentiles"][at][1].as_f64().unwrap();
     assert_eq!(found["suggest"]["max_source_length"], percentile("source", 2) as u64);
     assert_eq!(found["suggest"]["max_target_length"], percentile("target", 3) as u64);
+    let padding = |of: &str| found["padding"][of].as_f64().unwrap();
+    assert!(padding("by_budget") < 0.08 && padding("by_budget") < padding("to_longest"), "{found}");
+    assert!(padding("to_longest") < padding("to_defaults"), "{found}");
+    assert_eq!((&found["subsample"], &found["seed"]), (&Value::Null, &json!(0)));
     // A prefix is shorter than an instruction, however it is given.
     let directory = tempdir().unwrap();
     let file = directory.path().join("prompt.toml");
@@ -38,13 +44,36 @@ fn a_data_set_is_counted() {
     );
 }
 
+/// Two at once, and one that finds what they have left.
+#[test]
+fn tokens_are_kept_for_the_next_run() {
+    let directory = tempdir().unwrap();
+    let cache = directory.path().join("tokens");
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/t5-mini");
+    let args = args!["data", "stats", "--json", "--data", DATA, "--model", model];
+    let cached = || {
+        let mut command = program();
+        command.args(args.clone()).arg("--token-cache").arg(&cache).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let both = [cached(), cached()].map(|process| process.wait_with_output().unwrap());
+    let expected = run(args.clone()).stdout;
+    let found = both.into_iter().chain([cached().wait_with_output().unwrap()]);
+    for output in found {
+        assert!(output.status.success() && output.stderr.is_empty());
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
+    }
+    let kept: Vec<_> = fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(kept.len() == 1 && kept[0].to_str().unwrap().ends_with(".tokens"), "{kept:?}");
+}
+
 #[test]
 fn a_data_set_takes_every_form_and_comes_back() {
     let directory = tempdir().unwrap();
     let at = |name: &str| directory.path().join(name);
     let stats = |data: &Path| {
         let mut found = json(0, args!["data", "stats", "--data", data, "--split", "test"]);
-        for name in ["title", "records"] {
+        for name in ["title", "records", "data"] {
             found.as_object_mut().unwrap().remove(name);
         }
         found
