@@ -33,6 +33,15 @@ fn three_ways_are_compared_as_a_page() {
     for name in ["zero-shot", "full fine-tuning", "LoRA", "prompt tuning"] {
         assert!(text.contains(name) && page.contains(name), "{name}: {text}");
     }
+    // Twelve and two dialogues of the sample's training split, in batches of eight: two steps, and ten.
+    for (notebook, others) in [("002", ["full_fine-tuning", "LoRA"].as_slice()), ("003", &["prompt_tuning"])] {
+        let output = directory.path().join(notebook);
+        let mut command = program("dialogsum_compare");
+        command.args(args!["--notebook", notebook, "--max-eval-samples", "2", "--output", &output]);
+        assert_ended(&command.output().unwrap(), 0, &[]);
+        assert!(others.iter().all(|name| is_adapter(&output.join(name))));
+        assert_eq!(output.join("prompt_tuning").exists(), notebook == "003");
+    }
     // What full fine-tuning and LoRA train, and the tests.
     assert!(text.contains("2,558,464") && text.contains("147,456") && text.contains("p "), "{text}");
     assert!(["full_fine-tuning", "LoRA", "prompt_tuning"].iter().all(|name| is_adapter(&directory.path().join(name))));
