@@ -61,7 +61,7 @@ pub struct Columns {
     /// Whether records whose ids are that of an example and the number of a reference (`test_7_1`, `test_7_2`) are one
     /// example, `test_7`. What is required must be equal in them.
     pub numbered_ids: bool,
-    /// Ids of records that are skipped: known faults of a published file.
+    /// Ids of records that are skipped where a text is empty: known faults of a published file.
     pub skip: Vec<String>,
     /// What the file calls a field, where that is not the field's name: `("dialogue", "text")`. If `id` is among them, a
     /// file must have it.
@@ -303,12 +303,15 @@ impl<'a> Gatherer<'a> {
             }
             (_, false) => return Err(DataError::UnexpectedId { at: at.clone() }),
         };
-        if self.columns.skip.contains(&id) {
-            let reason = format!("\"{id}\" is a known fault of the published data");
-            self.skipped.push(Skipped { at: at.clone(), reason });
-            return Ok(());
-        }
-        let example = Example { id, fields: record.fields(self.columns, layout)?, targets: record.targets(layout)? };
+        let fields = match record.fields(self.columns, layout) {
+            Err(DataError::Blank { field, .. }) if self.columns.skip.contains(&id) => {
+                let reason = format!("\"{id}\" has an empty {field}, a known fault of the published data");
+                self.skipped.push(Skipped { at: at.clone(), reason });
+                return Ok(());
+            }
+            fields => fields?,
+        };
+        let example = Example { id, fields, targets: record.targets(layout)? };
         match split_reference(&example.id).filter(|_| self.columns.numbered_ids) {
             Some((id, number)) => {
                 let id = id.to_owned();

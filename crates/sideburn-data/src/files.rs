@@ -54,10 +54,11 @@ pub fn read_examples(path: impl AsRef<Path>, columns: &Columns) -> Result<Loaded
 fn read_all(paths: &[PathBuf], columns: &Columns) -> Result<Loaded, DataError> {
     let (mut gatherer, mut has_header) = (Gatherer::new(columns), true);
     for path in paths {
+        // What is not there has no wrong name.
+        let (file, size) = open_regular(path)?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let Some((format, _)) = format_of(&name) else { return Err(DataError::UnknownFormat { path: path.clone() }) };
         has_header = format == Format::Separated;
-        let (file, size) = open_regular(path)?;
         match format {
             Format::Separated => csv::read_into(&mut gatherer, path, BufReader::new(file))?,
             Format::Json => jsonl::read_into(&mut gatherer, path, BufReader::new(file))?,

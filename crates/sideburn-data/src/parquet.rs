@@ -62,7 +62,9 @@ fn read_rows(gatherer: &mut Gatherer<'_>, path: &Path, file: File, size: u64) ->
     for (number, row) in reader.get_row_iter(Some(projected)).map_err(fail)?.enumerate() {
         let mut values = vec![Value::Null; names.len()];
         for (place, (_, field)) in wanted.iter().zip(row.map_err(fail)?.into_columns()) {
-            values[*place] = value(field, &mut held);
+            values[*place] = value(field, &mut held).ok_or_else(|| {
+                fail(ParquetError::General(format!("row {}: {:?} is not UTF-8", number + 1, names[*place])))
+            })?;
         }
         if held > limit {
             return Err(bomb());
@@ -74,10 +76,10 @@ fn read_rows(gatherer: &mut Gatherer<'_>, path: &Path, file: File, size: u64) ->
 }
 
 /// A value as JSON has it; its bytes are added to `held`. What has no counterpart is of its kind, so that an error can say
-/// so.
-fn value(field: Field, held: &mut u64) -> Value {
+/// so. None if it is bytes that are no text.
+fn value(field: Field, held: &mut u64) -> Option<Value> {
     *held += 16;
-    match field {
+    Some(match field {
         Field::Null => Value::Null,
         Field::Bool(value) => value.into(),
         Field::Str(text) => {
@@ -87,7 +89,7 @@ fn value(field: Field, held: &mut u64) -> Value {
         // A text of a writer that has not said so.
         Field::Bytes(bytes) => {
             *held += bytes.len() as u64;
-            String::from_utf8_lossy(bytes.data()).into()
+            std::str::from_utf8(bytes.data()).ok()?.into()
         }
         Field::Byte(number) => number.into(),
         Field::Short(number) => number.into(),
@@ -101,9 +103,11 @@ fn value(field: Field, held: &mut u64) -> Value {
         Field::Float(number) => number.into(),
         Field::Double(number) => number.into(),
         Field::Float16(_) | Field::Decimal(_) => 0.5.into(),
-        Field::ListInternal(list) => list.elements().iter().map(|element| value(element.clone(), held)).collect(),
+        Field::ListInternal(list) => {
+            list.elements().iter().map(|element| value(element.clone(), held)).collect::<Option<_>>()?
+        }
         _ => Value::Object(Default::default()),
-    }
+    })
 }
 
 /// Writes examples, the texts of `fields` each in a column, and the references in `target`: a list, if any example has

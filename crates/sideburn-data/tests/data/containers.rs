@@ -99,7 +99,7 @@ mod archives {
             assert!(
                 train.skipped[0]
                     .to_string()
-                    .ends_with("corpus.7z/train.json, line 1: \"13828807\" is a known fault of the published data"),
+                    .ends_with("corpus.7z/train.json, line 1: \"13828807\" has an empty dialogue, a known fault of the published data"),
                 "{train}"
             );
             assert_eq!(train.examples[0].field("dialogue"), Some("Ann: I bake.\nBob: Nice!"));

@@ -211,7 +211,7 @@ fn samsum_is_an_array_in_a_file() {
     assert_eq!(
         train.to_string(),
         format!(
-            "2 records, 1 examples, 1 skipped\n{}, line 3: \"13828807\" is a known fault of the published data",
+            "2 records, 1 examples, 1 skipped\n{}, line 3: \"13828807\" has an empty dialogue, a known fault of the published data",
             directory.path().join("train.json").display()
         )
     );
