@@ -1,6 +1,6 @@
 //! One token for each row, and no search.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, FloatDType, Tensor};
 use sideburn_batch::Key;
 use sideburn_kernels::is_cpu;
 
@@ -65,9 +65,10 @@ fn most_likely<E>(logits: Tensor<2>, rows: &[Sequence]) -> Result<Vec<Chosen>, G
         Scores::read(logits).map(0..rows.len(), |_, scores| best(scores))
     } else {
         let (scores, tokens) = logits.max_dim_with_indices(1);
-        let (scores, tokens) = (scores.into_data().convert::<f32>(), tokens.into_data());
-        let chosen = tokens.iter::<i64>().zip(scores.iter::<f32>());
-        chosen.map(|(token, score)| (score > f32::NEG_INFINITY).then_some(token as u32)).collect()
+        // One read of both: numbers of tokens are exact in `f32`.
+        let both = Tensor::cat(vec![scores.cast(DType::F32), tokens.cast(FloatDType::F32)], 1).into_data();
+        let both: Vec<f32> = both.iter().collect();
+        both.chunks_exact(2).map(|row| (row[0] > f32::NEG_INFINITY).then_some(row[1] as u32)).collect()
     };
     chosen.into_iter().zip(rows).map(|(token, row)| Ok((token.ok_or_else(|| no_token(row))?, None))).collect()
 }
