@@ -13,7 +13,7 @@ use anyhow::{Context, bail, ensure};
 use serde::Serialize;
 use serde_json::Value;
 use sideburn::adapters::methods::MethodRegistry;
-use sideburn::data::{DataError, TokenizedSet};
+use sideburn::data::{DataError, TokenizedSet, tokenize_cached};
 use sideburn::eval::{Curve, curves_to_html};
 use sideburn::files::{read_text, write_atomic};
 use sideburn::nn::read_generation_config;
@@ -206,7 +206,10 @@ impl Data {
         let limits =
             Limits { max_source_length: settings.max_source_length, max_target_length: settings.max_target_length };
         let read = |split| -> Result<_, DataError> { Ok(dataset.read(&directory, split)?.examples) };
-        let tokens = |examples: &[Example]| tokenize(examples, &tokenizer, &dataset.template, limits);
+        let tokens = |examples: &[Example]| match &settings.token_cache {
+            Some(cache) => tokenize_cached(cache, examples, &tokenizer, &dataset.template, limits, |_| ()),
+            None => tokenize(examples, &tokenizer, &dataset.template, limits),
+        };
         let mut train = read(Split::Train)?;
         if let Some(subsample) = settings.subsample {
             let chosen = subsample.indices(train.len(), settings.training.seed).context("`subsample`")?;

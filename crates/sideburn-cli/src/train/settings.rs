@@ -30,6 +30,8 @@ pub(crate) struct Settings {
     /// The longest prompt and the longest summary, in tokens.
     pub(crate) max_source_length: usize,
     pub(crate) max_target_length: usize,
+    /// Where tokens are kept for the next run; nowhere if there is none.
+    pub(crate) token_cache: Option<PathBuf>,
     /// flex (the CPU), wgpu, vulkan, metal or cuda, with `:INDEX` behind a GPU's.
     pub(crate) device: String,
     /// Passes over the training examples, instead of `max_steps`; 3 if there is neither.
@@ -40,7 +42,8 @@ pub(crate) struct Settings {
     pub(crate) per_device_eval_batch_size: usize,
     /// Whether micro-batches are put together of examples of about one length.
     pub(crate) group_by_length: bool,
-    /// Micro-batches of at most so many tokens, prompts and summaries together, instead of so many examples.
+    /// Micro-batches of at most so many tokens, prompts and summaries together and on a GPU with their padding, instead of so
+    /// many examples.
     pub(crate) max_tokens_per_batch: Option<usize>,
     /// Whether an evaluation has the model write summaries, and scores them.
     pub(crate) predict_with_generate: bool,
@@ -82,6 +85,7 @@ impl Default for Settings {
             template: None,
             max_source_length: Limits::default().max_source_length,
             max_target_length: Limits::default().max_target_length,
+            token_cache: None,
             device: "flex".to_owned(),
             num_train_epochs: None,
             per_device_train_batch_size: 8,
@@ -211,6 +215,7 @@ impl Settings {
         for path in [&mut self.model, &mut self.data].into_iter().flatten().filter(|path| path.exists()) {
             *path = std::path::absolute(&*path).unwrap_or_else(|_| path.clone());
         }
+        self.token_cache = self.token_cache.map(|path| std::path::absolute(&path).unwrap_or(path));
         if self.training.max_steps == 0 {
             let batches = self.num_train_epochs.take().unwrap_or(3.0) * batches_per_epoch as f64;
             let steps = (batches / self.training.gradient_accumulation_steps as f64).ceil();
@@ -238,7 +243,9 @@ impl Settings {
         let (size, seed) = (self.per_device_train_batch_size, self.training.seed);
         let tokens = set.token_counts();
         Ok(match self.max_tokens_per_batch {
-            Some(most) => Box::new(GroupedSampler::by_tokens(&tokens, most, seed)?),
+            Some(most) if self.device == "flex" => Box::new(GroupedSampler::by_tokens(&tokens, most, seed)?),
+            // A GPU pads rows.
+            Some(most) => Box::new(GroupedSampler::by_padded_tokens(&set.lengths(), most, seed)?),
             None if self.group_by_length => Box::new(GroupedSampler::by_length(&tokens, size, seed)?),
             None => Box::new(ShuffledSampler::new(set.len(), size, seed)?),
         })
