@@ -6,78 +6,11 @@
 //! pass goes from boundary to boundary, from the last to the first, and records one block at a time. Dropout draws the same
 //! masks again, since they follow from the place in the pass.
 
-use std::fmt;
-use std::mem;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
 use burn::module::Module;
 use burn::tensor::{Gradients, Tensor};
 
-use crate::pass::{Pass, Routes, TokenPass};
-
-/// A tensor at which the tape of a pass is cut.
-#[derive(Clone, Debug)]
-pub struct Boundary {
-    tensor: Tensor<2>,
-    /// Its number among those that want a gradient.
-    index: Option<usize>,
-}
-
-impl Boundary {
-    /// The tensor, for what comes behind the last block.
-    pub fn into_tensor(self) -> Tensor<2> {
-        self.tensor
-    }
-
-    /// The same numbers at the beginning of a tape.
-    fn begun(&self) -> Tensor<2> {
-        let values = self.tensor.clone().inner().autodiff();
-        if self.index.is_some() { values.require_grad() } else { values }
-    }
-}
-
-/// The boundaries of a pass that want a gradient, in the order in which they were made.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Checkpoints(Arc<Mutex<Vec<Cut>>>);
-
-#[derive(Debug)]
-struct Cut {
-    boundary: Tensor<2>,
-    origin: Origin,
-}
-
-/// What a boundary was made of.
-enum Origin {
-    /// A tensor whose tape was kept.
-    Kept(Tensor<2>),
-    /// A block.
-    Block { inputs: Vec<Boundary>, pass: Pass, routes: Option<Arc<Routes>>, run: Run },
-}
-
-type Run = Box<dyn Fn(Vec<Tensor<2>>, &mut TokenPass<'_>) -> Tensor<2> + Send + Sync>;
-
-impl fmt::Debug for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Kept(tensor) => f.debug_tuple("Kept").field(tensor).finish(),
-            Self::Block { inputs, .. } => f.debug_struct("Block").field("inputs", inputs).finish_non_exhaustive(),
-        }
-    }
-}
-
-impl Checkpoints {
-    fn cuts(&self) -> MutexGuard<'_, Vec<Cut>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A boundary with these numbers, which wants a gradient.
-    fn cut(&self, values: Tensor<2>, origin: Origin) -> Boundary {
-        let tensor = values.inner().autodiff().require_grad();
-        let mut cuts = self.cuts();
-        cuts.push(Cut { boundary: tensor.clone(), origin });
-        Boundary { tensor, index: Some(cuts.len() - 1) }
-    }
-}
+use crate::cuts::{Boundary, Cut, Cuts, Origins};
+use crate::pass::{Pass, TokenPass};
 
 impl Pass {
     /// The same pass that keeps of its blocks no more than what goes in, and runs each again in [`backward`](Self::backward):
@@ -85,13 +18,13 @@ impl Pass {
     ///
     /// A model whose adapters have something before its keys and values (prefix tuning) keeps everything nevertheless.
     pub fn with_checkpoints(mut self) -> Self {
-        self.checkpoints = Some(Checkpoints::default());
+        self.cuts = Some(Cuts::default());
         self
     }
 
     /// Whether blocks are to be run through [`TokenPass::checkpointed`].
     pub const fn has_checkpoints(&self) -> bool {
-        self.checkpoints.is_some()
+        self.cuts.is_some()
     }
 
     /// Goes back from `loss`, which was computed in this pass, to the gradients of all parameters. They come in parts: one, or
@@ -101,7 +34,7 @@ impl Pass {
     /// # Panics
     /// If `loss` depends on nothing that is trained.
     pub fn backward(&self, loss: &Tensor<1>) -> Vec<Gradients> {
-        let mut cuts = self.checkpoints.as_ref().map(|all| mem::take(&mut *all.cuts())).unwrap_or_default();
+        let mut cuts = self.cuts.as_ref().map(Cuts::take).unwrap_or_default();
         let mut slopes: Vec<Option<Tensor<2>>> = vec![None; cuts.len()];
         let mut gradients = loss.backward();
         gather(&cuts, &mut slopes, &mut gradients);
@@ -109,15 +42,7 @@ impl Pass {
         while let (Some(Cut { origin, .. }), Some(slope)) = (cuts.pop(), slopes.pop()) {
             // Nothing may have come of it.
             let Some(slope) = slope else { continue };
-            let (output, inputs) = match origin {
-                Origin::Kept(tensor) => (tensor, Vec::new()),
-                Origin::Block { inputs, mut pass, routes, run } => {
-                    let begun: Vec<Tensor<2>> = inputs.iter().map(Boundary::begun).collect();
-                    let output = run(begun.clone(), &mut TokenPass::with_routes(&mut pass, routes));
-                    let indices = inputs.into_iter().map(|input| input.index);
-                    (output, indices.zip(begun).filter_map(|(index, begun)| Some((index?, begun))).collect())
-                }
-            };
+            let Origins { output, inputs } = origin();
             // The gradient of this sum with respect to the output is `slope`, exactly.
             let mut gradients = (output * slope).sum().backward();
             for (index, begun) in inputs {
@@ -147,9 +72,11 @@ fn add(sum: &mut Option<Tensor<2>>, gradient: Option<Tensor<2>>) {
 impl TokenPass<'_> {
     /// Cuts the tape at `x`, whose own tape is kept: for what blocks are given beside the output of the one before.
     pub fn boundary(&mut self, x: Tensor<2>) -> Boundary {
-        match &self.checkpoints {
-            Some(checkpoints) if x.is_tracked() => checkpoints.cut(x.clone(), Origin::Kept(x)),
-            _ => Boundary { tensor: x, index: None },
+        match &self.cuts {
+            Some(cuts) if x.is_tracked() => {
+                cuts.cut(x.clone(), Box::new(move || Origins { output: x, inputs: Vec::new() }))
+            }
+            _ => Boundary::without_gradient(x),
         }
     }
 
@@ -161,20 +88,27 @@ impl TokenPass<'_> {
         block: &M,
         run: impl Fn(&M, Vec<Tensor<2>>, &mut TokenPass<'_>) -> Tensor<2> + Send + Sync + 'static,
     ) -> Boundary {
-        let (checkpoints, routes) = (self.checkpoints.take(), self.routes());
-        let before = Pass::clone(self);
-        let values = inputs.iter().map(|input| input.tensor.clone().inner()).collect();
-        let output = run(&block.valid(), values, self);
+        let (cuts, routes) = (self.cuts.take(), self.routes());
+        let mut before = Pass::clone(self);
+        let output = run(&block.valid(), inputs.iter().map(Boundary::values).collect(), self);
         let trains = inputs.iter().any(|input| input.index.is_some()) || has_trained(block);
-        let boundary = match &checkpoints {
-            Some(checkpoints) if trains => {
+        let boundary = match &cuts {
+            Some(cuts) if trains => {
                 let block = block.clone();
-                let run: Run = Box::new(move |inputs, pass| run(&block, inputs, pass));
-                checkpoints.cut(output, Origin::Block { inputs, pass: before, routes, run })
+                let again = move || {
+                    let begun: Vec<Tensor<2>> = inputs.iter().map(Boundary::begun).collect();
+                    let output = run(&block, begun.clone(), &mut TokenPass::with_routes(&mut before, routes));
+                    let indices = inputs.into_iter().map(|input| input.index);
+                    Origins {
+                        output,
+                        inputs: indices.zip(begun).filter_map(|(index, begun)| Some((index?, begun))).collect(),
+                    }
+                };
+                cuts.cut(output, Box::new(again))
             }
-            _ => Boundary { tensor: output, index: None },
+            _ => Boundary::without_gradient(output),
         };
-        self.checkpoints = checkpoints;
+        self.cuts = cuts;
         boundary
     }
 }

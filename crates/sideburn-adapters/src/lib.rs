@@ -54,6 +54,7 @@ mod carried;
 mod checkpoint;
 mod choose;
 mod combine;
+mod cuts;
 mod embedding;
 mod error;
 mod fields;
@@ -88,8 +89,8 @@ mod watch;
 
 pub use adapters::Adapters;
 pub use base_weight::{BaseWeight, Precision};
-pub use checkpoint::Boundary;
 pub use combine::Combination;
+pub use cuts::Boundary;
 pub use embedding::{AdaptedTable, AdaptedVector};
 pub use error::{AdapterError, Misshapen};
 pub use finite::{NotFinite, first_not_finite};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use sideburn_kernels::{Dropout, Key};
 
-use crate::checkpoint::Checkpoints;
+use crate::cuts::Cuts;
 use crate::watch::Watch;
 
 /// The mode of one forward pass.
@@ -34,7 +34,7 @@ pub struct Pass {
     label_smoothing: f64,
     neftune_noise_alpha: Option<f64>,
     /// Where the tape is cut, if blocks are to run again in the backward pass.
-    pub(crate) checkpoints: Option<Checkpoints>,
+    pub(crate) cuts: Option<Cuts>,
 }
 
 #[derive(Clone, Debug)]
@@ -55,7 +55,7 @@ impl Pass {
     }
 
     const fn new(draws: Option<Draws>) -> Self {
-        Self { draws, rows: None, watch: None, label_smoothing: 0.0, neftune_noise_alpha: None, checkpoints: None }
+        Self { draws, rows: None, watch: None, label_smoothing: 0.0, neftune_noise_alpha: None, cuts: None }
     }
 
     /// The same pass in which a token's loss is `1 - factor` of its own and `factor` of the mean over the vocabulary:
