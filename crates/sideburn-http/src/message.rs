@@ -185,7 +185,7 @@ fn retry_after(response: &Response) -> Option<Duration> {
         let date = |text: &str| httpdate::parse_http_date(text).ok();
         // By the server's own clock, if it tells the time.
         let now = response.header("date").and_then(date).unwrap_or_else(SystemTime::now);
-        Some(date(text)?.duration_since(now).unwrap_or_default())
+        date(text)?.duration_since(now).ok()
     })
 }
 
