@@ -3,6 +3,8 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use sideburn_files::{AtomicDir, FileError, MAX_CONFIG, read_text, write_atomic};
 
@@ -96,7 +98,7 @@ fn take_lock(path: &Path) -> Result<File, TrainError> {
     // What cannot be read names nobody.
     let _ = (&file).take(64).read_to_string(&mut holder);
     let holder = holder.trim();
-    let is_held = match file.try_lock() {
+    let is_held = match try_lock(&file) {
         Ok(()) => false,
         Err(TryLockError::WouldBlock) => true,
         Err(TryLockError::Error(_)) => is_running(holder),
@@ -109,6 +111,18 @@ fn take_lock(path: &Path) -> Result<File, TrainError> {
     file.set_len(0).and_then(|()| file.seek(SeekFrom::Start(0))).map_err(failed)?;
     writeln!(file, "process {}", std::process::id()).map_err(failed)?;
     Ok(file)
+}
+
+/// Locks a file. A child that another thread starts has its lock, too, until it has become another program: a moment, for which
+/// is waited.
+fn try_lock(file: &File) -> Result<(), TryLockError> {
+    for _ in 0..20 {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(25)),
+            locked => return locked,
+        }
+    }
+    file.try_lock()
 }
 
 /// Whether the process that a lock names is there, and is not this one. Where the system does not say, it is not.
