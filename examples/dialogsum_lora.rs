@@ -15,6 +15,7 @@ use serde_json::json;
 use sideburn::data::DataError;
 use sideburn::files::check_writable;
 use sideburn::prelude::*;
+use sideburn::train::TrainReport;
 use sideburn_examples::{Console, Interrupt, asset_or, check_file, divergence, exit, model_or, summaries, write_file};
 
 #[derive(Parser, serde::Serialize)]
@@ -150,19 +151,23 @@ fn train(
     let Args { max_steps, learning_rate, seed, .. } = *args;
     let [adapter, log] = ["adapter", "training.jsonl"].map(|name| args.output.join(name));
     let unfinished = args.output.join("unfinished");
-    let config = TrainConfig { learning_rate, warmup_steps: max_steps / 20, seed, ..TrainConfig::new(max_steps) };
+    let warmup_steps = max_steps / 20;
+    let config = TrainConfig { learning_rate, warmup_steps, seed, ..TrainConfig::new(max_steps.max(1)) };
     let trainer = Trainer::new(config)?;
     if unfinished.exists() {
         fs::remove_dir_all(&unfinished)?;
     }
-    let ended = trainer
+    let trainer = trainer
         .observe(ProgressLine::new())
         .observe(JsonLinesLog::create(unfinished.join("training.jsonl"))?)
         .observe(args.profile.as_ref().map(ChromeTrace::create).transpose()?)
-        .observe(Interrupt::listen()?)
-        .train(model, batches, AutoModel::token_losses)
-        .map_err(anyhow::Error::from)
-        .and_then(|report| divergence(&report.steps).map_or(Ok(report), |reason| Err(anyhow!(reason))));
+        .observe(Interrupt::listen()?);
+    let ended = match max_steps {
+        // Only the base is evaluated.
+        0 => Ok(TrainReport::default()),
+        _ => trainer.train(model, batches, AutoModel::token_losses).map_err(anyhow::Error::from),
+    };
+    let ended = ended.and_then(|report| divergence(&report.steps).map_or(Ok(report), |reason| Err(anyhow!(reason))));
     let report = match ended {
         Ok(report) => report,
         Err(error) => {
