@@ -111,7 +111,7 @@ fn main() -> anyhow::Result<()> {
         }
     };
     outline.attach("default", lora(&outline), Key::from_seed(0))?;
-    let batch = BatchShape { rows: args.rows, prompt: args.prompt, target: args.target };
+    let batch = BatchShape { rows: args.rows, prompt: args.prompt, target: args.target, gradient_checkpointing: false };
     let plan = plan_training(&outline, Some(&planned), batch, Place::Cpu);
     let base = plan.base;
     println!(

@@ -50,6 +50,9 @@ pub(crate) struct Args {
     /// Tokens of a target, or of an answer, which is a part of its row
     #[arg(long, default_value_t = 128)]
     target_seq: usize,
+    /// Run each block again in the backward pass, instead of keeping what it computes
+    #[arg(long)]
+    gradient_checkpointing: bool,
 }
 
 /// What floats are held in.
@@ -113,7 +116,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Planned> {
         false => args.target_seq.min(args.seq),
     };
     let prompt = if model.shape().encoder_decoder { args.seq } else { args.seq - target };
-    let batch = BatchShape { rows: args.batch, prompt, target };
+    let gradient_checkpointing = args.gradient_checkpointing;
+    let batch = BatchShape { rows: args.batch, prompt, target, gradient_checkpointing };
     let plan = |place| plan_training(&model, quantization.as_ref(), batch, place);
     let of = |backends: &[&'static str], plan: MemoryPlan| OfBackend {
         backends: backends.to_vec(),

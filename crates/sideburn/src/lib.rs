@@ -72,11 +72,13 @@ mod methods {
 }
 
 mod auto;
+mod batch_size;
 pub mod device;
 pub mod plan;
 mod texts;
 
 pub use auto::{AutoDecoding, AutoError, AutoModel};
+pub use batch_size::{BatchSize, BatchSizeError, find_batch_size};
 pub use texts::{ManyConfig, ManyProgress, TextPieces, Texts, TextsError, generate_many, stream_text};
 
 pub use sideburn_adapters as adapters;

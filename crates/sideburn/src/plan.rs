@@ -14,6 +14,8 @@ pub struct BatchShape {
     pub prompt: usize,
     /// Tokens of the target of each.
     pub target: usize,
+    /// Whether each block keeps only what goes in, and is run again in the backward pass.
+    pub gradient_checkpointing: bool,
 }
 
 /// Where it is computed.
@@ -63,7 +65,7 @@ impl MemoryPlan {
 /// let mut model = Falcon::random(&config, Key::from_seed(0), &Device::flex().autodiff());
 /// let targets = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"];
 /// model.attach("chats", LoraConfig { r: 16, ..LoraConfig::new(targets) }, Key::from_seed(0))?;
-/// let batch = BatchShape { rows: 1, prompt: 96, target: 32 };
+/// let batch = BatchShape { rows: 1, prompt: 96, target: 32, gradient_checkpointing: false };
 /// let plan = plan_training(&model, Some(&Quantization::NF4.into()), batch, Place::Cpu);
 /// assert_eq!(plan.adapter, 4 * 32_636_928);
 /// assert!(plan.peak() < 7_000_000_000);
@@ -96,7 +98,8 @@ pub fn plan_training<M: LanguageModel>(
     // The embedded tokens, the encoder's output, and the gradient that the loss keeps.
     let (shape, width) = (model.shape(), model.shape().d_model as u64);
     let all = prompts + targets;
-    let mut floats = width * (all + targets + if shape.encoder_decoder { prompts } else { 0 });
+    let mut kept =
+        Kept { outside: width * (all + targets + if shape.encoder_decoder { prompts } else { 0 }), ..Kept::default() };
     let mut modules: BTreeMap<&str, Vec<(&str, &AdaptedLinear)>> = BTreeMap::new();
     for (name, weight) in &weights {
         match weight {
@@ -106,7 +109,11 @@ pub fn plan_training<M: LanguageModel>(
             }
             // A norm keeps its input, and one with a bias what is centred, too.
             Weight::Vector(vector) => {
-                floats += (model.tokens_at(name, prompts as usize, targets as usize) * vector.len()) as u64;
+                let floats = (model.tokens_at(name, prompts as usize, targets as usize) * vector.len()) as u64;
+                kept.add(name, floats);
+                if let Some(block) = kept.block(name) {
+                    block.input = floats;
+                }
             }
             _ => {}
         }
@@ -117,7 +124,7 @@ pub fn plan_training<M: LanguageModel>(
         for (index, (part, linear)) in layers.iter().enumerate() {
             let [out, input] = linear.shape().map(|size| size as u64);
             let tokens = model.tokens_at(&format!("{module}.{part}"), prompts as usize, targets as usize) as u64;
-            floats += tokens * out;
+            let mut floats = tokens * out;
             if linear.slots().len() > 0 {
                 // All but the last layer of a module read the same.
                 let is_last = index + 1 == layers.len();
@@ -125,10 +132,11 @@ pub fn plan_training<M: LanguageModel>(
                 reads_kept |= !is_last;
                 floats += if linear.is_low_rank() { 0 } else { tokens * (input + out) };
             }
+            kept.add(module, floats);
             largest = largest.max(2 * tokens * (out + input));
         }
     }
-    let activations = FLOAT * floats;
+    let activations = FLOAT * kept.floats(batch.gradient_checkpointing);
     let dense = |sites: u64| if base.packed > 0 { sites } else { 0 };
     let workspace = FLOAT * largest
         + match place {
@@ -140,4 +148,53 @@ pub fn plan_training<M: LanguageModel>(
             }
         };
     MemoryPlan { base, adapter, optimizer: 4 * FLOAT * trained, activations, workspace }
+}
+
+/// What the parts of a model keep for the backward pass, in floats.
+#[derive(Default)]
+struct Kept<'a> {
+    blocks: BTreeMap<&'a str, Block>,
+    outside: u64,
+}
+
+#[derive(Default)]
+struct Block {
+    input: u64,
+    kept: u64,
+}
+
+impl<'a> Kept<'a> {
+    /// The block that something is in: `decoder.block.3` of `decoder.block.3.layer.0.SelfAttention.q`.
+    fn block(&mut self, name: &'a str) -> Option<&mut Block> {
+        let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+        let mut end = 0;
+        for part in name.split('.') {
+            end += part.len();
+            if is_number(part) {
+                return Some(self.blocks.entry(&name[..end]).or_default());
+            }
+            end += 1;
+        }
+        None
+    }
+
+    fn add(&mut self, name: &'a str, floats: u64) {
+        match self.block(name) {
+            Some(block) => block.kept += floats,
+            None => self.outside += floats,
+        }
+    }
+
+    /// With checkpoints, the inputs of all blocks, and what the largest keeps while it is run again.
+    fn floats(&self, gradient_checkpointing: bool) -> u64 {
+        let blocks = self.blocks.values();
+        self.outside
+            + match gradient_checkpointing {
+                true => {
+                    blocks.clone().map(|block| block.input).sum::<u64>()
+                        + blocks.map(|block| block.kept).max().unwrap_or(0)
+                }
+                false => blocks.map(|block| block.kept).sum(),
+            }
+    }
 }

@@ -87,11 +87,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Report> {
         return Ok(Report::new(Shown(settings)));
     }
     let data = Data::read(&settings)?;
-    let sampler = settings.sampler(&data.train)?;
-    let settings = settings.resolved(sampler.batches_per_epoch());
-    let config = settings.training.clone();
-    config.validate()?;
-
     let mut model = open_model(&settings, &data.model)?;
     data.tokenizer.check_fits(model.vocab_size())?;
     let generation = read_generation_config(&settings.generation, model.default_generation_config());
@@ -99,6 +94,19 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Report> {
     let fingerprinted = model.clone();
     attach(&mut model, &settings)?;
     let parameters = ParameterReport::of(&model);
+
+    let settings = if settings.auto_find_batch_size {
+        let found = settings.with_found_batch_size(&model, &data.train)?;
+        let (examples, count) = (found.per_device_train_batch_size, found.training.gradient_accumulation_steps);
+        tell!("micro-batches of {examples} fit; a step has {count}\n");
+        found
+    } else {
+        settings
+    };
+    let sampler = settings.sampler(&data.train)?;
+    let settings = settings.resolved(sampler.batches_per_epoch());
+    let config = settings.training.clone();
+    config.validate()?;
 
     let directory = match resumed {
         Some(directory) => directory,

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use sideburn::data::{Columns, GroupedSampler, Subsample};
+use sideburn::data::{Columns, GroupedSampler, Subsample, TokenizedSet};
 use sideburn::files::{MAX_CONFIG, read_text};
 use sideburn::prelude::*;
 use sideburn::train::{Strategy, with_settings};
+use sideburn::{BatchSize, find_batch_size};
 
 use crate::report::{in_line, shown_in_line};
 
@@ -38,6 +39,8 @@ pub(crate) struct Settings {
     pub(crate) num_train_epochs: Option<f64>,
     /// Examples of a micro-batch.
     pub(crate) per_device_train_batch_size: usize,
+    /// Whether they may be fewer, in as many more micro-batches, where memory does not suffice.
+    pub(crate) auto_find_batch_size: bool,
     /// Examples that are evaluated at once.
     pub(crate) per_device_eval_batch_size: usize,
     /// Whether micro-batches are put together of examples of about one length.
@@ -89,6 +92,7 @@ impl Default for Settings {
             device: "flex".to_owned(),
             num_train_epochs: None,
             per_device_train_batch_size: 8,
+            auto_find_batch_size: false,
             per_device_eval_batch_size: 8,
             group_by_length: false,
             max_tokens_per_batch: None,
@@ -178,6 +182,10 @@ impl Settings {
             !self.group_by_length || self.max_tokens_per_batch.is_none(),
             "`group_by_length` and `max_tokens_per_batch` put micro-batches together in two ways; give one of them"
         );
+        ensure!(
+            !self.auto_find_batch_size || self.max_tokens_per_batch.is_none(),
+            "`auto_find_batch_size` counts examples and `max_tokens_per_batch` counts tokens; give one of them"
+        );
         for (field, number) in [
             ("per_device_train_batch_size", self.per_device_train_batch_size),
             ("per_device_eval_batch_size", self.per_device_eval_batch_size),
@@ -210,6 +218,19 @@ impl Settings {
         ["loss", "perplexity"].into_iter().chain(rouge).collect()
     }
 
+    /// With the largest micro-batches that there is memory for, as settings that say so themselves.
+    pub(crate) fn with_found_batch_size(mut self, model: &AutoModel, set: &TokenizedSet) -> anyhow::Result<Self> {
+        let wanted = BatchSize {
+            examples: self.per_device_train_batch_size,
+            micro_batches: self.training.gradient_accumulation_steps,
+        };
+        let found = find_batch_size(model, set, wanted, &self.training, None)?;
+        self.auto_find_batch_size = false;
+        self.per_device_train_batch_size = found.examples;
+        self.training.gradient_accumulation_steps = found.micro_batches;
+        Ok(self)
+    }
+
     /// With steps in the place of epochs, and paths that are the same from everywhere.
     pub(crate) fn resolved(mut self, batches_per_epoch: usize) -> Self {
         for path in [&mut self.model, &mut self.data].into_iter().flatten().filter(|path| path.exists()) {
@@ -239,7 +260,7 @@ impl Settings {
     }
 
     /// Which examples are in which micro-batch.
-    pub(crate) fn sampler(&self, set: &sideburn::data::TokenizedSet) -> anyhow::Result<Box<dyn Sampler>> {
+    pub(crate) fn sampler(&self, set: &TokenizedSet) -> anyhow::Result<Box<dyn Sampler>> {
         let (size, seed) = (self.per_device_train_batch_size, self.training.seed);
         let tokens = set.token_counts();
         Ok(match self.max_tokens_per_batch {

@@ -95,6 +95,19 @@ fn the_settings_of_a_run_repeat_it() {
 }
 
 #[test]
+fn the_size_of_batches_that_was_found_is_kept() {
+    let directory = tempdir().unwrap();
+    let [found, told] = ["found", "told"].map(|name| directory.path().join(name));
+    let run = short(&["auto_find_batch_size=true", "per_device_train_batch_size=24"], &found);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    assert_contains(&run.stderr, &["micro-batches of 24 fit; a step has 1\n"]);
+    let config = String::from_utf8(bytes(&found, "config.toml")).unwrap();
+    assert_contains(&config, &["auto_find_batch_size = false\n", "per_device_train_batch_size = 24\n"]);
+    assert_eq!(short(&["per_device_train_batch_size=24"], &told).code, 0);
+    assert_eq!(bytes(&found, "training.jsonl"), bytes(&told, "training.jsonl"));
+}
+
+#[test]
 fn settings_are_shown_and_read_again() {
     let directory = tempdir().unwrap();
     let shown = run(args!["train", "--print-config", "--set", "lr_scheduler_type=cosine", "--set", "adapter.r=8"]);
@@ -167,6 +180,7 @@ fn settings_that_cannot_be_are_refused_before_anything_is_read() {
     for (set, expected) in [
         (["max_steps=5", "num_train_epochs=1"], "`max_steps` is 5 and `num_train_epochs` is 1; give one of them"),
         (["group_by_length=true", "max_tokens_per_batch=99"], "put micro-batches together in two ways"),
+        (["auto_find_batch_size=true", "max_tokens_per_batch=99"], "`max_tokens_per_batch` counts tokens; give one"),
         (
             ["eval_strategy=steps", "metric_for_best_model=rougeL"],
             "an evaluation finds loss, perplexity; `predict_with_generate` adds ROUGE",
