@@ -166,12 +166,14 @@ impl TokenizedSet {
         let lengths = self.lengths();
         let (mut tokens, mut places) = (0usize, 0usize);
         for step in 0..sampler.batches_per_epoch() as u64 {
-            let batch = sampler.batch(step);
-            for part in 0..2 {
-                let of_part = || batch.iter().map(|example| lengths[*example][part]);
-                tokens += of_part().sum::<usize>();
-                places += of_part().max().unwrap_or_default() * batch.len();
+            let batch: Vec<[usize; 2]> = sampler.batch(step).into_iter().map(|example| lengths[example]).collect();
+            let [mut longest_prompt, mut longest_target] = [0, 0];
+            for [prompt, target] in &batch {
+                tokens += prompt + target;
+                longest_prompt = longest_prompt.max(*prompt);
+                longest_target = longest_target.max(*target);
             }
+            places += batch.len() * (longest_prompt + longest_target);
         }
         1.0 - tokens as f64 / places.max(1) as f64
     }

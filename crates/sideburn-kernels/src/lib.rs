@@ -57,7 +57,7 @@ mod runtime;
 #[cfg(feature = "gpu")]
 pub use gpu::checked::{Outputs, checked};
 pub use ops::adamw::{AdamWStep, AdamWUpdate, adamw_step, adamw_steps, adamw_undo, norm};
-pub use ops::adamw_8bit::{Moment8Bit, adamw_8bit_step};
+pub use ops::adamw_8bit::adamw_8bit_step;
 pub use ops::attention::{Projections, Visibility, attention, self_attention};
 pub use ops::dropout::{add_dropout, dropout};
 pub use ops::embedding::embedding;
@@ -68,6 +68,7 @@ pub use ops::loss::{cross_entropy, linear_cross_entropy};
 pub use ops::many::AnyRank;
 pub use ops::matmul::matmul;
 pub use ops::matrix::Matrix;
+pub use ops::moment_8bit::Moment8Bit;
 pub use ops::norm::rms_norm;
 pub use ops::packed::PackedMatrix;
 pub use ops::rotary::rotary;

@@ -10,7 +10,7 @@
 //!   manifest.json                bytes and SHA-256 of all files but itself, and which layout this is
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use burn::module::Param;
@@ -21,7 +21,6 @@ use sideburn_adapters::{Adapters, Parameter, for_each_parameter, parameters};
 use sideburn_files::{AtomicDir, MAX_CONFIG, open_regular, read_text, write_atomic};
 use sideburn_weights::{Dtype, SafetensorsFile, TensorSource, write_safetensors};
 
-use crate::recorder::trained_adapters;
 use crate::{Run, RunState, TrainConfig, TrainError};
 
 /// The layout of the files.
@@ -310,4 +309,18 @@ fn to_file(data: &TensorData) -> sideburn_weights::Tensor {
         None => (Dtype::BOOL, data.iter::<bool>().map(u8::from).collect()),
     };
     sideburn_weights::Tensor::new(dtype, shape, bytes).expect("as many bytes as the shape says")
+}
+
+/// The adapters that are trained and that files can hold.
+pub(crate) fn trained_adapters<M: Adapters>(model: &M) -> Result<Vec<String>, TrainError> {
+    let parameters = parameters(model);
+    let trained = parameters.iter().filter(|parameter| parameter.is_trainable());
+    let names: BTreeSet<&str> = trained.filter_map(|parameter| parameter.adapter).collect();
+    let mut adapters = Vec::new();
+    for name in names {
+        if model.adapters().get(name)?.method().check_storable().is_ok() {
+            adapters.push(name.to_owned());
+        }
+    }
+    Ok(adapters)
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::schedule::learning_rate;
+use crate::schedule::Course;
 use crate::{Optim, OptimArgs, Schedule, ScheduleOptions, TrainError, settings};
 
 /// When something is done in a run: `eval_strategy` and `save_strategy` of `transformers`.
@@ -167,7 +167,17 @@ impl TrainConfig {
     /// assert_eq!(rates, [0.0, 0.5, 1.0, 0.75, 0.5, 0.25]);
     /// ```
     pub fn learning_rate_at(&self, step: u64) -> f64 {
-        learning_rate(self, step)
+        self.course().learning_rate_at(step)
+    }
+
+    fn course(&self) -> Course<'_> {
+        Course {
+            schedule: self.lr_scheduler_type,
+            options: &self.lr_scheduler_kwargs,
+            learning_rate: self.learning_rate,
+            warmup: self.warmup(),
+            max_steps: self.max_steps,
+        }
     }
 
     /// Refuses values that mean nothing, and such as cannot be together.
@@ -269,7 +279,7 @@ impl TrainConfig {
                      `eval_strategy` to \"steps\" or \"epoch\""
                 ),
             }),
-            None => ScheduleOptions::validate(self),
+            None => self.course().validate(),
         }
     }
 

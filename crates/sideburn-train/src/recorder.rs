@@ -1,6 +1,6 @@
 //! What is kept of a run while it goes, and evaluation.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
@@ -388,7 +388,7 @@ impl<M: Adapters> Observer<M> for RunRecorder<'_, M> {
 /// Writes what is trained of a model: an adapter as peft reads it, several by their names below `path`; the base as a file of
 /// weights.
 fn save_trained<M: Adapters>(model: &M, path: &Path) -> Result<(), TrainError> {
-    let adapters = trained_adapters(model)?;
+    let adapters = checkpoint::trained_adapters(model)?;
     for name in &adapters {
         model.save_adapter(name, if adapters.len() == 1 { path.to_owned() } else { path.join(name) })?;
     }
@@ -398,20 +398,6 @@ fn save_trained<M: Adapters>(model: &M, path: &Path) -> Result<(), TrainError> {
         staged.commit()?;
     }
     Ok(())
-}
-
-/// The adapters that are trained and that files can hold.
-pub(crate) fn trained_adapters<M: Adapters>(model: &M) -> Result<Vec<String>, TrainError> {
-    let parameters = parameters(model);
-    let trained = parameters.iter().filter(|parameter| parameter.is_trainable());
-    let names: BTreeSet<&str> = trained.filter_map(|parameter| parameter.adapter).collect();
-    let mut adapters = Vec::new();
-    for name in names {
-        if model.adapters().get(name)?.method().check_storable().is_ok() {
-            adapters.push(name.to_owned());
-        }
-    }
-    Ok(adapters)
 }
 
 /// The main memory of this process; where the system says.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{TrainConfig, TrainError};
+use crate::TrainError;
 
 /// How the learning rate goes: `lr_scheduler_type` of `transformers`. [`ScheduleOptions`] has what some of them take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,12 +76,14 @@ pub enum Ramp {
     OneMinusSqrt,
 }
 
-/// The learning rate of a step, from 0, as `get_scheduler` of `transformers.optimization` has it.
-pub(crate) fn learning_rate(config: &TrainConfig, step: u64) -> f64 {
-    let TrainConfig { lr_scheduler_type: schedule, lr_scheduler_kwargs: options, learning_rate, max_steps, .. } =
-        config;
-    let warmup = if *schedule == Schedule::Constant { 0 } else { config.warmup() };
-    learning_rate * schedule.factor(options, [step, warmup, *max_steps], *learning_rate)
+/// A schedule with all that the learning rate follows from.
+pub(crate) struct Course<'a> {
+    pub(crate) schedule: Schedule,
+    pub(crate) options: &'a ScheduleOptions,
+    pub(crate) learning_rate: f64,
+    /// Steps over which it rises.
+    pub(crate) warmup: u64,
+    pub(crate) max_steps: u64,
 }
 
 impl Schedule {
@@ -155,12 +157,20 @@ impl ScheduleOptions {
         let least = self.min_lr_ratio.unwrap_or(0.0);
         (factor * (1.0 - least) + least).max(0.0)
     }
+}
 
-    /// Refuses what the schedule of `config` does not know, and what means nothing.
-    pub(crate) fn validate(config: &TrainConfig) -> Result<(), TrainError> {
+impl Course<'_> {
+    /// The learning rate of a step, from 0, as `get_scheduler` of `transformers.optimization` has it.
+    pub(crate) fn learning_rate_at(&self, step: u64) -> f64 {
+        let warmup = if self.schedule == Schedule::Constant { 0 } else { self.warmup };
+        self.learning_rate * self.schedule.factor(self.options, [step, warmup, self.max_steps], self.learning_rate)
+    }
+
+    /// Refuses what the schedule does not know, and what means nothing.
+    pub(crate) fn validate(&self) -> Result<(), TrainError> {
         use Schedule::{Cosine, CosineWithRestarts, InverseSqrt, Polynomial, WarmupStableDecay};
         const NOT_NEGATIVE: &str = "a number of at least 0";
-        let (options, steps) = (&config.lr_scheduler_kwargs, |steps: Option<u64>| steps.map(|steps| steps as f64));
+        let (options, steps) = (self.options, |steps: Option<u64>| steps.map(|steps| steps as f64));
         let refuse = |field, found, expected| Err(TrainError::InvalidSetting { field, found, expected });
         let not_negative = |number: f64| number.is_finite() && number >= 0.0;
         let ramp = |ramp: Option<Ramp>| ramp.map(|_| 0.0);
@@ -197,19 +207,19 @@ impl ScheduleOptions {
         ];
         for (field, found, schedules, is_valid, expected) in fields {
             let Some(found) = found else { continue };
-            if !schedules.contains(&config.lr_scheduler_type) {
+            if !schedules.contains(&self.schedule) {
                 return refuse(field, found, "nothing, since this `lr_scheduler_type` has no such argument");
             }
             if !is_valid(found) {
                 return refuse(field, found, expected);
             }
         }
-        let warmup = config.warmup();
-        match config.lr_scheduler_type {
+        let warmup = self.warmup;
+        match self.schedule {
             Schedule::Constant if warmup > 0 => {
                 refuse("warmup_steps", warmup as f64, "0 with `constant`; `constant_with_warmup` has a warm-up")
             }
-            Polynomial if options.lr_end() >= config.learning_rate => {
+            Polynomial if options.lr_end() >= self.learning_rate => {
                 refuse("lr_scheduler_kwargs.lr_end", options.lr_end(), "less than `learning_rate`")
             }
             WarmupStableDecay => match options.num_decay_steps {
@@ -218,7 +228,7 @@ impl ScheduleOptions {
                     0.0,
                     "a number of steps, as `warmup_stable_decay` must have",
                 ),
-                Some(decay) if options.num_stable_steps.is_none() && warmup + decay > config.max_steps => refuse(
+                Some(decay) if options.num_stable_steps.is_none() && warmup + decay > self.max_steps => refuse(
                     "lr_scheduler_kwargs.num_decay_steps",
                     decay as f64,
                     "at most the steps that the warm-up leaves of `max_steps`",

@@ -7,7 +7,7 @@ use sideburn_quant::DynamicMap;
 use super::TASK;
 use super::simd::vector_fn;
 use crate::ops::adamw::AdamWStep;
-use crate::ops::adamw_8bit::Moment8Bit;
+use crate::ops::moment_8bit::Moment8Bit;
 
 const BLOCK: usize = Moment8Bit::BLOCK_SIZE;
 

@@ -149,13 +149,13 @@ impl Instructions {
                     2 => tile!(2),
                     _ => tile!(1),
                 }
-                for row in 0..rows {
+                for (row, products) in products.iter_mut().enumerate().take(rows) {
                     if whole < width {
-                        for (sum, weight) in products[row].iter_mut().zip(weight.chunks_exact(width)) {
+                        for (sum, weight) in products.iter_mut().zip(weight.chunks_exact(width)) {
                             *sum += dot(rest(i + row), &weight[whole..]);
                         }
                     }
-                    for (float, sum) in floats.iter_mut().zip(&products[row]) {
+                    for (float, sum) in floats.iter_mut().zip(&*products) {
                         *float = *sum as f32;
                     }
                     write(i + row, j, &floats[..columns]);
@@ -309,8 +309,8 @@ mod avx512vnni {
         }
         for row in 0..N {
             let moved = _mm512_set1_epi32(128 * sums[row]);
-            for half in 0..2 {
-                let sums = _mm512_sub_epi32(totals[row][half], moved);
+            for (half, total) in totals[row].into_iter().enumerate() {
+                let sums = _mm512_sub_epi32(total, moved);
                 // SAFETY: there is room for two times 16.
                 unsafe { _mm512_storeu_si512(out[row].as_mut_ptr().add(16 * half).cast(), sums) };
             }

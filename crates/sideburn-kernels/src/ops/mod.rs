@@ -16,6 +16,7 @@ pub(crate) mod loss;
 pub(crate) mod many;
 pub(crate) mod matmul;
 pub(crate) mod matrix;
+pub(crate) mod moment_8bit;
 pub(crate) mod norm;
 pub(crate) mod packed;
 pub(crate) mod packed_products;
