@@ -65,12 +65,6 @@ pub(crate) fn largest(values: &[f32]) -> f32 {
 /// How far ahead memory is asked for, in values.
 const AHEAD: usize = 2048;
 
-/// Asks for the line of memory that is read a while after this one, where all of it is read one after the other.
-#[inline(always)]
-fn fetch_ahead(line: &[f32]) {
-    fetch_line(line.as_ptr().wrapping_add(AHEAD));
-}
-
 /// Asks for memory that is read soon.
 #[inline(always)]
 pub(crate) fn fetch(values: &[f32]) {
@@ -140,7 +134,9 @@ unsafe fn dots_avx2<const M: usize, const N: usize, const FETCH: bool>(
     let mut sums = [[_mm256_setzero_ps(); N]; M];
     for line in (0..whole).step_by(LINE) {
         if FETCH {
-            y.iter().for_each(|y| fetch_ahead(&y[line..]));
+            // Lines are asked for in the order in which they lie, whichever of the slices they are part of.
+            let ahead = y[0].as_ptr().wrapping_add(AHEAD.max(N * whole) + N * line);
+            (0..N).for_each(|next| fetch_line(ahead.wrapping_add(next * LINE)));
         }
         for start in [line, line + LANES] {
             let mut of_y = [_mm256_setzero_ps(); N];
