@@ -80,7 +80,7 @@ pub fn plan_training<M: LanguageModel>(
     const FLOAT: u64 = size_of::<f32>() as u64;
     /// Tiles of a packed weight on the CPU.
     const TILES: u64 = 32 << 20;
-    /// Memory that may wait at least.
+    /// Memory that waits to be used again.
     const WAITING: u64 = 64 << 20;
     let tokens = |length: usize| match place {
         Place::Cpu => batch.rows * length,
@@ -107,8 +107,8 @@ pub fn plan_training<M: LanguageModel>(
                 let (module, part) = name.rsplit_once('.').unwrap_or(("", name.as_str()));
                 modules.entry(module).or_default().push((part, *linear));
             }
-            // A norm keeps its input, and one with a bias what is centred, too.
-            Weight::Vector(vector) => {
+            // A norm keeps its input; one with a bias keeps no more.
+            Weight::Vector(vector) if !name.ends_with("bias") => {
                 let floats = (model.tokens_at(name, prompts as usize, targets as usize) * vector.len()) as u64;
                 kept.add(name, floats);
                 if let Some(block) = kept.block(name) {
@@ -124,10 +124,10 @@ pub fn plan_training<M: LanguageModel>(
         for (index, (part, linear)) in layers.iter().enumerate() {
             let [out, input] = linear.shape().map(|size| size as u64);
             let tokens = model.tokens_at(&format!("{module}.{part}"), prompts as usize, targets as usize) as u64;
-            let mut floats = tokens * out;
+            // All but the last layer of a module read the same; what the last writes is added to what went in, and is not kept.
+            let is_last = index + 1 == layers.len();
+            let mut floats = if is_last { 0 } else { tokens * out };
             if linear.slots().len() > 0 {
-                // All but the last layer of a module read the same.
-                let is_last = index + 1 == layers.len();
                 floats += if is_last || !reads_kept { tokens * input } else { 0 };
                 reads_kept |= !is_last;
                 floats += if linear.is_low_rank() { 0 } else { tokens * (input + out) };
@@ -138,15 +138,15 @@ pub fn plan_training<M: LanguageModel>(
     }
     let activations = FLOAT * kept.floats(batch.gradient_checkpointing);
     let dense = |sites: u64| if base.packed > 0 { sites } else { 0 };
-    let workspace = FLOAT * largest
-        + match place {
-            Place::Cpu => dense(TILES) + (activations / 8).max(WAITING),
-            // Codes as integers, what they stand for, and their product with the scales.
-            Place::Gpu => {
-                let sizes = modules.values().flatten().map(|(_, linear)| linear.shape().iter().product::<usize>());
-                dense(3 * FLOAT * sizes.max().unwrap_or(0) as u64)
-            }
-        };
+    let workspace = match place {
+        // The backward pass gives activations back as it goes.
+        Place::Cpu => dense(TILES) + WAITING,
+        // Codes as integers, what they stand for, and their product with the scales.
+        Place::Gpu => {
+            let sizes = modules.values().flatten().map(|(_, linear)| linear.shape().iter().product::<usize>());
+            FLOAT * largest + dense(3 * FLOAT * sizes.max().unwrap_or(0) as u64)
+        }
+    };
     MemoryPlan { base, adapter, optimizer: 4 * FLOAT * trained, activations, workspace }
 }
 
