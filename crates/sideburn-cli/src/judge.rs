@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use serde::Serialize;
-use serde_json::json;
-use sideburn::data::Loaded;
+use serde_json::{Map, Value, json};
+use sideburn::data::{Loaded, Shard, ShardHeader};
 use sideburn::eval::{Interval, bootstrap};
 use sideburn::files::write_atomic;
 use sideburn::judge::{
@@ -21,6 +21,7 @@ use sideburn::judge::{
 use sideburn::prelude::*;
 
 use crate::interrupt::stop_on_signals;
+use crate::join::Job;
 use crate::report::{Finding, count, in_line, shown, table, tell};
 use crate::source::DataArgs;
 use crate::texts::{Named, check_names, read_predictions};
@@ -50,6 +51,9 @@ pub(crate) struct Args {
     /// Scores of the same summaries by another judge or by people: JSON Lines with id, system and scores
     #[arg(long, value_name = "FILE")]
     against: Vec<PathBuf>,
+    /// Only score a part of the dialogues: 2/4 is the second of four. sideburn join makes one of what all parts have written
+    #[arg(long, value_name = "I/N", conflicts_with = "against")]
+    shard: Option<Shard>,
     /// Where answers are kept [default: the output's name with .cache behind it]
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
@@ -96,12 +100,20 @@ pub(crate) struct Found {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Found> {
     let bootstrap = BootstrapConfig { samples: args.samples, seed: args.seed, ..BootstrapConfig::default() };
-    let (loaded, _) = args.data.read(Split::Test, args.seed)?;
+    let (mut loaded, _) = args.data.read(Split::Test, args.seed)?;
     let mut systems = Vec::new();
     for file in &args.predictions {
         systems.extend(read_predictions(file, args.field.as_deref(), &loaded)?);
     }
     check_names(&systems)?;
+    let job = Job::over(loaded.examples.iter().map(|example| (example.id.as_str(), example.source().to_string())));
+    let job = job.with(&serde_json::to_string(&systems)?);
+    let (all, shard) = (loaded.examples.len(), args.shard);
+    let places: Vec<usize> = shard.map_or((0..all).collect(), |shard| shard.places(all).collect());
+    loaded.examples = places.iter().map(|place| loaded.examples[*place].clone()).collect();
+    for (_, texts) in &mut systems {
+        *texts = places.iter().map(|place| std::mem::take(&mut texts[*place])).collect();
+    }
     // What cannot be read is told before anything is paid for.
     let others = args.against.iter().map(|path| Ok((shown(path), Rating::read(path)?)));
     let others = others.collect::<anyhow::Result<Vec<_>>>()?;
@@ -129,6 +141,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Found> {
     }
     for (system, means) in &means {
         lines += &(json!({ "system": system, "model": model, "means": means }).to_string() + "\n");
+    }
+    if let Some(shard) = shard {
+        let header = ShardHeader { shard, texts: all, records: systems.len(), job: job.with(&model).name() };
+        let record = |rating: &Rating| match serde_json::to_value(rating)? {
+            Value::Object(record) => anyhow::Ok(record),
+            _ => Ok(Map::new()),
+        };
+        let records = ratings.iter().map(record).collect::<Result<Vec<_>, _>>()?;
+        // Systems one after the other, each with all dialogues.
+        lines = header.to_lines(places.iter().copied().cycle().zip(records));
     }
     write_atomic(&args.output, lines.as_bytes())?;
     let mut agreement = BTreeMap::new();

@@ -1,5 +1,6 @@
 //! `sideburn`: trains adapters, looks into them, merges, combines and converts them, plans memory, quantises models, holds them
-//! against reference numbers, summarises, scores and evaluates summaries, looks into data sets, pushes adapters, and lists devices.
+//! against reference numbers, summarises, scores and evaluates summaries, in parts if need be, looks into data sets, pushes
+//! adapters, and lists devices.
 
 #![forbid(unsafe_code)]
 
@@ -9,6 +10,7 @@ mod devices;
 mod evaluate;
 mod hub;
 mod interrupt;
+mod join;
 #[cfg(feature = "judge")]
 mod judge;
 mod loading;
@@ -71,7 +73,10 @@ Examples:
   A summary, shown as it is written, and those of two adapters beside each other:
     sideburn summarize --model flan-t5-base --adapter my-adapter --input dialogue.txt
     sideburn summarize --model flan-t5-base --adapter news --adapter talk --input test.csv --num-beams 4
-  The same with a model and an adapter from the hub, and an adapter of your own to it:
+  Many texts in four parts, on as many machines, and one file of what comes of them:
+    sideburn summarize --model flan-t5-base --input texts.jsonl --shard 1/4 --json > part-1.jsonl
+    sideburn join part-1.jsonl part-2.jsonl part-3.jsonl part-4.jsonl --output summaries.jsonl
+  A summary with a model and an adapter from the hub, and an adapter of your own to it:
     sideburn summarize --model google/flan-t5-small --adapter someone/a-lora@v1.0 --input dialogue.txt
     sideburn push --adapter my-adapter --to you/flan-t5-small-dialogsum-lora
   What there is to compute on:
@@ -111,6 +116,7 @@ enum Command {
     #[cfg(feature = "judge")]
     Judge(judge::Args),
     Evaluate(Box<evaluate::Args>),
+    Join(join::Args),
     Verify(verify::Args),
     Summarize(summarize::Args),
     #[cfg(feature = "hub")]
@@ -135,7 +141,8 @@ fn main() -> ExitCode {
         Command::Rouge(args) => rouge::run(&args).map(Report::new),
         #[cfg(feature = "judge")]
         Command::Judge(args) => judge::run(&args).map(Report::new),
-        Command::Evaluate(args) => evaluate::run(&args).map(Report::new),
+        Command::Evaluate(args) => evaluate::run(&args),
+        Command::Join(args) => join::run(&args).map(Report::new),
         Command::Verify(args) => verify::run(&args).map(Report::new),
         Command::Summarize(args) => return ended(summarize::run(&args.with_json(json))),
         #[cfg(feature = "hub")]

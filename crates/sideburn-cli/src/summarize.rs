@@ -9,12 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, ensure};
 use clap::ValueEnum;
 use serde_json::{Map, Value};
-use sideburn::data::{Columns, parse_csv, parse_jsonl};
+use sideburn::data::{Columns, Shard, ShardHeader, parse_csv, parse_jsonl};
 use sideburn::prelude::*;
 use sideburn::{ManyConfig, Texts, TextsError, generate_many, stream_text};
 
 use crate::hub;
 use crate::interrupt::stop_on_signals;
+use crate::join::Job;
 use crate::report::{for_terminal, in_line, is_closed, shown, tell};
 use crate::writing::{Writer, WritingArgs};
 
@@ -45,6 +46,10 @@ pub(crate) struct Args {
     /// The column or field of a text in CSV or JSON Lines
     #[arg(long, value_name = "NAME", default_value = "dialogue")]
     column: String,
+    /// Only a part of the texts: 2/4 is the second of four, each of which has every fourth text. What is written, JSON Lines
+    /// with the places of texts, is made one by sideburn join
+    #[arg(long, value_name = "I/N")]
+    shard: Option<Shard>,
     #[command(flatten)]
     writing: WritingArgs,
 }
@@ -74,6 +79,8 @@ impl Args {
 
 /// A text of the input.
 struct Source {
+    /// From 0.
+    place: usize,
     id: String,
     text: String,
 }
@@ -92,8 +99,18 @@ const EMBEDDED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/t5-min
 
 /// Whether all texts were summarised. Writes to the standard output as far as it is read.
 pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
+    ensure!(
+        args.shard.is_none() || args.output_format == OutputFormat::Jsonl,
+        "--shard writes JSON Lines; give --output-format jsonl, or --json"
+    );
     let names = column_names(&args.adapter)?;
-    let sources = read(args)?;
+    let mut sources = read(args)?;
+    let all = sources.len();
+    let job = args.shard.map(|_| Job::over(sources.iter().map(|source| (source.id.as_str(), source.text.clone()))));
+    if let Some(shard) = args.shard {
+        let mut places = shard.places(all).peekable();
+        sources.retain(|source| places.next_if_eq(&source.place).is_some());
+    }
     let directory = match &args.model {
         Some(name) => hub::model(name)?,
         None => EMBEDDED.into(),
@@ -107,7 +124,20 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
     let stop = stop_on_signals()?;
     let fields = |source: &Source| Fields::from([("dialogue".to_owned(), source.text.clone())]);
     let prompts = writer.prompts(sources.iter().map(fields))?;
-    let Writer { mut model, tokenizer, config, .. } = writer;
+    let Writer { mut model, tokenizer, mut config, template, .. } = writer;
+    let header = match (args.shard, job) {
+        (Some(shard), Some(job)) => {
+            let mut job = job.with(&model.fingerprint()).with(&format!("{config:?} {} {names:?}", template.as_str()));
+            job = job.with(&format!("{} {:?}", args.writing.max_source_length, args.writing.compute as u8));
+            for adapter in &adapters {
+                job = job.with_adapter(adapter)?;
+            }
+            // Parts draw other numbers.
+            config.seed = Key::from_seed(config.seed).fold_in_name("shard").fold_in(shard.number() as u64).start();
+            Some(ShardHeader { shard, texts: all, records: 1, job: job.name() })
+        }
+        _ => None,
+    };
 
     if let ([prompt], [_], OutputFormat::Text) = (&prompts[..], &names[..], args.output_format) {
         if let Some(adapter) = adapters.first() {
@@ -136,7 +166,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
             model.delete("adapter")?;
         }
     }
-    print(args, &sources, &columns)
+    print(args, header.as_ref(), &sources, &columns)
 }
 
 /// The texts of the input.
@@ -169,14 +199,17 @@ fn read(args: &Args) -> anyhow::Result<Vec<Source>> {
             );
             let text = String::from_utf8(text).ok().with_context(|| format!("{} is not UTF-8", shown(&name)))?;
             ensure!(!text.trim().is_empty(), "{} holds no text", shown(&name));
-            return Ok(vec![Source { id: "0".to_owned(), text: text.trim().to_owned() }]);
+            return Ok(vec![Source { place: 0, id: "0".to_owned(), text: text.trim().to_owned() }]);
         }
         InputFormat::Csv => parse_csv(&name, input, &columns)?.examples,
         InputFormat::Jsonl => parse_jsonl(&name, input, &columns)?.examples,
     };
-    let source =
-        |mut example: Example| Source { text: example.fields.remove(&args.column).unwrap_or_default(), id: example.id };
-    Ok(examples.into_iter().map(source).collect())
+    let source = |(place, mut example): (usize, Example)| Source {
+        place,
+        text: example.fields.remove(&args.column).unwrap_or_default(),
+        id: example.id,
+    };
+    Ok(examples.into_iter().enumerate().map(source).collect())
 }
 
 /// What the columns are called: as the directories of the adapters, or `summary` where there is but one.
@@ -221,15 +254,18 @@ fn stream(
 }
 
 /// Prints all columns, and tells on the standard error what could not be summarised.
-fn print(args: &Args, sources: &[Source], columns: &[Column]) -> anyhow::Result<bool> {
+fn print(args: &Args, header: Option<&ShardHeader>, sources: &[Source], columns: &[Column]) -> anyhow::Result<bool> {
     let mut out = io::stdout().lock();
     let (mut all, mut open, mut stopped) = (true, true, 0);
     if args.output_format == OutputFormat::Text && columns.len() > 1 {
         let names: Vec<String> = columns.iter().map(|column| in_cell(&column.name)).collect();
         open = !is_closed(writeln!(out, "{}", names.join("\t")))?;
     }
+    if let Some(header) = header {
+        open = !is_closed(write!(out, "{}", header.to_lines([])))?;
+    }
     for (index, source) in sources.iter().enumerate() {
-        let mut texts = Vec::new();
+        let (mut texts, before) = (Vec::new(), stopped);
         for Column { name, texts: of_column } in columns {
             texts.push(match &of_column[index] {
                 Ok(written) => Value::from(written[0].clone()),
@@ -249,11 +285,16 @@ fn print(args: &Args, sources: &[Source], columns: &[Column]) -> anyhow::Result<
                 }
             });
         }
+        if header.is_some() && stopped > before {
+            // What is not written is missed when parts are joined.
+            continue;
+        }
         let line = match args.output_format {
             OutputFormat::Jsonl => {
                 let fields = columns.iter().map(|column| column.name.clone()).zip(texts);
-                let fields: Map<String, Value> =
-                    [("id".to_owned(), source.id.clone().into())].into_iter().chain(fields).collect();
+                let place = header.map(|_| ("at".to_owned(), source.place.into()));
+                let id = [("id".to_owned(), source.id.clone().into())];
+                let fields: Map<String, Value> = place.into_iter().chain(id).chain(fields).collect();
                 Value::Object(fields).to_string()
             }
             OutputFormat::Text => {

@@ -608,7 +608,7 @@ pub enum DataError {
 }
 
 /// Names of fields or columns, as a message lists them.
-fn listed(names: &[String]) -> String {
+pub(crate) fn listed(names: &[String]) -> String {
     printable(&names.join(", ")).to_string()
 }
 

@@ -21,6 +21,8 @@
 //!   length;
 //!   [`ShardedSampler`] is the part of each batch that one of several processes has.
 //!   [`TokenizedSet::batch`] lays those examples into a [`PromptBatch`](sideburn_batch::PromptBatch).
+//! * A [`Shard`] is a part of many texts that one of several processes has, which know nothing of each other; [`join_shards`]
+//!   makes one of their results, and finds what is missing or there twice.
 //!
 //! # Reading
 //!
@@ -85,6 +87,7 @@ mod loaded;
 mod parquet;
 mod parts;
 mod sampler;
+mod shard;
 mod split;
 mod subsample;
 mod template;
@@ -108,6 +111,7 @@ pub use lengths::Lengths;
 pub use loaded::{Loaded, Skipped};
 pub use parts::split_examples;
 pub use sampler::{GroupedSampler, Sampler, ShardedSampler, ShuffledSampler};
+pub use shard::{Shard, ShardError, ShardHeader, join_shards};
 pub use split::Split;
 pub use subsample::Subsample;
 pub use template::Template;

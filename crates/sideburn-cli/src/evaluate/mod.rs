@@ -9,14 +9,17 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
+use sideburn::data::{Shard, ShardHeader};
 use sideburn::eval::{Difference, Mean, Report, Slicing, Statistics, SystemScores};
-use sideburn::files::{AtomicDir, check_writable};
+use sideburn::files::{AtomicDir, check_writable, write_atomic};
 use sideburn::prelude::*;
 
-use crate::report::{Finding, shown};
+use crate::join::Job;
+use crate::report::{self, Finding, shown};
 use crate::source::DataArgs;
 use crate::texts::{Named, Written, check_names, read_predictions};
 use crate::writing::WritingArgs;
+use writing::Summaries;
 
 /// Evaluate summaries: those in files, or those that a model writes, without adapters and with each of them
 ///
@@ -43,6 +46,10 @@ pub(crate) struct Args {
     /// Directory of an adapter for it, or its id on the hub; several times for several systems
     #[arg(long, value_name = "[NAME=]DIR", requires = "model")]
     adapter: Vec<Named>,
+    /// Only have the model write for a part of the dialogues, 2/4 say, the second of four: shard-2-of-4.jsonl is written, and
+    /// nothing is scored. sideburn join makes one file of all parts, which is then given to --predictions
+    #[arg(long, value_name = "I/N", requires = "model", conflicts_with_all = ["predictions", "scores"])]
+    shard: Option<Shard>,
     /// Scores from elsewhere, such as those of sideburn judge: JSON Lines with id, system and scores
     #[arg(long, value_name = "FILE")]
     scores: Vec<PathBuf>,
@@ -76,14 +83,53 @@ pub(crate) struct Evaluated {
     text: String,
 }
 
-pub(crate) fn run(args: &Args) -> anyhow::Result<Evaluated> {
+/// What a model has written for a part.
+#[derive(Serialize)]
+struct Part {
+    predictions: PathBuf,
+    /// Dialogues of the part, and of all.
+    n: usize,
+    of: usize,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<report::Report> {
+    match args.shard {
+        None => evaluate(args).map(report::Report::new),
+        Some(shard) => write_part(args, shard).map(report::Report::new),
+    }
+}
+
+/// What the model writes for a part, without a score.
+fn write_part(args: &Args, shard: Shard) -> anyhow::Result<Part> {
+    let model = args.model.as_ref().context("--shard wants a --model")?;
+    std::fs::create_dir_all(&args.output).with_context(|| shown(&args.output))?;
+    let (loaded, _) = args.data.read(Split::Test, args.writing.seed.unwrap_or_default())?;
+    let of = loaded.examples.len();
+    let places: Vec<usize> = shard.places(of).collect();
+    let texts = |example: &Example| serde_json::to_string(&example.fields).unwrap_or_default();
+    let job = Job::over(loaded.examples.iter().map(|example| (example.id.as_str(), texts(example))));
+    let examples: Vec<Example> = places.iter().map(|place| loaded.examples[*place].clone()).collect();
+    let Summaries { written, job, .. } = writing::summaries(args, model, &examples, job)?;
+    let record = |(at, place): (usize, &usize)| {
+        let texts = written.iter().map(|(name, outputs)| (name.clone(), Value::from(outputs[at].clone())));
+        let id = ("id".to_owned(), Value::from(examples[at].id.clone()));
+        (*place, [id].into_iter().chain(texts).collect::<Map<String, Value>>())
+    };
+    let header = ShardHeader { shard, texts: of, records: 1, job: job.name() };
+    let path = args.output.join(format!("shard-{}-of-{}.jsonl", shard.number(), shard.count()));
+    write_atomic(&path, header.to_lines(places.iter().enumerate().map(record)).as_bytes())?;
+    writing::finish(&args.output, Some(shard))?;
+    Ok(Part { predictions: path, n: examples.len(), of })
+}
+
+fn evaluate(args: &Args) -> anyhow::Result<Evaluated> {
     check_writable(&args.output)?;
     let seed = args.writing.seed.unwrap_or_default();
     let (loaded, title) = args.data.read(Split::Test, seed)?;
     let mut systems: Vec<Written> = Vec::new();
     let mut how = Value::Null;
     if let Some(model) = &args.model {
-        let (written, with) = writing::summaries(args, model, &loaded.examples)?;
+        let Summaries { written, how: with, .. } = writing::summaries(args, model, &loaded.examples, Job::over([]))?;
         systems.extend(written);
         how = with;
     }
@@ -115,7 +161,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Evaluated> {
     }
     let report = Report::new(title, evaluation)?;
     write(&report, &args.output)?;
-    writing::finish(&args.output)?;
+    writing::finish(&args.output, None)?;
 
     let text = report.to_string();
     let Report { title, evaluation, differences, statistics, slicings, .. } = report;
@@ -155,5 +201,14 @@ impl fmt::Display for Evaluated {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.text)?;
         writeln!(f, "{}", shown(&self.report))
+    }
+}
+
+impl Finding for Part {}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { predictions, n, of } = self;
+        writeln!(f, "{n} of {of} dialogues\n{}", shown(predictions))
     }
 }

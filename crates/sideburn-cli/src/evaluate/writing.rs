@@ -9,6 +9,7 @@ use std::time::UNIX_EPOCH;
 
 use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
+use sideburn::data::Shard;
 use sideburn::files::{read_text, write_atomic};
 use sideburn::prelude::*;
 use sideburn::{ManyConfig, generate_many};
@@ -16,12 +17,18 @@ use sideburn::{ManyConfig, generate_many};
 use super::Args;
 use crate::hub;
 use crate::interrupt::stop_on_signals;
+use crate::join::Job;
 use crate::report::{for_terminal, shown, tell};
 use crate::texts::{Named, Written};
 use crate::writing::Writer;
 
 /// What is kept in the output directory until all is written.
-const UNFINISHED: &str = "unfinished.jsonl";
+fn unfinished(directory: &Path, shard: Option<Shard>) -> PathBuf {
+    directory.join(match shard {
+        None => "unfinished.jsonl".to_owned(),
+        Some(shard) => format!("unfinished-{}-of-{}.jsonl", shard.number(), shard.count()),
+    })
+}
 
 /// The largest such file.
 const MAX_UNFINISHED: u64 = 1 << 30;
@@ -37,9 +44,8 @@ struct Kept {
 }
 
 impl Kept {
-    /// What an earlier run has kept in `directory`, if it was asked for the same.
-    fn open(directory: &Path, asked: &Value) -> Self {
-        let path = directory.join(UNFINISHED);
+    /// What an earlier run has kept in a file, if it was asked for the same.
+    fn open(path: PathBuf, asked: &Value) -> Self {
         let mut kept = Self { path, lines: vec![asked.to_string()], texts: HashMap::new() };
         let Ok(file) = read_text(&kept.path, MAX_UNFINISHED) else { return kept };
         let mut lines = file.lines();
@@ -70,15 +76,29 @@ impl Kept {
 }
 
 /// Removes what was kept for going on: all is written.
-pub(super) fn finish(directory: &Path) -> anyhow::Result<()> {
-    match std::fs::remove_file(directory.join(UNFINISHED)) {
+pub(super) fn finish(directory: &Path, shard: Option<Shard>) -> anyhow::Result<()> {
+    match std::fs::remove_file(unfinished(directory, shard)) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
         _ => Ok(()),
     }
 }
 
-/// What the model writes for the examples, without adapters (`base`) and with each of them, and how it wrote.
-pub(super) fn summaries(args: &Args, directory: &Path, examples: &[Example]) -> anyhow::Result<(Vec<Written>, Value)> {
+/// What a model has written.
+pub(super) struct Summaries {
+    pub(super) written: Vec<Written>,
+    /// How it wrote.
+    pub(super) how: Value,
+    /// What tells this from other jobs.
+    pub(super) job: Job,
+}
+
+/// What the model writes for the examples, without adapters (`base`) and with each of them. `job` is over their texts.
+pub(super) fn summaries(
+    args: &Args,
+    directory: &Path,
+    examples: &[Example],
+    mut job: Job,
+) -> anyhow::Result<Summaries> {
     // Nothing is computed before all is there.
     let directory = &hub::model(directory)?;
     let adapters =
@@ -100,7 +120,12 @@ pub(super) fn summaries(args: &Args, directory: &Path, examples: &[Example]) -> 
         "generation": format!("{config:?}"),
         "prompts": format!("{:016x}", tokens.fold(Key::from_seed(0), Key::fold_in).start()),
     });
-    let mut kept = Kept::open(&args.output, &asked);
+    job = job.with(&model.fingerprint()).with(&format!("{config:?} {} {names:?}", template.as_str()));
+    job = job.with(&format!("{} {:?}", args.writing.max_source_length, args.writing.compute as u8));
+    for adapter in &adapters {
+        job = job.with_adapter(adapter)?;
+    }
+    let mut kept = Kept::open(unfinished(&args.output, args.shard), &asked);
     let stop = stop_on_signals()?;
     let mut written = Vec::new();
     for (place, name) in names.iter().enumerate() {
@@ -114,7 +139,9 @@ pub(super) fn summaries(args: &Args, directory: &Path, examples: &[Example]) -> 
                 continue;
             }
             // A chunk is answered whole, so that what is drawn does not depend on where a run was stopped.
-            let seed = Key::from_seed(config.seed).fold_in(number as u64).start();
+            let key = Key::from_seed(config.seed);
+            let key = args.shard.map_or(key, |shard| key.fold_in_name("shard").fold_in(shard.number() as u64));
+            let seed = key.fold_in(number as u64).start();
             let config = ManyConfig::new(GenerationConfig { seed, ..config.clone() });
             let chunk_prompts: Vec<&Vec<u32>> = chunk.iter().map(|at| &prompts[*at]).collect();
             let shows = std::io::stderr().is_terminal();
@@ -160,7 +187,7 @@ pub(super) fn summaries(args: &Args, directory: &Path, examples: &[Example]) -> 
         "compute": args.writing.compute,
         "generation": config,
     });
-    Ok((written, how))
+    Ok(Summaries { written, how, job })
 }
 
 /// `base`, and adapters by their names or those of their directories.

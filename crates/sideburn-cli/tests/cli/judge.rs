@@ -123,3 +123,36 @@ fn what_is_wrong_with_the_server_is_said() {
     let output = command.env_remove("OPENAI_BASE_URL").arg("judge").args(&arguments).output().unwrap();
     assert_contains(&String::from_utf8(output.stderr).unwrap(), &["OPENAI_BASE_URL is not set; set it to"]);
 }
+
+/// Parts that are judged apart make the same scores.
+#[test]
+fn parts_are_judged_and_joined() {
+    let (server, directory) = (server(), tempdir().unwrap());
+    let url = format!("{}/v1", server.url());
+    let mut arguments = files(directory.path(), ["a", "ab", "abc"]);
+    let other = directory.path().join("other.txt");
+    fs::write(&other, "abcd\nabcde\nabcdef\n").unwrap();
+    arguments.extend(args!["--predictions", other]);
+    assert!(judge(&url, arguments.clone()).status.success());
+    let whole = fs::read_to_string(directory.path().join("judged.jsonl")).unwrap();
+    let parts = ["1/2", "2/2"].map(|shard| {
+        let part = directory.path().join(format!("part-{}.jsonl", shard.replace('/', "-")));
+        let mut arguments = arguments.clone();
+        let output = arguments.iter().position(|argument| argument == "--output").unwrap() + 1;
+        arguments[output] = part.clone().into();
+        arguments.extend(args!["--shard", shard]);
+        assert!(judge(&url, arguments).status.success());
+        part
+    });
+    let joined = directory.path().join("joined.jsonl");
+    assert_eq!(run(args!["join", &parts[1], &parts[0], "--output", &joined]).code, 0);
+    let sorted = |text: &str| {
+        let mut lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        lines.retain(|line| line.get("id").is_some());
+        lines.sort_by_key(|line| (line["system"].to_string(), line["id"].to_string()));
+        lines
+    };
+    let joined = fs::read_to_string(&joined).unwrap();
+    assert_eq!((joined.lines().count(), sorted(&joined)), (6, sorted(&whole)));
+    assert_contains(&error(args!["join", &parts[0], "--output", other]), &["there is no file of 2/2"]);
+}

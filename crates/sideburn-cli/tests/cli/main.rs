@@ -33,6 +33,7 @@ mod evaluate;
 #[cfg(feature = "hub")]
 mod hub;
 mod inspect;
+mod join;
 #[cfg(feature = "judge")]
 mod judge;
 mod merge;
