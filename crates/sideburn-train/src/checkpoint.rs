@@ -177,23 +177,7 @@ pub(crate) fn open(path: &Path) -> Result<TrainerState, TrainError> {
 /// Fills `model` with the weights of an [`open`]ed checkpoint, and gives the state to go on from.
 pub(crate) fn load<M: Adapters>(path: &Path, state: &TrainerState, model: &mut M) -> Result<RunState, TrainError> {
     let broken = |message: String| TrainError::Checkpoint { path: path.to_owned(), message };
-    let mut tensors = read(&path.join(MODEL))?;
-    let mut loaded = std::collections::HashMap::new();
-    for parameter in parameters(model).into_iter().filter(Parameter::is_trainable) {
-        let name = parameter.whole_name();
-        let data = tensors.remove(&name).ok_or_else(|| broken(format!("{MODEL} has no {name}, which is trained")))?;
-        let (shape, dtype) = (parameter.tensor.lazy_shape(), values(parameter.tensor).dtype());
-        if *data.shape() != shape || data.dtype() != dtype {
-            let found = (data.dtype(), data.shape().as_slice().to_vec());
-            return Err(broken(format!("{name} is {found:?}, expected {:?}", (dtype, shape.as_slice()))));
-        }
-        let device = parameter.tensor.lazy_device().inner();
-        let values = Tensor::<2>::from_data(data, (&device, dtype));
-        loaded.insert(parameter.id(), Param::initialized(parameter.id(), Tensor::from_inner(values).require_grad()));
-    }
-    if let Some(name) = tensors.keys().next() {
-        return Err(broken(format!("{MODEL} has {name}, which is not trained")));
-    }
+    let tensors = read(&path.join(MODEL))?;
     let mut optimizer = BTreeMap::<String, BTreeMap<String, TensorData>>::new();
     for (name, data) in read(&path.join(OPTIMIZER))? {
         let (parameter, part) = name.rsplit_once('/').ok_or_else(|| broken(format!("{OPTIMIZER} has {name}")))?;
@@ -206,16 +190,38 @@ pub(crate) fn load<M: Adapters>(path: &Path, state: &TrainerState, model: &mut M
             adapters.entry(adapter.to_owned()).or_default().insert(of.to_owned(), data);
         }
     }
+    fill(model, tensors).map_err(|message| broken(format!("{MODEL}: {message}")))?;
+    Ok(RunState { config: state.config.clone(), step: state.global_step, optimizer, adapters })
+}
+
+/// Fills the trained parameters of `model`, by their names; nothing may be missing, and nothing left over.
+pub(crate) fn fill<M: Adapters>(model: &mut M, mut tensors: BTreeMap<String, TensorData>) -> Result<(), String> {
+    let mut loaded = std::collections::HashMap::new();
+    for parameter in parameters(model).into_iter().filter(Parameter::is_trainable) {
+        let name = parameter.whole_name();
+        let data = tensors.remove(&name).ok_or_else(|| format!("there is no {name}, which is trained"))?;
+        let (shape, dtype) = (parameter.tensor.lazy_shape(), values(parameter.tensor).dtype());
+        if *data.shape() != shape || data.dtype() != dtype {
+            let found = (data.dtype(), data.shape().as_slice().to_vec());
+            return Err(format!("{name} is {found:?}, expected {:?}", (dtype, shape.as_slice())));
+        }
+        let device = parameter.tensor.lazy_device().inner();
+        let values = Tensor::<2>::from_data(data, (&device, dtype));
+        loaded.insert(parameter.id(), Param::initialized(parameter.id(), Tensor::from_inner(values).require_grad()));
+    }
+    if let Some(name) = tensors.keys().next() {
+        return Err(format!("there is {name}, which is not trained"));
+    }
     for_each_parameter(model, |param| {
         if let Some(values) = loaded.get(&param.id) {
             *param = values.clone();
         }
     });
-    Ok(RunState { config: state.config.clone(), step: state.global_step, optimizer, adapters })
+    Ok(())
 }
 
 /// The values of a parameter, without a graph.
-fn values(param: &Param<Tensor<2>>) -> Tensor<2> {
+pub(crate) fn values(param: &Param<Tensor<2>>) -> Tensor<2> {
     let values = param.val();
     if values.device().is_autodiff() { values.inner() } else { values }
 }
@@ -263,9 +269,12 @@ fn entry_of(path: &Path) -> Result<Entry, TrainError> {
     Ok(Entry { bytes, sha256 })
 }
 
-/// The tensors of a file.
 fn read(path: &Path) -> Result<BTreeMap<String, TensorData>, TrainError> {
-    let file = SafetensorsFile::open(path)?;
+    tensors_in(&SafetensorsFile::open(path)?, path)
+}
+
+/// The tensors of a file, which messages call `path`.
+pub(crate) fn tensors_in(file: &SafetensorsFile, path: &Path) -> Result<BTreeMap<String, TensorData>, TrainError> {
     let names: Vec<String> = file.names().map(str::to_owned).collect();
     let tensor = |name: String| {
         let tensor = file.read(&name)?;
@@ -301,7 +310,7 @@ const DTYPES: [(DType, Dtype); 12] = [
     (DType::U8, Dtype::U8),
 ];
 
-fn to_file(data: &TensorData) -> sideburn_weights::Tensor {
+pub(crate) fn to_file(data: &TensorData) -> sideburn_weights::Tensor {
     let shape = data.shape().as_slice().to_vec();
     let (dtype, bytes) = match DTYPES.iter().find(|(dtype, _)| *dtype == data.dtype()) {
         Some((_, dtype)) => (*dtype, data.as_bytes().to_vec()),

@@ -7,6 +7,8 @@ use sideburn_files::FileError;
 use sideburn_kernels::OutOfMemory;
 use sideburn_weights::WeightsError;
 
+use crate::RankError;
+
 type Source = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why training stopped, or could not begin.
@@ -166,6 +168,9 @@ pub enum TrainError {
         /// The error.
         source: Source,
     },
+    /// Another rank that has failed, is gone, or has something else than this one.
+    #[error(transparent)]
+    Ranks(#[from] RankError),
     /// A log that cannot be written.
     #[error("{}: the log cannot be written: {source}", path.display())]
     Log {

@@ -11,6 +11,8 @@
 //! * A [`RunDir`] is where a run is kept, and a [`RunRecorder`] keeps it there: an observer that logs, evaluates and writes
 //!   checkpoints, from which the run goes on to the same bits.
 //! * [`Differentiate`] is where gradients come from: a function from a batch to losses, or something of your own.
+//! * [`Ranks`] are processes, threads or devices that train one model together ([`Trainer::over`]); `sideburn-mpi` has those of
+//!   MPI.
 //!
 //! The loss of a step is the sum over its target tokens divided by their number, over all micro-batches together, so
 //! that accumulating gradients is the same as a larger batch. The batch of micro-step `i` and the random draws inside
@@ -65,6 +67,7 @@ mod optim;
 mod optimizer;
 #[cfg(feature = "progress")]
 mod progress;
+mod ranks;
 mod record;
 mod recorder;
 mod run;
@@ -82,6 +85,10 @@ pub use observe::{ChromeTrace, Control, JsonLinesLog, Observer, RunInfo};
 pub use optim::{Optim, OptimArgs};
 #[cfg(feature = "progress")]
 pub use progress::ProgressLine;
+pub use ranks::{
+    Alone, DeviceRanks, OverRanks, RankError, Ranks, ThreadRanks, check_same, first_failure, micro_batches_of,
+    share_state,
+};
 pub use record::StepRecord;
 pub use recorder::{Restored, RunRecorder};
 pub use run::{Run, RunState};

@@ -125,10 +125,20 @@ impl<'a, M: Adapters> RunRecorder<'a, M> {
     /// Keeps a run with these settings over `model`, as it is before any training, in `directory`. `data` says over which
     /// data, such as a hash of it: a run goes on only if it says the same.
     pub fn new(directory: RunDir, config: &TrainConfig, model: &M, data: impl Into<String>) -> Self {
+        Self::over(directory, config, model.fingerprint(), data)
+    }
+
+    /// The same for a model of which the [`fingerprint`](Adapters::fingerprint) before any training is known.
+    pub fn over(
+        directory: RunDir,
+        config: &TrainConfig,
+        fingerprint: impl Into<String>,
+        data: impl Into<String>,
+    ) -> Self {
         Self {
             directory,
             config: config.clone(),
-            identity: Identity { model: model.fingerprint(), data: data.into() },
+            identity: Identity { model: fingerprint.into(), data: data.into() },
             batches_per_epoch: None,
             evaluate: None,
             with_tensorboard: false,

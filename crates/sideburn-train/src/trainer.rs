@@ -5,7 +5,11 @@ use std::time::Instant;
 use sideburn_adapters::{Adapters, ParameterReport};
 use sideburn_batch::Batch;
 
-use crate::{Control, Differentiate, Observer, Run, RunInfo, RunState, StepRecord, TrainConfig, TrainError};
+use crate::ranks::{agree, agree_to_stop, check_run, check_weights, share_end};
+use crate::{
+    Alone, Control, Differentiate, Observer, OverRanks, Ranks, Run, RunInfo, RunState, StepRecord, TrainConfig,
+    TrainError,
+};
 
 type Source = Box<dyn std::error::Error + Send + Sync>;
 
@@ -23,10 +27,14 @@ impl TrainReport {
     }
 }
 
+/// After so many steps each, ranks make sure that they still have the same weights.
+const STEPS_BETWEEN_CHECKS: u64 = 100;
+
 /// A loop over the steps of a [`Run`], with observers.
 pub struct Trainer<'a, M> {
     config: TrainConfig,
     observers: Vec<Box<dyn Observer<M> + 'a>>,
+    ranks: &'a dyn Ranks,
 }
 
 impl<'a, M: Adapters> Trainer<'a, M> {
@@ -36,12 +44,25 @@ impl<'a, M: Adapters> Trainer<'a, M> {
     /// If a setting means nothing.
     pub fn new(config: TrainConfig) -> Result<Self, TrainError> {
         config.validate()?;
-        Ok(Self { config, observers: Vec::new() })
+        Ok(Self { config, observers: Vec::new(), ranks: &Alone })
     }
 
     /// Tells `observer` of the run and of every step.
     pub fn observe(mut self, observer: impl Observer<M> + 'a) -> Self {
         self.observers.push(Box::new(observer));
+        self
+    }
+
+    /// Trains together with other ranks, each of which calls [`train`](Self::train) or [`resume`](Self::resume) with an equal
+    /// model and equal batches. The micro-batches of a step are shared out among them ([`OverRanks`]), so that
+    /// `gradient_accumulation_steps` is their number on all ranks together, and a run may be resumed with another number of
+    /// ranks. Every rank makes the same update and ends with the same model. An error of one ends all; whoever has no error
+    /// of its own is told whose it was.
+    ///
+    /// Observers are those of a rank. One that writes belongs to rank 0 alone; the others wait for it. One of any rank can
+    /// stop the run. If an observer of rank 0 puts another model of the run in the place of the last at the end, all get that.
+    pub fn over(mut self, ranks: &'a dyn Ranks) -> Self {
+        self.ranks = ranks;
         self
     }
 
@@ -129,34 +150,53 @@ impl<'a, M: Adapters> Trainer<'a, M> {
         B: Batch,
         D: Into<Source>,
     {
+        let ranks = self.ranks;
+        let token_losses = OverRanks::new(ranks, token_losses);
         let info = RunInfo {
             first_step: run.next_step(),
             max_steps: self.config.max_steps,
             parameters: ParameterReport::of(model),
         };
-        let mut control = Control::GoOn;
-        for observer in &mut self.observers {
-            if observer.begin(&info)? == Control::Stop {
-                control = Control::Stop;
-            }
-        }
+        check_run(ranks, run, model)?;
+        let begun = first_to_stop(&mut self.observers, |observer| observer.begin(&info));
+        let mut control = agree_to_stop(ranks, begun)?;
         let mut report = TrainReport::default();
         while !run.is_over() && control == Control::GoOn {
             let (step, started, count) = (run.next_step(), Instant::now(), self.config.gradient_accumulation_steps);
-            let micro_batches: Vec<B> = (step * count..(step + 1) * count)
+            let micro_batches = (step * count..(step + 1) * count)
                 .map(|index| batches(index).map_err(|source| TrainError::Step { step, source: source.into() }))
-                .collect::<Result<_, _>>()?;
-            let record = run.step(model, &micro_batches, &token_losses)?;
-            // With the time that the data took.
-            let record = StepRecord { seconds: started.elapsed().as_secs_f64(), ..record };
-            for observer in &mut self.observers {
-                if observer.step(&record, run, model)? == Control::Stop {
-                    control = Control::Stop;
-                }
+                .collect();
+            let micro_batches: Vec<B> = agree(ranks, micro_batches)?;
+            let stepped = run.step(model, &micro_batches, &token_losses).and_then(|record| {
+                // With the time that the data took.
+                let record = StepRecord { seconds: started.elapsed().as_secs_f64(), ..record };
+                report.steps.push(record);
+                first_to_stop(&mut self.observers, |observer| observer.step(&record, run, model))
+            });
+            control = agree_to_stop(ranks, stepped)?;
+            if run.next_step().is_multiple_of(STEPS_BETWEEN_CHECKS) {
+                check_weights(ranks, run, model)?;
             }
-            report.steps.push(record);
         }
-        self.observers.iter_mut().try_for_each(|observer| observer.end(run, model))?;
+        check_weights(ranks, run, model)?;
+        let steps = run.next_step();
+        let ended = self.observers.iter_mut().try_for_each(|observer| observer.end(run, model));
+        agree(ranks, ended)?;
+        share_end(ranks, steps, run, model)?;
         Ok(report)
     }
+}
+
+/// Tells all observers of something; whether one of them wants to stop.
+fn first_to_stop<'a, M>(
+    observers: &mut [Box<dyn Observer<M> + 'a>],
+    mut tell: impl FnMut(&mut (dyn Observer<M> + 'a)) -> Result<Control, TrainError>,
+) -> Result<Control, TrainError> {
+    let mut control = Control::GoOn;
+    for observer in observers {
+        if tell(&mut **observer)? == Control::Stop {
+            control = Control::Stop;
+        }
+    }
+    Ok(control)
 }

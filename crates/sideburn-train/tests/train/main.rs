@@ -7,6 +7,7 @@ mod killing;
 mod observing;
 mod optimizers;
 mod quantized;
+mod ranks;
 mod resuming;
 mod run_dir;
 mod schedules;
