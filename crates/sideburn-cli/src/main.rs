@@ -136,7 +136,12 @@ fn main() -> ExitCode {
         Command::Adapter(command) => adapter::run(command),
         Command::Plan(args) => plan::run(&args).map(Report::new),
         Command::Data(command) => data::run(command),
-        Command::Train(args) => train::run(&args),
+        Command::Train(args) => match train::run(&args) {
+            // Another process writes.
+            Ok(None) => return ExitCode::SUCCESS,
+            Ok(Some(report)) => Ok(report),
+            Err(error) => Err(error),
+        },
         Command::Quantize(args) => quantize::run(&args).map(Report::new),
         Command::Rouge(args) => rouge::run(&args).map(Report::new),
         #[cfg(feature = "judge")]

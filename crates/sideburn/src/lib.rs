@@ -14,6 +14,7 @@
 //! | [`hub`] | `sideburn-hub` | models and adapters by their ids on the hub |
 //! | [`judge`] | `sideburn-judge` | summaries scored by a language model |
 //! | [`kernels`] | `sideburn-kernels` | fused differentiable operations |
+//! | [`mpi`] | `sideburn-mpi` | training runs over several processes |
 //! | [`nn`] | `sideburn-nn` | blocks of language models, the files of a model directory |
 //! | [`rouge`] | `sideburn-rouge` | ROUGE, as `rouge_score` computes it |
 //! | [`t5`] | `sideburn-t5` | the T5 family |
@@ -35,6 +36,11 @@ struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../../../docs/hub.md")]
 struct HubPage;
+
+/// And that of the page about several processes.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/scaling.md")]
+struct ScalingPage;
 
 /// And those of the pages about methods.
 #[cfg(doctest)]
@@ -91,6 +97,7 @@ pub use sideburn_generate as generate;
 pub use sideburn_hub as hub;
 pub use sideburn_judge as judge;
 pub use sideburn_kernels as kernels;
+pub use sideburn_mpi as mpi;
 pub use sideburn_nn as nn;
 pub use sideburn_quant as quant;
 pub use sideburn_rouge as rouge;

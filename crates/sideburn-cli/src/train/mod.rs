@@ -1,5 +1,6 @@
 //! `sideburn train`: a run in a directory, from settings.
 
+mod ranks;
 mod settings;
 
 use std::fmt;
@@ -19,8 +20,8 @@ use sideburn::files::{read_text, write_atomic};
 use sideburn::nn::read_generation_config;
 use sideburn::prelude::*;
 use sideburn::train::{
-    Control, Evaluated, Observer, Restored, Run, RunDir, RunRecorder, Sample, StepRecord, Strategy, TrainError,
-    evaluate_loss,
+    Control, Evaluated, Observer, Ranks, Restored, Run, RunDir, RunRecorder, Sample, StepRecord, Strategy, TrainError,
+    evaluate_loss, share_state,
 };
 use sideburn::{ManyConfig, generate_many};
 
@@ -28,6 +29,7 @@ use crate::hub;
 use crate::interrupt::stop_on_signals;
 use crate::loading::with_progress;
 use crate::report::{Finding, Report, in_line, shown, shown_in_line, tell};
+use ranks::{agree, check_same, smallest_batch_size};
 use settings::{Reporter, Settings};
 
 /// How many of the summaries of an evaluation are in the log.
@@ -39,6 +41,9 @@ const SAMPLES: usize = 3;
 /// in transformers' TrainingArguments; --print-config shows all. The directory has the settings (config.toml), a log
 /// (training.jsonl, metrics.csv, report.html), checkpoints, and what was trained (best, final). After Ctrl-C, or a crash, --resume goes on
 /// to the same result as without a break.
+///
+/// Built with the feature mpi and started by mpirun, several processes share the micro-batches of a step
+/// (gradient_accumulation_steps) out; the first writes. See docs/scaling.md.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A TOML file of settings, such as the config.toml of another run
@@ -76,66 +81,65 @@ pub(crate) struct Trained {
 #[serde(transparent)]
 struct Shown(Settings);
 
-pub(crate) fn run(args: &Args) -> anyhow::Result<Report> {
-    let resumed = args.resume.as_ref().map(RunDir::open).transpose()?;
-    let settings = match &resumed {
-        None => Settings::read(args.config.as_deref(), &args.set)?,
-        Some(directory) => resume_settings(directory, &args.set)?,
-    };
-    settings.check()?;
+/// What there is to print; nothing on ranks that do not write.
+pub(crate) fn run(args: &Args) -> anyhow::Result<Option<Report>> {
+    let ranks = sideburn::mpi::ranks()?;
+    let ranks = &*ranks;
+    let is_writer = ranks.rank() == 0;
+    // Only the rank that writes need see the directory of the run.
+    let resumed =
+        agree(ranks, args.resume.as_ref().filter(|_| is_writer).map(RunDir::open).transpose().map_err(Into::into))?;
+    let settings = agree(ranks, read_settings(args, ranks, resumed.as_ref()))?;
     if args.print_config {
-        return Ok(Report::new(Shown(settings)));
+        return Ok(is_writer.then(|| Report::new(Shown(settings))));
     }
-    let data = Data::read(&settings)?;
-    let mut model = open_model(&settings, &data.model)?;
-    data.tokenizer.check_fits(model.vocab_size())?;
-    let generation = read_generation_config(&settings.generation, model.default_generation_config());
-    let generation = generation.map_err(anyhow::Error::msg).context("`generation`")?;
-    let fingerprinted = model.clone();
-    attach(&mut model, &settings)?;
+    let finds_batch_size = settings.auto_find_batch_size;
+    let Prepared { settings, data, mut model, fingerprint, generation } = agree(ranks, prepare(settings))?;
+    let settings = if finds_batch_size { smallest_batch_size(ranks, settings)? } else { settings };
+    if finds_batch_size && is_writer {
+        let (examples, count) = (settings.per_device_train_batch_size, settings.training.gradient_accumulation_steps);
+        tell!("micro-batches of {examples} fit; a step has {count}\n");
+    }
+    let (sampler, settings) = agree(ranks, resolve(settings, &data))?;
+    let config = settings.training.clone();
+    check_same(ranks, &settings, &fingerprint, &data.hash())?;
     let parameters = ParameterReport::of(&model);
 
-    let settings = if settings.auto_find_batch_size {
-        let found = settings.with_found_batch_size(&model, &data.train)?;
-        let (examples, count) = (found.per_device_train_batch_size, found.training.gradient_accumulation_steps);
-        tell!("micro-batches of {examples} fit; a step has {count}\n");
-        found
-    } else {
-        settings
+    let path = args.resume.as_ref().unwrap_or(&args.output).clone();
+    let resume = format!("sideburn train --resume {}", shown_in_line(&path));
+    let record = || -> anyhow::Result<_> {
+        let directory = match resumed {
+            Some(directory) => directory,
+            None => RunDir::create(&args.output, &settings.to_text())?,
+        };
+        let mut recorder =
+            RunRecorder::over(directory, &config, fingerprint, data.hash()).with_epochs(sampler.batches_per_epoch());
+        if config.eval_strategy != Strategy::No {
+            recorder = recorder.evaluate(|model: &AutoModel| data.evaluate(model, &settings, &generation));
+        }
+        if settings.report_to.contains(&Reporter::Tensorboard) {
+            recorder = recorder.with_tensorboard();
+        }
+        let Restored { state, damaged } = recorder.restore(&mut model)?;
+        for error in damaged {
+            tell!("warning: {}; the one before it is used\n", in_line(&error.to_string()));
+        }
+        Ok((recorder, state))
     };
-    let sampler = settings.sampler(&data.train)?;
-    let settings = settings.resolved(sampler.batches_per_epoch());
-    let config = settings.training.clone();
-    config.validate()?;
-
-    let directory = match resumed {
-        Some(directory) => directory,
-        None => RunDir::create(&args.output, &settings.to_text())?,
-    };
-    let path = directory.path().to_owned();
-    let mut recorder =
-        RunRecorder::new(directory, &config, &fingerprinted, data.hash()).with_epochs(sampler.batches_per_epoch());
-    drop(fingerprinted);
-    if config.eval_strategy != Strategy::No {
-        recorder = recorder.evaluate(|model: &AutoModel| data.evaluate(model, &settings, &generation));
-    }
-    if settings.report_to.contains(&Reporter::Tensorboard) {
-        recorder = recorder.with_tensorboard();
-    }
-    let Restored { state, damaged } = recorder.restore(&mut model)?;
-    for error in damaged {
-        tell!("warning: {}; the one before it is used\n", in_line(&error.to_string()));
-    }
+    let recorded = agree(ranks, is_writer.then(record).transpose())?;
+    let (mut recorder, state) = recorded.map_or((None, None), |(recorder, state)| (Some(recorder), state));
+    let state = share_state(ranks, &mut model, state)?;
     let stop = Stop(stop_on_signals()?);
     let batches = |step| data.train.batch(&sampler.batch(step));
-    let trainer = Trainer::new(config)?.observe(ProgressLine::new()).observe(&mut recorder).observe(stop);
+    let progress = is_writer.then(ProgressLine::new);
+    let trainer = Trainer::new(config.clone())?.over(ranks).observe(progress).observe(recorder.as_mut()).observe(stop);
     let report = match state {
         Some(state) => trainer.resume(state, &mut model, batches, AutoModel::token_losses),
         None => trainer.train(&mut model, batches, AutoModel::token_losses),
     };
-    let resume = format!("sideburn train --resume {}", shown_in_line(&path));
     let report =
         report.with_context(|| format!("the run ended before its end; what it has saved goes on with {resume}"))?;
+    let Some(recorder) = recorder else { return Ok(None) };
     let is_complete = recorder.finish(&model)?;
     write_report(&path)?;
     if !is_complete {
@@ -145,20 +149,66 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Report> {
         ["best", "final"].iter().try_for_each(|name| complete(&data.model, &path.join(name)))?;
     }
     let last = report.steps.last();
-    Ok(Report::new(Trained {
+    Ok(Some(Report::new(Trained {
         adapter: path.join("final"),
         directory: path,
         steps: last.map_or(settings.training.max_steps, |record| record.step + 1),
         trainable: parameters.trainable,
         parameters: parameters.all,
         loss: last.map(|record| record.loss),
-    }))
+    })))
+}
+
+/// The settings of the run, which are those of its directory if it goes on.
+fn read_settings(args: &Args, ranks: &dyn Ranks, resumed: Option<&RunDir>) -> anyhow::Result<Settings> {
+    let settings = match &args.resume {
+        None => Settings::read(args.config.as_deref(), &args.set)?,
+        Some(path) => {
+            let text = ranks.broadcast(resumed.map(|directory| directory.settings().into()).unwrap_or_default())?;
+            resume_settings(path, &String::from_utf8(text)?, &args.set)?
+        }
+    };
+    settings.check()?;
+    Ok(settings)
+}
+
+/// All that a run needs but its directory and the order of its examples.
+struct Prepared {
+    settings: Settings,
+    data: Data,
+    model: AutoModel,
+    /// That of the base.
+    fingerprint: String,
+    generation: GenerationConfig,
+}
+
+fn prepare(settings: Settings) -> anyhow::Result<Prepared> {
+    let data = Data::read(&settings)?;
+    let mut model = open_model(&settings, &data.model)?;
+    data.tokenizer.check_fits(model.vocab_size())?;
+    let generation = read_generation_config(&settings.generation, model.default_generation_config());
+    let generation = generation.map_err(anyhow::Error::msg).context("`generation`")?;
+    let fingerprint = model.fingerprint();
+    attach(&mut model, &settings)?;
+    let settings = match settings.auto_find_batch_size {
+        true => settings.with_found_batch_size(&model, &data.train)?,
+        false => settings,
+    };
+    Ok(Prepared { settings, data, model, fingerprint, generation })
+}
+
+/// The order of examples, and the settings with nothing left open.
+fn resolve(settings: Settings, data: &Data) -> anyhow::Result<(Box<dyn Sampler>, Settings)> {
+    let sampler = settings.sampler(&data.train)?;
+    let settings = settings.resolved(sampler.batches_per_epoch());
+    settings.training.validate()?;
+    Ok((sampler, settings))
 }
 
 /// The settings of a run that goes on: those that it began with, but for such as may change.
-fn resume_settings(directory: &RunDir, flags: &[String]) -> anyhow::Result<Settings> {
-    let path = directory.path().join("config.toml");
-    let begun = Settings::default().with_text(directory.settings()).with_context(|| shown_in_line(&path))?;
+fn resume_settings(directory: &Path, text: &str, flags: &[String]) -> anyhow::Result<Settings> {
+    let path = directory.join("config.toml");
+    let begun = Settings::default().with_text(text).with_context(|| shown_in_line(&path))?;
     for flag in flags {
         let name = flag.split('=').next().unwrap_or_default().trim();
         ensure!(

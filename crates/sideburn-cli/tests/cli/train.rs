@@ -308,3 +308,25 @@ fn a_whole_model_is_trained() {
     AutoModel::from_dir(output.join("final"), &Device::flex()).unwrap();
     Tokenizer::from_dir(output.join("final")).unwrap();
 }
+
+/// Without MPI, processes that a launcher has started would each train by itself.
+#[cfg(not(feature = "mpi"))]
+#[test]
+fn one_of_several_processes_is_refused_without_mpi() {
+    let directory = tempdir().unwrap();
+    let output = directory.path().join("run");
+    let run = |count: &str| {
+        let mut command = program();
+        command.env("OMPI_COMM_WORLD_SIZE", count).args(["train", "--print-config"]).arg("--output").arg(&output);
+        told(command.output().unwrap())
+    };
+    let refused = run("2");
+    assert_eq!(refused.code, 2);
+    assert_contains(
+        &refused.stderr,
+        &[
+            "this is one of 2 processes of an MPI job, and this program was built without MPI, so that each would train by itself",
+        ],
+    );
+    assert_eq!(run("1").code, 0);
+}
