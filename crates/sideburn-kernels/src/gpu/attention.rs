@@ -3,39 +3,67 @@
 //! Nothing is kept between the passes but what Burn's tape keeps. The forward pass goes through the keys with a running
 //! maximum (Dao et al., 2022). The backward pass does so again for the gradient of the queries, which leaves each
 //! query's normaliser behind, and then through the queries for that of the keys and values.
+//!
+//! There are two sorts of these kernels: [`kernels`] for any GPU and any dtype, and [`cores`] for floats of 16 bits where there
+//! are tensor cores.
 
+mod cores;
 mod kernels;
 mod tiles;
+
+use std::hash::Hash;
 
 use burn::backend::TensorMetadata;
 use burn::tensor::DType;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl::client::Client;
+use burn_cubecl::cubecl::ir::{ElemType, FloatKind};
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::cubecl::server::Handle;
 use sideburn_batch::Dropout;
 
-use super::checked::checked;
+use super::checked::{Outputs, checked};
 use super::mask::{self, MaskLaunch};
 use super::sums::sum_rows;
 use super::{Primitive, accepted, contiguous, element, fresh, fresh_of};
 use crate::ops::adamw::in_dtype;
 use crate::ops::attention::{AttentionKernels, Columns, Form, SelfForm, Visibility};
-use kernels::{bias_kernel, forward_kernel, keys_kernel, queries_kernel};
+use cores::Cores;
+use kernels::bias_kernel;
 use tiles::{ColumnsLaunch, LANES, SizesLaunch, Tiles, UNITS};
 
 /// The widest head that fits into shared memory.
 const WIDEST: usize = 128;
 
+/// Sides of the largest matrices that a plane multiplies at once.
+const WIDEST_MATRIX: u32 = 16;
+
+/// What gradients of scores in `f16` are multiplied by on tensor cores: they are smaller than those of the output by the
+/// weights, of which a row has hundreds.
+const LIFT: u32 = 64;
+
+/// Launches the kernel of this name of either sort.
+macro_rules! launch {
+    ($client:expr, $cubes:expr, $kernels:expr, $kernel:ident($($argument:expr),* $(,)?), $dtype:expr) => {
+        match $kernels {
+            Kernels::Plain(tiles) => {
+                let dim = CubeDim::new_1d(UNITS as u32);
+                kernels::$kernel::launch_unchecked($client, $cubes, dim, $($argument,)* tiles, $dtype);
+            }
+            Kernels::Cores(cores) => {
+                let dim = CubeDim::new_1d(cores.units() as u32);
+                cores::$kernel::launch_unchecked($client, $cubes, dim, $($argument,)* cores, $dtype);
+            }
+        }
+    };
+}
+
 impl AttentionKernels for CubeBackend {
     fn try_attention(inputs: [Primitive; 4], form: &Form) -> Result<Primitive, [Primitive; 4]> {
         let inputs = accepted(inputs)?;
         let launch = Launch::new(&inputs, form);
-        let tiles = launch.forward_tiles();
-        if !launch.fits(tiles) {
-            return Err(inputs);
-        }
-        checked("attention", (inputs[0].dtype, tiles), inputs, |inputs| launch.forward(inputs))
+        let sorts = launch.forward_kernels(inputs[0].dtype);
+        by_first("attention", inputs[0].dtype, sorts, inputs, |inputs, kernels| launch.forward(inputs, kernels))
     }
 
     fn try_attention_backward(
@@ -45,13 +73,11 @@ impl AttentionKernels for CubeBackend {
     ) -> Result<[Primitive; 4], [Primitive; 5]> {
         let inputs = accepted(inputs)?;
         let launch = Launch::new(&inputs, form);
-        if !launch.fits_backward(of_bias) {
-            return Err(inputs);
-        }
-        let variant = (inputs[0].dtype, launch.backward_tiles(), of_bias);
-        checked("attention_backward", variant, inputs, |[q, k, v, bias, gradient]| {
+        let sorts = launch.backward_kernels(inputs[0].dtype, of_bias);
+        let variant = (inputs[0].dtype, of_bias);
+        by_first("attention_backward", variant, sorts, inputs, |[q, k, v, bias, gradient], kernels| {
             let [of_q, of_k, of_v] = [&q, &k, &v].map(|x| fresh(x, x.shape()));
-            let of_bias = launch.backward([q, k, v, bias], gradient, [&of_q, &of_k, &of_v], of_bias);
+            let of_bias = launch.backward([q, k, v, bias], gradient, [&of_q, &of_k, &of_v], of_bias, kernels);
             [of_q, of_k, of_v, of_bias]
         })
     }
@@ -63,12 +89,9 @@ impl AttentionKernels for CubeBackend {
             Err([qkv, bias]) => return Err([qkv, bias, cos_sin]),
         };
         let launch = Launch::of_tokens(&qkv, &cos_sin, form);
-        let tiles = launch.forward_tiles();
-        if !launch.fits(tiles) {
-            return Err([qkv, bias, cos_sin]);
-        }
-        checked("self_attention", (qkv.dtype, tiles), [qkv, bias, cos_sin], |[qkv, bias, _]| {
-            launch.forward([qkv.clone(), qkv.clone(), qkv, bias])
+        let (dtype, sorts) = (qkv.dtype, launch.forward_kernels(qkv.dtype));
+        by_first("self_attention", dtype, sorts, [qkv, bias, cos_sin], |[qkv, bias, _], kernels| {
+            launch.forward([qkv.clone(), qkv.clone(), qkv, bias], kernels)
         })
     }
 
@@ -83,17 +106,52 @@ impl AttentionKernels for CubeBackend {
             Err([qkv, bias, gradient]) => return Err([qkv, bias, cos_sin, gradient]),
         };
         let launch = Launch::of_tokens(&qkv, &cos_sin, form);
-        if !launch.fits_backward(of_bias) {
-            return Err([qkv, bias, cos_sin, gradient]);
-        }
-        let (variant, inputs) = ((qkv.dtype, launch.backward_tiles(), of_bias), [qkv, bias, cos_sin, gradient]);
-        checked("self_attention_backward", variant, inputs, |[qkv, bias, _, gradient]| {
+        let (variant, sorts) = ((qkv.dtype, of_bias), launch.backward_kernels(qkv.dtype, of_bias));
+        let inputs = [qkv, bias, cos_sin, gradient];
+        by_first("self_attention_backward", variant, sorts, inputs, |[qkv, bias, _, gradient], kernels| {
             // Each kernel has columns of its own in it.
-            let of_qkv = fresh(&qkv, qkv.shape());
-            let of_bias = launch.backward([qkv.clone(), qkv.clone(), qkv, bias], gradient, [&of_qkv; 3], of_bias);
+            let (of_qkv, inputs) = (fresh(&qkv, qkv.shape()), [qkv.clone(), qkv.clone(), qkv, bias]);
+            let of_bias = launch.backward(inputs, gradient, [&of_qkv; 3], of_bias, kernels);
             [of_qkv, of_bias]
         })
     }
+}
+
+/// A sort of kernels, with what they are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Kernels {
+    /// For any GPU.
+    Plain(Tiles),
+    /// For tensor cores.
+    Cores(Cores),
+}
+
+impl Kernels {
+    /// Tokens that a cube computes results for.
+    fn own(self) -> usize {
+        match self {
+            Self::Plain(tiles) | Self::Cores(Cores { tiles, .. }) => tiles.own,
+        }
+    }
+}
+
+/// Runs an operation by the first sort of kernels that the device can compile.
+fn by_first<I: Clone, O: Outputs>(
+    name: &'static str,
+    variant: impl Hash,
+    sorts: Vec<Kernels>,
+    inputs: I,
+    run: impl Fn(I, Kernels) -> O,
+) -> Result<O, I> {
+    sorts
+        .into_iter()
+        .try_fold(inputs, |inputs, kernels| {
+            match checked(name, (&variant, kernels), inputs, |inputs| run(inputs, kernels)) {
+                Ok(outputs) => Err(outputs),
+                Err(inputs) => Ok(inputs),
+            }
+        })
+        .map_or_else(Ok, Err)
 }
 
 /// What the launches of an attention have in common.
@@ -151,27 +209,28 @@ impl<'a> Launch<'a> {
         }
     }
 
-    fn forward(&self, [q, k, v, bias]: [Primitive; 4]) -> Primitive {
-        let (tiles, dtype) = (self.forward_tiles(), element(&q));
+    fn forward(&self, [q, k, v, bias]: [Primitive; 4], kernels: Kernels) -> Primitive {
+        let dtype = element(&q);
         let out = fresh(&q, [q.shape()[0], self.visibility.heads * self.width]);
         // SAFETY: cubes beyond a row stop at once, and units read and write tokens of their row only, which
         // `visibility` has been checked to have, and columns of the bias for keys that are seen, which it has as well.
         unsafe {
-            forward_kernel::launch_unchecked(
+            launch!(
                 &self.client,
-                self.cubes(self.visibility.queries.columns().div_ceil(tiles.own), self.visibility.heads),
-                CubeDim::new_1d(UNITS as u32),
-                q.into_tensor_arg(),
-                k.into_tensor_arg(),
-                v.into_tensor_arg(),
-                bias.into_tensor_arg(),
-                self.angles(),
-                self.rows_argument(self.rows()),
-                out.clone().into_tensor_arg(),
-                self.sizes(),
-                self.mask(),
-                tiles,
-                dtype,
+                self.cubes(self.visibility.queries.columns().div_ceil(kernels.own()), self.visibility.heads),
+                kernels,
+                forward_kernel(
+                    q.into_tensor_arg(),
+                    k.into_tensor_arg(),
+                    v.into_tensor_arg(),
+                    bias.into_tensor_arg(),
+                    self.angles(),
+                    self.rows_argument(self.rows()),
+                    out.clone().into_tensor_arg(),
+                    self.sizes(),
+                    self.mask(),
+                ),
+                dtype
             );
         }
         out
@@ -184,51 +243,54 @@ impl<'a> Launch<'a> {
         gradient: Primitive,
         [of_q, of_k, of_v]: [&Primitive; 3],
         of_bias: bool,
+        kernels: Kernels,
     ) -> Primitive {
-        let (tiles, dtype, visibility) = (self.backward_tiles(), element(&q), self.visibility);
+        let (dtype, visibility) = (element(&q), self.visibility);
         let queries = visibility.queries.rows() * visibility.heads * visibility.queries.columns();
         let [normalisers, pulls] = [(); 2].map(|()| fresh_of(&q, [queries], DType::F32));
-        let (rows, dim) = (self.rows(), CubeDim::new_1d(UNITS as u32));
+        let rows = self.rows();
         // SAFETY: as above. Each query of a row has a place of its own in `normalisers` and `pulls`.
         unsafe {
-            queries_kernel::launch_unchecked(
+            launch!(
                 &self.client,
-                self.cubes(visibility.queries.columns().div_ceil(tiles.own), visibility.heads),
-                dim,
-                q.clone().into_tensor_arg(),
-                k.clone().into_tensor_arg(),
-                v.clone().into_tensor_arg(),
-                bias.clone().into_tensor_arg(),
-                self.angles(),
-                gradient.clone().into_tensor_arg(),
-                self.rows_argument(rows.clone()),
-                of_q.clone().into_tensor_arg(),
-                normalisers.clone().into_buffer_arg(),
-                pulls.clone().into_buffer_arg(),
-                self.sizes(),
-                self.mask(),
-                tiles,
-                dtype,
+                self.cubes(visibility.queries.columns().div_ceil(kernels.own()), visibility.heads),
+                kernels,
+                queries_kernel(
+                    q.clone().into_tensor_arg(),
+                    k.clone().into_tensor_arg(),
+                    v.clone().into_tensor_arg(),
+                    bias.clone().into_tensor_arg(),
+                    self.angles(),
+                    gradient.clone().into_tensor_arg(),
+                    self.rows_argument(rows.clone()),
+                    of_q.clone().into_tensor_arg(),
+                    normalisers.clone().into_buffer_arg(),
+                    pulls.clone().into_buffer_arg(),
+                    self.sizes(),
+                    self.mask(),
+                ),
+                dtype
             );
-            keys_kernel::launch_unchecked(
+            launch!(
                 &self.client,
-                self.cubes(visibility.keys.columns().div_ceil(tiles.own), self.kv_heads),
-                dim,
-                q.clone().into_tensor_arg(),
-                k.clone().into_tensor_arg(),
-                v.clone().into_tensor_arg(),
-                bias.clone().into_tensor_arg(),
-                self.angles(),
-                gradient.clone().into_tensor_arg(),
-                self.rows_argument(rows.clone()),
-                of_k.clone().into_tensor_arg(),
-                of_v.clone().into_tensor_arg(),
-                normalisers.clone().into_buffer_arg(),
-                pulls.clone().into_buffer_arg(),
-                self.sizes(),
-                self.mask(),
-                tiles,
-                dtype,
+                self.cubes(visibility.keys.columns().div_ceil(kernels.own()), self.kv_heads),
+                kernels,
+                keys_kernel(
+                    q.clone().into_tensor_arg(),
+                    k.clone().into_tensor_arg(),
+                    v.clone().into_tensor_arg(),
+                    bias.clone().into_tensor_arg(),
+                    self.angles(),
+                    gradient.clone().into_tensor_arg(),
+                    self.rows_argument(rows.clone()),
+                    of_k.clone().into_tensor_arg(),
+                    of_v.clone().into_tensor_arg(),
+                    normalisers.clone().into_buffer_arg(),
+                    pulls.clone().into_buffer_arg(),
+                    self.sizes(),
+                    self.mask(),
+                ),
+                dtype
             );
         }
         if !of_bias {
@@ -240,7 +302,7 @@ impl<'a> Launch<'a> {
             bias_kernel::launch_unchecked(
                 &self.client,
                 self.cubes(1, visibility.heads),
-                dim,
+                CubeDim::new_1d(UNITS as u32),
                 q.into_tensor_arg(),
                 k.into_tensor_arg(),
                 v.into_tensor_arg(),
@@ -253,7 +315,7 @@ impl<'a> Launch<'a> {
                 pulls.into_buffer_arg(),
                 self.sizes(),
                 self.mask(),
-                tiles,
+                self.backward_tiles(),
                 dtype,
             );
         }
@@ -287,26 +349,71 @@ impl<'a> Launch<'a> {
         }
     }
 
-    /// Whether heads, keys and bias are as the kernels take them, the device has what they need, and the indices of the mask
-    /// are 32 bits.
+    /// Kernels of the forward pass, the fastest first.
+    fn forward_kernels(&self, dtype: DType) -> Vec<Kernels> {
+        let (tiles, cores) = (self.forward_tiles(), self.cores(dtype, Cores::forward_bytes));
+        let plain = self.fits(tiles).then_some(Kernels::Plain(tiles));
+        cores.into_iter().chain(plain).collect()
+    }
+
+    /// The same of the backward pass. A bias by place is summed in other ways, and hardly ever trained; one by distance is
+    /// summed by a plain kernel.
+    fn backward_kernels(&self, dtype: DType, of_bias: bool) -> Vec<Kernels> {
+        let (tiles, cores) = (self.backward_tiles(), self.cores(dtype, Cores::backward_bytes));
+        let is_plain = self.fits(tiles);
+        if of_bias && (tiles.by_place || tiles.at_end || !is_plain) {
+            return Vec::new();
+        }
+        cores.into_iter().chain(is_plain.then_some(Kernels::Plain(tiles))).collect()
+    }
+
+    /// Kernels for tensor cores, if there are some for this dtype, and queries to fill them.
+    fn cores(&self, dtype: DType, bytes: fn(Cores) -> usize) -> Option<Kernels> {
+        let (properties, f32) = (self.client.properties(), ElemType::Float(FloatKind::F32));
+        let hardware = &properties.hardware;
+        let element = super::float(dtype).filter(|_| dtype != DType::F32)?;
+        let taken = properties.features.matmul.cmma.iter().filter(|config| {
+            let is_square = config.m == config.n && config.m <= WIDEST_MATRIX && config.k <= WIDEST_MATRIX;
+            is_square && [config.a_type, config.b_type, config.cd_type] == [element, element, f32]
+        });
+        let config = taken.max_by_key(|config| (config.m, config.k))?;
+        let is_known = hardware.plane_size_min == hardware.plane_size_max;
+        if !is_known || self.visibility.queries.columns() <= LANES {
+            return None;
+        }
+        let (side, depth) = (config.m as usize, config.k as usize);
+        let lift = if dtype == DType::F16 { LIFT } else { 1 };
+        let of_others = |others| {
+            let tiles = self.tiles([Cores::own(side), others]);
+            Cores { tiles, side, depth, plane: hardware.plane_size_max as usize, lift }
+        };
+        let fits = |cores: &Cores| {
+            self.are_taken(cores.tiles)
+                && cores.fit()
+                && bytes(*cores) <= hardware.max_shared_memory_size
+                && cores.units() as u32 <= hardware.max_units_per_cube
+        };
+        [32, 16].into_iter().map(of_others).find(fits).map(Kernels::Cores)
+    }
+
+    /// Whether the plain kernels take the shapes, and the device has what they need.
     fn fits(&self, tiles: Tiles) -> bool {
         let hardware = &self.client.properties().hardware;
+        self.are_taken(tiles)
+            // A unit has both elements of each pair.
+            && (!tiles.turned || self.width.is_multiple_of(2 * LANES))
+            && tiles.shared_bytes() <= hardware.max_shared_memory_size
+            && UNITS as u32 <= hardware.max_units_per_cube
+    }
+
+    /// Whether heads, keys and bias are as the kernels take them, and the indices of the mask are 32 bits.
+    fn are_taken(&self, tiles: Tiles) -> bool {
         let (queries, keys) = (&self.visibility.queries, &self.visibility.keys);
         let weights = [queries.rows(), self.visibility.heads, queries.columns(), keys.columns()];
         self.width <= WIDEST
             && keys.scattered_row(0).is_none()
             && !(tiles.at_end && tiles.biased && !tiles.by_place)
-            // A unit has both elements of each pair.
-            && (!tiles.turned || self.width.is_multiple_of(2 * LANES))
-            && tiles.shared_bytes() <= hardware.max_shared_memory_size
-            && UNITS as u32 <= hardware.max_units_per_cube
             && weights.iter().map(|size| *size as u64).product::<u64>() < 1 << 32
-    }
-
-    /// The same of the backward pass. A bias by place is summed in other ways, and hardly ever trained.
-    fn fits_backward(&self, of_bias: bool) -> bool {
-        let tiles = self.backward_tiles();
-        self.fits(tiles) && !(of_bias && (tiles.by_place || tiles.at_end))
     }
 
     /// A cube for each block of each head of each row.

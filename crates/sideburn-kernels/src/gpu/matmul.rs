@@ -25,6 +25,7 @@ use super::mask::{self, Mask};
 use super::packed::{self, Codes};
 use super::sums::sum_rows;
 use super::{Primitive, UNITS, accepted, contiguous, element, fresh, fresh_of};
+use crate::ops::many::Many;
 use crate::ops::matmul::{MatmulKernels, MatmulOps, Packed, PackedInput, Shared as SharedInput, Side, wider};
 use crate::runtime::precision::{MatmulPrecision, matmul_precision};
 
@@ -75,22 +76,33 @@ impl MatmulKernels for CubeBackend {
     }
 
     fn try_products((x, weights): SharedInput<Self>) -> Result<Primitive, SharedInput<Self>> {
-        let inputs = || std::iter::once(&x).chain(&weights.0);
-        let taken = |weight: &Primitive| accepted([x.clone(), weight.clone()]).is_ok();
-        // The weights are read as one: they lie in memory in one way.
-        let alike = |weight: &Primitive| weight.meta.strides() == weights.0[0].meta.strides();
-        let bindings = x.client.properties().hardware.max_bindings as usize;
-        let few = inputs().count() + SPARE_BINDINGS <= bindings;
-        if !few
-            || are_for_tensor_cores(&x, &weights.0[0])
-            || !weights.0.iter().all(|weight| taken(weight) && alike(weight))
-        {
-            return Err((x, weights));
+        let (x, weights) = alike((x, weights))?;
+        if has_tensor_cores(&x) {
+            let stacked = CubeBackend::float_swap_dims(stacked(&weights), 0, 1);
+            return by_tensor_cores(&x, &stacked).ok_or((x, weights));
         }
         let shape = Shape::from([x.shape()[0], weights.0.iter().map(|weight| weight.shape()[0]).sum()]);
         checked("products", Product::variant([x.dtype; 2], weights.0.len(), None), (x, weights), |(x, weights)| {
             let rhs = weights.0.into_iter().map(|weight| CubeBackend::float_swap_dims(weight, 0, 1)).collect();
             Product { rhs, ..Product::of_parts(x) }.run(shape)
+        })
+    }
+
+    fn try_products_back((gradient, weights): SharedInput<Self>) -> Result<Primitive, SharedInput<Self>> {
+        let (gradient, weights) = alike((gradient, weights))?;
+        if has_tensor_cores(&gradient) {
+            return by_tensor_cores(&gradient, &stacked(&weights)).ok_or((gradient, weights));
+        }
+        // Sums of few results are taken in parts, of each weight.
+        let (rows, [terms, columns]) = (gradient.shape()[0], [gradient.shape()[1], weights.0[0].shape()[1]]);
+        let processors = processors(&gradient.client);
+        let sizes = Sizes { batch: 1, m: rows, n: vec![columns], k: terms, processors };
+        if sizes.splits() > 1 {
+            return Err((gradient, weights));
+        }
+        let variant = (gradient.dtype, weights.0.len());
+        checked("products_back", variant, (gradient, weights), |(gradient, weights)| {
+            products_back(gradient, weights.0, &sizes)
         })
     }
 
@@ -137,6 +149,51 @@ impl MatmulKernels for CubeBackend {
         let variant = (dtype, Codes::new(&weight.layout, scaled));
         checked("unpacked", variant, weight, |weight| packed::unpack(weight, dtype, scaled))
     }
+}
+
+/// An input and weights that a kernel takes together: they are of one dtype, the weights lie in memory in one way, as they
+/// are read as one, and there are few.
+fn alike((x, weights): SharedInput<CubeBackend>) -> Result<SharedInput<CubeBackend>, SharedInput<CubeBackend>> {
+    let bindings = x.client.properties().hardware.max_bindings as usize;
+    let is_taken = |weight: &Primitive| {
+        accepted([x.clone(), weight.clone()]).is_ok() && weight.meta.strides() == weights.0[0].meta.strides()
+    };
+    let are_few = 1 + weights.0.len() + SPARE_BINDINGS <= bindings;
+    if are_few && weights.0.iter().all(is_taken) { Ok((x, weights)) } else { Err((x, weights)) }
+}
+
+/// The weights of several layers as one, for the time of a product: a copy of them is far smaller than one of its results.
+fn stacked(weights: &Many<CubeBackend>) -> Primitive {
+    CubeBackend::float_cat(weights.0.clone(), 0)
+}
+
+/// `gradient W` with a weight in parts, each of which has some of the terms.
+fn products_back(gradient: Primitive, weights: Vec<Primitive>, sizes: &Sizes) -> Primitive {
+    let (client, tiles, columns) = (gradient.client.clone(), sizes.tiles(), sizes.n[0]);
+    let out = fresh(&gradient, [sizes.m, columns]);
+    let [_, term, column] = strides(&weights[0]);
+    let steps = [strides(&gradient), [0, column, term]];
+    let (numbers, types) = (numbers(sizes, 1, steps, 1.0, columns, 0), [element(&gradient); 3]);
+    let terms = weights.iter().map(|weight| weight.shape()[0] as u32).collect();
+    // SAFETY: as for other products; each part is read within its own terms.
+    unsafe {
+        stacked_kernel::launch_unchecked(
+            &client,
+            sizes.grid(tiles.side, 1),
+            CubeDim::new_1d(UNITS as u32),
+            QUAD,
+            gradient.into_buffer_arg(),
+            weights.into_iter().map(Primitive::into_tensor_arg).collect(),
+            terms,
+            out.clone().into_buffer_arg(),
+            numbers,
+            columns as u32,
+            mask::argument(None),
+            tiles,
+            types,
+        );
+    }
+    out
 }
 
 /// `x W^T` with a packed weight, or `x W`: of floats that tensor cores take by them, otherwise unpacked on the way.
@@ -530,6 +587,71 @@ fn product_kernel<L: Float, R: Float, O: Float, N: Size>(
     let matrix = (split as usize * numbers.batch as usize + batch) * m * line;
     let first = matrix + (numbers.column + before) as usize;
     write::<O, N>(&sums, out, first, line, first_row, first_column, m, n, numbers.scale, &mask, onto, tiles);
+}
+
+/// The product of a matrix and one in parts, each of which has some of the terms, in the same way.
+#[cube(launch_unchecked)]
+fn stacked_kernel<L: Float, R: Float, O: Float, N: Size>(
+    lhs: &[L],
+    rhs: &Sequence<OwnedTensor<R>>,
+    terms: &Sequence<u32>,
+    out: &mut [O],
+    numbers: Numbers,
+    n: u32,
+    mask: Mask,
+    #[comptime] tiles: Tiles,
+    #[define(L, R, O)] _types: [ElemType; 3],
+) {
+    let mut lhs_tile = Shared::<[Vector<f32, N>]>::new_slice(comptime!(Tiles::DEPTH * tiles.quads()));
+    let mut rhs_tile = Shared::<[Vector<f32, N>]>::new_slice(comptime!(Tiles::DEPTH * tiles.quads()));
+    let mut sums = no_sums::<N>(tiles);
+    let (m, n) = (numbers.m as usize, n as usize);
+    let (first_row, first_column) = (CUBE_POS_Y as usize * tiles.side, CUBE_POS_X as usize * tiles.side);
+    // The part, where its terms begin among all, and how many they are.
+    let mut part = 0u32.runtime();
+    let mut before = 0usize.runtime();
+    let mut count = terms[0] as usize;
+    let mut start = 0usize.runtime();
+    while part < comptime!(rhs.len() as u32) {
+        let (own, end) = (before + start, before + count);
+        load::<L, N>(lhs, &mut lhs_tile, &numbers.lhs, &mask, 0, first_row, m, own, end, false, tiles);
+        #[unroll]
+        for index in 0..comptime!(rhs.len()) {
+            if part == index as u32 {
+                let weight = rhs[index].as_slice();
+                load::<R, N>(
+                    weight,
+                    &mut rhs_tile,
+                    &numbers.rhs,
+                    &mask,
+                    0,
+                    first_column,
+                    n,
+                    start,
+                    count,
+                    false,
+                    tiles,
+                );
+            }
+        }
+        sync_cube();
+        add_products::<N>(&lhs_tile, &rhs_tile, &mut sums, tiles);
+        sync_cube();
+        start += Tiles::DEPTH;
+        if start >= count {
+            before += count;
+            start = 0usize;
+            part += 1;
+            #[unroll]
+            for next in 1..comptime!(rhs.len()) {
+                if part == next as u32 {
+                    count = terms[next] as usize;
+                }
+            }
+        }
+    }
+    let line = numbers.line as usize;
+    write::<O, N>(&sums, out, 0, line, first_row, first_column, m, n, numbers.scale, &mask, false, tiles);
 }
 
 /// The product of a matrix and a packed weight, transposed or not, in the same way.

@@ -381,7 +381,11 @@ fn narrow<B: MatmulOps>(x: &FloatTensor<B>, branch: &LowRank<FloatTensor<B>, Int
 fn composed_backward<B: MatmulOps>(inputs: &Inputs<B>, gradient: FloatTensor<B>) -> LinearGradients<B> {
     let Inputs { x, layers: Linears(layers), wanted } = inputs;
     let (n, x) = (gradient.shape()[0], || x.as_ref().expect("it is kept where it is needed"));
-    let (mut of_x, mut of_layers) = (None, Vec::new());
+    // Of the weights alone, where they are multiplied in one product.
+    let weights = together::<B>(layers, gradient.dtype()).filter(|_| wanted.x);
+    let are_together = weights.is_some();
+    let mut of_x = weights.map(|weights| B::products_back(gradient.clone(), weights));
+    let mut of_layers = Vec::new();
     for ((layer, wanted_layer), columns) in layers.iter().zip(&wanted.layers).zip(columns(layers)) {
         let gradient = match layers.len() {
             1 => gradient.clone(),
@@ -389,7 +393,7 @@ fn composed_backward<B: MatmulOps>(inputs: &Inputs<B>, gradient: FloatTensor<B>)
         };
         let of_weight = || matmul::product::<B>(transposed::<B>(gradient.clone()), x().clone());
         let of_weight = wanted_layer.weight().then(of_weight);
-        if let Some(weight) = layer.weight.as_ref().filter(|_| wanted.x) {
+        if let Some(weight) = layer.weight.as_ref().filter(|_| wanted.x && !are_together) {
             of_x = Some(match (of_x, weight.floats()) {
                 (Some(of_x), Some(floats)) => B::product_onto(of_x, gradient.clone(), floats.clone(), 0, None),
                 (of_x, _) => add_to_rows::<B>(of_x, product_back::<B>(gradient.clone(), weight), None, n),

@@ -67,6 +67,13 @@ pub(crate) trait MatmulOps: DropoutOps {
         composed_products::<Self>((x, weights))
     }
 
+    /// The gradient of `x` in [`products`](Self::products): the sum of the products of each weight with its columns of
+    /// `gradient`.
+    #[fusion(meta = products_back_spec)]
+    fn products_back(gradient: FloatTensor<Self>, #[extension_type] weights: Many<Self>) -> FloatTensor<Self> {
+        composed_products_back::<Self>((gradient, weights))
+    }
+
     /// Adds `lhs rhs`, with dropout if there is one, to the columns of `onto` from `column` on, in its place if nothing else
     /// holds it, and in its dtype.
     #[fusion(dtype = onto, shape = onto)]
@@ -142,7 +149,13 @@ fn products_spec(x: &TensorSpec, weights: &[TensorSpec]) -> TensorSpec {
     TensorSpec::new(burn::tensor::Shape::from([x.shape[0], columns]), x.dtype)
 }
 
-/// What [`MatmulOps::products`] takes.
+/// Of a gradient `[n, out_1 + out_2 + ...]` and weights `[out_i, in]`.
+#[cfg(feature = "gpu")]
+fn products_back_spec(gradient: &TensorSpec, weights: &[TensorSpec]) -> TensorSpec {
+    TensorSpec::new(burn::tensor::Shape::from([gradient.shape[0], weights[0].shape[1]]), gradient.dtype)
+}
+
+/// What [`MatmulOps::products`] and [`MatmulOps::products_back`] take.
 pub(crate) type Shared<B> = (FloatTensor<B>, Many<B>);
 
 /// [`MatmulOps`] by kernels.
@@ -156,6 +169,10 @@ pub(crate) trait MatmulKernels: DropoutOps {
     }
 
     fn try_products(inputs: Shared<Self>) -> Result<FloatTensor<Self>, Shared<Self>> {
+        Err(inputs)
+    }
+
+    fn try_products_back(inputs: Shared<Self>) -> Result<FloatTensor<Self>, Shared<Self>> {
         Err(inputs)
     }
 
@@ -207,6 +224,10 @@ impl<B: MatmulKernels> MatmulOps for B {
 
     fn products(x: FloatTensor<B>, weights: Many<B>) -> FloatTensor<B> {
         fused_always("products", (x, weights), B::try_products, composed_products::<B>)
+    }
+
+    fn products_back(gradient: FloatTensor<B>, weights: Many<B>) -> FloatTensor<B> {
+        fused_always("products_back", (gradient, weights), B::try_products_back, composed_products_back::<B>)
     }
 
     fn product_onto(
@@ -278,6 +299,20 @@ fn composed_dropped<B: MatmulOps>(
 
 fn composed_products<B: MatmulOps>((x, weights): Shared<B>) -> FloatTensor<B> {
     B::float_cat(weights.0.into_iter().map(|weight| product_with_transposed::<B>(x.clone(), weight)).collect(), 1)
+}
+
+fn composed_products_back<B: MatmulOps>((gradient, weights): Shared<B>) -> FloatTensor<B> {
+    let mut column = 0;
+    let sum = weights.0.into_iter().fold(None, |sum, weight| {
+        let columns = column..column + weight.shape()[0];
+        column = columns.end;
+        let own = B::float_slice(gradient.clone(), &[Slice::full(), columns.into()]);
+        Some(match sum {
+            Some(sum) => B::product_onto(sum, own, weight, 0, None),
+            None => B::product(own, weight, 1.0),
+        })
+    });
+    sum.expect("one weight at least")
 }
 
 fn composed_onto<B: MatmulOps>(

@@ -30,7 +30,8 @@ macro_rules! test_cases {
             $check;
             dropout_and_sums products gates norms losses attention_of_short_rows attention_of_many_tiles
             attention_of_windows attention_with_a_bias_by_place layers_that_share_an_input
-            attention_of_tokens_to_each_other attention_at_the_end rows_of_a_table low_rank_branches packed_weights
+            attention_of_tokens_to_each_other attention_at_the_end attention_of_long_rows rows_of_a_table
+            low_rank_branches packed_weights
         }
     };
     ($check:expr; $($name:ident)*) => {
@@ -335,25 +336,7 @@ pub(crate) fn attention_of_tokens_to_each_other(check: Check<'_>) {
     for (kv_heads, grouped, packed, width) in
         [(2, true, true, 4), (2, false, false, 4), (1, true, false, 4), (6, true, true, 4), (2, true, false, 16)]
     {
-        let layout = |device: &Device| layouts(&[3, 5], packed, &device.clone().inner());
-        let tokens = layout(&Device::flex()).tokens();
-        let what = format!("{kv_heads} heads of keys {width} wide, grouped {grouped}, packed {packed}");
-        check(&what, &[scaled(1, [tokens, (6 + 2 * kv_heads) * width], 1.4 / (width as f64).sqrt())], &|x| {
-            let (device, layout) = (x[0].device(), layout(&x[0].device()));
-            let half = width / 2;
-            let angles = (0..tokens * half).map(|at| (at / half * 3 + at % half) as f64 * 0.37);
-            let pairs: Vec<f64> = angles.collect();
-            let row = |pairs: &[f64]| {
-                let cos = pairs.iter().map(|angle| angle.cos());
-                cos.chain(pairs.iter().map(|angle| angle.sin())).collect::<Vec<_>>()
-            };
-            let cos_sin: Vec<f64> = pairs.chunks(half).flat_map(row).collect();
-            let cos_sin = tensor(&cos_sin, [tokens, width], &device, x[0].dtype());
-            let projections = Projections { kv_heads, scale: 0.5, grouped };
-            let visibility = Visibility::causal(6, &layout, &layout, 0);
-            let dropout = Dropout::new(0.2, KEY);
-            layout.real_tokens(self_attention(x[0].clone(), projections, None, Some(cos_sin), &visibility, dropout))
-        });
+        turned(check, &[3, 5], [6, kv_heads, width], grouped, packed);
     }
     // Keys of their own rows, that several heads look through.
     let inputs = [scaled(1, [6, 16], 0.3), input(2, [9, 8]), input(3, [9, 8])];
@@ -361,6 +344,29 @@ pub(crate) fn attention_of_tokens_to_each_other(check: Check<'_>) {
         let [queries, keys] = [[4, 2], [5, 4]].map(|lengths| RowLayout::packed(&lengths, &x[0].device().inner()));
         let [q, k, v] = [0, 1, 2].map(|i| x[i].clone());
         attention(q, k, v, None, &Visibility::causal(4, &queries, &keys, 1), Dropout::new(0.2, KEY))
+    });
+}
+
+/// Attention of rows to themselves, by heads that look through others and are turned.
+fn turned(check: Check<'_>, lengths: &[usize], [heads, kv_heads, width]: [usize; 3], grouped: bool, packed: bool) {
+    let layout = |device: &Device| layouts(lengths, packed, &device.clone().inner());
+    let tokens = layout(&Device::flex()).tokens();
+    let what = format!("{lengths:?}, {kv_heads} heads of keys {width} wide, grouped {grouped}, packed {packed}");
+    check(&what, &[scaled(1, [tokens, (heads + 2 * kv_heads) * width], 1.4 / (width as f64).sqrt())], &|x| {
+        let (device, layout) = (x[0].device(), layout(&x[0].device()));
+        let half = width / 2;
+        let angles = (0..tokens * half).map(|at| (at / half * 3 + at % half) as f64 * 0.37);
+        let pairs: Vec<f64> = angles.collect();
+        let row = |pairs: &[f64]| {
+            let cos = pairs.iter().map(|angle| angle.cos());
+            cos.chain(pairs.iter().map(|angle| angle.sin())).collect::<Vec<_>>()
+        };
+        let cos_sin: Vec<f64> = pairs.chunks(half).flat_map(row).collect();
+        let cos_sin = tensor(&cos_sin, [tokens, width], &device, x[0].dtype());
+        let projections = Projections { kv_heads, scale: 0.5, grouped };
+        let visibility = Visibility::causal(heads, &layout, &layout, 0);
+        let dropout = Dropout::new(0.2, KEY);
+        layout.real_tokens(self_attention(x[0].clone(), projections, None, Some(cos_sin), &visibility, dropout))
     });
 }
 
@@ -377,6 +383,19 @@ pub(crate) fn attention_at_the_end(check: Check<'_>) {
             attention(q, k, v, bias, &Visibility::at_end(4, &queries, &keys), Dropout::new(0.2, KEY))
         });
     }
+}
+
+/// What the attention of long rows alone does otherwise, as tensor cores do it.
+pub(crate) fn attention_of_long_rows(check: Check<'_>) {
+    turned(check, &[37, 20], [4, 2, 32], true, false);
+    turned(check, &[20, 41], [2, 1, 32], false, true);
+    let inputs = [scaled(1, [24, 16], 0.3), input(2, [71, 8]), input(3, [71, 8])];
+    check("at the end", &inputs, &|x| {
+        let device = x[0].device().inner();
+        let [queries, keys] = [[12, 12], [30, 41]].map(|lengths| RowLayout::packed(&lengths, &device));
+        let [q, k, v] = [0, 1, 2].map(|i| x[i].clone());
+        attention(q, k, v, None, &Visibility::at_end(4, &queries, &keys), Dropout::new(0.2, KEY))
+    });
 }
 
 pub(crate) fn rows_of_a_table(check: Check<'_>) {

@@ -1,25 +1,27 @@
 //! The GPU kernels, in `f32`, against the composed forms on the CPU in `f64`, which `against_loops` holds against plain
 //! loops: values, the gradient of every input, and which elements are dropped.
 //!
-//! Needs a GPU, or software that stands in for one (Mesa's lavapipe, which takes `wgpu` but not `vulkan`).
+//! Needs a GPU, or software that stands in for one (Mesa's lavapipe; for `vulkan`, of Mesa 26).
 
 use crate::cases::{Input, KEY, Op, beside, input, label_tensor, layouts, run, scaled, test_cases};
 use crate::loops::{assert_near, bits, f32s, numbers, tensor, values};
 use burn::tensor::{DType, Device, Tensor};
 use sideburn_kernels::{
     AdamWStep, Dropout, Key, LinearOp, LowRank, RowLayout, Visibility, adamw_step, adapted_linears, add_dropout,
-    attention, dropout, gelu_gate, linear_cross_entropy, norm, rms_norm,
+    attention, dropout, gelu_gate, keep_kernels, linear_cross_entropy, norm, rms_norm,
 };
 
 const TOLERANCE: f64 = 1e-5;
 
 #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
 fn gpu() -> Device {
+    keep_kernels();
     Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)
 }
 
 #[cfg(not(any(feature = "wgpu", feature = "vulkan", feature = "metal")))]
 fn gpu() -> Device {
+    keep_kernels();
     Device::cuda(0)
 }
 
@@ -35,6 +37,32 @@ fn check(what: &str, inputs: &[Input], op: Op<'_>) {
 }
 
 test_cases!(check);
+
+/// The same in floats of 16 bits, which tensor cores multiply where there are some.
+mod in_16_bits {
+    use super::gpu;
+    use crate::cases::{Input, Op, run, test_cases};
+    use crate::loops::assert_near_at_scale;
+    use burn::tensor::{DType, Device};
+
+    fn check(what: &str, inputs: &[Input], op: Op<'_>) {
+        // Of 11 and of 8 digits in base 2.
+        for (dtype, tolerance) in [(DType::F16, 2e-2), (DType::BF16, 1.6e-1)] {
+            if !gpu().supports_dtype(dtype) {
+                continue;
+            }
+            let expected = run(inputs, &Device::flex(), DType::F64, op);
+            let found = run(inputs, &gpu(), dtype, op);
+            for (index, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                let part = if index == 0 { "value".to_owned() } else { format!("gradient of input {}", index - 1) };
+                assert_near_at_scale(&format!("{what} in {dtype:?}: {part}"), found, expected, tolerance, 1.0);
+            }
+            assert_eq!(run(inputs, &gpu(), dtype, op), found, "{what} in {dtype:?}: not the same twice");
+        }
+    }
+
+    test_cases!(check);
+}
 
 #[test]
 fn the_same_elements_are_dropped_as_on_the_cpu() {

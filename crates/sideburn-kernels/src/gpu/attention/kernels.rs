@@ -5,9 +5,9 @@ use burn_cubecl::cubecl::ir::ElemType;
 use burn_cubecl::cubecl::prelude::*;
 
 use super::tiles::{
-    LANES, Place, Sizes, Tiles, UNITS, UNSEEN, exponential, factors, load, load_turned, mix, multiply_row, of_rows,
-    outputs, products, score_place, score_tile, share_largest, shared_largest, store, sum_rows_of_units, tile,
-    turn_back, unit_column, unit_row,
+    LANES, Place, Sizes, Tiles, UNITS, UNSEEN, exponential, factors, load, mix, multiply_row, of_rows, outputs,
+    products, score_place, score_tile, share_largest, shared_largest, store, sum_rows_of_units, tile, turn_back,
+    unit_column, unit_row,
 };
 use crate::gpu::mask::Mask;
 
@@ -47,20 +47,23 @@ pub(super) fn forward_kernel<F: Float>(
     let of_keys = sizes.k.of_keys(place.head / tiles.together);
     let of_values = sizes.v.of_keys(place.head / tiles.together);
     let of_outputs = place.head * tiles.width;
-    load_turned::<F>(q, angles, &mut own, &place.queries, first, of_queries, sizes.scale, tiles.own, tiles);
+    let lines = comptime!(tiles.lines(tiles.own, tiles.turned));
+    load::<F, f32>(q, angles, &mut own, &place.queries, first, of_queries, sizes.scale, lines);
     let keys = place.seen(first + comptime!(tiles.own - 1), &sizes, tiles);
     let mut start = 0usize.runtime();
     while start < keys {
         // The values of the last round have been read.
         sync_cube();
-        load_turned::<F>(k, angles, &mut others, &place.keys, start, of_keys, 1.0f32, tiles.others, tiles);
+        let lines = comptime!(tiles.lines(tiles.others, tiles.turned));
+        load::<F, f32>(k, angles, &mut others, &place.keys, start, of_keys, 1.0f32, lines);
         sync_cube();
         products(&own, &others, &mut scores, tiles);
         place.bias_all::<F>(&mut scores, first, start, bias, &sizes, tiles);
         share_largest(&scores, &highest, &mut shared, tiles);
         sync_cube();
         // The keys have been read.
-        load::<F>(v, &mut others, &place.keys, start, of_values, tiles.others, tiles);
+        let lines = comptime!(tiles.lines(tiles.others, false));
+        load::<F, f32>(v, angles, &mut others, &place.keys, start, of_values, 1.0f32, lines);
         #[unroll]
         for i in 0..row_count {
             let row = unit_row() * row_count + i;
@@ -144,15 +147,19 @@ pub(super) fn queries_kernel<F: Float>(
     let of_keys = sizes.k.of_keys(place.head / tiles.together);
     let of_values = sizes.v.of_keys(place.head / tiles.together);
     let of_outputs = place.head * tiles.width;
-    load_turned::<F>(q, angles, &mut own_q, &place.queries, first, of_queries, sizes.scale, tiles.own, tiles);
-    load::<F>(gradient, &mut own_g, &place.queries, first, of_outputs, tiles.own, tiles);
+    let lines = comptime!(tiles.lines(tiles.own, tiles.turned));
+    load::<F, f32>(q, angles, &mut own_q, &place.queries, first, of_queries, sizes.scale, lines);
+    let lines = comptime!(tiles.lines(tiles.own, false));
+    load::<F, f32>(gradient, angles, &mut own_g, &place.queries, first, of_outputs, 1.0f32, lines);
     let keys = place.seen(first + comptime!(tiles.own - 1), &sizes, tiles);
     let mut start = 0usize.runtime();
     while start < keys {
         // The tiles of the last round have been read.
         sync_cube();
-        load_turned::<F>(k, angles, &mut others_k, &place.keys, start, of_keys, 1.0f32, tiles.others, tiles);
-        load::<F>(v, &mut others_v, &place.keys, start, of_values, tiles.others, tiles);
+        let lines = comptime!(tiles.lines(tiles.others, tiles.turned));
+        load::<F, f32>(k, angles, &mut others_k, &place.keys, start, of_keys, 1.0f32, lines);
+        let lines = comptime!(tiles.lines(tiles.others, false));
+        load::<F, f32>(v, angles, &mut others_v, &place.keys, start, of_values, 1.0f32, lines);
         sync_cube();
         products(&own_q, &others_k, &mut scores, tiles);
         products(&own_g, &others_v, &mut slopes, tiles);
@@ -251,34 +258,21 @@ pub(super) fn keys_kernel<F: Float>(
 
     let of_keys = sizes.k.of_keys(kv_head);
     let of_values = sizes.v.of_keys(kv_head);
-    load_turned::<F>(k, angles, &mut own_k, &place.keys, first, of_keys, 1.0f32, tiles.own, tiles);
-    load::<F>(v, &mut own_v, &place.keys, first, of_values, tiles.own, tiles);
+    let lines = comptime!(tiles.lines(tiles.own, tiles.turned));
+    load::<F, f32>(k, angles, &mut own_k, &place.keys, first, of_keys, 1.0f32, lines);
+    let lines = comptime!(tiles.lines(tiles.own, false));
+    load::<F, f32>(v, angles, &mut own_v, &place.keys, first, of_values, 1.0f32, lines);
     for member in 0..tiles.together {
         let place = Place::of_cube(rows, kv_head * tiles.together + member);
         let of_queries = sizes.q.of_queries(place.head, tiles);
         let of_outputs = place.head * tiles.width;
-        let mut start = 0usize.runtime();
-        // Queries before these see none of the keys.
-        if comptime!(tiles.at_end) {
-            let before = first + sizes.queries as usize;
-            start = (before - min(before, place.keys.count)) / tiles.others * tiles.others;
-        } else if comptime!(tiles.causal) {
-            start = (first - min(first, sizes.first as usize)) / tiles.others * tiles.others;
-        }
+        let mut start = place.first_to_see(first, &sizes, tiles);
         while start < place.queries.count {
             sync_cube();
-            load_turned::<F>(
-                q,
-                angles,
-                &mut others_q,
-                &place.queries,
-                start,
-                of_queries,
-                sizes.scale,
-                tiles.others,
-                tiles,
-            );
-            load::<F>(gradient, &mut others_g, &place.queries, start, of_outputs, tiles.others, tiles);
+            let lines = comptime!(tiles.lines(tiles.others, tiles.turned));
+            load::<F, f32>(q, angles, &mut others_q, &place.queries, start, of_queries, sizes.scale, lines);
+            let lines = comptime!(tiles.lines(tiles.others, false));
+            load::<F, f32>(gradient, angles, &mut others_g, &place.queries, start, of_outputs, 1.0f32, lines);
             sync_cube();
             products(&own_k, &others_q, &mut scores, tiles);
             products(&own_v, &others_g, &mut slopes, tiles);
@@ -291,10 +285,11 @@ pub(super) fn keys_kernel<F: Float>(
                 if comptime!(tiles.drops) {
                     factors(&mask, place.mask_index(query, first + row, &sizes), &mut kept, row_count, tiles.aligned);
                 }
+                let limit = place.limit(query, &sizes, tiles);
                 #[unroll]
                 for i in 0..row_count {
                     let at = comptime!(i * score_count + j);
-                    let score = place.biased::<F>(scores[at], query, first + row + i, bias, &sizes, tiles);
+                    let score = place.biased::<F>(scores[at], query, first + row + i, limit, bias, &sizes, tiles);
                     let weight = exponential(score, normaliser);
                     let to = score_place(row + i, j, tiles);
                     if comptime!(tiles.drops) {
@@ -363,14 +358,18 @@ pub(super) fn bias_kernel<F: Float>(
     let mut first = 0usize.runtime();
     while first < place.queries.count {
         sync_cube();
-        load_turned::<F>(q, angles, &mut own_q, &place.queries, first, of_queries, sizes.scale, tiles.own, tiles);
-        load::<F>(gradient, &mut own_g, &place.queries, first, of_outputs, tiles.own, tiles);
+        let lines = comptime!(tiles.lines(tiles.own, tiles.turned));
+        load::<F, f32>(q, angles, &mut own_q, &place.queries, first, of_queries, sizes.scale, lines);
+        let lines = comptime!(tiles.lines(tiles.own, false));
+        load::<F, f32>(gradient, angles, &mut own_g, &place.queries, first, of_outputs, 1.0f32, lines);
         let keys = place.seen(first + comptime!(tiles.own - 1), &sizes, tiles);
         let mut start = 0usize.runtime();
         while start < keys {
             sync_cube();
-            load_turned::<F>(k, angles, &mut others_k, &place.keys, start, of_keys, 1.0f32, tiles.others, tiles);
-            load::<F>(v, &mut others_v, &place.keys, start, of_values, tiles.others, tiles);
+            let lines = comptime!(tiles.lines(tiles.others, tiles.turned));
+            load::<F, f32>(k, angles, &mut others_k, &place.keys, start, of_keys, 1.0f32, lines);
+            let lines = comptime!(tiles.lines(tiles.others, false));
+            load::<F, f32>(v, angles, &mut others_v, &place.keys, start, of_values, 1.0f32, lines);
             sync_cube();
             products(&own_q, &others_k, &mut scores, tiles);
             products(&own_g, &others_v, &mut slopes, tiles);

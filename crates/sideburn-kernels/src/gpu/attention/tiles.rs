@@ -57,6 +57,11 @@ impl Tiles {
         self.columns() * LANES + 1
     }
 
+    /// A tile of so many tokens, turned or not.
+    pub(super) fn lines(self, rows: usize, turned: bool) -> Lines {
+        Lines { rows, head: self.width, width: self.columns() * LANES, stride: self.stride(), units: UNITS, turned }
+    }
+
     /// Rows of a score tile that a unit has, and columns.
     pub(super) fn rows(self) -> usize {
         self.own / LANES
@@ -72,6 +77,21 @@ impl Tiles {
         let scores = 2 * self.own * (self.others + 1) + self.own * LANES;
         size_of::<f32>() * (tiles + scores)
     }
+}
+
+/// How a tile of tokens is filled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Lines {
+    pub(super) rows: usize,
+    /// Columns of a head.
+    pub(super) head: usize,
+    /// Columns of the tile, and steps from one of its lines to the next.
+    pub(super) width: usize,
+    pub(super) stride: usize,
+    /// Units that fill it together.
+    pub(super) units: usize,
+    /// Whether tokens are turned by angles.
+    pub(super) turned: bool,
 }
 
 /// Numbers of an attention.
@@ -188,18 +208,40 @@ impl Place {
         seen
     }
 
-    /// What a score becomes with its bias, or if it is not to be seen.
+    /// The first query that may see one of the keys from this one on, as queries are taken in tiles of `others`.
+    pub(super) fn first_to_see(&self, key: usize, sizes: &Sizes, #[comptime] tiles: Tiles) -> usize {
+        let mut start = 0usize.runtime();
+        if comptime!(tiles.at_end) {
+            let before = key + sizes.queries as usize;
+            start = (before - min(before, self.keys.count)) / tiles.others * tiles.others;
+        } else if comptime!(tiles.causal) {
+            start = (key - min(key, sizes.first as usize)) / tiles.others * tiles.others;
+        }
+        start
+    }
+
+    /// How many keys a query sees: none, if there is no such query.
+    pub(super) fn limit(&self, query: usize, sizes: &Sizes, #[comptime] tiles: Tiles) -> usize {
+        let mut limit = self.seen(query, sizes, tiles);
+        if query >= self.queries.count {
+            limit = 0usize;
+        }
+        limit
+    }
+
+    /// What the score of a query that sees `limit` keys becomes with its bias, or if it is not to be seen.
     pub(super) fn biased<F: Float>(
         &self,
         score: f32,
         query: usize,
         key: usize,
+        limit: usize,
         bias: &Tensor<F>,
         sizes: &Sizes,
         #[comptime] tiles: Tiles,
     ) -> f32 {
         let mut score = score;
-        if query >= self.queries.count || key >= self.seen(query, sizes, tiles) {
+        if key >= limit {
             score = f32::new(UNSEEN);
         } else if comptime!(tiles.biased) {
             let mut column = key;
@@ -228,11 +270,12 @@ impl Place {
         #[unroll]
         for i in 0..rows {
             let query = first + unit_row() * rows + i;
+            let limit = self.limit(query, sizes, tiles);
             #[unroll]
             for j in 0..columns {
                 let key = start + unit_column() * columns + j;
                 let at = comptime!(i * columns + j);
-                scores[at] = self.biased::<F>(scores[at], query, key, bias, sizes, tiles);
+                scores[at] = self.biased::<F>(scores[at], query, key, limit, bias, sizes, tiles);
             }
         }
     }
@@ -250,73 +293,42 @@ pub(super) fn unit_column() -> usize {
 }
 
 /// Fills a tile with the columns of a head, which begin at `column`, of the tokens from `first` on, and with zeros beyond
-/// the last.
+/// the last: turned by the angles of their tokens if they are to be, as [`rotary`](crate::rotary) does, and multiplied by
+/// `scale`.
 #[cube]
-pub(super) fn load<F: Float>(
-    x: &Tensor<F>,
-    tile: &mut Shared<[f32]>,
-    tokens: &Tokens,
-    first: usize,
-    column: usize,
-    #[comptime] rows: usize,
-    #[comptime] tiles: Tiles,
-) {
-    let left = tokens.count - min(first, tokens.count);
-    let start = tokens.start + first;
-    let width = comptime!(tiles.columns() * LANES);
-    let stride = comptime!(tiles.stride());
-    let mut index = UNIT_POS as usize;
-    while index < comptime!(rows * width) {
-        let row = index / width;
-        let own = index % width;
-        let mut value = 0.0f32;
-        if row < left && own < tiles.width {
-            value = f32::cast_from(x[(start + row) * x.stride(0) + (column + own) * x.stride(1)]);
-        }
-        tile[row * stride + own] = value;
-        index += UNITS;
-    }
-}
-
-/// The same of queries or keys: turned by the angles of their tokens if there are any, as [`rotary`](crate::rotary) does, and
-/// multiplied by `scale`.
-#[cube]
-pub(super) fn load_turned<F: Float>(
+pub(super) fn load<F: Float, T: Float>(
     x: &Tensor<F>,
     angles: &Sequence<OwnedTensor<f32>>,
-    tile: &mut Shared<[f32]>,
+    tile: &mut Shared<[T]>,
     tokens: &Tokens,
     first: usize,
     column: usize,
     scale: f32,
-    #[comptime] rows: usize,
-    #[comptime] tiles: Tiles,
+    #[comptime] lines: Lines,
 ) {
     let left = tokens.count - min(first, tokens.count);
     let start = tokens.start + first;
-    let width = comptime!(tiles.columns() * LANES);
-    let stride = comptime!(tiles.stride());
     let mut index = UNIT_POS as usize;
-    while index < comptime!(rows * width) {
-        let row = index / width;
-        let own = index % width;
+    while index < comptime!(lines.rows * lines.width) {
+        let row = index / lines.width;
+        let own = index % lines.width;
         let mut value = 0.0f32;
-        if row < left && own < tiles.width {
+        if row < left && own < lines.head {
             let line = (start + row) * x.stride(0);
             value = f32::cast_from(x[line + (column + own) * x.stride(1)]);
-            if comptime!(tiles.turned) {
-                let half = comptime!(tiles.width / 2);
+            if comptime!(lines.turned) {
+                let half = comptime!(lines.head / 2);
                 let is_first = own < half;
                 let pair = own % half;
                 let other = f32::cast_from(x[line + (column + select(is_first, own + half, pair)) * x.stride(1)]);
-                let of_token = (start + row) * tiles.width;
+                let of_token = (start + row) * lines.head;
                 let (cos, sin) = (angles[0][of_token + pair], angles[0][of_token + half + pair]);
                 value = value * cos + other * select(is_first, -sin, sin);
             }
             value *= scale;
         }
-        tile[row * stride + own] = value;
-        index += UNITS;
+        tile[row * lines.stride + own] = T::cast_from(value);
+        index += lines.units;
     }
 }
 
