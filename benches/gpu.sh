@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Everything that is to be measured on a GPU, in one go of about ten minutes: time on a card is short.
+# Everything that is to be measured on a GPU, in one go of about ten minutes, and never more than SIDEBURN_GPU_SECONDS (840): time
+# on a card is short.
 #
 #   benches/gpu.sh build cuda                   builds the programs and puts them into target/gpu/programs
 #   benches/gpu.sh measure cuda [PYTHON]        measures; PYTHON has torch, transformers and peft, for their side
@@ -7,8 +8,8 @@
 #
 # The backend is cuda, vulkan, wgpu or metal. To measure on another machine, take along target/gpu/programs, testdata and
 # benches; the tests look for testdata where it was when they were built. Every command has a time limit, what it prints
-# is in target/gpu/log.txt, each result is in target/gpu/results.jsonl as soon as there is one, and the table at the end
-# is made from these. `benches/gpu.sh table` makes it again.
+# is in target/gpu/log.txt, each result is in target/gpu/results.jsonl as soon as there is one, and the tables at the end
+# (what was measured, and what should have been) are made from these. `benches/gpu.sh table` makes them again.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -42,8 +43,10 @@ PYTHON
 
 # case NAME SIDE LIMIT COMMAND...: runs a command that prints one JSON object last, and adds that to the results.
 case_() {
-    local name=$1 side=$2 limit=$3 started status output
+    local name=$1 side=$2 limit=$3 left=$((whole - SECONDS)) started status output
     shift 3
+    [ "$left" -gt 5 ] || { say "$name, $side: left out, the time is over"; return; }
+    [ "$limit" -le "$left" ] || limit=$left
     say "$name, $side: $*"
     started=$(date +%s.%N)
     output=$(timeout --kill-after=5 "$limit" "$@" 2>>"$log")
@@ -133,8 +136,12 @@ measure() {
         done
         both "products, $half" 30 products --dtype "$half" --tokens "$tokens" --width "$width"
         both "products, f32" 30 products --dtype f32 --tokens "$tokens" --width "$width"
-        tests "kernels' tests" kernels-tests gpu
-        tests "models' tests" sideburn-tests gpu_parity half_precision
+        # The first time they compile what they need.
+        local which
+        for which in "" ", kept"; do
+            tests "kernels' tests$which" kernels-tests gpu
+            tests "models' tests$which" sideburn-tests gpu_parity half_precision
+        done
         # What takes the longest comes last.
         theirs "LoRA step, base, $half, compiled" 150 train --model "$out/base" $large_rows $train --warmup 3 --reps 10 \
             --dtype "$half" --compile
@@ -152,8 +159,9 @@ tests() {
 }
 
 table() {
-    python3 - "$results" <<'PYTHON'
-import json, statistics, sys
+    python3 - "$results" "$half" "$out/base/config.json" "${large_shape[@]}" <<'PYTHON'
+import json, os, statistics, sys
+half, config, shape = sys.argv[2], sys.argv[3], [int(size) for size in sys.argv[4:]]
 cases = {}
 for line in open(sys.argv[1]):
     result = json.loads(line)
@@ -188,18 +196,73 @@ print("| what | Sideburn | Hugging Face | theirs / ours |\n|---|---|---|---|")
 for name, sides in cases.items():
     (ours, own), (theirs, their) = (cell(name, sides.get(side)) for side in ("ours", "theirs"))
     print(f"| {name} | {ours} | {theirs} | {their / own:.2f} |" if own and their else f"| {name} | {ours} | {theirs} | |")
-losses = [sides["ours"]["record"]["losses"] for name, sides in cases.items()
-          if name.startswith("losses") and sides["ours"]["record"]]
-if len(losses) == 2:
-    worst = max(abs(half - full) / full for full, half in zip(*losses))
-    print(f"\nLosses of {len(losses[0])} steps in 16 bits differ from those in f32 on the CPU by at most {100 * worst:.2f} %.")
+
+def record(name, side="ours"):
+    return (cases.get(name, {}).get(side) or {}).get("record")
+
+def seconds(name, side="ours"):
+    result = cases.get(name, {}).get(side)
+    return cell(name, result)[1] if result else None
+
+def ratio(above, below):
+    return above / below if above and below else None
+
+def took(names):
+    """Seconds that the tests of these names have taken, if they have passed."""
+    results = [cases.get(name, {}).get("ours") for name in names]
+    if not all(result and result["record"] for result in results):
+        return None
+    return sum(result["ended_at"] - result["started_at"] for result in results)
+
+def step_flops(config, rows, source, target):
+    """Operations of a training step of a frozen T5: a pass forward and the gradients of inputs, each with the products of
+    all layers, and attention's two products forward and four back."""
+    d, inner, ff = config["d_model"], config["num_heads"] * config["d_kv"], config["d_ff"]
+    gate = 3 if config.get("is_gated_act") or "gated" in config["feed_forward_proj"] else 2
+    encoder, decoder = config["num_layers"], config.get("num_decoder_layers") or config["num_layers"]
+    of_source = encoder * (4 * d * inner + gate * d * ff) + decoder * 2 * d * inner
+    of_target = decoder * (6 * d * inner + gate * d * ff) + config["vocab_size"] * d
+    pairs = encoder * source * source + decoder * (target * target + source * target)
+    return rows * (2 * 2 * (source * of_source + target * of_target) + (2 + 4) * 2 * inner * pairs)
+
+base, large = f"LoRA step, base, {half}", f"decoding, {{}}, {half}, batch {{}}"
+memory = [(record(base, side) or {}).get("device_mib") for side in ("ours", "theirs")]
+products = [product["tflops"] for side in ("ours", "theirs") for product in (record(f"products, {half}", side) or {}).get("products", [])]
+peak = max(products) * 1e12 if products else None
+flops = step_flops(json.load(open(config)), *shape) if os.path.exists(config) else None
+losses = [(record(name) or {}).get("losses") for name in ("losses on the CPU", f"losses in {half}")]
+worst = 100 * max(abs(one - other) / one for one, other in zip(*losses)) if all(losses) else None
+tests = ["kernels' tests", "models' tests"]
+bars = [
+    ("first step, nothing cached, s", "<=", 15, seconds("first step, nothing cached")),
+    ("first step, cached, s", "<=", 4, seconds("first step, cached")),
+    ("tests pass, in seconds, nothing cached", "<=", float("inf"), took(tests)),
+    ("tests pass, in seconds, cached", "<=", 60, took([name + ", kept" for name in tests])),
+    (f"{base}: theirs / ours", ">=", 1.5, ratio(seconds(base, "theirs"), seconds(base))),
+    (f"{base}: theirs, compiled / ours", ">=", 1.0, ratio(seconds(f"{base}, compiled", "theirs"), seconds(base))),
+    (f"{base}: memory, ours / theirs", "<=", 0.5, ratio(*memory)),
+    (f"{base}: % of the fastest product of either side", ">=", 35,
+     100 * flops / seconds(base) / peak if flops and peak and seconds(base) else None),
+    *((f"LoRA step, small, {kind}: theirs / ours", ">=", 1.2,
+       ratio(*(seconds(f"LoRA step, small, {kind}", side) for side in ("theirs", "ours")))) for kind in ("f32", "TF32")),
+    *((large.format(size, batch) + ": theirs / ours", ">=", bar,
+       ratio(*(seconds(large.format(size, batch), side) for side in ("theirs", "ours"))))
+      for size in ("small", "base") for batch, bar in ((1, 3), (shape[0], 2))),
+    (f"losses of 20 steps in {half}: % off those in f32 on the CPU", "<=", 1, worst),
+]
+print("\n| what | bar | measured | |\n|---|---|---|---|")
+for what, sign, bar, found in bars:
+    verdict = "" if found is None else "met" if (found <= bar if sign == "<=" else found >= bar) else "not met"
+    print(f"| {what} | {sign} {bar:g} | {'not measured' if found is None else f'{found:.3g}'} | {verdict} |")
 PYTHON
 }
 
+whole=${SIDEBURN_GPU_SECONDS:-840}
 their_device=cuda test_limit=150 half=bf16 new_tokens=64 vocabulary=32000 tokens=16384 width=768
 small=flan_t5_small base=flan_t5_base
 small_shape=(8 256 64) large_shape=(32 512 128) losses_shape=(4 64 16)
 if [ "$what" = rehearse ]; then
+    whole=${SIDEBURN_GPU_SECONDS:-3600}
     their_device=cpu test_limit=600 half=f16 new_tokens=8 vocabulary=100 tokens=256 width=64
     small=t5_gated_untied base=t5_gated_untied
     small_shape=(3 32 16) large_shape=(4 40 16) losses_shape=(2 16 8)
