@@ -25,7 +25,7 @@ use sideburn::data::{DataError, GroupedSampler};
 use sideburn::device::parse_device_in;
 use sideburn::kernels::{ChromeEvents, MatmulPrecision, matmul, record_profile, set_matmul_precision, take_profile};
 use sideburn::prelude::*;
-use sideburn::train::{Control, Observer, Run, StepRecord, TrainError};
+use sideburn::train::{Control, Observer, Optim, Run, StepRecord, TrainError};
 
 /// Sideburn's side of benches/peer/run.py
 #[derive(Parser)]
@@ -60,6 +60,9 @@ enum Command {
         lora_dropout: f64,
         #[arg(long, default_value = "order")]
         batching: Batching,
+        /// The optimiser, as `transformers` names it
+        #[arg(long, default_value = "adamw_torch", value_parser = optim)]
+        optim: Optim,
     },
     /// Times decoding, greedily or with beams
     Decode {
@@ -123,6 +126,10 @@ struct Case {
     /// Writes what each operation took to this file, for <https://ui.perfetto.dev>
     #[arg(long)]
     profile: Option<PathBuf>,
+}
+
+fn optim(name: &str) -> Result<Optim, String> {
+    serde_json::from_value(name.into()).map_err(|error| error.to_string())
 }
 
 fn dtype(name: &str) -> Result<FloatDType, String> {
@@ -204,8 +211,8 @@ fn main() -> anyhow::Result<()> {
     }
     match Args::parse().command {
         Command::Tokens { dataset, tokenizer, count, out } => write_tokens(&dataset, &tokenizer, count, &out)?,
-        Command::Train { case, method, lora_dropout, batching } => {
-            println!("{}", train(&case, method, lora_dropout, batching)?);
+        Command::Train { case, method, lora_dropout, batching, optim } => {
+            println!("{}", train(&case, method, lora_dropout, batching, optim)?);
         }
         Command::Decode { case, new_tokens, num_beams, compute } => {
             println!("{}", decode(&case, new_tokens, num_beams, compute)?);
@@ -230,7 +237,7 @@ fn write_tokens(dataset: &Path, tokenizer: &Path, count: usize, out: &Path) -> a
     Ok(())
 }
 
-fn train(case: &Case, method: Method, lora_dropout: f64, batching: Batching) -> anyhow::Result<Value> {
+fn train(case: &Case, method: Method, lora_dropout: f64, batching: Batching, optim: Optim) -> anyhow::Result<Value> {
     let samples = read_samples(&case.samples)?;
     let batches = match batching {
         Batching::Order => in_order(samples.len(), case.rows),
@@ -243,7 +250,8 @@ fn train(case: &Case, method: Method, lora_dropout: f64, batching: Batching) -> 
     let trainable = ParameterReport::of(&model).trainable;
 
     let steps = ((case.warmup + case.reps) * batches.len()) as u64;
-    let config = TrainConfig { learning_rate: 1e-4, lr_scheduler_type: Schedule::Constant, ..TrainConfig::new(steps) };
+    let (learning_rate, lr_scheduler_type) = (1e-4, Schedule::Constant);
+    let config = TrainConfig { learning_rate, lr_scheduler_type, optim, ..TrainConfig::new(steps) };
     let batch = |step: u64| Ok::<_, Infallible>(batches[step as usize % batches.len()].clone());
     let (resting_mib, ready_at) = (resident_mib("VmRSS"), now());
     let mut watch = Watch { batches: batches.len() as u64, first_step_at: 0.0, laps: Laps::start() };

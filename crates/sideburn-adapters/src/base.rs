@@ -86,7 +86,7 @@ fn check_memory(
                 + Packed::stored_beside(source, found.stored).iter().map(|name| stored(name)).sum::<usize>()
         }
         (Form::ToPack, Some(quantization)) => quantization.bytes(found.weight.dims()),
-        _ => elements(found) * found.weight.dtype().size(),
+        _ => elements(found) * found.weight.held_dtype().size(),
     } as u64;
     let read = |found: &Found<'_>| match found.form {
         Form::Packed => bytes(found),

@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use sideburn_kernels::{Matrix, PackedMatrix};
+use sideburn_kernels::{Matrix, PackedMatrix, is_cpu};
 use sideburn_quant::{Packed, QuantError, Quantization};
 use sideburn_weights as weights;
 
@@ -16,7 +16,8 @@ use crate::tensors::{frozen_param, in_dtype, is_trainable, set_trainable, to_fil
 /// matrix.
 ///
 /// A frozen matrix beside packed ones can be held in 16 bits where `f32` is computed: the embedding of Falcon-7B takes 0.59 GB in
-/// `bf16` and 1.18 GB in `f32`. It is widened, which is exact, a few rows at a time.
+/// `bf16` and 1.18 GB in `f32`. It is widened, which is exact, a few rows at a time. On a CPU in 16 bits all matrices are held so,
+/// and vectors in `f32`; what layers give each other is `f32`.
 #[derive(Module, Debug)]
 pub struct BaseWeight {
     held: Held,
@@ -48,6 +49,11 @@ pub enum Precision {
 /// `llm_int8_threshold` where no configuration says another.
 const LLM_INT8_THRESHOLD: f32 = 6.0;
 
+/// Whether floats of this dtype have 16 bits, and a CPU computes with them: in `f32`.
+fn is_narrow_on_cpu(dtype: DType, device: &Device) -> bool {
+    matches!(dtype, DType::F16 | DType::BF16) && is_cpu(device)
+}
+
 impl BaseWeight {
     /// A matrix `[rows, columns]` in `f32`, whatever the device makes.
     pub(crate) fn of_matrix_in_f32(floats: Param<Tensor<2>>) -> Self {
@@ -61,8 +67,10 @@ impl BaseWeight {
 
     /// A vector `[n]`, which is trainable until it is frozen.
     pub(crate) fn of_vector(floats: Tensor<1>) -> Self {
-        let floats = Param::from_tensor(floats.unsqueeze().detach());
-        Self { held: Held::Floats(floats), is_vector: true, computed: None }
+        let computed = is_narrow_on_cpu(floats.dtype(), &floats.device()).then_some(DType::F32);
+        let dtype = computed.unwrap_or_else(|| floats.dtype());
+        let floats = Param::from_tensor(in_dtype(floats.unsqueeze().detach(), dtype));
+        Self { held: Held::Floats(floats), is_vector: true, computed }
     }
 
     /// Its shape in a file of floats, `[rows, columns]` or `[n]`. Nothing is initialised.
@@ -88,7 +96,8 @@ impl BaseWeight {
 
     /// The dtype that it is multiplied in. Nothing is initialised.
     pub(crate) fn dtype(&self) -> DType {
-        self.computed.unwrap_or_else(|| self.held_dtype())
+        let dtype = self.computed.unwrap_or_else(|| self.held_dtype());
+        if is_narrow_on_cpu(dtype, &self.device()) { DType::F32 } else { dtype }
     }
 
     /// The dtype of the floats that it is held in, or of what a packed one is multiplied with. Nothing is initialised.

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 use sideburn::device::{DeviceInfo, built_in, inspect, names, parse_device};
-use sideburn::kernels::refused_kernels;
+use sideburn::kernels::{CpuInstructions, refused_kernels};
 
 use crate::report::{Finding, Verdict, table};
 
@@ -41,8 +41,24 @@ struct Found {
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Outcome {
-    Opened { card: Option<String>, memory_bytes: Option<u64>, dtypes: Vec<&'static str>, tests: Vec<Test> },
-    Failed { error: String },
+    Opened {
+        card: Option<String>,
+        instructions: Option<Instructions>,
+        memory_bytes: Option<u64>,
+        dtypes: Vec<&'static str>,
+        tests: Vec<Test>,
+    },
+    Failed {
+        error: String,
+    },
+}
+
+/// The instructions that products on the CPU use.
+#[derive(Serialize)]
+struct Instructions {
+    f32: &'static str,
+    bf16: &'static str,
+    int8: &'static str,
 }
 
 #[derive(Serialize)]
@@ -74,7 +90,7 @@ pub(crate) fn run(args: Args) -> Devices {
 }
 
 impl From<DeviceInfo> for Outcome {
-    fn from(DeviceInfo { card, memory, dtypes, tests, .. }: DeviceInfo) -> Self {
+    fn from(DeviceInfo { card, instructions, memory, dtypes, tests, .. }: DeviceInfo) -> Self {
         let test = |test: &sideburn::device::SelfTest| Test {
             dtype: test.dtype,
             verdict: if test.passed() { Verdict::Ok } else { Verdict::Failed },
@@ -83,7 +99,8 @@ impl From<DeviceInfo> for Outcome {
             first_seconds: test.first_seconds,
             seconds: test.seconds,
         };
-        Self::Opened { card, memory_bytes: memory, dtypes, tests: tests.iter().map(test).collect() }
+        let instructions = instructions.map(|CpuInstructions { f32, bf16, int8 }| Instructions { f32, bf16, int8 });
+        Self::Opened { card, instructions, memory_bytes: memory, dtypes, tests: tests.iter().map(test).collect() }
     }
 }
 
@@ -104,7 +121,7 @@ impl fmt::Display for Devices {
         let mut rows = vec![head.map(str::to_owned)];
         for Found { name, outcome } in &self.devices {
             rows.push(match outcome {
-                Outcome::Opened { card, memory_bytes, dtypes, tests } => [
+                Outcome::Opened { card, memory_bytes, dtypes, tests, .. } => [
                     name.clone(),
                     card.clone().unwrap_or_else(|| "the CPU".to_owned()),
                     memory_bytes.map_or_else(|| "not told".to_owned(), |bytes| format!("{} MiB", bytes >> 20)),
@@ -115,6 +132,11 @@ impl fmt::Display for Devices {
             });
         }
         table(f, &rows)?;
+        for Found { name, outcome } in &self.devices {
+            if let Outcome::Opened { instructions: Some(Instructions { f32, bf16, int8 }), .. } = outcome {
+                write!(f, "\n{name} multiplies f32 by {f32}, bf16 by {bf16} and integers of 8 bits by {int8}")?;
+            }
+        }
         for Missing { backend, reason } in &self.without_devices {
             write!(f, "\n{backend}: {reason}")?;
         }

@@ -54,6 +54,8 @@ mod gpu;
 mod ops;
 mod runtime;
 
+#[cfg(feature = "flex")]
+pub use flex::instructions::{CpuInstructions, cpu_instructions};
 #[cfg(feature = "gpu")]
 pub use gpu::checked::{Outputs, checked};
 pub use ops::adamw::{AdamWStep, AdamWUpdate, adamw_step, adamw_steps, adamw_undo, norm};

@@ -149,6 +149,10 @@ pub fn parse_device(name: &str) -> Result<Device, DeviceError> {
 /// The same device, on which tensors are made in `dtype` from now on: a model that is loaded there computes in it. A device
 /// takes one dtype in a process, before its first tensor.
 ///
+/// On the CPU in 16 bits, a model holds its matrices in them, and what its layers give each other is in `f32`. In `bf16`, products of
+/// more than 16 rows with frozen weights round both sides to `bf16` and sum in `f32`, where the processor has AVX-512 BF16; without
+/// it, and in `f16`, weights are widened, which is exact.
+///
 /// # Errors
 /// As [`parse_device`]; and if the device has no such dtype, or has been used before.
 ///

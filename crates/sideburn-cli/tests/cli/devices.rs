@@ -6,12 +6,13 @@ fn the_cpu_is_there_and_computes() {
     assert_eq!(found["built_in"][0], "flex");
     let cpu = &found["devices"][0];
     assert_eq!((&cpu["name"], &cpu["card"], &cpu["dtypes"][0]), (&json!("flex"), &Value::Null, &json!("f32")));
+    assert!(["f32", "bf16", "int8"].iter().all(|dtype| cpu["instructions"][dtype].is_string()), "{cpu}");
     for test in cpu["tests"].as_array().unwrap() {
         assert_eq!(test["verdict"], "ok", "{test}");
         assert!(test["difference"].as_f64().unwrap() <= test["tolerance"].as_f64().unwrap(), "{test}");
     }
     let text = run(args!["devices"]);
-    assert_contains(&text.stdout, &["built with: flex", "the CPU", "f32 ok: "]);
+    assert_contains(&text.stdout, &["built with: flex", "the CPU", "f32 ok: ", "flex multiplies f32 by "]);
 }
 
 #[test]

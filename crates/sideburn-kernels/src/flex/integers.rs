@@ -45,6 +45,19 @@ impl Instructions {
         *BEST.get_or_init(|| *Self::all().last().expect("one is there on every machine"))
     }
 
+    /// What they are called.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Any => "none",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => "AVX2",
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni => "AVX-VNNI",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni => "AVX-512 VNNI",
+        }
+    }
+
     /// Gives the dot products of `n` rows of `x` and `out` rows of `weight`, each of `width` integers, to `write(i, j, products)`:
     /// those of row `i` of `x` with a few rows of the weight from `j` on, rounded to the nearest float. `sums` are those of the
     /// integers of each row of `x`, none of which may be -128.

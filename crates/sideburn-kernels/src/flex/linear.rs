@@ -12,6 +12,7 @@ use super::packed::{self, Packed};
 use super::products::{Before, Mat, MatMut, Parts, Workers, product};
 use super::simd::{dots, vector_fn, vectorized};
 use super::{Primitive, are_f32, contiguous, indices, matrix, values};
+use crate::ops::adamw::in_dtype;
 use crate::ops::linear::{
     Inputs, Kept, LayerGradients, Layers, LinearGradients, LinearKernels, LinearOp, Linears, LowRank, columns,
 };
@@ -67,27 +68,22 @@ impl LinearKernels for Flex {
     }
 
     fn try_linears_backward((inputs, gradient): Kept<Flex>) -> Result<LinearGradients<Flex>, Kept<Flex>> {
-        let gives_half = |(layer, wanted): (&LinearOp<Primitive, _>, &LinearOp<bool, ()>)| {
-            wanted.weight() && !are_f32(layer.weight.iter().filter_map(Matrix::floats))
-        };
-        if !are_f32(inputs.x.iter().chain([&gradient]))
-            || !are_taken(&inputs.layers)
-            || inputs.layers.0.iter().zip(&inputs.wanted.layers).any(gives_half)
-        {
+        if !are_f32(inputs.x.iter().chain([&gradient])) || !are_taken(&inputs.layers) {
             return Err((inputs, gradient));
         }
         let Inputs { x, layers, wanted } = inputs;
         let (n, x, gradient) = (gradient.shape()[0], x.map(contiguous), contiguous(gradient));
         let (layers, x, gradient) = (prepared(layers, n), x.as_ref().map(matrix), matrix(&gradient));
 
-        let of_weights = layers.iter().zip(&wanted.layers).zip(columns(&layers)).map(|((_, wanted), columns)| {
-            wanted.weight().then(|| {
+        let of_weights = layers.iter().zip(&wanted.layers).zip(columns(&layers)).map(|((layer, wanted), columns)| {
+            let weight = layer.weight.as_ref().and_then(Matrix::floats).filter(|_| wanted.weight());
+            weight.map(|weight| {
                 let x = x.expect("it is kept for the gradients of weights");
                 let shape = [columns.len(), x.shape()[1]];
                 let mut of_weight = Buffer::new(shape[0] * shape[1]);
                 let to = MatMut::new(&mut of_weight, shape[0], shape[1]);
                 product(to, gradient.columns(columns).t(), x, 1.0, Before::Forgotten, Workers::All);
-                of_weight.into_tensor(shape)
+                in_dtype::<Flex>(of_weight.into_tensor(shape), weight.dtype())
             })
         });
         let of_weights: Vec<_> = of_weights.collect();

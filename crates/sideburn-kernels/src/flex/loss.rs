@@ -126,6 +126,14 @@ impl<'a> Weight<'a> {
         }
     }
 
+    /// Some of its rows to multiply with, which may be widened into `store`.
+    fn chunk<'s>(&'s self, classes: Range<usize>, store: &'s mut Option<Buffer>) -> Chunk<'s> {
+        match self {
+            Self::Halves(halves) if halves.is_in_bf16() => Chunk::InBf16(halves, classes),
+            _ => Chunk::Floats(self.rows(classes, store)),
+        }
+    }
+
     /// Some of its rows: as they lie, or widened into `store`.
     fn rows<'s>(&self, range: Range<usize>, store: &'s mut Option<Buffer>) -> Mat<'s>
     where
@@ -138,6 +146,34 @@ impl<'a> Weight<'a> {
                 let store = store.get_or_insert_with(|| Buffer::new(rows * d));
                 halves.unpack_rows(range, 0..d, &mut store[..rows * d]);
                 Mat::new(&store[..rows * d], rows, d)
+            }
+        }
+    }
+}
+
+/// The weights of some classes.
+enum Chunk<'a> {
+    Floats(Mat<'a>),
+    /// These rows of a weight whose products are in `bf16`.
+    InBf16(&'a Packed<'a>, Range<usize>),
+}
+
+impl Chunk<'_> {
+    /// Writes the logits of hidden states.
+    fn logits(&self, to: MatMut<'_>, hidden: Mat<'_>) {
+        match self {
+            Self::Floats(weight) => product(to, hidden, weight.t(), 1.0, Before::Forgotten, Workers::One),
+            Self::InBf16(weight, classes) => weight.product(to, hidden, classes.clone(), Workers::One, &mut None),
+        }
+    }
+
+    /// Adds the weights of the classes, each times its factor.
+    fn add_mixed(&self, to: MatMut<'_>, factors: Mat<'_>) {
+        match self {
+            Self::Floats(weight) => product(to, factors, *weight, 1.0, Before::Kept, Workers::One),
+            Self::InBf16(weight, classes) => {
+                let parts = [classes.clone(), 0..weight.shape()[1]];
+                weight.product_back(to, factors, parts, Before::Kept, Workers::One, &mut None);
             }
         }
     }
@@ -237,9 +273,8 @@ impl<'a> Head<'a> {
         for first in classes.step_by(CHUNK) {
             let count = CHUNK.min(end - first);
             let logits = &mut logits[..size * count];
-            let weight = self.weight.rows(first..first + count, &mut store);
-            let to = MatMut::new(logits, size, count);
-            product(to, hidden, weight.t(), 1.0, Before::Forgotten, Workers::One);
+            let weight = self.weight.chunk(first..first + count, &mut store);
+            weight.logits(MatMut::new(logits, size, count), hidden);
             vectorized(|| {
                 for (row, logits) in logits.chunks_exact_mut(count).enumerate() {
                     let before = partial.max[row];
@@ -261,8 +296,7 @@ impl<'a> Head<'a> {
                 }
             });
             if let Some(mixed) = &mut partial.mixed {
-                let logits = Mat::new(logits, size, count);
-                product(MatMut::new(mixed, size, d), logits, weight, 1.0, Before::Kept, Workers::One);
+                weight.add_mixed(MatMut::new(mixed, size, d), Mat::new(logits, size, count));
             }
         }
         partial

@@ -9,6 +9,7 @@ mod attention;
 mod dropout;
 mod embedding;
 mod gate;
+pub(crate) mod instructions;
 mod integers;
 mod linear;
 mod loss;

@@ -2,17 +2,21 @@
 //!
 //! Codes are unpacked tile by tile on the way into a product; nothing dense is kept. For a few rows of `x` they are
 //! multiplied as they are looked up. All that is summed in floats is summed in an order that follows from shapes alone.
+//!
+//! On a device in `bf16`, and a machine with AVX-512 BF16, tiles are in `bf16`, and so is `x`. Elsewhere nothing is rounded.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512bf16;
 mod rounded;
 
 use std::ops::Range;
 
 use burn::backend::TensorMetadata;
-use burn::tensor::{DType, bf16, f16};
+use burn::tensor::{DType, Device, FloatDType, bf16, f16};
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 use sideburn_quant::FourBit;
@@ -44,6 +48,8 @@ pub(super) struct Packed<'a> {
     inputs: Inputs,
     instructions: Instructions,
     of_integers: integers::Instructions,
+    /// Whether more than a few rows are multiplied in `bf16`.
+    in_bf16: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -100,6 +106,19 @@ impl Instructions {
     }
 }
 
+/// Whether the machine multiplies in `bf16`.
+pub(crate) fn has_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return avx512bf16::is_here();
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// Whether products are to be in `bf16`: the device makes tensors in it, and the machine multiplies them.
+fn in_bf16() -> bool {
+    has_bf16() && Device::flex().settings().float_dtype == FloatDType::BF16
+}
+
 impl<'a> Packed<'a> {
     /// A packed weight whose tensors are those of the CPU.
     pub(super) fn new(packed: &'a PackedMatrix<Primitive, Primitive>) -> Self {
@@ -123,7 +142,7 @@ impl<'a> Packed<'a> {
             }
         };
         let (instructions, of_integers) = (Instructions::best(), integers::Instructions::best());
-        Self { shape: packed.form.shape, codes, inputs, instructions, of_integers }
+        Self { shape: packed.form.shape, codes, inputs, instructions, of_integers, in_bf16: in_bf16() }
     }
 
     /// A weight of floats in 16 bits, in row-major order; `None` of others.
@@ -135,7 +154,9 @@ impl<'a> Packed<'a> {
         };
         let (instructions, of_integers) = (Instructions::best(), integers::Instructions::best());
         let shape = [floats.shape()[0], floats.shape()[1]];
-        Some(Self { shape, codes, inputs: Inputs::Floats, instructions, of_integers })
+        // Those of `f16` have more digits than `bf16`.
+        let in_bf16 = matches!(codes, Codes::Bf16(_)) && in_bf16();
+        Some(Self { shape, codes, inputs: Inputs::Floats, instructions, of_integers, in_bf16 })
     }
 
     /// `[out, in]`.
@@ -143,9 +164,19 @@ impl<'a> Packed<'a> {
         self.shape
     }
 
-    /// Whether codes are multiplied as they are looked up.
+    /// Whether more than a few rows are multiplied in `bf16`.
+    pub(super) fn is_in_bf16(&self) -> bool {
+        self.in_bf16
+    }
+
+    /// Whether codes are multiplied as they are looked up, or widened.
     fn is_looked_up(&self) -> bool {
-        self.is_grouped() && matches!(self.codes, Codes::FourBit { .. } | Codes::Int8 { .. })
+        self.is_grouped() && !matches!(self.codes, Codes::F16(_))
+    }
+
+    /// Whether, of each group of `x`, values at even places come before those at odd ones when codes are looked up.
+    fn takes_pairs(&self) -> bool {
+        self.is_looked_up() && matches!(self.codes, Codes::FourBit { .. } | Codes::Bf16(_))
     }
 
     /// Whether groups of codes begin at whole bytes and end within a block.
@@ -253,6 +284,7 @@ pub(super) fn forward<'a>(y: Parts<'_>, x: Mat<'_>, weights: impl Iterator<Item 
     let weights: Vec<_> = weights.collect();
     for together in weights.chunk_by(|(_, a), (_, b)| a.inputs == b.inputs) {
         match together[0].1.inputs {
+            Inputs::Floats if x.shape()[0] <= FEW => few_with_floats(y, x, together),
             Inputs::Floats => together.iter().for_each(|(columns, weight)| with_floats(y, columns, x, weight)),
             inputs => rounded::forward(y, x, inputs, together),
         }
@@ -262,44 +294,53 @@ pub(super) fn forward<'a>(y: Parts<'_>, x: Mat<'_>, weights: impl Iterator<Item 
 /// The same of one weight that is multiplied with floats.
 fn with_floats(y: Parts<'_>, columns: &Range<usize>, x: Mat<'_>, weight: &Packed<'_>) {
     let ([n, input], [out, _]) = (x.shape(), weight.shape);
-    if n == 0 || out == 0 {
+    for rows in tiles(out, tile_rows(TILE, input)) {
+        // SAFETY: each tile has its own columns.
+        let y = unsafe { y.part(0..n, columns.start + rows.start..columns.start + rows.end) };
+        weight.product(y, x, rows, Workers::All, &mut None);
+    }
+}
+
+/// The same of weights that are multiplied with a few rows of floats.
+fn few_with_floats(y: Parts<'_>, x: Mat<'_>, weights: &[(Range<usize>, Packed<'_>)]) {
+    let [n, input] = x.shape();
+    if n == 0 {
         return;
     }
-    // SAFETY: each tile has its own columns.
-    let part = |rows: &Range<usize>| unsafe { y.part(0..n, columns.start + rows.start..columns.start + rows.end) };
-    if n > FEW {
-        for rows in tiles(out, tile_rows(TILE, input)) {
-            let (mut dense, y) = (Buffer::new(rows.len() * input), part(&rows));
-            weight.unpack(rows.clone(), 0..input, &mut dense);
-            let tile = Mat::new(&dense, rows.len(), input);
-            product(y, x, tile.t(), 1.0, Before::Forgotten, Workers::All);
+    let pairs = weights.iter().any(|(_, weight)| weight.takes_pairs()).then(|| in_pairs(x));
+    let pairs = pairs.as_ref().map(|pairs| Mat::new(pairs, n, input));
+    let mut tasks = Vec::new();
+    for (columns, weight) in weights {
+        let tiles = tiles(columns.len(), tile_rows(FEW_TASK, input));
+        tasks.extend(tiles.into_iter().map(|rows| (columns.start, *weight, rows)));
+    }
+    let task = |(start, weight, rows): (usize, Packed<'_>, Range<usize>)| {
+        // SAFETY: each task has its own columns.
+        let mut y = unsafe { y.part(0..n, start + rows.start..start + rows.end) };
+        match pairs.filter(|_| weight.takes_pairs()) {
+            _ if !weight.is_looked_up() => weight.few_rows_unpacked(&mut y, x, rows),
+            Some(pairs) => weight.few_rows(&mut y, pairs, rows),
+            None => weight.few_rows(&mut y, x, rows),
         }
-        return;
+    };
+    match tasks.len() {
+        1 => tasks.into_iter().for_each(task),
+        _ => tasks.into_par_iter().with_max_len(1).for_each(task),
     }
-    let arranged = weight.is_looked_up().then(|| weight.arranged(x));
-    tiles(out, tile_rows(FEW_TASK, input)).into_par_iter().with_max_len(1).for_each(|rows| {
-        let mut y = part(&rows);
-        match &arranged {
-            Some(arranged) => weight.few_rows(&mut y, Mat::new(arranged, n, input), rows),
-            None => {
-                let mut dense = Buffer::new(input);
-                for (index, row) in rows.enumerate() {
-                    weight.unpack_rows(row..row + 1, 0..input, &mut dense);
-                    let mut i = 0;
-                    while i < n {
-                        let mut write = |products: &[[f32; 1]]| {
-                            products.iter().enumerate().for_each(|(row, product)| y.row(i + row)[index] = product[0]);
-                            products.len()
-                        };
-                        i += match n - i {
-                            1..=3 => write(&dots([x.row(i)], [&dense])),
-                            _ => write(&dots::<4, 1>(std::array::from_fn(|row| x.row(i + row)), [&dense])),
-                        };
-                    }
-                }
+}
+
+/// The rows of `x` with, in each group, the values at even places before those at odd ones.
+fn in_pairs(x: Mat<'_>) -> Buffer {
+    let [n, input] = x.shape();
+    let mut pairs = Buffer::new(n * input);
+    for (row, to) in pairs.chunks_exact_mut(input.max(1)).enumerate() {
+        for (to, x) in to.as_chunks_mut::<GROUP>().0.iter_mut().zip(x.row(row).as_chunks::<GROUP>().0) {
+            for (index, pair) in x.as_chunks::<2>().0.iter().enumerate() {
+                [to[index], to[GROUP / 2 + index]] = *pair;
             }
         }
-    });
+    }
+    pairs
 }
 
 /// Writes `dY W` to `of_x`, or adds it.
@@ -315,14 +356,10 @@ pub(super) fn backward(of_x: &mut [f32], gradient: Mat<'_>, weight: &Packed<'_>,
     let part = |columns: &Range<usize>| unsafe { of_x.part(0..n, columns.clone()) };
     if n > FEW {
         for columns in tiles(input, strip((TILE / out.max(1)).min(1024))) {
-            let rows = tile_rows(TILE, columns.len());
-            let mut dense = Buffer::new(rows.min(out) * columns.len());
-            let (mut of_x, mut before) = (part(&columns), before);
-            for rows in tiles(out, rows) {
-                let tile = &mut dense[..rows.len() * columns.len()];
-                weight.unpack(rows.clone(), columns.clone(), tile);
-                let tile = Mat::new(tile, rows.len(), columns.len());
-                product(of_x.by_ref(), gradient.columns(rows), tile, 1.0, before, Workers::All);
+            let (mut of_x, mut before, mut store) = (part(&columns), before, None);
+            for rows in tiles(out, tile_rows(TILE, columns.len())) {
+                let gradient = gradient.columns(rows.clone());
+                weight.product_back(of_x.by_ref(), gradient, [rows, columns.clone()], before, Workers::All, &mut store);
                 before = Before::Kept;
             }
         }
@@ -354,28 +391,82 @@ fn tiles(length: usize, size: usize) -> Vec<Range<usize>> {
 }
 
 impl Packed<'_> {
-    /// The rows of `x` in the order in which codes are looked up: of each group of 4-bit codes those in the upper halves of
-    /// their bytes before those in the lower.
-    fn arranged(&self, x: Mat<'_>) -> Buffer {
-        let [n, input] = x.shape();
-        let mut arranged = Buffer::new(n * input);
-        for (row, to) in arranged.chunks_exact_mut(input.max(1)).enumerate() {
-            let x = x.row(row);
-            match self.codes {
-                Codes::Int8 { .. } | Codes::Bf16(_) | Codes::F16(_) => to.copy_from_slice(x),
-                Codes::FourBit { .. } => {
-                    for (to, x) in to.as_chunks_mut::<GROUP>().0.iter_mut().zip(x.as_chunks::<GROUP>().0) {
-                        for (index, pair) in x.as_chunks::<2>().0.iter().enumerate() {
-                            [to[index], to[GROUP / 2 + index]] = *pair;
-                        }
-                    }
-                }
-            }
+    /// Writes `x W^T` of some rows of the weight, which are unpacked into `store` unless the product is in `bf16`.
+    pub(super) fn product(
+        &self,
+        y: MatMut<'_>,
+        x: Mat<'_>,
+        rows: Range<usize>,
+        workers: Workers,
+        store: &mut Option<Buffer>,
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        if self.in_bf16 {
+            return avx512bf16::Panels::of_rows(self, rows, workers).multiply(y, x, Before::Forgotten, workers);
         }
-        arranged
+        let tile = self.unpacked([rows, 0..self.shape[1]], workers, store);
+        product(y, x, tile.t(), 1.0, Before::Forgotten, workers);
     }
 
-    /// `y[i][j]` is the dot product of row `i` of `x`, arranged, and row `rows.start + j`.
+    /// Writes `dY W` of some rows and columns of the weight to `of_x`, or adds it; unpacked into `store` as above.
+    pub(super) fn product_back(
+        &self,
+        of_x: MatMut<'_>,
+        gradient: Mat<'_>,
+        [rows, columns]: [Range<usize>; 2],
+        before: Before,
+        workers: Workers,
+        store: &mut Option<Buffer>,
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        if self.in_bf16 {
+            let panels = avx512bf16::Panels::of_columns(self, rows, columns, workers);
+            return panels.multiply(of_x, gradient, before, workers);
+        }
+        let tile = self.unpacked([rows, columns], workers, store);
+        product(of_x, gradient, tile, 1.0, before, workers);
+    }
+
+    /// Some rows and columns, unpacked into `store`.
+    fn unpacked<'s>(
+        &self,
+        [rows, columns]: [Range<usize>; 2],
+        workers: Workers,
+        store: &'s mut Option<Buffer>,
+    ) -> Mat<'s> {
+        let (count, shape) = (rows.len() * columns.len(), [rows.len(), columns.len()]);
+        if store.as_ref().is_none_or(|store| store.len() < count) {
+            *store = Some(Buffer::new(count));
+        }
+        let dense = &mut store.as_mut().expect("it was made")[..count];
+        match workers {
+            Workers::All => self.unpack(rows, columns, dense),
+            Workers::One => self.unpack_rows(rows, columns, dense),
+        }
+        Mat::new(dense, shape[0], shape[1])
+    }
+
+    /// `y[i][j]` is the dot product of row `i` of `x` and row `rows.start + j`, which is unpacked first.
+    fn few_rows_unpacked(&self, y: &mut MatMut<'_>, x: Mat<'_>, rows: Range<usize>) {
+        let [n, input] = x.shape();
+        let mut dense = Buffer::new(input);
+        for (index, row) in rows.enumerate() {
+            self.unpack_rows(row..row + 1, 0..input, &mut dense);
+            let mut i = 0;
+            while i < n {
+                let mut write = |products: &[[f32; 1]]| {
+                    products.iter().enumerate().for_each(|(row, product)| y.row(i + row)[index] = product[0]);
+                    products.len()
+                };
+                i += match n - i {
+                    1..=3 => write(&dots([x.row(i)], [&dense])),
+                    _ => write(&dots::<4, 1>(std::array::from_fn(|row| x.row(i + row)), [&dense])),
+                };
+            }
+        }
+    }
+
+    /// `y[i][j]` is the dot product of row `i` of `x`, in the order in which codes are looked up, and row `rows.start + j`.
     fn few_rows(&self, y: &mut MatMut<'_>, x: Mat<'_>, rows: Range<usize>) {
         let (n, mut scales) = (x.shape()[0], Vec::new());
         for (index, row) in rows.enumerate() {
@@ -441,7 +532,18 @@ impl Packed<'_> {
                 };
                 sums.map(|sum: f32| sum * (scb[row] * (1.0 / 127.0)))
             }
-            Codes::Bf16(_) | Codes::F16(_) => unreachable!("floats are not looked up"),
+            Codes::Bf16(floats) => {
+                let floats = &floats[start..start + width];
+                match self.instructions {
+                    // SAFETY: as above.
+                    #[cfg(target_arch = "x86_64")]
+                    Instructions::Avx512 => unsafe { avx512::dots_of_halves(x, floats) },
+                    #[cfg(target_arch = "x86_64")]
+                    Instructions::Avx2 => unsafe { avx2::dots_of_halves(x, floats) },
+                    Instructions::Any => dots_of_halves(x, floats),
+                }
+            }
+            Codes::F16(_) => unreachable!("they are unpacked"),
         }
     }
 }
@@ -465,6 +567,21 @@ fn dots_of_codes<const N: usize>(x: [&[f32]; N], segment: &Segment<'_>) -> [f32;
         sums.iter_mut().zip(run).for_each(|(sum, run)| *sum += run * scale);
     }
     sums
+}
+
+/// Dot products of rows in pairs with floats.
+fn dots_of_halves<const N: usize>(x: [&[f32]; N], floats: &[bf16]) -> [f32; N] {
+    x.map(|x| {
+        let groups = x.as_chunks::<GROUP>().0.iter().zip(floats.as_chunks::<GROUP>().0);
+        let sum = |(x, floats): (&[f32; GROUP], &[bf16; GROUP])| {
+            let pairs = floats.as_chunks::<2>().0.iter().enumerate();
+            let product = |(index, [even, odd]): (usize, &[bf16; 2])| {
+                x[index] * even.to_f32() + x[GROUP / 2 + index] * odd.to_f32()
+            };
+            pairs.map(product).sum::<f32>()
+        };
+        groups.map(sum).sum()
+    })
 }
 
 #[cfg(test)]
@@ -525,6 +642,118 @@ mod tests {
         }
     }
 
+    /// Products in `bf16` are those of what both sides are rounded to, with sums in `f32`: forward and back, of every kind of weight,
+    /// with edges of tiles and panels, and sums that are parted.
+    #[test]
+    fn products_in_bf16_are_those_of_rounded_factors() {
+        if !has_bf16() {
+            println!("skipped: no AVX-512 BF16");
+            return;
+        }
+        let rounded = |values: &[f32]| values.iter().map(|x| bf16::from_f32(*x)).collect::<Vec<_>>();
+        let wide = |values: &[bf16]| values.iter().map(|x| f64::from(x.to_f32())).collect::<Vec<_>>();
+        let shapes = [
+            ([64, 96], 17),
+            ([33, 45], 24),
+            ([1, 1], 18),
+            ([70, 2500], 23),
+            ([2500, 70], 100),
+            ([200, 130], 200),
+            ([512, 64], 300),
+        ];
+        for ([out, input], n) in shapes {
+            let (x, gradient) = (numbers(n * input, 0.71), numbers(n * out, 0.13));
+            let floats = rounded(&numbers(out * input, 0.37));
+            let quantized = [Quantization::NF4, Quantization::INT8]
+                .map(|how| Quantized::quantize("w", &numbers(out * input, 0.37), [out, input], how).unwrap());
+            let shape = [out, input];
+            let (instructions, of_integers) = (Instructions::best(), integers::Instructions::best());
+            let halves = Packed {
+                shape,
+                codes: Codes::Bf16(&floats),
+                inputs: Inputs::Floats,
+                instructions,
+                of_integers,
+                in_bf16: true,
+            };
+            let cases = [(wide(&floats), halves)].into_iter().chain(quantized.iter().map(|quantized| {
+                (
+                    wide(&rounded(&quantized.dequantize())),
+                    Packed { in_bf16: true, ..in_memory(quantized, instructions) },
+                )
+            }));
+            let (wide_x, wide_gradient) = (wide(&rounded(&x)), wide(&rounded(&gradient)));
+            for (dense, packed) in cases {
+                let mut y = vec![f32::NAN; n * out];
+                forward(Parts::new(&mut y, n, out), Mat::new(&x, n, input), [(0..out, packed)].into_iter());
+                let sum = |i: usize, j: usize| (0..input).map(|k| wide_x[i * input + k] * dense[j * input + k]).sum();
+                assert_sums(&y, [n, out], sum);
+                let mut of_x = vec![2.0; n * input];
+                backward(&mut of_x, Mat::new(&gradient, n, out), &packed, Before::Kept);
+                let sum = |i: usize, k: usize| {
+                    2.0 + (0..out).map(|j| wide_gradient[i * out + j] * dense[j * input + k]).sum::<f64>()
+                };
+                assert_sums(&of_x, [n, input], sum);
+                backward(&mut of_x, Mat::new(&gradient, n, out), &packed, Before::Forgotten);
+                assert_sums(&of_x, [n, input], |i, k| sum(i, k) - 2.0);
+            }
+        }
+    }
+
+    /// A product without terms is zero, and one without rows nothing.
+    #[test]
+    fn empty_products_in_bf16() {
+        if !has_bf16() {
+            return;
+        }
+        let (instructions, of_integers) = (Instructions::best(), integers::Instructions::best());
+        let none = Packed {
+            shape: [40, 0],
+            codes: Codes::Bf16(&[]),
+            inputs: Inputs::Floats,
+            instructions,
+            of_integers,
+            in_bf16: true,
+        };
+        let mut y = vec![f32::NAN; 20 * 40];
+        forward(Parts::new(&mut y, 20, 40), Mat::new(&[], 20, 0), [(0..40, none)].into_iter());
+        assert!(y.iter().all(|y| *y == 0.0));
+        let none = Packed { shape: [0, 40], ..none };
+        let mut of_x = vec![f32::NAN; 20 * 40];
+        backward(&mut of_x, Mat::new(&[], 20, 0), &none, Before::Forgotten);
+        assert!(of_x.iter().all(|x| *x == 0.0));
+    }
+
+    fn assert_sums(found: &[f32], [rows, columns]: [usize; 2], expected: impl Fn(usize, usize) -> f64) {
+        let expected: Vec<f64> = (0..rows * columns).map(|at| expected(at / columns, at % columns)).collect();
+        let largest = expected.iter().fold(0.0, |largest: f64, x| largest.max(x.abs()));
+        for (at, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            let error = (f64::from(*found) - expected).abs();
+            assert!(error <= 3e-6 * largest, "{rows} x {columns}, {at}: {found} for {expected}");
+        }
+    }
+
+    /// A few rows are multiplied with floats in `bf16` as exactly as with floats, by all machines.
+    #[test]
+    fn a_few_rows_with_floats_in_bf16_are_exact() {
+        for ([out, input], n) in [([40, 96], 1), ([33, 160], 7), ([20, 64], 16), ([9, 13], 3)] {
+            let floats: Vec<bf16> = numbers(out * input, 0.37).into_iter().map(bf16::from_f32).collect();
+            let x = numbers(n * input, 0.71);
+            for instructions in instructions() {
+                let (shape, codes) = ([out, input], Codes::Bf16(&floats));
+                let of_integers = integers::Instructions::best();
+                let packed =
+                    Packed { shape, codes, inputs: Inputs::Floats, instructions, of_integers, in_bf16: has_bf16() };
+                let mut y = vec![f32::NAN; n * out];
+                forward(Parts::new(&mut y, n, out), Mat::new(&x, n, input), [(0..out, packed)].into_iter());
+                let product = |i: usize, j: usize, k: usize| {
+                    f64::from(x[i * input + k]) * f64::from(floats[j * input + k].to_f32())
+                };
+                assert_sums(&y, [n, out], |i, j| (0..input).map(|k| product(i, j, k)).sum());
+            }
+        }
+    }
+
     /// The sums of integers are exact, and so all machines give the same bits.
     #[test]
     fn rounded_inputs_give_the_same_bits() {
@@ -569,7 +798,7 @@ mod tests {
             Quantized::Int8(matrix) => Codes::Int8 { integers: matrix.codes(), scb: matrix.scb() },
         };
         let of_integers = integers::Instructions::best();
-        Packed { shape: quantized.shape(), codes, inputs: Inputs::Floats, instructions, of_integers }
+        Packed { shape: quantized.shape(), codes, inputs: Inputs::Floats, instructions, of_integers, in_bf16: false }
     }
 
     fn assert_near(found: &[f32], expected: &[f32], case: impl std::fmt::Debug) {

@@ -95,10 +95,26 @@ impl<'a> MatMut<'a> {
         unsafe { std::slice::from_raw_parts_mut(self.place.add(index * self.row_stride), self.columns) }
     }
 
+    /// Its rows and columns.
+    pub(crate) fn shape(&self) -> [usize; 2] {
+        [self.rows, self.columns]
+    }
+
     /// Its first rows.
     pub(crate) fn first_rows(self, rows: usize) -> Self {
         assert!(rows <= self.rows, "{rows} rows of {}", self.rows);
         Self { rows, ..self }
+    }
+
+    /// Where it begins, and how far its rows are apart.
+    pub(crate) fn place(&mut self) -> (*mut f32, usize) {
+        (self.place, self.row_stride)
+    }
+
+    /// The same matrix for tasks that write parts of it.
+    pub(crate) fn into_parts(self) -> Parts<'a> {
+        let Self { place, rows, columns, row_stride, borrow } = self;
+        Parts { place, rows, columns, row_stride, borrow }
     }
 
     /// The same matrix, borrowed for a shorter time.
@@ -113,6 +129,7 @@ pub(crate) struct Parts<'a> {
     place: *mut f32,
     rows: usize,
     columns: usize,
+    row_stride: usize,
     borrow: PhantomData<&'a mut [f32]>,
 }
 
@@ -124,7 +141,7 @@ unsafe impl Sync for Parts<'_> {}
 impl<'a> Parts<'a> {
     pub(crate) fn new(values: &'a mut [f32], rows: usize, columns: usize) -> Self {
         assert_eq!(values.len(), rows * columns, "a matrix of {rows} x {columns}");
-        Self { place: values.as_mut_ptr(), rows, columns, borrow: PhantomData }
+        Self { place: values.as_mut_ptr(), rows, columns, row_stride: columns, borrow: PhantomData }
     }
 
     /// The part in these rows and columns.
@@ -133,13 +150,13 @@ impl<'a> Parts<'a> {
     /// No element of it may be in another part that is in use.
     pub(crate) unsafe fn part(&self, rows: Range<usize>, columns: Range<usize>) -> MatMut<'a> {
         assert!(rows.end <= self.rows && columns.end <= self.columns, "a part outside the matrix");
-        let offset = rows.start * self.columns + columns.start;
+        let offset = rows.start * self.row_stride + columns.start;
         MatMut {
             // Of an empty part, the place may be outside the matrix; it is never gone to.
             place: self.place.wrapping_add(offset),
             rows: rows.len(),
             columns: columns.len(),
-            row_stride: self.columns,
+            row_stride: self.row_stride,
             borrow: PhantomData,
         }
     }
@@ -174,10 +191,8 @@ pub(crate) fn product(out: MatMut<'_>, left: Mat<'_>, right: Mat<'_>, scale: f32
     if m == 0 || n == 0 {
         return;
     }
-    let parallelism = match workers {
-        Workers::All if m * n * k >= SHARED_FROM => Parallelism::Rayon(0),
-        _ => Parallelism::None,
-    };
+    let is_shared = workers == Workers::All && m * n * k >= SHARED_FROM;
+    let parallelism = if is_shared { Parallelism::Rayon(0) } else { Parallelism::None };
     // SAFETY: all elements of the three matrices are inside their slices (for `out`, its constructors see to it), and
     // `out` is borrowed exclusively.
     unsafe {
@@ -229,6 +244,50 @@ mod tests {
                     .sum();
                 let expected = if row > 0 && column > 1 { 1.0 + 2.0 * sum } else { 1.0 };
                 assert_eq!(out[row * 5 + column], expected, "{row} {column}");
+            }
+        }
+    }
+
+    /// Products of every form, with edges of tiles, panels and blocks, against sums in `f64`.
+    #[test]
+    fn products_are_their_sums() {
+        let numbers = |count: usize, step: f32| (0..count).map(|at| (at as f32 * step).sin()).collect::<Vec<f32>>();
+        let shapes = [
+            [1, 3, 5],
+            [4, 8, 8],
+            [12, 32, 16],
+            [13, 33, 17],
+            [23, 70, 40],
+            [100, 64, 600],
+            [97, 1030, 20],
+            [300, 40, 130],
+            [64, 64, 1100],
+        ];
+        for [m, n, k] in shapes {
+            let (left, right) = (numbers(m * k, 0.7), numbers(k * n, 0.3));
+            let exact = |left: Mat<'_>, right: Mat<'_>| {
+                let at = |x: Mat<'_>, row: usize, column: usize| {
+                    f64::from(x.values[row * x.row_stride + column * x.column_stride])
+                };
+                let sum = |i: usize, j: usize| (0..k).map(|term| at(left, i, term) * at(right, term, j)).sum::<f64>();
+                (0..m * n).map(|place| sum(place / n, place % n)).collect::<Vec<f64>>()
+            };
+            for (left, right, workers) in [
+                (Mat::new(&left, m, k), Mat::new(&right, k, n), Workers::One),
+                (Mat::new(&left, k, m).t(), Mat::new(&right, k, n), Workers::All),
+                (Mat::new(&left, m, k), Mat::new(&right, n, k).t(), Workers::All),
+                (Mat::new(&left, k, m).t(), Mat::new(&right, n, k).t(), Workers::One),
+            ] {
+                let exact = exact(left, right);
+                for (before, scale) in [(Before::Forgotten, 1.0), (Before::Kept, -0.5)] {
+                    let mut out = vec![3.0f32; m * n];
+                    product(MatMut::new(&mut out, m, n), left, right, scale, before, workers);
+                    let kept = if before == Before::Kept { 3.0 } else { 0.0 };
+                    for (at, (found, exact)) in out.iter().zip(&exact).enumerate() {
+                        let error = f64::from(*found) - (kept + f64::from(scale) * exact);
+                        assert!(error.abs() <= 3e-7 * k as f64, "{m} x {n} x {k}, {at}: {found} for {exact}");
+                    }
+                }
             }
         }
     }

@@ -4,8 +4,8 @@
 pub(crate) use crate::runtime::vectorized::has_avx2;
 pub(crate) use crate::runtime::vectorized::vectorized;
 
-/// Defines a function that is compiled twice, for the widest vectors that this crate knows and for any machine, and
-/// calls the one that the machine can run. For loops too large to be inlined into [`vectorized`].
+/// Defines a function that is compiled three times, for vectors of 512 and of 256 bits and for any machine, and calls the widest that
+/// the machine can run. For loops too large to be inlined into [`vectorized`].
 macro_rules! vector_fn {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $body:block) => {
         $(#[$meta])*
@@ -19,6 +19,17 @@ macro_rules! vector_fn {
                 any($($arg),*);
             }
 
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+            fn avx512($($arg: $type),*) {
+                any($($arg),*);
+            }
+
+            #[cfg(target_arch = "x86_64")]
+            if $crate::runtime::vectorized::has_avx512() {
+                // SAFETY: the machine has what the function is compiled for.
+                return unsafe { avx512($($arg),*) };
+            }
             #[cfg(target_arch = "x86_64")]
             if $crate::runtime::vectorized::has_avx2() {
                 // SAFETY: the machine has what the function is compiled for.

@@ -48,7 +48,8 @@ pub struct LinearOp<F = Tensor<2>, I = Tensor<1, Int>, C = I> {
 ///
 /// # Shapes
 /// `x [n, in]`, `weight [out, in]` (as PyTorch stores it) give `[n, out]`. The weight is in the dtype of `x`, or in 16 bits where
-/// that is in `f32`: then it is widened a tile at a time.
+/// that is in `f32`: then it is widened a tile at a time. On a CPU in `bf16` that has AVX-512 BF16, more than 16 rows are rounded to
+/// `bf16` instead; sums are in `f32`.
 ///
 /// # Panics
 /// If the shapes do not fit.
@@ -391,8 +392,11 @@ fn composed_backward<B: MatmulOps>(inputs: &Inputs<B>, gradient: FloatTensor<B>)
             1 => gradient.clone(),
             _ => B::float_slice(gradient.clone(), &[Slice::full(), columns.into()]),
         };
-        let of_weight = || matmul::product::<B>(transposed::<B>(gradient.clone()), x().clone());
-        let of_weight = wanted_layer.weight().then(of_weight);
+        let of_weight =
+            layer.weight.as_ref().and_then(Matrix::floats).filter(|_| wanted_layer.weight()).map(|weight| {
+                let product = matmul::product::<B>(transposed::<B>(gradient.clone()), x().clone());
+                in_dtype::<B>(product, weight.dtype())
+            });
         if let Some(weight) = layer.weight.as_ref().filter(|_| wanted.x && !are_together) {
             of_x = Some(match (of_x, weight.floats()) {
                 (Some(of_x), Some(floats)) => B::product_onto(of_x, gradient.clone(), floats.clone(), 0, None),

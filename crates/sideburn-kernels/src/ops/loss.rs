@@ -234,9 +234,10 @@ fn composed_head_backward_weight<B: MatmulOps>(
     ([hidden, weight, gradient], labels): Labelled<B, 3>,
     smoothing: f64,
 ) -> FloatTensor<B> {
+    let dtype = weight.dtype();
     let logits = product_with_transposed::<B>(hidden.clone(), weight);
     let of_logits = composed_backward::<B>(logits, labels, gradient, smoothing);
-    product::<B>(transposed::<B>(of_logits), hidden)
+    in_dtype::<B>(product::<B>(transposed::<B>(of_logits), hidden), dtype)
 }
 
 fn composed<B: Backend>(logits: FloatTensor<B>, labels: IntTensor<B>, smoothing: f64) -> FloatTensor<B> {

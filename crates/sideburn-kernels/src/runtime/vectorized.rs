@@ -14,10 +14,22 @@
 #[inline(always)]
 pub fn vectorized<R>(task: impl FnOnce() -> R) -> R {
     #[cfg(target_arch = "x86_64")]
-    if has_avx2() {
-        // SAFETY: the machine has what the function is compiled for.
-        return unsafe { with_avx2(task) };
+    {
+        if has_avx512() {
+            // SAFETY: the machine has what the function is compiled for.
+            return unsafe { with_avx512(task) };
+        }
+        if has_avx2() {
+            // SAFETY: as above.
+            return unsafe { with_avx2(task) };
+        }
     }
+    task()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+fn with_avx512<R>(task: impl FnOnce() -> R) -> R {
     task()
 }
 
@@ -25,6 +37,18 @@ pub fn vectorized<R>(task: impl FnOnce() -> R) -> R {
 #[target_feature(enable = "avx2,fma")]
 fn with_avx2<R>(task: impl FnOnce() -> R) -> R {
     task()
+}
+
+/// Of processors since 2019: older ones lower their clock for vectors of 512 bits.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub(crate) fn has_avx512() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512vbmi2")
+        && has_avx2()
 }
 
 #[cfg(target_arch = "x86_64")]

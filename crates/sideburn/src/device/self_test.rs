@@ -3,7 +3,9 @@
 use std::time::Instant;
 
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
-use sideburn_kernels::{Key, gelu_gate, linear_cross_entropy, matmul, rms_norm};
+use sideburn_kernels::{
+    CpuInstructions, Key, cpu_instructions, gelu_gate, is_cpu, linear_cross_entropy, matmul, rms_norm,
+};
 
 use super::{DTYPES, DeviceError, dtype_name, opened, parse_device};
 
@@ -14,6 +16,8 @@ pub struct DeviceInfo {
     pub name: String,
     /// What the GPU calls itself; `None` for the CPU.
     pub card: Option<String>,
+    /// The instructions that products on the CPU use; `None` for a GPU.
+    pub instructions: Option<CpuInstructions>,
     /// Its memory in bytes, where the backend says: `cuda` and `metal` do, `vulkan` says how much it may take.
     pub memory: Option<u64>,
     /// The dtypes that a model can be in there, of `f32`, `f16` and `bf16`.
@@ -61,6 +65,7 @@ pub fn inspect(name: &str) -> Result<DeviceInfo, DeviceError> {
         DeviceInfo {
             name: name.to_owned(),
             card: card(&device),
+            instructions: is_cpu(&device).then(cpu_instructions),
             memory: memory(&device),
             tests: dtypes.iter().map(|dtype| self_test(&device, *dtype)).collect(),
             dtypes: dtypes.into_iter().map(dtype_name).collect(),

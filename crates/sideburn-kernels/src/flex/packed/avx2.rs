@@ -2,6 +2,8 @@
 
 use std::arch::x86_64::*;
 
+use burn::tensor::bf16;
+
 use super::{GROUP, Segment};
 
 /// Looks the lowest four bits of each lane up in a table of two halves.
@@ -97,6 +99,33 @@ pub(super) unsafe fn dots_of_integers<const N: usize>(x: [&[f32]; N], integers: 
                 let x = x[row].as_ptr().add(place);
                 upper[row] = _mm256_fmadd_ps(_mm256_loadu_ps(x), first, upper[row]);
                 lower[row] = _mm256_fmadd_ps(_mm256_loadu_ps(x.add(8)), second, lower[row]);
+            }
+        }
+    }
+    totals(upper, lower)
+}
+
+/// # Safety
+/// Each `x` must be in pairs and as long as `floats`, which are a multiple of 32.
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn dots_of_halves<const N: usize>(x: [&[f32]; N], floats: &[bf16]) -> [f32; N] {
+    let (mut upper, mut lower) = ([_mm256_setzero_ps(); N], [_mm256_setzero_ps(); N]);
+    let odd = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
+    for place in (0..floats.len()).step_by(GROUP) {
+        for half in [0, 8] {
+            // SAFETY: the caller promises that 32 of each are there.
+            unsafe {
+                let at = floats.as_ptr().add(place + 2 * half);
+                _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(4096).cast());
+                let pairs = _mm256_loadu_si256(at.cast());
+                // A float in 16 bits is the upper half of one in 32.
+                let first = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs));
+                let second = _mm256_castsi256_ps(_mm256_and_si256(pairs, odd));
+                for row in 0..N {
+                    let x = x[row].as_ptr().add(place + half);
+                    upper[row] = _mm256_fmadd_ps(_mm256_loadu_ps(x), first, upper[row]);
+                    lower[row] = _mm256_fmadd_ps(_mm256_loadu_ps(x.add(16)), second, lower[row]);
+                }
             }
         }
     }

@@ -2,6 +2,8 @@
 
 use std::arch::x86_64::*;
 
+use burn::tensor::bf16;
+
 use super::{GROUP, Segment};
 
 #[target_feature(enable = "avx512f,avx512bw")]
@@ -75,6 +77,31 @@ pub(super) unsafe fn dots_of_integers<const N: usize>(x: [&[f32]; N], integers: 
             _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(4096).cast());
             let first = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at.cast())));
             let second = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at.add(16).cast())));
+            for row in 0..N {
+                let x = x[row].as_ptr().add(place);
+                upper[row] = _mm512_fmadd_ps(_mm512_loadu_ps(x), first, upper[row]);
+                lower[row] = _mm512_fmadd_ps(_mm512_loadu_ps(x.add(16)), second, lower[row]);
+            }
+        }
+    }
+    totals(upper, lower)
+}
+
+/// # Safety
+/// Each `x` must be in pairs and as long as `floats`, which are a multiple of 32.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) unsafe fn dots_of_halves<const N: usize>(x: [&[f32]; N], floats: &[bf16]) -> [f32; N] {
+    let (mut upper, mut lower) = ([_mm512_setzero_ps(); N], [_mm512_setzero_ps(); N]);
+    let odd = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
+    for place in (0..floats.len()).step_by(GROUP) {
+        // SAFETY: the caller promises that 32 of each are there.
+        unsafe {
+            let at = floats.as_ptr().add(place);
+            _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(4096).cast());
+            let pairs = _mm512_loadu_si512(at.cast());
+            // A float in 16 bits is the upper half of one in 32.
+            let first = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs));
+            let second = _mm512_castsi512_ps(_mm512_and_si512(pairs, odd));
             for row in 0..N {
                 let x = x[row].as_ptr().add(place);
                 upper[row] = _mm512_fmadd_ps(_mm512_loadu_ps(x), first, upper[row]);
