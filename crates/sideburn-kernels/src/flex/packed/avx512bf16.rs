@@ -322,13 +322,13 @@ unsafe fn lay_four([a, b, c, d]: [__m512i; 4], to: *mut u32, step: usize) {
         _mm512_unpacklo_epi64(ab_next, cd_next),
         _mm512_unpackhi_epi64(ab_next, cd_next),
     ];
-    for index in 0..4 {
+    for (index, four) in fours.into_iter().enumerate() {
         // SAFETY: promised by the caller.
         unsafe {
-            _mm_storeu_si128(to.add(index * step).cast(), _mm512_castsi512_si128(fours[index]));
-            _mm_storeu_si128(to.add((4 + index) * step).cast(), _mm512_extracti32x4_epi32::<1>(fours[index]));
-            _mm_storeu_si128(to.add((8 + index) * step).cast(), _mm512_extracti32x4_epi32::<2>(fours[index]));
-            _mm_storeu_si128(to.add((12 + index) * step).cast(), _mm512_extracti32x4_epi32::<3>(fours[index]));
+            _mm_storeu_si128(to.add(index * step).cast(), _mm512_castsi512_si128(four));
+            _mm_storeu_si128(to.add((4 + index) * step).cast(), _mm512_extracti32x4_epi32::<1>(four));
+            _mm_storeu_si128(to.add((8 + index) * step).cast(), _mm512_extracti32x4_epi32::<2>(four));
+            _mm_storeu_si128(to.add((12 + index) * step).cast(), _mm512_extracti32x4_epi32::<3>(four));
         }
     }
 }
@@ -391,7 +391,7 @@ impl Tile {
             }
         }
         let lanes = [first(self.columns), first(self.columns.saturating_sub(16))];
-        // With a bound that is no constant, sums would be in memory from the start.
+        #[expect(clippy::needless_range_loop, reason = "with an iterator, sums would be in memory from the start")]
         for row in 0..R {
             for half in 0..2 {
                 if row >= self.rows {
