@@ -1,12 +1,13 @@
-//! The same model on a GPU backend and on the CPU: a T5 forward pass, one step of LoRA, greedy decoding.
+//! The same model on a GPU backend and on the CPU: a T5 forward pass, steps of LoRA, greedy decoding.
 //!
-//! Needs a GPU, or software that stands in for one (Mesa's lavapipe, which takes `wgpu` but not `vulkan`):
+//! Needs a GPU, or software that stands in for one (Mesa's lavapipe; for `vulkan`, of Mesa 26):
 //! `cargo test --release -p sideburn --features wgpu gpu_parity`.
 
 use std::convert::Infallible;
 
+use burn::tensor::DType;
 use sideburn::prelude::*;
-use sideburn::train::Run;
+use sideburn::train::{Optim, Run};
 
 use sideburn_testing::{Golden, max_difference, values, written};
 
@@ -86,13 +87,18 @@ fn full_rows(config: &T5Config) -> PromptBatch {
 
 /// The losses of some steps of LoRA with dropout everywhere.
 fn train(device: Device, family: &str, steps: u64) -> Vec<f64> {
+    train_as(device, family, 8, TrainConfig::new(steps))
+}
+
+/// The same with a branch of this rank and other settings.
+fn train_as(device: Device, family: &str, rank: usize, settings: TrainConfig) -> Vec<f64> {
     let config = T5Config::from_file(sideburn_testing::path(family).join("config.json")).unwrap();
     let config = T5Config { dropout_rate: 0.2, ..config };
     let mut model = T5::random(&config, Key::from_seed(4), &device.autodiff());
-    let lora = LoraConfig { lora_dropout: 0.3, ..LoraConfig::new(["q", "v"]) };
+    let lora = LoraConfig { r: rank, lora_dropout: 0.3, ..LoraConfig::new(["q", "v"]) };
     model.attach("default", lora, Key::from_seed(3)).unwrap();
     let batches = |_| Ok::<_, Infallible>(full_rows(&config));
-    let training = TrainConfig { learning_rate: 1e-2, ..TrainConfig::new(steps) };
+    let training = TrainConfig { learning_rate: 1e-2, ..settings };
     Trainer::new(training).unwrap().train(&mut model, batches, T5::token_losses).unwrap().losses()
 }
 
@@ -104,6 +110,56 @@ fn steps_with_dropout() {
             for (found, expected) in train(gpu, family, 4).iter().zip(&expected) {
                 println!("{family}, with dropout: loss {found} on the GPU, {expected} on the CPU");
                 assert!((found - expected).abs() <= 1e-5 * expected, "{family}: {found} is not {expected}");
+            }
+        }
+    }
+}
+
+/// Moments in 8 bits, blocks that are run again in the backward pass, smoothed labels, and noise on embedded tokens.
+#[test]
+fn steps_with_other_settings() {
+    let plain = TrainConfig::new(3);
+    let settings = [
+        // The factors of rank 64 are large enough. Where moments are rounded to codes, a last digit may decide.
+        ("moments in 8 bits", 64, 1e-4, TrainConfig { optim: Optim::AdamwBnb8bit, ..plain.clone() }),
+        ("blocks run again", 8, 1e-5, TrainConfig { gradient_checkpointing: true, ..plain.clone() }),
+        ("smoothed labels", 8, 1e-5, TrainConfig { label_smoothing_factor: 0.1, ..plain.clone() }),
+        ("noise", 8, 1e-5, TrainConfig { neftune_noise_alpha: Some(5.0), ..plain }),
+    ];
+    for (what, rank, tolerance, config) in settings {
+        let expected = train_as(Device::flex(), FAMILIES[0], rank, config.clone());
+        for gpu in gpus() {
+            for (found, expected) in train_as(gpu, FAMILIES[0], rank, config.clone()).iter().zip(&expected) {
+                println!("{what}: loss {found} on the GPU, {expected} on the CPU");
+                assert!((found - expected).abs() <= tolerance * expected, "{what}: {found} is not {expected}");
+            }
+        }
+    }
+}
+
+/// Linear layers in 4 bits, and the matrices beside them in 16.
+#[test]
+fn steps_over_packed_weights() {
+    use sideburn::{nn::QuantizationConfig, weights::Dtype};
+    let io = Golden::open(&format!("{}/io.safetensors", FAMILIES[0]));
+    for dtype in [Dtype::F16, Dtype::BF16] {
+        let run = |device: Device| {
+            let quantization = QuantizationConfig { dtype: Some(dtype), ..Quantization::NF4.into() };
+            let directory = sideburn_testing::path(FAMILIES[0]);
+            let mut model = T5::from_dir_quantized(directory, quantization, &device.autodiff()).unwrap();
+            model.attach("default", LoraConfig::new(["q", "v"]), Key::from_seed(3)).unwrap();
+            let config = TrainConfig { learning_rate: 1e-3, ..TrainConfig::new(3) };
+            let batches = |_| Ok::<_, Infallible>(io.batch());
+            Trainer::new(config).unwrap().train(&mut model, batches, T5::token_losses).unwrap().losses()
+        };
+        let expected = run(Device::flex());
+        for gpu in gpus() {
+            // A GPU without this dtype holds them in `f32`, which is more exact.
+            let is_there = gpu.supports_dtype(if dtype == Dtype::F16 { DType::F16 } else { DType::BF16 });
+            let tolerance = if is_there { 1e-4 } else { 1e-2 };
+            for (found, expected) in run(gpu).iter().zip(&expected) {
+                println!("packed, {dtype:?} beside, there: {is_there}: loss {found} on the GPU, {expected} on the CPU");
+                assert!((found - expected).abs() <= tolerance * expected, "{dtype:?}: {found} is not {expected}");
             }
         }
     }
