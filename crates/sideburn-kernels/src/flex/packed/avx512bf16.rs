@@ -382,6 +382,7 @@ impl Tile {
                 let of_panel = self.panel.add(word * COLUMNS);
                 let low = std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(of_panel.cast()));
                 let high = std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(of_panel.add(16).cast()));
+                #[expect(clippy::needless_range_loop, reason = "a row is a place in three arrays")]
                 for row in 0..R {
                     let x = _mm512_set1_epi32(*self.x.add(word * ROWS + row).cast::<i32>());
                     let x = std::mem::transmute::<__m512i, __m512bh>(x);
@@ -391,7 +392,7 @@ impl Tile {
             }
         }
         let lanes = [first(self.columns), first(self.columns.saturating_sub(16))];
-        #[expect(clippy::needless_range_loop, reason = "with an iterator, sums would be in memory from the start")]
+        // With a bound that is no constant, sums would be in memory from the start.
         for row in 0..R {
             for half in 0..2 {
                 if row >= self.rows {
