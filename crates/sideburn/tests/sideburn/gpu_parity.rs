@@ -120,8 +120,8 @@ fn steps_with_dropout() {
 fn steps_with_other_settings() {
     let plain = TrainConfig::new(3);
     let settings = [
-        // The factors of rank 64 are large enough. Where moments are rounded to codes, a last digit may decide.
-        ("moments in 8 bits", 64, 1e-4, TrainConfig { optim: Optim::AdamwBnb8bit, ..plain.clone() }),
+        // The factors of rank 64 are large enough. Where moments are rounded to codes, a last digit may decide between two.
+        ("moments in 8 bits", 64, 5e-3, TrainConfig { optim: Optim::AdamwBnb8bit, ..plain.clone() }),
         ("blocks run again", 8, 1e-5, TrainConfig { gradient_checkpointing: true, ..plain.clone() }),
         ("smoothed labels", 8, 1e-5, TrainConfig { label_smoothing_factor: 0.1, ..plain.clone() }),
         ("noise", 8, 1e-5, TrainConfig { neftune_noise_alpha: Some(5.0), ..plain }),
